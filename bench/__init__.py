@@ -1,0 +1,1 @@
+"""The suite runner: YAML -> plan -> Ray -> records, and the command line."""

@@ -1,0 +1,267 @@
+"""The command line: `python -m bench COMMAND`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UserError
+from maect.datasets import DataError
+
+FORMATS = ("latex", "markdown", "csv", "parquet", "json")
+OK, STAGE_FAILED, USAGE, MISMATCH, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(given)
+    options.command_line = "python -m bench " + shlex.join(given)
+    try:
+        return int(options.run(options))
+    except (UserError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="A reproducible, Ray-distributed benchmark suite for MAE-CT.",
+    )
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, text: str, *, suite: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        if suite:
+            command.add_argument(
+                "suite",
+                type=Path,
+                nargs="?" if name == "report" else None,
+                help="suite file, e.g. suites/paper_table.yaml",
+            )
+            command.add_argument("--profile", help="scale of the suite; default: the suite's own")
+            command.add_argument("--seeds", type=_count, metavar="N", help="run N seeds")
+            command.add_argument(
+                "--only", default="*", metavar="GLOB", help="only rows whose name fits, e.g. 'MAE*'"
+            )
+            command.add_argument(
+                "--set",
+                dest="sets",
+                action="append",
+                default=[],
+                metavar="PATH=VALUE",
+                help="override a setting, e.g. mae.steps=100; may be repeated",
+            )
+            command.add_argument(
+                "--keep-stale", action="store_true", help="keep results of older code, marked"
+            )
+        command.add_argument(
+            "--store", type=Path, default=Path("store"), help="folder of results (default: store)"
+        )
+        return command
+
+    for name, run, text in (
+        ("run", run_suite, "run what a suite lacks, then print its table"),
+        ("sweep", sweep_suite, "run the search a suite declares, through Ray Tune"),
+    ):
+        command = add(name, run, text)
+        command.add_argument("--workers", type=_workers, default=1, metavar="N",
+                             help="workers of each training stage (default 1; 0: no Ray worker, "
+                             "train in this process)")  # fmt: skip
+        command.add_argument("--address", metavar="A", help="join a running Ray cluster")
+    plan = add("plan", plan_suite, "show what would run, and why; start nothing")
+    plan.add_argument("--json", action="store_true")
+    report = add("report", report_suite, "render a suite's report from the store alone")
+    report.add_argument("--export", action="append", choices=FORMATS, metavar="FORMAT",
+                        help=f"also write {', '.join(FORMATS)}; may be repeated")  # fmt: skip
+    report.add_argument("--compare", type=Path, metavar="STORE", help="beside another store's")
+    report.add_argument("--check", action="store_true", help="exit 3 if the table is not sound")
+    report.add_argument("--extract-suite", type=Path, metavar="FILE",
+                        help="print the suite that a report embeds, and nothing else")  # fmt: skip
+    ls = add("ls", ls_store, "list the records of a store", suite=False)
+    ls.add_argument("--json", action="store_true")
+    show = add("show", show_record, "show one record, its lineage and its log", suite=False)
+    show.add_argument("key", help="a stage's key, or the beginning of one")
+    show.add_argument("--json", action="store_true")
+    data = add("data", manage_data, "data sets: list, fetch, check", suite=False)
+    data.add_argument("action", choices=["ls", "fetch", "check"])
+    data.add_argument("names", nargs="*", metavar="NAME", help="default: ls and check, all")
+    data.add_argument("--from", dest="from_path", type=Path, help="files already at hand")
+    data.add_argument("--json", action="store_true")
+    doctor = add("doctor", run_doctor, "what is here, what is missing, how to get it", suite=False)
+    doctor.add_argument("--json", action="store_true")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
+def _workers(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 0")
+    return int(text)
+
+
+def _load(options: argparse.Namespace) -> Any:
+    from bench.suite import load_suite
+
+    return load_suite(
+        options.suite, profile=options.profile, seeds=options.seeds, sets=options.sets
+    )
+
+
+def run_suite(options: argparse.Namespace) -> int:
+    suite = _load(options)
+    if suite.search is not None:
+        raise UserError(
+            f"this suite declares a search; run: python -m bench sweep {options.suite}",
+            file=options.suite,
+        )
+    return _run(options, suite, tune=False)
+
+
+def sweep_suite(options: argparse.Namespace) -> int:
+    suite = _load(options)
+    if suite.search is None:
+        raise UserError(
+            f"this suite declares no search; run: python -m bench run {options.suite}",
+            file=options.suite,
+        )
+    return _run(options, suite, tune=True)
+
+
+def _run(options: argparse.Namespace, suite: Any, *, tune: bool) -> int:
+    from bench import show
+    from bench.data import prepare_data
+    from bench.plan import make_plan
+    from bench.render import write_report
+    from bench.runner import Interrupted, RunOptions, clear_damage, close_running, execute
+    from bench.store import Store
+
+    store = Store(options.store)
+    if prepare_data(suite):
+        suite = _load(options)
+    plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
+    if plan.unresolved:
+        raise UserError(f"the data of profile '{suite.profile}' are not here: {plan.unresolved}")
+    # a terminal's Ctrl-C and a polite kill end a run in the same clean way
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    store.create()
+    with store.lock():
+        for key in plan.stages:
+            close_running(store, key, "lost", "its run ended without a word (killed?)")
+        for line in clear_damage(plan, store):
+            print(line)
+        plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
+        print(show.plan_summary(plan))
+        run_options = RunOptions(
+            options.workers, options.address, options.keep_stale, options.command_line, tune
+        )
+        try:
+            failed = execute(plan, store, run_options)
+        except Interrupted:
+            done = len([s for s in plan.stages.values() if s.status == "cached"])
+            print(
+                f"\ninterrupted: {done} of {len(plan.stages)} stages are complete and kept. "
+                f"To continue: {options.command_line}",
+                file=sys.stderr,
+            )
+            return INTERRUPTED
+        write_report(plan, store, options.command_line)
+    for key, reason in failed.items():
+        print(f"failed: {plan.stages[key].title}: {reason}", file=sys.stderr)
+    return STAGE_FAILED if failed else OK
+
+
+def plan_suite(options: argparse.Namespace) -> int:
+    from bench import show
+    from bench.plan import make_plan
+    from bench.store import Store
+
+    plan = make_plan(
+        _load(options), Store(options.store), keep_stale=options.keep_stale, only=options.only
+    )
+    print(json.dumps(show.plan_data(plan), indent=1) if options.json else show.plan_text(plan))
+    return OK
+
+
+def report_suite(options: argparse.Namespace) -> int:
+    from bench import render
+    from bench.plan import make_plan
+    from bench.store import Store
+
+    if options.extract_suite is not None:
+        print(render.extract(options.extract_suite), end="")
+        return OK
+    if options.suite is None:
+        raise UserError("say which suite: python -m bench report suites/paper_table.yaml")
+    store = _existing(Store(options.store))
+    suite = _load(options)
+    if options.compare is not None:
+        other = _existing(Store(options.compare))
+        render.compare(suite, (store, other), options.only, options.command_line)
+        return OK
+    plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
+    if plan.unresolved:
+        raise UserError(f"the data are not here, so no key is known: {plan.unresolved}")
+    render.write_report(plan, store, options.command_line, options.export)
+    found = render.problems(plan, store, options.command_line) if options.check else []
+    for problem in found:
+        print(f"check: {problem}", file=sys.stderr)
+    return MISMATCH if found else OK
+
+
+def ls_store(options: argparse.Namespace) -> int:
+    from bench import show
+    from bench.store import Store
+
+    store = _existing(Store(options.store))
+    rows = show.records(store)
+    print(json.dumps(rows, indent=1) if options.json else show.records_text(rows))
+    return OK
+
+
+def show_record(options: argparse.Namespace) -> int:
+    from bench import show
+    from bench.store import Store
+
+    store = _existing(Store(options.store))
+    state = show.find(store, options.key)
+    print(json.dumps(state.attempts, indent=1) if options.json else show.state_text(state))
+    return OK
+
+
+def manage_data(options: argparse.Namespace) -> int:
+    from bench import data
+
+    return data.run(options.action, options.names, options.from_path, as_json=options.json)
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    from bench import doctor
+
+    checks = doctor.examine(options.store)
+    print(json.dumps(checks, indent=1) if options.json else doctor.text(checks))
+    return OK if all(check["ok"] for check in checks) else STAGE_FAILED
+
+
+def _existing(store: Any) -> Any:
+    if not (store.root / "stages").is_dir():
+        raise UserError(f"there is no store at {store.root}; run a suite first, or give --store")
+    return store

@@ -1,0 +1,288 @@
+"""Ray: one instance for a run, worker groups that train, tasks that evaluate.
+
+A worker group is one `TorchTrainer.fit()`. Starting one costs ten seconds and more, so a group
+takes stage after stage from the board until none is ready for it; each stage still leaves its own
+artifact, attempt and record. Groups run side by side where the machine allows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's banner ignores verbose=0 otherwise
+# how soon the end of a worker group is noticed
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+import psutil
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from bench.errors import UserError
+from bench.store import Store
+from bench.worker import StageFailed, Task, run_task
+
+#: how long an idle group waits for the driver to offer it another stage
+PATIENCE_S = 3.0
+#: a group that is older makes way for waiting evaluations
+RETIRE_S = 600.0
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run uses the machine."""
+
+    workers: int
+    threads: int
+    gpu: bool
+    #: worker groups side by side
+    slots: int
+
+    def scaling(self) -> ray.train.ScalingConfig:
+        """Of one worker group."""
+        held = {"CPU": float(self.threads), **({"GPU": 1.0} if self.gpu else {})}
+        return ray.train.ScalingConfig(
+            num_workers=self.workers, use_gpu=self.gpu, resources_per_worker=held
+        )
+
+    def evaluation(self) -> dict[str, int]:
+        """Resources of one evaluation task."""
+        return {"num_cpus": self.threads, "num_gpus": int(self.gpu)}
+
+
+def start(address: str | None) -> None:
+    """Start Ray on this machine, or join a running cluster."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(include_dashboard=False, object_store_memory=256 * 2**20, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if not address:
+            raise
+        raise UserError(f"no Ray cluster answers at '{address}': {error}") from None
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # a trial that ends with a failed stage is told of by the driver
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+#: set when this process leaves Ray without shutting it down; see `stop`
+abandoned = False
+
+
+def stop(threads: list[threading.Thread], patience_s: float) -> None:
+    """Shut Ray down once no thread of ours waits for it.
+
+    A thread that touches Ray after its shutdown takes the whole process down, with exit code 1. If
+    some do not end in time, Ray is left as it is: a local instance dies with this process.
+    """
+    global abandoned
+    end = time.monotonic() + patience_s
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    if any(thread.is_alive() for thread in threads):
+        abandoned = True
+    elif ray.is_initialized():
+        ray.shutdown()
+
+
+def end_local_processes() -> None:
+    """Kill what is left of a local instance; its agents would live on for a minute and more."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def lay_out(workers: int, threads: int) -> Layout:
+    """Worker groups that fit the cluster. Raises `UserError` if not even one does."""
+    total = ray.cluster_resources()
+    gpu = total.get("GPU", 0) >= 1
+    held = max(workers, 1)
+    have, need = (total.get("GPU", 0), held) if gpu else (total.get("CPU", 1), held * threads)
+    if need > have:
+        what = "GPUs" if gpu else f"cores ({threads} thread(s) each)"
+        raise UserError(
+            f"{workers} workers need {need} {what}; Ray has {int(have)}. Lower --workers or "
+            f"join a larger cluster with --address"
+        )
+    return Layout(workers, threads, gpu, 1 if workers == 0 else int(have // need))
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where the driver lays out training stages and workers take them and tell how they go."""
+
+    def __init__(self) -> None:
+        self.offers: list[tuple[Task, int]] = []
+        self.taken: set[tuple[str, int]] = set()
+        self.retired: set[int] = set()
+        self.closed = False
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.ended: dict[str, str] = {}
+
+    def offer(self, offers: list[tuple[Task, int]], retired: set[int]) -> None:
+        """Replace what is on offer, the most pressing first, each with the number of its try.
+
+        What was taken once is not given out again under the same number: the driver may not have
+        heard of it yet. Groups in `retired` get nothing more.
+        """
+        self.offers = [
+            (task, number) for task, number in offers if (task.key, number) not in self.taken
+        ]
+        self.retired = retired
+
+    def take(self, group: int) -> tuple[Task | None, bool]:
+        """The next stage for a group, if any; and whether it should stay and ask again."""
+        if self.closed or group in self.retired:
+            return None, False
+        if not self.offers:
+            return None, True
+        task, number = self.offers.pop(0)
+        self.taken.add((task.key, number))
+        self.events.append((task.key, {"state": "taken", "group": group}))
+        return task, True
+
+    def close(self) -> None:
+        """Nothing more is given out; idle groups end at once."""
+        self.closed = True
+
+    def report(self, key: str, event: dict[str, Any]) -> None:
+        self.events.append((key, event))
+
+    def want(self, keys: list[str]) -> None:
+        """A trial asks the driver to run these stages."""
+        self.events.extend((key, {"state": "wanted"}) for key in keys)
+
+    def settle(self, ended: dict[str, str]) -> None:
+        """The driver tells how stages ended."""
+        self.ended.update(ended)
+
+    def outcomes(self, keys: list[str]) -> dict[str, str]:
+        """Those of `keys` that have ended, and how."""
+        return {key: self.ended[key] for key in keys if key in self.ended}
+
+    def drain(self) -> list[tuple[str, dict[str, Any]]]:
+        events, self.events = self.events, []
+        return events
+
+
+def reporter(board: Any) -> Callable[[str, dict[str, Any]], None]:
+    """How a stage tells the driver about itself."""
+
+    def report(key: str, event: dict[str, Any]) -> None:
+        board.report.remote(key, event)
+
+    return report
+
+
+def serve(config: dict[str, Any]) -> None:
+    """The train function of a group: take stages from the board until none is left."""
+    board, group = config["board"], config["group"]
+    first = ray.train.get_context().get_world_rank() == 0
+    while True:
+        task = _take(board, group) if first else None
+        task = _share(task)
+        if task is None:
+            return
+        try:
+            run_task(task, config["root"], config["run_id"], reporter(board))
+        except StageFailed:
+            # one worker can go on; of several, the others may hang in a collective call
+            if ray.train.get_context().get_world_size() > 1:
+                raise
+
+
+def _take(board: Any, group: int) -> Task | None:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        task, stay = ray.get(board.take.remote(group))
+        if task is not None or not stay or time.monotonic() > deadline:
+            return task
+        time.sleep(POLL_S)
+
+
+def _share(task: Task | None) -> Task | None:
+    """The first worker's task, on every worker."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return task
+    box = [task]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+@ray.remote(max_retries=0)
+def evaluate(task: Task, root: Any, run_id: str, board: Any) -> None:
+    """One evaluation or features stage."""
+    try:
+        run_task(task, root, run_id, reporter(board))
+    except StageFailed:
+        pass  # its record says why
+
+
+class Groups:
+    """Starts worker groups and tells which stage a group held when it died."""
+
+    def __init__(self, layout: Layout, store: Store, run_id: str, board: Any) -> None:
+        self.layout, self.store, self.run_id, self.board = layout, store, run_id, board
+        #: group -> when it was started, and its thread
+        self.alive: dict[int, tuple[float, threading.Thread]] = {}
+        self.ended: list[tuple[int, str | None]] = []
+        self._count = 0
+
+    def start(self) -> None:
+        """Start one more group, in a thread of its own."""
+        self._count += 1
+        thread = threading.Thread(target=self._fit, args=(self._count,), daemon=True)
+        self.alive[self._count] = time.monotonic(), thread
+        thread.start()
+
+    def _fit(self, group: int) -> None:
+        trainer = TorchTrainer(
+            serve,
+            train_loop_config={
+                "board": self.board,
+                "group": group,
+                "root": self.store.root,
+                "run_id": self.run_id,
+            },
+            scaling_config=self.layout.scaling(),
+            run_config=ray.train.RunConfig(
+                name=f"{self.run_id}-{group}",
+                storage_path=str(self.store.root / "ray"),
+                # the driver starts a new group itself, so that every attempt is in the ledger
+                failure_config=ray.train.FailureConfig(max_failures=0),
+            ),
+        )
+        problem = None
+        try:
+            trainer.fit()
+        except Exception as error:  # the group died; the driver decides what becomes of its stage
+            problem = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
+        self.ended.append((group, problem))
+
+    def old(self) -> set[int]:
+        """Groups that should make way for others."""
+        now = time.monotonic()
+        return {group for group, (began, _) in self.alive.items() if now - began > RETIRE_S}
+
+    def reap(self) -> list[tuple[int, str | None]]:
+        """Groups that ended since the last call, with what went wrong."""
+        ended, self.ended = self.ended, []
+        for group, _ in ended:
+            del self.alive[group]
+        return ended

@@ -1,0 +1,88 @@
+"""Where something ran: versions, processor, commit. Needs neither torch nor Ray imported."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "timm", "ray", "numpy", "polars", "scikit-learn", "safetensors")
+#: instruction sets that change which kernels a CPU runs, and so the last digits
+_SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "asimd", "sve")
+
+
+@cache
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+@cache
+def processor() -> dict[str, Any]:
+    """CPU model, its instruction sets and the cores this process may use."""
+    model, flags = platform.processor() or platform.machine(), ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                model = value.strip()
+            if name.strip() in ("flags", "Features"):
+                flags = value
+                break
+    except OSError:
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    sets = [name for name in _SETS if name in flags.split()]
+    return {"cpu": model, "isa": sets, "cores": cores or 1}
+
+
+def gpu_names() -> list[str]:
+    """Names of the GPUs, through NVML; none where there is no driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        count = pynvml.nvmlDeviceGetCount()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+        return [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
+
+
+@cache
+def commit() -> dict[str, Any]:
+    """The git commit of the installed source and whether files differ from it."""
+    root = Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=5
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    head = git("rev-parse", "HEAD")
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": head or "unknown", "dirty": bool(changes)}
+
+
+def describe() -> dict[str, Any]:
+    """Everything above that belongs into a record."""
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    return {**versions(), **processor(), "platform": system, "host": platform.node()}

@@ -1,0 +1,363 @@
+"""From a suite to its stages: a DAG in which each stage stands once, however many rows share it.
+
+Planning imports neither torch nor Ray. A stage's key comes from its resolved settings, its
+inputs' keys and the data's fingerprint; what the store holds under that key decides whether the
+stage is cached, stale or to be run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UserError
+from bench.identity import code, stage_key
+from bench.store import StageState, Store
+from bench.suite import Suite, Variant, data_info
+from maect import datasets, evals, flops
+from maect.datasets import DataInfo
+from maect.settings import MAESettings
+
+ENTRY = {
+    "mae": "maect.stages.mae",
+    "head": "maect.stages.head",
+    "tune": "maect.stages.tune",
+    "features": "maect.stages.features",
+}
+TRAIN_KINDS = ("mae", "head", "tune")
+
+
+@dataclass(eq=False)
+class Stage:
+    """One unit of work with one output."""
+
+    kind: str
+    key: str
+    #: for people: "MAE-CT tune, seed 0"
+    title: str
+    settings: dict[str, Any]
+    inputs: dict[str, Stage]
+    data: DataInfo
+    #: where the data and, for released weights, the checkpoint lie; not part of the key
+    places: dict[str, str | None]
+    code: dict[str, Any]
+    steps: int | None = None
+    flops: float = 0.0
+    state: StageState = field(default_factory=lambda: StageState(""))
+    #: cached | stale | pending
+    status: str = "pending"
+    reason: str | None = None
+
+    @property
+    def trains(self) -> bool:
+        return self.kind in TRAIN_KINDS
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        return self.state.record
+
+
+@dataclass
+class Row:
+    """One variant with one seed."""
+
+    variant: Variant
+    seed: int
+    chain: list[Stage]
+    features: Stage
+    evaluations: dict[str, Stage]
+
+    def stages(self) -> Iterator[Stage]:
+        yield from self.chain
+        yield self.features
+        yield from self.evaluations.values()
+
+
+@dataclass
+class Plan:
+    suite: Suite
+    rows: list[Row]
+    #: every stage once, inputs before what needs them
+    stages: dict[str, Stage]
+    data: DataInfo
+
+    @property
+    def unresolved(self) -> str | None:
+        """Why the keys are not final, where the data are not at hand."""
+        return self.data.hint if self.data.fingerprint is None else None
+
+    def with_status(self, *statuses: str) -> list[Stage]:
+        return [stage for stage in self.stages.values() if stage.status in statuses]
+
+
+def entry_module(kind: str) -> str:
+    """The maect module that a kind of stage runs."""
+    return ENTRY.get(kind) or evals.get(kind).run.__module__
+
+
+def matched_steps(variant: Variant, other: Variant, data: DataInfo) -> int:
+    """Further MAE steps that cost at least the FLOPs of `other`'s head and tuning stages."""
+    row, size, channels = other.row, other.row.data.image_size, data.channels
+    images = data.counts["train"]
+    head, tune = row.head.resolve(images), row.tune.resolve(images)
+    assert head.steps and tune.steps
+    cost = 0.0
+    if "head" in other.stages:
+        cost += head.steps * flops.head_step(row.model, head, size, channels)
+    cost += tune.steps * flops.tune_step(row.model, head, tune, size, channels)
+    step = flops.mae_step(variant.row.model, variant.row.mae, size, channels)
+    return math.ceil(cost / step)
+
+
+def encoder_stage(chain: list[Stage]) -> Stage:
+    """The last stage of a chain that changed the encoder; else its first, which holds it."""
+    return next((stage for stage in reversed(chain) if stage.kind != "head"), chain[0])
+
+
+class Planner:
+    """Builds the stages of a suite; equal keys become one stage."""
+
+    def __init__(self, suite: Suite) -> None:
+        self.suite = suite
+        self.stages: dict[str, Stage] = {}
+
+    def build(self, only: str) -> Plan:
+        chosen = [v for v in self.suite.variants.values() if fnmatchcase(v.name, only)]
+        if not chosen:
+            known = ", ".join(f"'{name}'" for name in self.suite.variants)
+            raise UserError(f"--only '{only}' fits no row; rows are {known}", file=self.suite.path)
+        rows = [self.row(variant, seed) for variant in chosen for seed in self.suite.seeds]
+        return Plan(self.suite, rows, self.stages, rows[0].features.data)
+
+    def row(self, variant: Variant, seed: int) -> Row:
+        data = data_info(variant.row.data)
+        chain: list[Stage] = []
+        for kind in variant.stages:
+            chain.append(getattr(self, kind)(variant, seed, data, chain))
+        features = self.features(variant, seed, data, chain)
+        evaluations = {
+            name: self.evaluation(variant, seed, data, name, settings.resolved(), features)
+            for name, settings in variant.evaluations.items()
+        }
+        return Row(variant, seed, chain, features, evaluations)
+
+    def add(
+        self,
+        kind: str,
+        label: str,
+        settings: dict[str, Any],
+        inputs: dict[str, Stage],
+        data: DataInfo,
+        variant: Variant,
+        *,
+        steps: int | None = None,
+        cost: float = 0.0,
+    ) -> Stage:
+        keys = {name: stage.key for name, stage in inputs.items()}
+        key = stage_key(kind, settings, keys, data.fingerprint)
+        if key not in self.stages:
+            places = {"data_root": str(datasets.data_root()), "data_path": variant.row.data.path}
+            if "weights" in settings:
+                places["weights"] = variant.init
+            self.stages[key] = Stage(
+                kind,
+                key,
+                label,
+                settings,
+                inputs,
+                data,
+                places,
+                code(entry_module(kind)),
+                steps,
+                cost,
+            )
+        return self.stages[key]
+
+    def common(self, variant: Variant, seed: int) -> dict[str, Any]:
+        row = variant.row
+        data = {k: v for k, v in row.data.resolved().items() if k != "path"}
+        model = {k: v for k, v in row.model.resolved().items() if k not in ("pool", "size")}
+        return {"data": data, "model": model, "numerics": row.numerics.resolved(), "seed": seed}
+
+    def start(self, variant: Variant) -> dict[str, Any]:
+        """What an encoder without an earlier stage starts from."""
+        if variant.init in ("random", "pixels"):
+            return {"init": variant.init}
+        path = Path(variant.init).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f"variant '{variant.name}': there is no checkpoint '{variant.init}'; init is "
+                f"'random', 'pixels' or the path of a file",
+                file=self.suite.path,
+            )
+        with path.open("rb") as file:
+            return {"weights": hashlib.file_digest(file, "sha256").hexdigest()}
+
+    def mae(self, variant: Variant, seed: int, data: DataInfo, chain: list[Stage]) -> Stage:
+        row = variant.row
+        train = row.mae.resolve(data.counts["train"])
+        assert train.steps
+        label = f"MAE, seed {seed}"
+        if variant.match_compute:
+            train = self.matched(variant, train, data)
+            label = f"{variant.name}, seed {seed}"
+        settings = self.common(variant, seed) | {
+            **self.start(variant),
+            "train": train.resolved(),
+            "views": [view.resolved() for view in row.augment["mae"].views(1)],
+        }
+        step = flops.mae_step(row.model, train, row.data.image_size, data.channels)
+        assert train.steps
+        return self.add(
+            "mae", label, settings, {}, data, variant, steps=train.steps, cost=train.steps * step
+        )
+
+    def matched(self, variant: Variant, train: MAESettings, data: DataInfo) -> MAESettings:
+        """The same schedule, stretched over the further steps."""
+        assert variant.match_compute and train.steps
+        other = self.suite.variants[variant.match_compute]
+        steps = train.steps + matched_steps(variant, other, data)
+        longer = variant.row.mae.model_copy(update={"steps": steps, "epochs": None})
+        return longer.resolve(data.counts["train"])
+
+    def contrastive(self, variant: Variant, seed: int, chain: list[Stage]) -> dict[str, Any]:
+        views = variant.row.augment[variant.augment].views(2)
+        return self.common(variant, seed) | {
+            **({} if chain else self.start(variant)),
+            "pool": variant.row.model.pool,
+            "views": [view.resolved() for view in views],
+        }
+
+    def head(self, variant: Variant, seed: int, data: DataInfo, chain: list[Stage]) -> Stage:
+        row = variant.row
+        train = row.head.resolve(data.counts["train"])
+        settings = self.contrastive(variant, seed, chain) | {"train": train.resolved()}
+        step = flops.head_step(row.model, train, row.data.image_size, data.channels)
+        assert train.steps
+        return self.add(
+            "head",
+            f"{variant.name} head, seed {seed}",
+            settings,
+            {"encoder": chain[-1]} if chain else {},
+            data,
+            variant,
+            steps=train.steps,
+            cost=train.steps * step,
+        )
+
+    def tune(self, variant: Variant, seed: int, data: DataInfo, chain: list[Stage]) -> Stage:
+        row = variant.row
+        head, train = row.head, row.tune.resolve(data.counts["train"])
+        settings = self.contrastive(variant, seed, chain) | {
+            "train": train.resolved(),
+            "head": {
+                name: getattr(head, name)
+                for name in ("hidden_dim", "predictor_dim", "out_dim", "queue_size")
+            },
+        }
+        inputs = {}
+        if chain:
+            inputs["encoder"] = encoder_stage(chain)
+            if chain[-1].kind == "head":
+                inputs["head"] = chain[-1]
+        step = flops.tune_step(row.model, head, train, row.data.image_size, data.channels)
+        assert train.steps
+        return self.add(
+            "tune",
+            f"{variant.name} tuning, seed {seed}",
+            settings,
+            inputs,
+            data,
+            variant,
+            steps=train.steps,
+            cost=train.steps * step,
+        )
+
+    def features(self, variant: Variant, seed: int, data: DataInfo, chain: list[Stage]) -> Stage:
+        settings = self.common(variant, seed) | {"pool": variant.row.model.pool}
+        label = f"{variant.name} features, seed {seed}"
+        if not chain:
+            settings |= self.start(variant)
+            if settings.get("init") != "random":
+                del settings["seed"]  # pixels and released weights do not depend on it
+                label = f"{variant.name} features"
+            if settings.get("init") == "pixels":
+                del settings["model"], settings["pool"]
+        images = sum(data.counts.values())
+        cost = flops.forward_pass(
+            variant.row.model, variant.row.data.image_size, data.channels, images
+        )
+        inputs = {"encoder": encoder_stage(chain)} if chain else {}
+        return self.add("features", label, settings, inputs, data, variant, cost=cost)
+
+    def evaluation(
+        self,
+        variant: Variant,
+        seed: int,
+        data: DataInfo,
+        name: str,
+        settings: dict[str, Any],
+        features: Stage,
+    ) -> Stage:
+        settings = {
+            "settings": settings,
+            "numerics": variant.row.numerics.resolved(),
+            "split": variant.row.report_on,
+        }
+        label = f"{variant.name} {name}"
+        if evals.get(name).uses_seed:
+            settings["seed"] = seed
+        if evals.get(name).uses_seed or "seed" in features.settings:
+            label += f", seed {seed}"
+        return self.add(name, label, settings, {"features": features}, data, variant)
+
+
+def make_plan(suite: Suite, store: Store, *, keep_stale: bool = False, only: str = "*") -> Plan:
+    """The plan of the rows whose name fits the pattern `only`, with what the store already has."""
+    plan = Planner(suite).build(only)
+    for stage in plan.stages.values():
+        if plan.unresolved is None:
+            assess(stage, store, keep_stale=keep_stale)
+    return plan
+
+
+def assess(stage: Stage, store: Store, *, keep_stale: bool = False) -> None:
+    """Set a stage's status from the store; its inputs must have been assessed before."""
+    stage.state = store.state(stage.key)
+    stage.status, stage.reason = "pending", None
+    record = stage.state.record
+    if record is None:
+        last = stage.state.attempts[-1] if stage.state.attempts else None
+        if last is not None and last["status"] == "failed":
+            stage.reason = f"failed before: {last['error']['message']}"
+        return
+    waiting = [s.title for s in stage.inputs.values() if s.status != "cached"]
+    if waiting:
+        stage.reason = f"its input is redone: {waiting[0]}"
+        return
+    changed = changed_modules(record, stage)
+    if changed:
+        stage.status, stage.reason = "stale", f"code changed: {', '.join(changed)}"
+        if keep_stale:
+            stage.status = "cached"
+        return
+    for name, source in stage.inputs.items():
+        assert source.record is not None
+        files = {f: e["sha256"] for f, e in source.record["files"].items()}
+        if record["inputs"][name]["files"] != files:
+            stage.status, stage.reason = "stale", f"input '{name}' has other content than before"
+            return
+    stage.status = "cached"
+
+
+def changed_modules(record: dict[str, Any], stage: Stage) -> list[str]:
+    """Names of the maect modules whose code differs from what the record ran."""
+    if record["code"]["hash"] == stage.code["hash"]:
+        return []
+    before, now = record["code"]["modules"], stage.code["modules"]
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))

@@ -1,0 +1,297 @@
+"""Running a plan: the driver's loop between scheduler, store and Ray."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from bench import environment, estimate
+from bench.errors import UserError
+from bench.plan import Plan, Stage
+from bench.progress import Display
+from bench.scheduler import Scheduler
+from bench.store import Store, iso
+from bench.worker import Task
+
+LOOP_S = 0.2
+#: how long the worker groups may take to end once there is nothing more to do
+JOIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    workers: int = 1
+    address: str | None = None
+    keep_stale: bool = False
+    command: str = ""
+    #: run through Ray Tune the rows that a search made
+    tune: bool = False
+
+
+class Interrupted(Exception):
+    """The user pressed Ctrl-C; everything complete is in the store."""
+
+
+def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
+    """Run what the plan lacks; returns the failed stages with their reasons.
+
+    With nothing to run it starts no Ray and imports no torch. Raises `Interrupted` after Ctrl-C.
+    """
+    if all(stage.status == "cached" for stage in plan.stages.values()):
+        return {}
+    check_workers(plan, options.workers)
+    scheduler = Scheduler(plan, store, options.keep_stale)
+    with record_run(plan, store, options) as run:
+        driver = _Driver(plan, store, options, scheduler, run)
+        try:
+            driver.run()
+        except KeyboardInterrupt:
+            run["status"] = "interrupted"
+            raise Interrupted from None
+        finally:
+            driver.close(finished=scheduler.finished)
+        run["failed"] = scheduler.failed
+        run["status"] = "failed" if scheduler.failed else "complete"
+    return scheduler.failed
+
+
+def check_workers(plan: Plan, workers: int) -> None:
+    """Every global batch must fall into equal parts. Raises `UserError`."""
+    for stage in plan.stages.values():
+        if not stage.trains:
+            continue
+        batch, shards = stage.settings["train"]["batch_size"], stage.settings["numerics"]["shards"]
+        if workers and batch % workers:
+            raise UserError(
+                f"--workers {workers}: the batch of {batch} of {stage.title} cannot be cut into "
+                f"{workers} equal parts"
+            )
+        if workers and shards > 1 and shards % workers:
+            raise UserError(
+                f"--workers {workers}: numerics.shards {shards} is not a multiple of it"
+            )
+
+
+@contextmanager
+def record_run(plan: Plan, store: Store, options: RunOptions) -> Iterator[dict[str, Any]]:
+    """The run's own record, written at its start and at its end."""
+    began = time.time()
+    run: dict[str, Any] = {
+        "id": f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(began))}-{os.getpid()}",
+        "suite": plan.suite.name,
+        "profile": plan.suite.profile,
+        "command": options.command,
+        "started": iso(began),
+        "status": "running",
+        "source": environment.commit(),
+        "env": environment.describe(),
+        "workers": options.workers,
+        "cached": len(plan.with_status("cached")),
+        "stages": len(plan.stages),
+    }
+    store.write_run(run)
+    try:
+        yield run
+    except BaseException:
+        if run["status"] == "running":
+            run["status"] = "failed"
+        raise
+    finally:
+        store.write_run(run | {"ended": iso(time.time()), "wall_s": time.time() - began})
+
+
+class _Driver:
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        options: RunOptions,
+        scheduler: Scheduler,
+        run: dict[str, Any],
+    ) -> None:
+        self.plan, self.store, self.options = plan, store, options
+        self.scheduler, self.run_id = scheduler, run["id"]
+        self.slots = 1
+        self.display = Display(plan, self._expected)
+        scheduler.on_end = self._ended
+        #: Ray's reference of an evaluation -> its stage
+        self.tasks: dict[Any, Stage] = {}
+        self.group_of: dict[int, str] = {}
+        #: stages held back until a trial of the search asks for them
+        self.held: set[str] = set()
+        self.search: Any = None
+
+    def _expected(self) -> float | None:
+        return estimate.remaining(self.plan, self.scheduler.left(), self.slots)
+
+    def _ended(self, stage: Stage, state: str) -> None:
+        if self.options.tune:
+            self.board.settle.remote({stage.key: self.scheduler.failed.get(stage.key, state)})
+        self.display.end(stage, state, self.scheduler.failed.get(stage.key))
+
+    def run(self) -> None:
+        self.display.say("starting Ray ...")
+        from bench import cluster
+
+        self.cluster = cluster
+        threads = max(s.settings["numerics"]["threads"] for s in self.plan.stages.values())
+        cluster.start(self.options.address)
+        self.layout = cluster.lay_out(self.options.workers, threads)
+        self.slots = self.layout.slots
+        self.board: Any = cluster.Board.remote()  # type: ignore[attr-defined]
+        self.groups = cluster.Groups(self.layout, self.store, self.run_id, self.board)
+        if self.options.tune:
+            from bench import sweep
+
+            self.held = set(sweep.own_stages(self.plan))
+        with self.display:
+            while not self.scheduler.finished:
+                self._turn()
+                self.display.refresh()
+
+    def _turn(self) -> None:
+        """One look at everything."""
+        ray = self.cluster.ray
+        for key, event in ray.get(self.board.drain.remote()):
+            self._event(self.plan.stages[key], event)
+        self._reap_groups()
+        self._reap_tasks()
+        ready = [stage for stage in self.scheduler.ready() if stage.key not in self.held]
+        training = [stage for stage in ready if stage.trains]
+        offers = [(Task.of(stage), self.scheduler.lost.get(stage.key, 0)) for stage in training]
+        ray.get(self.board.offer.remote(offers, self.groups.old() if self.tasks else set()))
+        busy = len(self.groups.alive)
+        idle = busy - len(self.group_of)
+        for _ in range(min(len(training) - idle, self.slots - busy)):
+            self.groups.start()
+        for stage in ready:
+            if not stage.trains:
+                self._evaluate(stage)
+        if self.options.tune:
+            self._tune()
+        time.sleep(LOOP_S)
+
+    def _tune(self) -> None:
+        """Start the search once all that its cells share is done; notice its end."""
+        from bench import sweep
+
+        if self.search is None:
+            if all(stage.key in self.held for stage in self.scheduler.left()):
+                todo = sweep.trials(self.plan)
+                at_once = min(len(todo), max(sweep.MAX_AT_ONCE, 2 * self.slots))
+                self.display.say(f"Ray Tune: {len(todo)} trials, {at_once} at a time")
+                self.search = sweep.Search(todo, at_once, self.store, self.run_id, self.board)
+                self.search.start()
+        elif not self.search.is_alive():
+            for stage in self.scheduler.left():
+                if stage.key in self.held:
+                    self.scheduler.fail(stage, self.search.problem or "its trial ended early")
+
+    def _event(self, stage: Stage, event: dict[str, Any]) -> None:
+        match event["state"]:
+            case "wanted":
+                self.held.discard(stage.key)
+            case "taken":
+                self.scheduler.begin(stage)
+                self.group_of[event["group"]] = stage.key
+            case "complete" if stage.trains:
+                self._let_go(stage)
+                self.scheduler.complete(stage)
+            case "failed" if stage.trains:
+                self._let_go(stage)
+                self.scheduler.fail(stage, event["message"])
+            case _:
+                self.display.event(stage, event)
+
+    def _let_go(self, stage: Stage) -> None:
+        self.group_of = {g: key for g, key in self.group_of.items() if key != stage.key}
+
+    def _evaluate(self, stage: Stage) -> None:
+        self.scheduler.begin(stage)
+        task = self.cluster.evaluate.options(**self.layout.evaluation())
+        reference = task.remote(Task.of(stage), self.store.root, self.run_id, self.board)
+        self.tasks[reference] = stage
+
+    def _reap_tasks(self) -> None:
+        ray = self.cluster.ray
+        if not self.tasks:
+            return
+        ended, _ = ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=0)
+        for reference in ended:
+            stage = self.tasks.pop(reference)
+            try:
+                ray.get(reference)
+            except ray.exceptions.RayError as error:
+                self._lost(stage, str(error).splitlines()[0])
+                continue
+            self._settle(stage)
+
+    def _settle(self, stage: Stage) -> None:
+        """An evaluation came back; its newest record says how."""
+        newest = self.store.state(stage.key).attempts[-1]
+        if newest["status"] == "failed":
+            self.scheduler.fail(stage, newest["error"]["message"])
+        else:
+            self.scheduler.complete(stage)
+
+    def _reap_groups(self) -> None:
+        for group, problem in self.groups.reap():
+            key = self.group_of.pop(group, None)
+            if key is not None and key in self.scheduler.running:
+                self._lost(self.plan.stages[key], problem or "the worker group ended")
+
+    def _lost(self, stage: Stage, why: str) -> None:
+        close_running(self.store, stage.key, "lost", f"its worker died: {why}")
+        self.display.end(stage, "lost", why)
+        self.scheduler.lose(stage, why)
+
+    def close(self, *, finished: bool) -> None:
+        """Leave Ray and close the attempts that end with it."""
+        threads = []
+        if hasattr(self, "groups"):
+            ray = self.cluster.ray
+            with suppress(ray.exceptions.RayError):
+                ray.get(self.board.close.remote())
+                for reference in self.tasks:
+                    ray.cancel(reference, force=True)
+            threads = [thread for _, thread in self.groups.alive.values()]
+            threads += [self.search] if self.search is not None else []
+        for key in self.plan.stages:
+            for attempt in self.store.state(key).attempts:
+                if attempt["status"] == "running" and attempt["env"]["host"] == platform.node():
+                    _kill(attempt["pid"])
+            close_running(self.store, key, "interrupted", "the run was stopped")
+        if hasattr(self, "cluster"):
+            self.cluster.stop(threads, JOIN_S if finished else 0.0)
+
+
+def _kill(pid: int) -> None:
+    """End a worker of ours that is in the middle of a stage."""
+    if pid != os.getpid():
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def close_running(store: Store, key: str, status: str, why: str) -> None:
+    """Write the records of attempts that nobody works on any more."""
+    for attempt in store.state(key).attempts:
+        if attempt["status"] == "running":
+            store.close_abandoned(key, attempt, status, why)
+
+
+def clear_damage(plan: Plan, store: Store) -> list[str]:
+    """Set aside what does not fit its checksum, so that it is made again; says what."""
+    lines = []
+    for stage in plan.stages.values():
+        lines += [f"{problem}; it is left out" for problem in stage.state.problems]
+        reason = store.damage(stage.state) if stage.record is not None else None
+        if reason is not None:
+            store.set_aside(stage.state, reason)
+            lines.append(f"{stage.title}: {reason}; set aside, it is made again")
+    return lines

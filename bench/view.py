@@ -1,0 +1,226 @@
+"""From plan and store to what `reports` draws: frames of stages, attempts and metrics."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import polars as pl
+import yaml
+
+from bench import environment
+from bench.plan import Plan, Row, Stage
+from bench.store import Store
+from reports.view import ATTEMPTS, METRICS, STAGES, SuiteView
+
+
+def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
+    """Everything the report of a suite needs, read from the store alone."""
+    suite = plan.suite
+    stages = [row for r in plan.rows for row in _stage_rows(r, plan)]
+    metrics = [row for r in plan.rows for row in _metric_rows(r)]
+    attempts = [row for stage in plan.stages.values() for row in _attempt_rows(stage)]
+    return SuiteView(
+        suite=suite.name,
+        title=suite.title,
+        profile=suite.profile,
+        scale=scale(plan),
+        notes=suite.notes + _matched_notes(plan),
+        seeds=suite.seeds,
+        variants=list(suite.variants),
+        tables=[table.resolved() for table in suite.tables],
+        stages=pl.DataFrame(stages, schema=STAGES, orient="row"),
+        attempts=pl.DataFrame(attempts, schema=ATTEMPTS, orient="row"),
+        metrics=pl.DataFrame(metrics, schema=METRICS, orient="row"),
+        curves=_curves(plan, store),
+        provenance=_provenance(plan, store, command),
+        resolved=yaml.safe_dump(suite.resolved(), sort_keys=False, allow_unicode=True),
+        runs=[
+            r for r in store.runs() if r["suite"] == suite.name and r["profile"] == suite.profile
+        ],
+        problems=[p for stage in plan.stages.values() for p in stage.state.problems],
+    )
+
+
+def scale(plan: Plan) -> str:
+    """What was trained on what, in one line."""
+    variant = max(plan.suite.variants.values(), key=lambda v: len(v.stages))
+    row = variant.row
+    model, size = row.model, row.data.image_size
+    name = f"ViT-{model.size.capitalize()}" if model.size != "custom" else "ViT"
+    devices = sorted({s.record["cost"]["device_model"] for s in plan.stages.values() if s.record})
+    kinds = {s.record["cost"]["device_kind"].upper() for s in plan.stages.values() if s.record}
+    where = ", ".join(sorted(kinds)) or "not run yet"
+    if devices:
+        where += f" ({', '.join(devices)})"
+    return (
+        f"{row.data.name} at {size}×{size}, {name} of {_millions(_parameters(plan))} parameters "
+        f"(patch {model.patch_size}, dim {model.dim}, depth {model.depth}), {where}"
+    )
+
+
+def _parameters(plan: Plan) -> float:
+    """Parameters of the encoder, from its sizes."""
+    row = max(plan.suite.variants.values(), key=lambda v: len(v.stages)).row
+    model = row.model
+    assert model.dim and model.depth
+    hidden = int(model.dim * model.mlp_ratio)
+    block = 4 * model.dim**2 + 2 * model.dim * hidden + 9 * model.dim + hidden
+    patch = (plan.data.channels * model.patch_size**2 + 1) * model.dim
+    return model.depth * block + patch + 3 * model.dim
+
+
+def _millions(count: float) -> str:
+    if count < 1e5:
+        return f"{count / 1e3:.0f} k"
+    return f"{count / 1e6:.1f} M" if count < 1e7 else f"{count / 1e6:.0f} M"
+
+
+def _matched_notes(plan: Plan) -> list[str]:
+    """How many steps each compute-matched row was given, and why."""
+    notes = []
+    for name, variant in plan.suite.variants.items():
+        if variant.match_compute is None:
+            continue
+        row = next(r for r in plan.rows if r.variant.name == name)
+        base = variant.row.mae.resolve(plan.data.counts["train"]).steps or 0
+        total = row.chain[0].steps or 0
+        notes.append(
+            f"{name}: an MAE trained from scratch for {total} steps, its own {base} and "
+            f"{total - base} more, which cost as many FLOPs as the head and tuning stages of "
+            f"{variant.match_compute} (counted from the settings, rounded up)."
+        )
+    return notes
+
+
+def _own(row: Row, plan: Plan) -> set[str]:
+    """The row's last stages: those past the longest chain that is another row's whole."""
+    own = [stage.key for stage in row.chain]
+    shared = 0
+    for other in plan.rows:
+        keys = [stage.key for stage in other.chain]
+        if len(keys) < len(own) and own[: len(keys)] == keys:
+            shared = max(shared, len(keys))
+    return set(own[shared:])
+
+
+def _shown_status(stage: Stage) -> tuple[str, str | None]:
+    """Status and reason as the report tells them."""
+    if stage.status == "stale" or (stage.status == "cached" and stage.reason):
+        return "stale", stage.reason  # kept or not, its code is not today's
+    if stage.status == "cached":
+        return "complete", None
+    attempts = stage.state.attempts
+    last = attempts[-1]["status"] if attempts else "pending"
+    if last in ("running", "failed", "interrupted", "lost"):
+        error = attempts[-1].get("error") or {}
+        status = "interrupted" if last == "lost" else last
+        return status, error.get("message")
+    return "pending", stage.reason
+
+
+def _stage_rows(row: Row, plan: Plan) -> list[dict[str, Any]]:
+    own = _own(row, plan)
+    rows = []
+    for stage in row.stages():
+        status, reason = _shown_status(stage)
+        record = stage.record if status in ("complete", "stale") else None
+        cost = record["cost"] if record else {}
+        values = {
+            "key": stage.key,
+            "kind": stage.kind,
+            "name": stage.title,
+            "group": "train" if stage.trains else "evaluate",
+            "variant": row.variant.name,
+            "seed": row.seed,
+            "own": stage.key in own,
+            "status": status,
+            "reason": reason,
+            "attempt": record["attempt"] if record else None,
+            "steps": stage.steps,
+            "started": record["started"] if record else None,
+            "ended": record["ended"] if record else None,
+            "worker": f"{record['env']['host']}:{record['pid']}" if record else None,
+            "record": json.dumps(record, ensure_ascii=False) if record else None,
+        }
+        for name in STAGES:
+            values.setdefault(name, cost.get(name))
+        rows.append(values)
+    return rows
+
+
+def _metric_rows(row: Row) -> list[dict[str, Any]]:
+    rows = []
+    for name, stage in row.evaluations.items():
+        if stage.record is None or stage.status != "cached":
+            continue
+        for metric in stage.record["metrics"]:
+            rows.append(
+                {
+                    "variant": row.variant.name,
+                    "seed": row.seed,
+                    "key": stage.key,
+                    "evaluation": name,
+                    "column": name if metric["primary"] else f"{name}.{metric['name']}",
+                    "label": metric["label"],
+                    "metric": metric["name"],
+                    "value": metric["value"],
+                    "unit": metric["unit"],
+                    "higher_is_better": metric["higher_is_better"],
+                    "protocol": stage.record["protocol_fingerprint"],
+                    "primary": metric["primary"],
+                }
+            )
+    return rows
+
+
+def _attempt_rows(stage: Stage) -> list[dict[str, Any]]:
+    rows = []
+    for attempt in stage.state.attempts:
+        error = attempt.get("error") or {}
+        rows.append(
+            {
+                "key": stage.key,
+                "kind": stage.kind,
+                "name": stage.title,
+                "attempt": attempt["attempt"],
+                "status": attempt["status"],
+                "wall_s": attempt["cost"].get("wall_s"),
+                "device_hours": attempt["cost"].get("device_hours"),
+                "started": attempt["started"],
+                "ended": attempt.get("ended"),
+                "error": error.get("message"),
+            }
+        )
+    return rows
+
+
+def _curves(plan: Plan, store: Store) -> dict[str, dict[str, list[float]]]:
+    curves = {}
+    for stage in plan.stages.values():
+        if stage.trains and stage.record is not None and stage.status == "cached":
+            path = store.folder(stage.key) / "curves.json"
+            if path.exists():
+                curves[stage.key] = json.loads(path.read_text(encoding="utf-8"))
+    return curves
+
+
+def _provenance(plan: Plan, store: Store, command: str) -> dict[str, Any]:
+    """Where the numbers come from: of the records where there are any, else of this machine."""
+    records = [s.record for s in plan.stages.values() if s.record is not None]
+    env = records[-1]["env"] if records else environment.describe()
+    return {
+        **environment.commit(),
+        "command": command,
+        "environment": env,
+        "environments in these records": len({json.dumps(_versions(r["env"])) for r in records}),
+        "data": {
+            "name": plan.data.name,
+            "fingerprint": plan.data.fingerprint,
+            "images": plan.data.counts,
+        },
+    }
+
+
+def _versions(env: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in sorted(env.items()) if k not in ("host", "device", "workers")}

@@ -1,0 +1,342 @@
+"""Running one stage on a worker: attempt, artifact, record. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import environment
+from bench.identity import code, digest
+from bench.plan import ENTRY, Stage, entry_module
+from bench.store import Store, iso, tail
+
+#: seconds between two lines of an attempt's log
+LOG_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage in the form that travels to a worker."""
+
+    kind: str
+    key: str
+    title: str
+    settings: dict[str, Any]
+    #: input name -> key of the stage it comes from
+    inputs: dict[str, str]
+    data: dict[str, Any]
+    places: dict[str, str | None]
+    code: dict[str, Any]
+    flops: float
+    steps: int | None
+
+    @classmethod
+    def of(cls, stage: Stage) -> Task:
+        data = {
+            "name": stage.data.name,
+            "fingerprint": stage.data.fingerprint,
+            "counts": stage.data.counts,
+        }
+        inputs = {name: source.key for name, source in stage.inputs.items()}
+        return cls(
+            stage.kind, stage.key, stage.title, stage.settings, inputs, data, stage.places,
+            stage.code, stage.flops, stage.steps,
+        )  # fmt: skip
+
+
+class StageFailed(Exception):
+    """A stage failed and its record says why."""
+
+
+Report = Callable[[str, dict[str, Any]], None]
+
+
+def run_task(task: Task, root: Path, run_id: str, report: Report) -> None:
+    """Run a stage in this process, leaving its artifact and record.
+
+    In a group of workers every one calls this; the first one writes. Raises `StageFailed`.
+    """
+    importlib.import_module(entry_module(task.kind))  # not part of the stage's time
+    writer = Attempt(task, Store(root), run_id, report) if _rank() == 0 else None
+    store = Store(root)
+    try:
+        check_code(task)
+        output = _train(task, store, writer) if task.kind in ENTRY else _evaluate(task, store)
+        if writer is not None:
+            writer.complete(output)
+            store.clear_checkpoints(task.key)
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:
+        if writer is not None:
+            writer.fail(error)
+        raise StageFailed(f"{task.title}: {error}") from error
+
+
+def check_code(task: Task) -> None:
+    """The code on disk must be the planned one, or the record would name another than ran."""
+    if code(entry_module(task.kind))["hash"] != task.code["hash"]:
+        raise RuntimeError("the code was edited since the run began; start the run again")
+
+
+def _rank() -> int:
+    import torch.distributed as dist
+
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _device() -> Any:
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _train(task: Task, store: Store, writer: Attempt | None) -> Any:
+    """A stage of `maect.stages`."""
+    from maect.stages.job import Job
+
+    weights = task.places.get("weights")
+    data_root = task.places["data_root"]
+    assert data_root is not None
+    job = Job(
+        settings=task.settings,
+        inputs={name: store.folder(key) for name, key in task.inputs.items()},
+        data_root=Path(data_root),
+        data_path=task.places["data_path"],
+        weights=Path(weights).expanduser() if weights else None,
+        device=_device(),
+    )
+    if writer is not None:
+        job.on_progress = writer.progress
+    if task.steps is not None:
+        from bench.checkpoints import StageCheckpoints
+
+        job.checkpoints = StageCheckpoints(store, task.key, task.code["hash"])
+    return importlib.import_module(ENTRY[task.kind]).run(job)
+
+
+@dataclass
+class Evaluated:
+    """An evaluation's result in the form of a stage's output."""
+
+    tensors: dict[str, dict[str, Any]]
+    documents: dict[str, Any]
+    curves: dict[str, list[float]]
+    summary: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    protocol: dict[str, Any]
+
+
+def _evaluate(task: Task, store: Store) -> Evaluated:
+    """An evaluation of `maect.evals` on the features of its input."""
+    import torch
+    from safetensors.torch import load_file
+
+    from maect import datasets, evals
+    from maect.settings import DataSettings
+
+    torch.set_num_threads(task.settings["numerics"]["threads"])
+    evaluator = evals.get(task.kind)
+    settings = evaluator.settings.parse(task.settings["settings"])
+    tensors = load_file(store.folder(task.inputs["features"]) / "features.safetensors")
+    reported = task.settings["split"]
+    splits = {
+        name: evals.Features(tensors[f"{source}_x"], tensors[f"{source}_y"])
+        for name, source in (("train", "train"), ("selection", "selection"), ("test", reported))
+    }
+    classes = int(max(int(split.y.max()) for split in splits.values())) + 1
+    data = DataSettings(name=task.data["name"], path=task.places["data_path"])
+    rows = datasets.low_shot(data, Path(task.places["data_root"] or ""))
+    given = evals.EvalInput(
+        train=splits["train"],
+        selection=splits["selection"],
+        test=splits["test"],
+        classes=classes,
+        seed=task.settings.get("seed", 0),
+        low_shot={budget: [draw.tolist() for draw in draws] for budget, draws in rows.items()},
+    )
+    result = evaluator.run(given, settings, evals.ALL_ROWS)
+    metrics = [
+        {
+            "name": metric.name,
+            "label": metric.label,
+            "value": result.values[metric.name],
+            "unit": metric.unit,
+            "higher_is_better": metric.higher_is_better,
+            "primary": metric.primary,
+        }
+        for metric in evaluator.metrics(settings)
+    ]
+    predictions = {name: torch.from_numpy(array) for name, array in result.predictions.items()}
+    return Evaluated(
+        tensors={"predictions": {**predictions, "labels": splits["test"].y}},
+        documents={},
+        curves={},
+        summary={"chosen": result.chosen, "notes": result.notes},
+        metrics=metrics,
+        protocol={
+            **result.protocol,
+            "evaluation": task.kind,
+            "data": task.data["fingerprint"],
+            "split": reported,
+        },
+    )
+
+
+class Attempt:
+    """One try at a stage: its start, its log, its record."""
+
+    def __init__(self, task: Task, store: Store, run_id: str, report: Report) -> None:
+        self.task, self.store, self.report = task, store, report
+        self.began, self.cpu = time.time(), _cpu_s()
+        self.start = self._start(run_id)
+        self.folder = store.begin(task.key, self.start)
+        self.start["attempt"] = int(self.folder.name)
+        self._logged = 0.0
+        self.log(f"{task.title} began")
+        report(task.key, {"state": "began", "steps": task.steps})
+
+    def _start(self, run_id: str) -> dict[str, Any]:
+        inputs = {}
+        for name, key in self.task.inputs.items():
+            record = self.store.state(key).record
+            if record is None:
+                raise StageFailed(f"{self.task.title}: its input {key} is not in the store")
+            files = {file: entry["sha256"] for file, entry in record["files"].items()}
+            inputs[name] = {"key": key, "files": files}
+        devices, kind, model = _devices(self.task.settings["numerics"]["threads"])
+        return {
+            "schema": 1,
+            "key": self.task.key,
+            "kind": self.task.kind,
+            "name": self.task.title,
+            "run": run_id,
+            "settings": self.task.settings,
+            "inputs": inputs,
+            "data": self.task.data,
+            "code": self.task.code,
+            "env": environment.describe() | {"workers": _workers(), "device": model},
+            "started": iso(self.began),
+            "started_s": self.began,
+            "pid": os.getpid(),
+            "cost": {
+                "devices": devices,
+                "device_kind": kind,
+                "device_model": model,
+                "energy_kwh": None,
+                "energy_reason": "no GPU" if kind == "cpu" else "not sampled",
+            },
+        }
+
+    def log(self, line: str) -> None:
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{iso(time.time())} {line}\n")
+        self._logged = time.monotonic()
+
+    def progress(self, progress: Any) -> None:
+        """Passes a stage's progress on, to the driver and now and then to the log."""
+        if time.monotonic() - self._logged > LOG_EVERY_S:
+            self.log(
+                f"step {progress.step}/{progress.steps} epoch {progress.epoch} "
+                f"loss {progress.loss:.4f} {progress.images_per_s:.0f} images/s"
+            )
+        self.report(self.task.key, {"state": "step", **vars(progress)})
+
+    def complete(self, output: Any) -> None:
+        from safetensors.torch import save
+
+        files = {}
+        for name, tensors in output.tensors.items():
+            data = save({key: value.contiguous() for key, value in tensors.items()})
+            files[f"{name}.safetensors"] = self._put(f"{name}.safetensors", data)
+        documents = dict(output.documents)
+        if output.curves:
+            documents["curves"] = output.curves
+        for name, document in documents.items():
+            text = json.dumps(document, sort_keys=True)
+            files[f"{name}.json"] = self._put(f"{name}.json", text.encode())
+        self.log(f"{self.task.title} is complete")
+        summary = {"flops": self.task.flops, "steps": self.task.steps, **output.summary}
+        protocol = getattr(output, "protocol", {})
+        self._close(
+            {
+                "status": "complete",
+                "files": files,
+                "metrics": getattr(output, "metrics", []),
+                "protocol": protocol,
+                "protocol_fingerprint": digest(protocol, 16) if protocol else None,
+                "summary": summary,
+                "error": None,
+            }
+        )
+        self.report(self.task.key, {"state": "complete"})
+
+    def _put(self, name: str, data: bytes) -> dict[str, Any]:
+        return self.store.put_file(self.task.key, name, data)
+
+    def fail(self, error: BaseException) -> None:
+        self.log(f"{self.task.title} failed\n{''.join(traceback.format_exception(error))}")
+        message = str(error) or type(error).__name__
+        self._close(
+            {
+                "status": "failed",
+                "files": {},
+                "metrics": [],
+                "error": {"class": type(error).__name__, "message": message},
+            }
+        )
+        self.report(self.task.key, {"state": "failed", "message": message})
+
+    def _close(self, end: dict[str, Any]) -> None:
+        ended = time.time()
+        wall = ended - self.began
+        cost = self.start["cost"] | {
+            "wall_s": wall,
+            "device_hours": self.start["cost"]["devices"] * wall / 3600,
+            "cpu_s": _cpu_s() - self.cpu,
+            "peak_memory_mib": _peak_memory_mib(),
+        }
+        log_tail = tail(self.folder / "log.txt")
+        record = self.start | {"ended": iso(ended), "cost": cost, "log_tail": log_tail} | end
+        self.store.write_record(record)
+
+
+def _workers() -> int:
+    import torch.distributed as dist
+
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _devices(threads: int) -> tuple[int, str, str]:
+    """Devices held by the stage, their kind and model; a CPU stage holds its threads' cores."""
+    device = _device()
+    if device.type == "cuda":
+        import torch
+
+        return _workers(), "gpu", torch.cuda.get_device_name(device)
+    return _workers() * threads, "cpu", environment.processor()["cpu"]
+
+
+def _cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _peak_memory_mib() -> float:
+    """Peak of this process; a worker that ran several stages shows the largest so far."""
+    device = _device()
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,253 @@
+"""Reading YAML strictly, with the line of every value kept for error messages.
+
+Scalars follow YAML 1.2's core schema, so `1e-4` is a number and `on`, `yes`, `10:30` are strings.
+Duplicate keys and tags are errors, and aliases may not blow a small file up.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.errors import UserError, short
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 20_000
+MAX_DEPTH = 40
+#: whole numbers beyond this change when read as JSON; no setting comes near it
+MAX_INT = 2**53
+MAX_FLOAT = 1e100
+
+_INT = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((f"{sign}.{word}" for word in ("inf", "Inf", "INF") for sign in ("", "+")),
+                    float("inf")),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+}  # fmt: skip
+
+#: part of PyYAML's complaint -> what to do about it
+_CURES = {
+    "'\\t'": "indent with spaces, not tabs",
+    "mapping values are not allowed": "a value that holds ': ' needs quotes",
+    "alias": "an alias (*name) needs its anchor (&name) before it",
+    "single document": "take the line '---' out, one file holds one suite",
+    "quoted scalar": "a quote is not closed",
+    "expected ':'": "after a key comes ': ' and its value",
+    "',' or": "a bracket is not closed, or a comma is missing",
+    "block end": "keys of one mapping stand at one indentation",
+}
+
+
+class Map(dict[str, Any]):
+    """A mapping that knows the file and line of each of its keys."""
+
+    def __init__(self, file: str, line: int | None = None) -> None:
+        super().__init__()
+        self.file = file
+        self.line = line
+        self.lines: dict[str, tuple[str, int | None]] = {}
+
+    def put(self, key: str, value: Any, file: str, line: int | None) -> None:
+        self[key] = value
+        self.lines[key] = (file, line)
+
+
+class Seq(list[Any]):
+    """A list that knows the line of each of its items."""
+
+    def __init__(self, file: str, line: int | None = None) -> None:
+        super().__init__()
+        self.file = file
+        self.line = line
+        self.lines: list[int] = []
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            problem = f"the tag '{short(tag)}' is not allowed; write plain values"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+
+def load(path: Path) -> Map:
+    """The mapping a YAML file holds. Raises `UserError` naming file and line."""
+    value = _parse(_text(path), str(path), lines=True)
+    if not isinstance(value, Map):
+        raise UserError("should be a mapping that starts with 'suite: NAME'", file=path)
+    return value
+
+
+def number(text: str) -> int | float | None:
+    """The number that a text is under YAML 1.2's core schema, if it is one."""
+    if _INT.fullmatch(text):
+        # a text of thousands of digits is too long for int()
+        return int(text) if len(text) < 20 else float("inf")
+    return float(text) if _FLOAT.fullmatch(text) else None
+
+
+def value(text: str, origin: str) -> Any:
+    """The value of one YAML text, e.g. of the command line; `origin` stands for its file."""
+    return _parse(text, origin, lines=False)
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError("is no file; give the path of a suite's .yaml file", file=path)
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"is larger than {MAX_BYTES} bytes, so no suite file", file=path)
+        data = path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot be read: {reason}; check the path", file=path) from None
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError("is not UTF-8 text; save it as UTF-8", file=path, line=line) from None
+
+
+def _parse(text: str, file: str, *, lines: bool) -> Any:
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        message, line = _complaint(error)
+        raise UserError(message, file=file, line=line if lines else None) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1 if lines else None
+        message = f"not valid YAML: the character U+{error.character:04X} is not allowed"
+        raise UserError(f"{message}; take it out", file=file, line=line) from None
+    except RecursionError:
+        raise UserError("nested too deeply; write it flatter", file=file) from None
+    except (ValueError, OverflowError):  # an escape such as "\U00110000"
+        message = "not valid YAML: an escape (\\x.., \\u..) in quotes names no character"
+        raise UserError(message, file=file) from None
+    return None if root is None else _Builder(file, lines).build(root, 0)
+
+
+def _complaint(error: yaml.MarkedYAMLError) -> tuple[str, int | None]:
+    """What PyYAML says and what to do about it; the line, of its beginning if it is not closed."""
+    problem = str(error.problem or error.context)
+    begin, end = error.context_mark, error.problem_mark
+    line = end.line + 1 if end else begin.line + 1 if begin else None
+    if problem.startswith("the tag"):
+        return problem, line
+    whole = f"{error.context} {problem}"
+    cure = next((cure for part, cure in _CURES.items() if part in whole), None)
+    cure = cure or "check the indentation, quotes and brackets around it"
+    if begin and "not closed" in cure:
+        line = begin.line + 1
+    return f"not valid YAML: {problem}; {cure}", line
+
+
+class _Builder:
+    """Turns YAML nodes into values, within limits."""
+
+    def __init__(self, file: str, lines: bool) -> None:
+        self.file, self.lines = file, lines
+        self.count = self.size = 0
+
+    def line(self, node: yaml.Node) -> int | None:
+        return node.start_mark.line + 1 if self.lines else None
+
+    def fail(self, message: str, node: yaml.Node) -> UserError:
+        return UserError(message, file=self.file, line=self.line(node))
+
+    def build(self, node: yaml.Node, depth: int) -> Any:
+        self.count += 1
+        if self.count > MAX_NODES or self.size > MAX_BYTES or depth > MAX_DEPTH:
+            raise self.fail("expands to too many values; write fewer aliases (*name)", node)
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node)
+        if isinstance(node, yaml.SequenceNode):
+            items = Seq(self.file, self.line(node))
+            for child in node.value:
+                items.append(self.build(child, depth + 1))
+                items.lines.append(child.start_mark.line + 1)
+            return items
+        assert isinstance(node, yaml.MappingNode)
+        return self._mapping(node, depth)
+
+    def _text(self, node: yaml.ScalarNode) -> str:
+        text = str(node.value)
+        self.size += len(text)
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise self.fail("half a surrogate pair is no character; take it out", node)
+        return text
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        text = self._text(node)
+        if node.style is not None:  # quoted, or a block
+            return text
+        if text in _WORDS:
+            return self._finite(_WORDS[text], node)
+        found = number(text)
+        return text if found is None else self._finite(found, node)
+
+    def _finite(self, found: Any, node: yaml.ScalarNode) -> Any:
+        if isinstance(found, int | float):
+            limit = MAX_INT if isinstance(found, int) else MAX_FLOAT
+            if not abs(found) <= limit:
+                shown = short(node.value)
+                raise self.fail(f"{shown} is no usable number; write a finite, smaller one", node)
+        return found
+
+    def _mapping(self, node: yaml.MappingNode, depth: int) -> Map:
+        result = Map(self.file, self.line(node))
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise self.fail("a key must be a plain word; write 'name: value'", key_node)
+            key = self._text(key_node)
+            if key == "<<":
+                raise self.fail("merge keys (<<) are not supported; write the values out", key_node)
+            if key in result:
+                first = f" (first on line {result.lines[key][1]})" if self.lines else ""
+                raise self.fail(f"'{short(key)}' stands twice{first}; keep one", key_node)
+            result.put(key, self.build(value_node, depth + 1), self.file, self.line(key_node))
+        return result
+
+
+def locate(tree: Any, path: tuple[Any, ...]) -> tuple[str | None, int | None]:
+    """File and line of the deepest part of `path` that stands in `tree`."""
+    file = getattr(tree, "file", None)
+    line = getattr(tree, "line", None)
+    for step in path:
+        if isinstance(tree, Map) and step in tree:
+            file, line = tree.lines[step]
+        elif isinstance(tree, Seq) and isinstance(step, int) and step < len(tree):
+            file = tree.file
+            line = tree.lines[step] if tree.line is not None else None
+        else:
+            break
+        tree = tree[step]
+    return file, line
+
+
+def merge(*trees: Map) -> Map:
+    """A copy of the first mapping, overlaid by the others; mappings merge, all else replaces.
+
+    A value keeps the place it comes from; a mapping that several make up, that of the first.
+    """
+    result = Map(trees[0].file, trees[0].line)
+    for tree in trees:
+        for key, new in tree.items():
+            place, old = tree.lines[key], result.get(key)
+            if isinstance(new, Map):
+                if isinstance(old, Map):
+                    new, place = merge(old, new), result.lines[key]
+                else:
+                    new = merge(new)
+            result.put(key, new, *place)
+    return result

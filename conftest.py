@@ -1,0 +1,36 @@
+"""`pytest --benchmark`: run the regression benchmarks under tests/benchmarks.
+
+pytest-benchmark has only `--benchmark-...` options; the bare flag is ours. With it only the
+benchmarks run, and a step that has become slower than its committed bound fails the run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent / "tests" / "benchmarks"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--benchmark",
+        action="store_true",
+        dest="regression_benchmarks",
+        help="run the regression benchmarks of tests/benchmarks and nothing else",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without the flag benchmarks stay out; with it all else does."""
+    wanted = config.getoption("regression_benchmarks")
+    kept = [item for item in items if item.path.is_relative_to(BENCHMARKS) == wanted]
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("regression_benchmarks"):
+        config.option.benchmark_disable = True

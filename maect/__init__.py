@@ -1,0 +1,35 @@
+"""MAE-CT (arXiv 2304.10520) in PyTorch: models, losses, training stages, evaluations and data.
+
+The names below are the public, stable API. They load on first use, so that `maect.settings`,
+which the planner reads, costs no import of torch.
+"""
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "patchify": "maect.losses",
+    "mae_loss": "maect.losses",
+    "nnclr_loss": "maect.losses",
+    "NeighborQueue": "maect.heads",
+    "NNCLRHead": "maect.heads",
+    "build_encoder": "maect.models",
+    "sincos_positions": "maect.models",
+    "load_encoder": "maect.checkpoints",
+    "layer_decay": "maect.optim",
+}
+_MODULES = ("datasets", "evals")
+
+__all__ = [*_PUBLIC, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"maect.{name}")
+    raise AttributeError(f"module 'maect' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,86 @@
+"""Image sets with fixed splits: what the planner needs to know of them, and their images.
+
+Importing this package imports neither torch nor scikit-learn. Getting and checking the named
+sets is in `maect.datasets.fetch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from maect.datasets import large, small
+from maect.datasets.base import SPLITS, ArraySplit, DataError, DataInfo, Split, data_root
+from maect.datasets.catalog import CATALOG
+from maect.datasets.encoded import EncodedSplit
+from maect.settings import DataSettings
+
+__all__ = [
+    "CATALOG",
+    "SPLITS",
+    "ArraySplit",
+    "DataError",
+    "DataInfo",
+    "EncodedSplit",
+    "Split",
+    "data_root",
+    "describe",
+    "load",
+    "low_shot",
+    "prepare",
+]
+
+
+def describe(settings: DataSettings, root: Path | None = None) -> DataInfo:
+    """What the planner needs: shape, classes, counts, fingerprint. Decodes no image.
+
+    Without a fingerprint the data are not here, are damaged, or were not `prepare`d; `hint` says
+    which. Raises DataError where neither data nor settings tell how many images there are.
+    """
+    root = root or data_root()
+    if settings.name in CATALOG:
+        return small.describe(settings.name, root)
+    return large.describe(settings, root)
+
+
+def prepare(
+    settings: DataSettings,
+    root: Path | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> DataInfo:
+    """`describe`, after reading once every image of a folder or of shards that is new or changed.
+
+    It finds what cannot be read before anything trains on it. Raises DataError where a test image
+    cannot be read, more training images than `max_broken` allows, or the set is absent.
+    """
+    root = root or data_root()
+    if settings.name in CATALOG:
+        info = small.describe(settings.name, root)
+        if info.fingerprint is None:
+            raise DataError(info.hint or f"{settings.name} is not here")
+        return info
+    return large.prepare(settings, root, progress)
+
+
+def load(settings: DataSettings, root: Path | None = None, split: str = "train") -> Split:
+    """Images and labels of one split: "train", "selection" or "test".
+
+    Raises DataError where the data are absent, damaged or were not `prepare`d.
+    """
+    if split not in SPLITS:
+        raise DataError(f"no split {split!r}; write one of {', '.join(SPLITS)}")
+    root = root or data_root()
+    if settings.name in CATALOG:
+        return small.load(settings.name, root, split)
+    return large.load(settings, root, split)
+
+
+def low_shot(settings: DataSettings, root: Path | None = None) -> dict[str, list[np.ndarray]]:
+    """Rows of the train split that are labelled, by "1", "2", "5" (images a class, three draws),
+    "1%" and "10%" (one draw each): int64 arrays."""
+    root = root or data_root()
+    if settings.name in CATALOG:
+        return small.low_shot(settings.name, root)
+    return large.low_shot(settings, root)

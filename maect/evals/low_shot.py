@@ -1,0 +1,145 @@
+"""Low-shot: logistic regression on the features of a few labelled images a class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from maect.evals.base import EvalInput, EvalResult, Evaluator, Features, Metric, labels_of
+from maect.settings import Positive, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: numbers of a draw's features up to which budgets are solved together on a CPU
+_SMALL = 2**15
+
+Budget = Literal["1", "2", "5", "1%", "10%"]
+
+
+class LowShotSettings(Settings):
+    """The published protocol: rows centred and normalised, no intercept, penalty 0.00025 / n."""
+
+    #: labelled images a class, or share of the training images; each is a metric of its own
+    budgets: list[Budget] = Field(default=["1", "2", "5", "10%"], min_length=1)
+    #: the objective is mean cross entropy + l2 / (2 n) |W|^2 with n labelled images
+    l2: Positive = 0.00025
+    #: relative gain of the last Newton step below which a problem is solved
+    tolerance: Positive = 1e-5
+
+
+def centred_rows(x: Tensor) -> Tensor:
+    """Each row minus its own mean, divided by its L2 norm: [N, D] -> [N, D] float64.
+
+    The published protocol's preparation. Raises ValueError if a value is not finite.
+    """
+    import torch
+
+    x = x.double()
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("the features hold NaN or infinite values")
+    x = x - x.mean(1, keepdim=True)
+    return x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def _name(what: str, budget: str) -> str:
+    return f"{what}_{budget.replace('%', 'pct')}"
+
+
+def _label(budget: str) -> str:
+    return budget if budget.endswith("%") else f"{budget}-shot"
+
+
+def _metrics(settings: LowShotSettings) -> list[Metric]:
+    return [
+        Metric(_name("accuracy", budget), _label(budget), "%", True, primary=i == 0)
+        for i, budget in enumerate(settings.budgets)
+    ]
+
+
+def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+    """Mean over the draws of the accuracy on the whole test split."""
+    return {
+        key.replace("class", "accuracy"): 100.0 * float((drawn == labels[:, None]).mean())
+        for key, drawn in predictions.items()
+    }
+
+
+def _run(data: EvalInput, settings: LowShotSettings, rows: slice) -> EvalResult:
+    from maect.evals.logistic import fit_logistic
+
+    missing = [budget for budget in settings.budgets if budget not in data.low_shot]
+    if missing:
+        raise ValueError(f"the data set's split has no low-shot draws for {', '.join(missing)}")
+    test = centred_rows(data.test.x)
+    predictions, chosen, notes = {}, {}, []
+    for group in _groups(data, settings.budgets):
+        draws = [np.asarray(draw) for budget in group for draw in data.low_shot[budget]]
+        x, y = _stacked(data.train, draws)
+        fitted = fit_logistic(x, y, data.classes, settings.l2, settings.tolerance)
+        if not fitted.converged:
+            notes.append(f"{', '.join(map(_label, group))}: a regression missed its tolerance")
+        classes, first = _classes(test, fitted.weight), 0
+        for budget in group:
+            own = slice(first, first + len(data.low_shot[budget]))
+            predictions[_name("class", budget)] = classes[:, own]
+            chosen[_name("accuracy", budget)] = {
+                "images": [len(draw) for draw in draws[own]],
+                "objective": fitted.objective[own].tolist(),
+            }
+            first = own.stop
+    protocol: dict[str, Any] = {
+        "evaluation": "low_shot",
+        **settings.resolved(),
+        "rows": "centred by their own mean, L2-normalised; no intercept",
+        "images": {name: solved["images"] for name, solved in chosen.items()},
+        "value": "mean over the draws",
+        "ties": "lower class",
+        "test_images": len(data.test.y),
+    }
+    values = _derive(predictions, labels_of(data.test.y))
+    return EvalResult(values, predictions, chosen, protocol, notes)
+
+
+def _groups(data: EvalInput, budgets: list[Budget]) -> list[list[Budget]]:
+    """Budgets to solve together: on a CPU only small ones, whose cost is in starting kernels."""
+    sizes = {budget: len(data.low_shot[budget][0]) * data.train.x.shape[1] for budget in budgets}
+    cpu = data.train.x.device.type == "cpu"
+    together = [b for b in budgets if not b.endswith("%") and (sizes[b] <= _SMALL or not cpu)]
+    return [group for group in (together, *([b] for b in budgets if b not in together)) if group]
+
+
+def _stacked(train: Features, draws: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Prepared rows and classes of each draw, filled up to the longest: [P, n, D], [P, n]."""
+    import torch
+
+    device, most = train.x.device, max(map(len, draws))
+    x = torch.zeros(len(draws), most, train.x.shape[1], dtype=torch.float64, device=device)
+    y = torch.full((len(draws), most), -1, device=device)
+    for i, draw in enumerate(draws):
+        rows = torch.from_numpy(draw).to(device)
+        x[i, : len(draw)] = centred_rows(train.x[rows])
+        y[i, : len(draw)] = train.y[rows]
+    return x, y
+
+
+def _classes(test: Tensor, weight: Tensor) -> np.ndarray:
+    """Predicted classes: test [M, D], weight [P, C, D] -> [M, P] int32."""
+    import torch
+
+    parts = [(rows @ weight.mT).max(2).indices.T.cpu() for rows in test.split(2048)]
+    return torch.cat(parts).numpy().astype(np.int32)
+
+
+EVALUATOR = Evaluator(
+    name="low_shot",
+    label="low-shot",
+    settings=LowShotSettings,
+    metrics=_metrics,
+    run=_run,
+    derive=_derive,
+    uses_seed=False,
+)

@@ -1,0 +1,164 @@
+"""k-NN: neighbours of each test image among the training images vote for its class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+from maect.evals.base import (
+    EvalInput,
+    EvalResult,
+    Evaluator,
+    Metric,
+    Predictions,
+    labels_of,
+    percent_correct,
+)
+from maect.settings import Positive, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class KnnSettings(Settings):
+    """The official protocol: standardised features, cosine, votes exp(similarity / 0.07)."""
+
+    #: numbers of neighbours, each a metric of its own; the first is the primary one
+    k: list[PositiveInt] = Field(default=[10, 20], min_length=1)
+    #: votes exp(similarity / temperature); null: every neighbour counts the same
+    temperature: Positive | None = 0.07
+    #: first subtract the mean and divide by the deviation of the training features
+    standardize: bool = True
+
+
+def standardized(train: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets by the statistics of `train`: (x - mean) / (unbiased deviation + 1e-5), float64.
+
+    [N, D], [M, D] -> [N, D], [M, D]. The formula is that of the published evaluation.
+    """
+    train, other = train.double(), other.double()
+    mean, deviation = train.mean(0), train.std(0, correction=1) + 1e-5
+    return (train - mean) / deviation, (other - mean) / deviation
+
+
+def vote(
+    classes: np.ndarray, similarity: np.ndarray, temperature: float | None, count: int
+) -> np.ndarray:
+    """Class with the most votes, the lower one if several have: [M, k], [M, k] -> [M] int64.
+
+    A neighbour's vote is exp(similarity / temperature), or 1 if there is no temperature.
+    """
+    predicted = np.empty(len(classes), dtype=np.int64)
+    for start in range(0, len(classes), 4096):
+        rows = slice(start, start + 4096)
+        weight = np.ones_like(similarity[rows])
+        if temperature is not None:  # over the best one's vote, which cannot overflow
+            weight = np.exp((similarity[rows] - similarity[rows, :1]) / temperature)
+        score = np.zeros((len(weight), count))
+        for column in range(weight.shape[1]):
+            score[np.arange(len(weight)), classes[rows, column]] += weight[:, column]
+        predicted[rows] = score.argmax(1)
+    return predicted
+
+
+def _predict(
+    train: tuple[Any, Any],
+    test_x: Any,
+    k: Sequence[int],
+    temperature: float | None,
+    standardize: bool,
+    rows: slice,
+) -> Predictions:
+    import torch
+
+    from maect.evals.neighbors import nearest, normalize_rows
+
+    train_x, test_x = torch.as_tensor(train[0]), torch.as_tensor(test_x)[rows]
+    train_y = labels_of(train[1])
+    if standardize:
+        train_x, test_x = standardized(train_x, test_x)
+    similarity, index = nearest(normalize_rows(train_x), normalize_rows(test_x), max(k))
+    near = train_y[index.numpy()]
+    classes = int(train_y.max()) + 1
+    predictions = {
+        "neighbor": index.numpy().astype(np.int32),
+        "neighbor_class": near.astype(np.int32),
+        "similarity": similarity.numpy().astype(np.float32),
+    }
+    for count in k:
+        predictions[f"class_k{count}"] = vote(
+            near[:, :count], similarity.numpy()[:, :count], temperature, classes
+        ).astype(np.int32)
+    return predictions
+
+
+def knn(
+    train_x: Any,
+    train_y: Any,
+    test_x: Any,
+    test_y: Any,
+    k: int | Sequence[int],
+    temperature: float | None = 0.07,
+    standardize: bool = True,
+) -> float | dict[int, float]:
+    """k-NN accuracy in [0, 1]; a dict k -> accuracy if `k` is a sequence.
+
+    train_x [N, D], train_y [N], test_x [M, D], test_y [M]. Raises ValueError if k is not in 1..N
+    or a feature is not finite.
+    """
+    counts = [int(count) for count in np.atleast_1d(k)]
+    found = _predict((train_x, train_y), test_x, counts, temperature, standardize, slice(None))
+    truth = labels_of(test_y)
+    accuracy = {count: float(np.mean(found[f"class_k{count}"] == truth)) for count in counts}
+    return accuracy if np.iterable(k) else accuracy[counts[0]]
+
+
+def _metrics(settings: KnnSettings) -> list[Metric]:
+    accuracy = [
+        Metric(f"accuracy_k{k}", f"k-NN, k={k}", "%", True, primary=i == 0)
+        for i, k in enumerate(settings.k)
+    ]
+    purity = [
+        Metric(f"purity_k{k}", f"neighbours of the same class, k={k}", "%", True)
+        for k in settings.k
+    ]
+    return accuracy + purity
+
+
+def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+    counts = [int(key.removeprefix("class_k")) for key in predictions if key[:7] == "class_k"]
+    same = predictions["neighbor_class"] == labels[:, None]
+    values = {f"accuracy_k{k}": percent_correct(predictions[f"class_k{k}"], labels) for k in counts}
+    return values | {f"purity_k{k}": 100.0 * float(same[:, :k].mean()) for k in counts}
+
+
+def _run(data: EvalInput, settings: KnnSettings, rows: slice) -> EvalResult:
+    train = (data.train.x, data.train.y)
+    predictions = _predict(
+        train, data.test.x, settings.k, settings.temperature, settings.standardize, rows
+    )
+    protocol = {
+        "evaluation": "knn",
+        **settings.resolved(),
+        "similarity": "cosine",
+        "ties": "neighbours: lower training row; classes: lower class",
+        "train_images": len(data.train.y),
+        "test_images": len(data.test.y),
+    }
+    values = _derive(predictions, labels_of(data.test.y)[rows])
+    return EvalResult(values, predictions, {}, protocol)
+
+
+EVALUATOR = Evaluator(
+    name="knn",
+    label="k-NN",
+    settings=KnnSettings,
+    metrics=_metrics,
+    run=_run,
+    derive=_derive,
+    uses_seed=False,
+    shardable=True,
+)

@@ -1,0 +1,194 @@
+"""Exact nearest neighbours by cosine, in blocks of bounded memory, on CPU or GPU.
+
+The neighbours returned do not depend on block sizes, on how queries are shared among workers, or
+on how a matrix product sums: products only *screen*. A block of products in low precision is off
+by at most `bound` (below), so every row within 2 x bound of the k-th best is kept, and what is
+kept is compared by products and sums in double precision, one pair at a time. Equal similarities
+are ordered by row, lower first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+#: queries and stored rows compared in one product, [65536, 256] at most
+QUERY_BLOCK = 256
+TRAIN_BLOCK = 65536
+#: stored rows per group of the first selection
+GROUP = 25
+#: candidates a query above which a block is screened again in the next precision
+MANY = 512
+#: numbers held at a time by the comparison in double precision
+PAIR_NUMBERS = 2**22
+
+
+class _Screen(NamedTuple):
+    """Stored rows in a screening precision."""
+
+    x: Tensor  # [N, D]
+    lost: float  # largest L2 norm of a row's rounding error
+    scratch: Tensor  # room for the products with one block of queries
+
+
+def normalize_rows(x: Tensor) -> Tensor:
+    """Rows of unit L2 norm (zero rows stay zero), computed in float64: [N, D] -> [N, D] float32.
+
+    Raises ValueError if a value is not finite.
+    """
+    import torch
+
+    x = x.double()
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("the features hold NaN or infinite values")
+    return (x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)).float()
+
+
+def nearest(stored: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k stored rows most similar to each query, best first.
+
+    stored [N, D], queries [Q, D], both float32 with unit rows -> similarity [Q, k] float64,
+    row [Q, k] int64, on the CPU. Raises ValueError if k is not in 1..N.
+    """
+    import torch
+
+    if not 1 <= k <= len(stored):
+        raise ValueError(f"k = {k} neighbours of {len(stored)} stored rows")
+    best_s = torch.empty(len(queries), 0, dtype=torch.float64, device=stored.device)
+    best_i = torch.empty(len(queries), 0, dtype=torch.int64, device=stored.device)
+    for start in range(0, len(stored), TRAIN_BLOCK):
+        chunk = stored[start : start + TRAIN_BLOCK]
+        similarity, row = _nearest_in_chunk(chunk, queries, min(k, len(chunk)))
+        # earlier rows come first, so that the stable sort keeps the lower row of a tie
+        best_s, order = torch.cat([best_s, similarity], 1).sort(dim=1, descending=True, stable=True)
+        best_s, order = best_s[:, :k], order[:, :k]
+        best_i = torch.cat([best_i, row + start], 1).gather(1, order)
+    return best_s.cpu(), best_i.cpu()
+
+
+def _nearest_in_chunk(stored: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    import torch
+
+    n = len(stored)
+    size = GROUP if n >= GROUP * max(k, GROUP) else 1
+    stored = torch.cat([stored, stored.new_zeros(-n % size, stored.shape[1])])
+    precisions = _precisions(stored)
+    screen = _rounded(stored, precisions[0])
+    similarity, row = [], []
+    for block in queries.split(QUERY_BLOCK):
+        while True:
+            candidates = _candidates(screen, block, n, size, k)
+            if candidates.shape[1] <= max(MANY, 4 * k) or len(precisions) == 1:
+                break
+            precisions.pop(0)
+            screen = _rounded(stored, precisions[0])
+        step = max(1, PAIR_NUMBERS // (candidates.shape[1] * stored.shape[1]))
+        for rows, query in zip(candidates.split(step), block.split(step), strict=True):
+            best = _best_of(stored, n, query, rows, k)
+            similarity.append(best[0])
+            row.append(best[1])
+    if not similarity:
+        return stored.new_empty(0, k, dtype=torch.float64), stored.new_empty(0, k).long()
+    return torch.cat(similarity), torch.cat(row)
+
+
+def _precisions(x: Tensor) -> list[torch.dtype]:
+    """Screening precisions to try in turn, fastest first."""
+    import torch
+
+    exact = [torch.float32, torch.float64]
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return [torch.bfloat16, *exact] if fast and x.device.type == "cpu" else exact
+
+
+def _rounded(x: Tensor, dtype: torch.dtype) -> _Screen:
+    import torch
+
+    rounded = x.to(dtype)
+    # exact in float32: what bfloat16 drops are the low bits
+    lost = (x - rounded).norm(dim=1).max().item() if dtype is torch.bfloat16 else 0.0
+    scratch = x.new_empty(len(x) * QUERY_BLOCK, dtype=dtype)
+    return _Screen(rounded, lost, scratch)
+
+
+def _unit(dtype: torch.dtype) -> float:
+    """Largest relative error of one product or addition inside a matrix product."""
+    import torch
+
+    if dtype is torch.float64:
+        return 2.0**-53
+    if dtype is torch.bfloat16:  # exact products, summed in float32
+        return 2.0**-24
+    # float32 products may be allowed to round their factors to TF32 or bfloat16
+    allowed = {"highest": 2.0**-24, "high": 2.0**-10, "medium": 2.0**-8}
+    return allowed[torch.get_float32_matmul_precision()]
+
+
+def _bound(dim: int, dtype: torch.dtype, lost: float) -> float:
+    """Largest difference of a screened similarity from the true one, for rows of norm 1.
+
+    With rows q', t' rounded to `dtype`, q.t - q'.t' = (q - q').t + q'.(t - t') is at most
+    |q - q'| + |t - t'| = `lost` (Cauchy-Schwarz); products and sums of D terms err by (D + 2)
+    units (Higham 2002, section 3.1), doubled for the sake of unknown hardware; bfloat16 sums are
+    stored with an error of 2^-9. 1.02 covers norms that rounding raised above 1.
+    """
+    import torch
+
+    stored = 2.0**-9 if dtype is torch.bfloat16 else 0.0
+    return 1.02 * (lost + 2 * (dim + 2) * _unit(dtype) + stored)
+
+
+def _candidates(screen: _Screen, block: Tensor, n: int, size: int, k: int) -> Tensor:
+    """Rows that may be among the k nearest of a block's queries: [B, c], some in excess."""
+    import torch
+
+    (rows, dim), count, dtype = screen.x.shape, len(block), screen.x.dtype
+    query = block.to(dtype)
+    lost = (block - query).norm(dim=1).max().item() if dtype is torch.bfloat16 else 0.0
+    slack = 2 * _bound(dim, dtype, screen.lost + lost)
+    products = screen.scratch[: rows * count].view(rows, count)
+    torch.mm(screen.x, query.T, out=products)  # [rows, B]
+    products[n:] = -float("inf")
+    # k groups of rows reach the k-th best of the groups' maxima, so k rows do: a group that
+    # stays below it by more than the slack holds no neighbour
+    grouped = products.view(-1, size, count)
+    group = _within(grouped.amax(1).T.contiguous(), k, slack)  # [B, groups kept]
+    kept = grouped.permute(2, 0, 1).gather(1, group[:, :, None].expand(-1, -1, size))
+    place = _within(kept.flatten(1), k, slack)
+    return group.gather(1, place // size) * size + place % size
+
+
+def _within(values: Tensor, k: int, slack: float) -> Tensor:
+    """Places of the values of each row down to `slack` below its k-th best: [B, n] -> [B, c]."""
+    guess = min(4 * k, values.shape[1])
+    top = values.topk(guess, 1)
+    threshold = top.values[:, k - 1 : k].double() - slack
+    count = int((values >= threshold).sum(1).max())
+    return top.indices[:, :count] if count <= guess else values.topk(count, 1).indices
+
+
+def _best_of(
+    stored: Tensor, n: int, queries: Tensor, candidates: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k best of [B, c] candidate rows by similarity in float64, then by row: [B, k] each."""
+    import torch
+
+    pairs = _rows(stored, candidates)
+    rough = (pairs @ queries[:, :, None]).squeeze(2)
+    rough[candidates >= n] = -float("inf")
+    place = _within(rough, k, 2 * _bound(stored.shape[1], torch.float32, 0.0))
+    candidates = candidates.gather(1, place).sort(dim=1).values
+    pairs = _rows(stored, candidates).double()
+    similarity = pairs.mul_(queries[:, None]).sum(2)
+    similarity[candidates >= n] = -float("inf")
+    similarity, order = similarity.sort(dim=1, descending=True, stable=True)
+    return similarity[:, :k], candidates.gather(1, order[:, :k])
+
+
+def _rows(stored: Tensor, index: Tensor) -> Tensor:
+    """`stored[index]`: [N, D], [B, c] -> [B, c, D]; index_select is the faster way."""
+    return stored.index_select(0, index.flatten()).view(*index.shape, -1)

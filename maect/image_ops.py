@@ -1,0 +1,368 @@
+"""Image operators on whole batches, each with its own parameters for every image.
+
+Images are float32 [B, C, H, W] on the scale 0-255, on any device; parameters are NumPy arrays.
+Each operator names the one it equals, within 2/255 given the same parameters; tests compare them.
+On a CPU, `torch.where`, comparisons and scattered writes cost ten times what arithmetic does at
+these sizes, so conditions are written as arithmetic and chosen images are sorted side by side.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+#: largest table of crop matrices kept for a size of image, numbers
+_TABLE_LIMIT = 20_000_000
+_GREY = (0.299, 0.587, 0.114)
+#: numbers that an operator of many passes works on at a time on a CPU, to stay in its cache
+_CACHED = 1 << 18
+#: Pillow's box filter works in units of 2^-24
+_FIXED = 2.0**24
+
+
+class Batch:
+    """Images of a batch that operators change in place, each on those it was chosen for.
+
+    They are kept sorted by what is done to them next, so that an operator works on one slice;
+    `rows` says which image is where, and `restored` puts them back in order.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        self.rows = np.arange(len(images))
+
+    def _reorder(self, order: np.ndarray) -> None:
+        if (order[1:] < order[:-1]).any():
+            at = torch.from_numpy(order).to(self.images.device)
+            self.images, self.rows = self.images.index_select(0, at), self.rows[order]
+
+    def sort(self, kinds: np.ndarray, count: int) -> list[int]:
+        """Bring images of one kind together: `kinds` [B] of 0..count-1, the kinds in turn.
+
+        Returns where each kind begins, and the end: kind k lies in `images[at[k]:at[k + 1]]`.
+        """
+        self._reorder(np.argsort(kinds[self.rows], kind="stable"))
+        return [0, *np.cumsum(np.bincount(kinds, minlength=count)).tolist()]
+
+    def chosen(self, rows: np.ndarray) -> Tensor:
+        """A view of the images chosen by bool [B]."""
+        count = self.sort(np.where(rows, 0, 1), 2)[1]
+        return self.images[:count]
+
+    def restored(self) -> Tensor:
+        """The images in the order they came in."""
+        self._reorder(np.argsort(self.rows))
+        return self.images
+
+
+def cached(images: Tensor, start: int, end: int) -> Iterator[slice]:
+    """`start` to `end` in steps of as many images as stay in a CPU's cache; whole elsewhere."""
+    step = max(1, _CACHED // images[0].numel()) if images.device.type == "cpu" else len(images)
+    for first in range(start, end, step):
+        yield slice(first, min(first + step, end))
+
+
+def _column(values: np.ndarray, like: Tensor) -> Tensor:
+    """[n] -> float32 [n, 1, 1, 1] on the device of `like`."""
+    return torch.from_numpy(values.astype(np.float32)).to(like.device)[:, None, None, None]
+
+
+def resample_weights(
+    starts: np.ndarray, lengths: np.ndarray, mirror: np.ndarray, size: int, out: int
+) -> Tensor:
+    """Matrices that cut an interval out of a row of pixels and resize it: float32 [n, out, size].
+
+    Interval i is `starts[i]`, `lengths[i]` pixels long, of a row of `size`; pixels outside it have
+    no part. Bicubic (a = -0.5), widened when shrinking, as in Pillow's Resample.c.
+    """
+    first, length, turned = (np.asarray(a)[:, None, None] for a in (starts, lengths, mirror))
+    scale = length / out
+    stretch = np.maximum(scale, 1.0)
+    position = np.arange(out)[:, None]
+    center = (np.where(turned, out - 1 - position, position) + 0.5) * scale
+    pixel = np.arange(size) - first
+    low = np.maximum(np.floor(center - 2 * stretch + 0.5), 0)
+    high = np.minimum(np.floor(center + 2 * stretch + 0.5), length)
+    x = np.abs(pixel - center + 0.5) / stretch
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = np.where((pixel >= low) & (pixel < high) & (x < 2), np.where(x < 1, near, far), 0.0)
+    return torch.from_numpy((weights / weights.sum(2, keepdims=True)).astype(np.float32))
+
+
+@functools.lru_cache(maxsize=8)
+def _crop_table(size: int, out: int, device: torch.device) -> Tensor:
+    """`resample_weights` of every interval of a row: by length, by start; plain, then mirrored."""
+    pairs = [(start, length) for length in range(1, size + 1) for start in range(size - length + 1)]
+    starts, lengths = np.tile(pairs, (2, 1)).T
+    mirror = np.arange(2 * len(pairs)) >= len(pairs)
+    return resample_weights(starts, lengths, mirror, size, out).to(device)
+
+
+def _crop_weights(
+    starts: np.ndarray, lengths: np.ndarray, mirror: np.ndarray, size: int, out: int, device: Any
+) -> Tensor:
+    """The rows of `_crop_table` for given intervals: [B, out, size]."""
+    table = _crop_table(size, out, device)
+    shorter = (lengths - 1) * (size + 1) - (lengths - 1) * lengths // 2
+    rows = shorter + starts + mirror * (len(table) // 2)
+    return table.index_select(0, torch.from_numpy(rows).to(device))
+
+
+def _resize(images: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
+    """Rows by `horizontal` [B, w, W], then columns by `vertical` [B, h, H]: [B, C, h, w].
+
+    `images` are uint8; the result is rounded to 8-bit levels after each of the two.
+    """
+    batch, channels, height, width = images.shape
+    result = horizontal.new_empty(batch, channels, vertical.shape[1], horizontal.shape[1])
+    for part in cached(result, 0, batch):
+        rows = images[part].float().reshape(-1, channels * height, width)
+        rows = torch.bmm(rows, horizontal[part].mT).round_().clamp_(0, 255)
+        columns = torch.matmul(vertical[part, None], rows.view(-1, channels, height, rows.shape[2]))
+        torch.clamp(columns.round_(), 0, 255, out=result[part])
+    return result
+
+
+def crop_resize(
+    images: Tensor | Sequence[Tensor],
+    boxes: np.ndarray,
+    flip: np.ndarray,
+    out: int,
+    device: torch.device,
+) -> Tensor:
+    """Cut `boxes` (top, left, height, width) [B, 4] out, resize, mirror some.
+
+    uint8 [B, C, H, W], or B of [C, h, w] -> float32 [B, C, out, out] on `device`. Equals
+    torchvision's `resized_crop` of uint8 tensors, bicubic with antialiasing, then `hflip`: whole
+    8-bit levels, rows before columns. So did Pillow up to version 12; later versions take the
+    columns of some tall boxes first, which differs where the filter overshoots 0 or 255.
+    Small images are resized on the device, by matrices; large ones one by one on the CPU, where
+    cut and resized they are also quicker to move.
+    """
+    top, left, height, width = boxes.T
+    if isinstance(images, Tensor) and _is_small(images.shape[2], images.shape[3], out):
+        plain = np.zeros_like(flip)
+        vertical = _crop_weights(top, height, plain, images.shape[2], out, device)
+        horizontal = _crop_weights(left, width, flip, images.shape[3], out, device)
+        return _resize(images.to(device), vertical, horizontal)
+
+    def one(row: int) -> Tensor:
+        y, x, h, w = boxes[row].tolist()
+        resized = _interpolate(images[row][:, y : y + h, x : x + w].cpu(), (out, out))
+        return resized.flip(2) if flip[row] else resized
+
+    return _each(one, len(images), device)
+
+
+def _is_small(height: int, width: int, out: int) -> bool:
+    """Whether a table of crop matrices is worth its memory."""
+    side = max(height, width)
+    return side * (side + 1) * out * side <= _TABLE_LIMIT
+
+
+def _interpolate(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [C, h, w] -> [C, *size], bicubic with antialiasing."""
+    if image.shape[1:] == size:
+        return image
+    return interpolate(image[None], size, mode="bicubic", antialias=True)[0]
+
+
+def _each(one: Callable[[int], Tensor], count: int, device: torch.device) -> Tensor:
+    """uint8 results of `one` for 0..count-1, stacked, as float32 on `device`.
+
+    Beside a GPU the CPU's cores are free and share the work; else one thread does it, because
+    how many a worker uses is a setting.
+    """
+    if device.type == "cpu":
+        results = [one(row) for row in range(count)]
+    else:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            results = list(threads.map(one, range(count)))
+    return torch.stack(results).to(device).float()
+
+
+def greyscale(images: Tensor) -> Tensor:
+    """Luminance [B, 1, H, W] of RGB images, as torchvision's `rgb_to_grayscale`."""
+    red, green, blue = images.split(1, dim=1)
+    return (red * _GREY[0]).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2])
+
+
+@functools.lru_cache(maxsize=8)
+def _corners(device: torch.device) -> Tensor:
+    """Red, green and blue on the hue's hexagon, counted from red: [3, 1, 1]."""
+    return torch.tensor([0.0, 2.0, -2.0], device=device)[:, None, None]
+
+
+def adjust_hue(images: Tensor, shift: np.ndarray) -> Tensor:
+    """Turn the hue of RGB images by `shift` [B] of a full circle, at most half, as torchvision's
+    `adjust_hue` of a tensor (that of a PIL image rounds the hue itself to 8 bits).
+
+    On the hue's hexagon (six sides of length 1) a colour lies |h| = 1 + (g + b - r - min) / (max -
+    min) from red, on green's side where g > b; and a channel is min + (max - min) (2 - d), clipped,
+    at a distance d from that channel's corner.
+    """
+    red, green, blue = images.split(1, dim=1)
+    least = images.amin(1, keepdim=True)
+    spread = images.amax(1, keepdim=True).sub_(least)
+    hue = (green + blue).sub_(red).sub_(least).div_(spread.clamp(min=1e-6)).add_(1)
+    hue = hue.copysign_(green - blue).add_(_column(6 * shift, images))
+    if np.abs(shift).max() > 1 / 6:  # less leads no further than six from any corner
+        hue.sub_((hue / 6).round_(), alpha=6)
+    inside = (hue - _corners(images.device)).abs_().sub_(3).abs_().clamp_(1, 2)
+    return inside.mul_(spread).add_(least.sub_(spread))
+
+
+def _blend(images: Tensor, factor: Tensor, contrast: int, saturation: int) -> None:
+    """x f + (1 - f) g in place: g is 0, from image number `contrast` on the mean luminance, from
+    `saturation` on the luminance of each pixel."""
+    if contrast < len(images):
+        toward = images[contrast:]
+        toward = greyscale(toward) if images.shape[1] == 3 else toward.clone()
+        if contrast < saturation:
+            flat = toward[: saturation - contrast]
+            flat.copy_(flat.mean((2, 3), keepdim=True))
+        toward.mul_(1 - factor[contrast:])
+        images.mul_(factor)
+        images[contrast:] += toward
+    else:
+        images.mul_(factor)
+    images.clamp_(0, 255)
+
+
+def color_jitter(batch: Batch, chosen: np.ndarray, order: np.ndarray, factors: np.ndarray) -> None:
+    """Brightness, contrast, saturation and hue of the chosen images, each in an order of its own.
+
+    `chosen` [B] bool; `order` [B, 4] holds a permutation of (0 brightness, 1 contrast,
+    2 saturation, 3 hue), the first to be applied first; `factors` [B, 4] the strength of each by
+    that number. Equals torchvision's `adjust_brightness`, `_contrast`, `_saturation` and `_hue`;
+    on one channel the last two do nothing, as there.
+    """
+    parts = 4 if batch.images.shape[1] == 3 else 2
+    kinds = np.where(chosen[:, None] & (order < parts), order, 4)
+    for position in range(4):
+        at = batch.sort(kinds[:, position], 5)
+        rows = batch.rows
+        if at[3]:
+            here = rows[: at[3]]
+            factor = _column(factors[here, kinds[here, position]], batch.images)
+            _blend(batch.images[: at[3]], factor, at[1], at[2])
+        if at[3] < at[4]:
+            hue = slice(at[3], at[4])
+            batch.images[hue] = adjust_hue(batch.images[hue], factors[rows[hue], 3])
+
+
+def _box_radius(sigma: np.ndarray, passes: int = 3) -> np.ndarray:
+    """Radius of the box that, applied `passes` times, blurs like a Gaussian (Pillow BoxBlur.c).
+
+    Gwosdek et al. 2011, "Theoretical foundations of Gaussian convolution by extended box
+    filtering".
+    """
+    variance = sigma.astype(np.float64) ** 2 / passes
+    whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
+    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
+    return whole + part / (6 * (variance - (whole + 1) ** 2))
+
+
+def _box_weights(radius: np.ndarray) -> np.ndarray:
+    """Weights of boxes of `radius` [n]: of the middle pixel, of others wholly inside, and of the
+    two in part. float64 [3, n].
+
+    Pillow cuts weights to multiples of 2^-24, and what is cut decides which way ties are rounded
+    (they are common: sigma 1 gives 1/6, 4/6, 1/6). 64 times the cut makes them fall the same way
+    in float32.
+    """
+    width = 2 * radius + 1
+    whole = np.floor(radius)
+    exact = np.stack([_FIXED / width, (radius - whole) * _FIXED / width])
+    inner = np.floor(np.float32(_FIXED) / width.astype(np.float32)).astype(np.float64)
+    outer = np.floor((_FIXED - (2 * whole + 1) * inner) / 2)
+    inner, outer = (exact + 64 * (np.stack([inner, outer]) - exact)) / _FIXED
+    return np.stack([inner, outer])
+
+
+def _box_blur(images: Tensor, whole: int, weights: list[Tensor], dim: int) -> Tensor:
+    """Three passes of boxes along `dim`, ends repeated, each rounded to 8-bit levels.
+
+    A box reaches `whole` pixels to each side and a part of one more; `weights` as `_box_weights`
+    gives them, each [B, 1, 1, 1].
+    """
+    inner, outer = weights
+    reach, size = whole + 1, images.shape[dim]
+    shape = list(images.shape)
+    shape[dim] += 2 * reach
+    padded = images.new_empty(shape)
+    result = padded.narrow(dim, reach, size)
+    result.copy_(images)
+    for _ in range(3):
+        padded.narrow(dim, 0, reach).copy_(result.narrow(dim, 0, 1))
+        padded.narrow(dim, size + reach, reach).copy_(result.narrow(dim, size - 1, 1))
+        total = padded.narrow(dim, 0, size) + padded.narrow(dim, 2 * reach, size)
+        total.mul_(outer)
+        for shift in range(1, 2 * reach):
+            total.addcmul_(padded.narrow(dim, shift, size), inner)
+        torch.round(total, out=result)
+    return result
+
+
+def gaussian_blur(batch: Batch, chosen: np.ndarray, sigma: np.ndarray) -> None:
+    """Blur the `chosen` images [B] with standard deviation `sigma` [B] pixels, as Pillow's
+    `ImageFilter.GaussianBlur`: three box passes along each direction, rounded after each.
+    """
+    radius = _box_radius(sigma)
+    weights = _box_weights(radius)
+    whole = np.floor(radius).astype(int)
+    largest = int(whole.max())
+    at = batch.sort(np.where(chosen, whole, largest + 1), largest + 2)
+    for reach in range(largest + 1):
+        for where in cached(batch.images, at[reach], at[reach + 1]):
+            own = [_column(weight[batch.rows[where]], batch.images) for weight in weights]
+            rows = _box_blur(batch.images[where].round(), reach, own, 3)
+            batch.images[where] = _box_blur(rows, reach, own, 2)
+
+
+def grey(batch: Batch, chosen: np.ndarray) -> None:
+    """Make the `chosen` RGB images [B] grey: torchvision's `rgb_to_grayscale`, three channels."""
+    images = batch.chosen(chosen)
+    if images.shape[1] == 3:
+        images.copy_(greyscale(images).expand_as(images))
+
+
+def solarise(batch: Batch, chosen: np.ndarray, threshold: int) -> None:
+    """Invert what is at or above `threshold`, an 8-bit level, in the `chosen` images [B]:
+    torchvision's `solarize`."""
+    images = batch.chosen(chosen)
+    invert = images.round().sub_(threshold - 1).clamp_(0, 1)
+    images.copy_(torch.lerp(images, 255 - images, invert))
+
+
+def center_crop_resize(
+    images: Tensor | Sequence[Tensor], size: int, device: torch.device
+) -> Tensor:
+    """Shorter side to 256/224 of `size`, centre crop: torchvision's `resize` of uint8 tensors,
+    bicubic with antialiasing, and `center_crop`. Images of `size` x `size` stay as they are.
+    uint8 [B, C, H, W], or B of [C, h, w] -> float32 [B, C, size, size] on `device`.
+    """
+    if isinstance(images, Tensor) and images.shape[2:] == (size, size):
+        return images.to(device).float()
+
+    def one(row: int) -> Tensor:
+        image = images[row].cpu()
+        height, width = image.shape[1:]
+        if height == width == size:
+            return image
+        short, long = size * 256 // 224, max(height, width) * (size * 256 // 224)
+        long //= min(height, width)
+        resized = _interpolate(image, (short, long) if height <= width else (long, short))
+        top, left = (round((side - size) / 2) for side in resized.shape[1:])
+        return resized[:, top : top + size, left : left + size]
+
+    return _each(one, len(images), device)

@@ -1,0 +1,94 @@
+"""Losses of masked autoencoding and of NNCLR.
+
+Formulas: He et al. 2022 (arXiv 2111.06377), Dwibedi et al. 2021 (arXiv 2104.14548), and MAE-CT,
+which combines them (arXiv 2304.10520).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images into patches: [B, C, H, W] -> [B, N, P], P ordered (patch row, column, channel).
+
+    Patches run along the rows of the image. ValueError if a side is no multiple of `patch_size`.
+    """
+    batch, channels, height, width = images.shape
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"images of {height}x{width} cannot be cut into patches of {patch_size}")
+    rows, columns = height // patch_size, width // patch_size
+    grid = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+
+
+def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int] | None = None) -> Tensor:
+    """Inverse of `patchify`: [B, N, P] -> [B, C, H, W].
+
+    `grid` is (rows, columns) of patches, by default a square. ValueError if it does not hold N
+    patches, or if P is no multiple of `patch_size` squared.
+    """
+    batch, count, values = patches.shape
+    rows, columns = grid or (round(count**0.5),) * 2
+    if rows * columns != count:
+        raise ValueError(f"{count} patches do not fill a grid of {rows}x{columns}")
+    if values % patch_size**2:
+        raise ValueError(f"patches of {values} values are not {patch_size}x{patch_size} pixels")
+    pixels = patches.reshape(batch, rows, columns, patch_size, patch_size, -1)
+    return pixels.permute(0, 5, 1, 3, 2, 4).reshape(
+        batch, -1, rows * patch_size, columns * patch_size
+    )
+
+
+def mae_loss_per_image(
+    pred: Tensor, images: Tensor, mask: Tensor, patch_size: int, norm_pix: bool = True
+) -> Tensor:
+    """Sum over each image's masked patches of the patch's mean squared error: -> [B].
+
+    Shares of a global batch add up: its loss is the sum of these values over all images, divided
+    by the number of masked patches of all images. Arguments as in `mae_loss`.
+    """
+    target = patchify(images, patch_size)
+    if norm_pix:
+        mean = target.mean(dim=-1, keepdim=True)
+        variance = target.var(dim=-1, keepdim=True, unbiased=True)
+        target = (target - mean) / torch.sqrt(variance + 1e-6)
+    error = (pred.to(target.dtype) - target).square().mean(dim=-1)
+    return (error * mask).sum(dim=-1)
+
+
+def mae_loss(
+    pred: Tensor, images: Tensor, mask: Tensor, patch_size: int, norm_pix: bool = True
+) -> Tensor:
+    """Masked autoencoder's loss, a scalar: mean squared error over all masked patches.
+
+    `pred` [B, N, P] as `patchify` orders it, `images` [B, C, H, W], `mask` [B, N] with 1 where a
+    patch was removed. `norm_pix`: the target is `(x - mean) / sqrt(var + 1e-6)` by each patch's
+    own mean and unbiased variance (arXiv 2111.06377, section 3). The error is computed in the
+    images' precision, whatever the prediction's.
+    """
+    return mae_loss_per_image(pred, images, mask, patch_size, norm_pix).sum() / mask.sum()
+
+
+def nnclr_loss(predicted: Tensor, neighbors: Tensor, temperature: float) -> Tensor:
+    """NNCLR's loss in one direction, a scalar.
+
+    Mean cross entropy over the rows of `neighbors @ predicted.T / temperature` [B, B], with the
+    diagonal as the positives: a row is the neighbour of one image in one view, the columns are the
+    predictions of all images in the other view. Both [B, D], of the *global* batch. Predictions
+    are L2-normalised here; neighbours are taken as they are, unit-norm rows of a queue. Computed
+    in at least float32.
+
+    The published code computes, on each of R ranks, the rows of its own samples against the
+    predictions gathered from all ranks with a gather that sums gradients over ranks; then
+    DistributedDataParallel averages. Its ranks' losses average to this one, and each rank's
+    gradient before averaging is R times this one's share, so the averaged gradient is this one's.
+    """
+    with torch.autocast(predicted.device.type, enabled=False):
+        if predicted.dtype in (torch.bfloat16, torch.float16):
+            predicted = predicted.float()
+        predicted = F.normalize(predicted, dim=-1)
+        similarities = neighbors.to(predicted.dtype) @ predicted.T / temperature
+        return F.cross_entropy(similarities, torch.arange(len(predicted), device=predicted.device))

@@ -1,0 +1,318 @@
+"""ViT encoder and MAE decoder on timm's blocks, their masking and their initial weights.
+
+Architecture: He et al. 2022 (arXiv 2111.06377), as MAE-CT (arXiv 2304.10520) uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from maect.heads import NeighborQueue, NNCLRHead
+from maect.losses import patchify
+from maect.settings import SIZES, ModelSettings
+from maect.streams import generator
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def sincos_positions(grid: int | tuple[int, int], dim: int) -> Tensor:
+    """Fixed sin-cos positions of a grid of patches: [N, dim] float32, N along the rows.
+
+    `grid` is the side or (rows, columns). The first half of the channels encodes the column, the
+    second the row, each as sines, then cosines of `position / 10000 ** (i / (dim / 4))`.
+    ValueError if `dim` is no multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"sin-cos positions need a dim that is a multiple of 4, not {dim}")
+    rows, columns = _pair(grid)
+    frequencies = 10000.0 ** -(np.arange(dim // 4) / (dim / 4))
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    angles = [axis[:, None] * frequencies for axis in (column, row)]
+    table = np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1)
+    return torch.from_numpy(table.astype(np.float32))
+
+
+def random_masking(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Which patches stay: noise [B, N] -> (keep [B, n], ids_restore [B, N], mask [B, N]).
+
+    The `n = int(N * (1 - mask_ratio))` patches of the lowest noise stay, in that order (of equal
+    noise the first patch wins). `ids_restore` gives each patch's place in the order of the noise;
+    `mask` is 1 where a patch was removed. ValueError if no patch would stay.
+    """
+    count = noise.shape[1]
+    visible = int(count * (1 - mask_ratio))
+    if visible < 1:
+        raise ValueError(f"mask ratio {mask_ratio} leaves none of {count} patches")
+    order = torch.argsort(noise, dim=1, stable=True)
+    ids_restore = torch.argsort(order, dim=1)
+    mask = (ids_restore >= visible).to(torch.float32)
+    return order[:, :visible], ids_restore, mask
+
+
+def pool(tokens: Tensor, how: Literal["cls", "mean"]) -> Tensor:
+    """Features of an image: tokens [B, 1+n, D] -> [B, D], class token or mean of the patches."""
+    if how not in ("cls", "mean"):
+        raise ValueError(f"pool '{how}' is neither 'cls' nor 'mean'")
+    return tokens[:, 0] if how == "cls" else tokens[:, 1:].mean(dim=1)
+
+
+def _blocks(dim: int, depth: int, heads: int, mlp_ratio: float) -> nn.ModuleList:
+    norm: Any = partial(nn.LayerNorm, eps=1e-6)
+    return nn.ModuleList(
+        Block(dim, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)
+    )
+
+
+class Encoder(nn.Module):
+    """ViT encoder: class token, fixed positions, pre-norm blocks, final norm.
+
+    State dict as the published code's: `cls_token`, `pos_embed` [1, N, D] (a buffer: without a
+    row for the class token, which has no position), `patch_embed.proj.*`, `blocks.i.*`, `norm.*`.
+    No layer behaves differently in training and evaluation. `checkpoint_activations` recomputes
+    each block in the backward pass to save memory.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int],
+        patch_size: int,
+        in_chans: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        size = _pair(image_size)
+        if any(side % patch_size for side in size):
+            raise ValueError(f"images of {size[0]}x{size[1]} have no whole patches of {patch_size}")
+        self.image_size, self.patch_size, self.in_chans = size, patch_size, in_chans
+        self.grid = (size[0] // patch_size, size[1] // patch_size)
+        self.dim, self.depth, self.heads, self.mlp_ratio = dim, depth, heads, mlp_ratio
+        self.checkpoint_activations = checkpoint_activations
+        self.patch_embed = PatchEmbed(size, patch_size, in_chans, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.register_buffer("pos_embed", sincos_positions(self.grid, dim)[None])
+        self.blocks = _blocks(dim, depth, heads, mlp_ratio)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None, frozen_blocks: int = 0) -> Tensor:
+        """The same as `forward_features`."""
+        return self.forward_features(images, keep, frozen_blocks)
+
+    def forward_features(
+        self, images: Tensor, keep: Tensor | None = None, frozen_blocks: int = 0
+    ) -> Tensor:
+        """Tokens after the final norm, class token first: [B, C, H, W] -> [B, 1+n, D].
+
+        `keep` [B, n] int64: the visible patches, in the order wanted; only these are computed.
+        By default all N. No gradient reaches the embedding and the first `frozen_blocks` blocks,
+        and nothing is stored for one; 0 freezes neither.
+        """
+        blocks = list(self.blocks)
+        with torch.no_grad() if frozen_blocks else nullcontext():
+            tokens = self._embed(images, keep)
+            for block in blocks[:frozen_blocks]:
+                tokens = self._block(block, tokens)
+        for block in blocks[frozen_blocks:]:
+            tokens = self._block(block, tokens)
+        return self.norm(tokens)
+
+    def features_by_depth(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """Tokens after each of `blocks` (from 0), before any final norm: list of [B, 1+N, D]."""
+        outside = [index for index in blocks if not 0 <= index < self.depth]
+        if outside:
+            raise ValueError(f"an encoder of {self.depth} blocks has no block {outside[0]}")
+        outputs, tokens = {}, self._embed(images, None)
+        for index, block in enumerate(self.blocks[: max(blocks, default=-1) + 1]):
+            tokens = outputs[index] = self._block(block, tokens)
+        return [outputs[index] for index in blocks]
+
+    def _embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
+        """Class token and embedded visible patches with their positions: [B, 1+n, D].
+
+        The patch projection is a convolution in name and shape only: as a matrix product it runs
+        on the visible patches alone.
+        """
+        patches, positions = patchify(images, self.patch_size), self.pos_embed
+        if keep is not None:
+            patches = patches.gather(1, keep[..., None].expand(-1, -1, patches.shape[-1]))
+            positions = positions[0][keep]
+        weight = self.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        tokens = F.linear(patches, weight, self.patch_embed.proj.bias) + positions
+        return torch.cat([self.cls_token.expand(len(images), -1, -1), tokens], dim=1)
+
+    def _block(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(block, tokens, use_reentrant=False)
+        return block(tokens)
+
+
+class Decoder(nn.Module):
+    """MAE decoder: all patches' pixels from the visible patches' latents.
+
+    State dict as the published code's: `mask_token`, `pos_embed` (a buffer), `embed.*`,
+    `blocks.i.*`, `norm.*`, `pred.*`.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(
+        self,
+        encoder_dim: int,
+        grid: tuple[int, int],
+        patch_values: int,
+        dim: int = 512,
+        depth: int = 8,
+        heads: int = 16,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        """`grid` is (rows, columns) of patches, `patch_values` the pixels x channels of one."""
+        super().__init__()
+        self.embed = nn.Linear(encoder_dim, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.register_buffer("pos_embed", sincos_positions(grid, dim)[None])
+        self.blocks = _blocks(dim, depth, heads, mlp_ratio)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.pred = nn.Linear(dim, patch_values)
+
+    def forward(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
+        """Predicted patches: latent [B, 1+n, D], ids_restore [B, N] -> [B, N, P].
+
+        Mask tokens fill the removed places; the class token passes through and is dropped.
+        """
+        tokens = self.embed(latent)
+        missing = ids_restore.shape[1] + 1 - tokens.shape[1]
+        masks = self.mask_token.to(tokens.dtype).expand(len(tokens), missing, -1)
+        patches = torch.cat([tokens[:, 1:], masks], dim=1)
+        patches = patches.gather(1, ids_restore[..., None].expand(-1, -1, patches.shape[-1]))
+        tokens = torch.cat([tokens[:, :1], patches + self.pos_embed], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.pred(self.norm(tokens))[:, 1:]
+
+
+def build_encoder(
+    name: str = "base",
+    *,
+    image_size: int | tuple[int, int] = 224,
+    patch_size: int = 16,
+    in_chans: int = 3,
+    dim: int | None = None,
+    depth: int | None = None,
+    heads: int | None = None,
+    mlp_ratio: float = 4.0,
+    checkpoint_activations: bool = False,
+    seed: int = 0,
+) -> Encoder:
+    """An encoder with initial weights of `seed`: a size of `maect.settings.SIZES`, or "custom".
+
+    `dim`, `depth` and `heads` override the size's; "custom" needs all three. ValueError for an
+    unknown name, a missing size, or an image that has no whole number of patches.
+    """
+    if name != "custom" and name not in SIZES:
+        raise ValueError(f"encoder '{name}' is none of {', '.join(SIZES)} and custom")
+    default = SIZES.get(name, (0, 0, 0))
+    dim, depth, heads = dim or default[0], depth or default[1], heads or default[2]
+    if not (dim and depth and heads):
+        raise ValueError("encoder 'custom' needs dim, depth and heads")
+    encoder = Encoder(
+        image_size, patch_size, in_chans, dim, depth, heads, mlp_ratio, checkpoint_activations
+    )
+    initialize(encoder, seed, "encoder")
+    return encoder
+
+
+def encoder_from(
+    settings: ModelSettings,
+    image_size: int | tuple[int, int],
+    in_chans: int,
+    *,
+    checkpoint_activations: bool = False,
+    seed: int = 0,
+) -> Encoder:
+    """The encoder that `settings` describe, with initial weights of `seed`."""
+    return build_encoder(
+        settings.size,
+        image_size=image_size,
+        patch_size=settings.patch_size,
+        in_chans=in_chans,
+        dim=settings.dim,
+        depth=settings.depth,
+        heads=settings.heads,
+        mlp_ratio=settings.mlp_ratio,
+        checkpoint_activations=checkpoint_activations,
+        seed=seed,
+    )
+
+
+def decoder_from(
+    settings: ModelSettings, image_size: int | tuple[int, int], in_chans: int, *, seed: int = 0
+) -> Decoder:
+    """The decoder that `settings` describe, with initial weights of `seed`."""
+    size = _pair(image_size)
+    assert settings.dim is not None
+    decoder = Decoder(
+        settings.dim,
+        (size[0] // settings.patch_size, size[1] // settings.patch_size),
+        in_chans * settings.patch_size**2,
+        settings.decoder_dim,
+        settings.decoder_depth,
+        settings.decoder_heads,
+        settings.mlp_ratio,
+    )
+    initialize(decoder, seed, "decoder")
+    return decoder
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, seed: int, role: str) -> None:
+    """Draw all initial weights of an encoder, a decoder or a head, each by its own name.
+
+    As in the published code: Linears and the patch projection Xavier uniform (the fused qkv as
+    one matrix), tokens N(0, 0.02), biases 0, norms 1 and 0; in the NNCLR head, Linears uniform
+    within 1 / sqrt(inputs) (torch's own default), a random unit-norm queue, and the target
+    projector equal to the online one. Numbers are drawn on the CPU in float32, so every device
+    and precision starts from the same ones. Positions and other buffers stay.
+    """
+    in_head = isinstance(module, NNCLRHead)
+    for prefix, part in module.named_modules():
+        if isinstance(part, NeighborQueue):
+            part.reset(generator(seed, role, "init", prefix))
+        elif isinstance(part, (nn.LayerNorm, nn.BatchNorm1d)):
+            part.reset_parameters()
+        else:
+            for name, parameter in part.named_parameters(recurse=False):
+                random = generator(seed, role, "init", f"{prefix}.{name}" if prefix else name)
+                parameter.copy_(torch.from_numpy(_draw(name, parameter, random, in_head)))
+    if isinstance(module, NNCLRHead):
+        module.reset_target()
+
+
+def _draw(
+    name: str, parameter: nn.Parameter, random: np.random.Generator, in_head: bool
+) -> np.ndarray:
+    shape = tuple(parameter.shape)
+    if name == "bias":
+        return np.zeros(shape, np.float32)
+    if name.endswith("_token"):
+        return random.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
+    outputs, inputs = shape[0], int(np.prod(shape[1:]))
+    bound = inputs**-0.5 if in_head else (6 / (inputs + outputs)) ** 0.5
+    return (random.random(shape, dtype=np.float32) * 2 - 1) * np.float32(bound)

@@ -1,0 +1,116 @@
+"""One global batch over several workers, so that its result does not depend on their number.
+
+The batch is cut into pieces. A worker computes the gradients of its pieces' share of the *global*
+loss; the sum over all pieces is the global gradient. With one logical shard (`fast`) every worker
+has one piece, and the order of summation follows the number of workers. With S shards (`exact`)
+there are S pieces on any number of workers, and their gradients are summed in one fixed binary
+tree: the sums are bitwise equal for every number of workers that divides S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Group:
+    """The workers of a stage: this process alone, or all of the default process group."""
+
+    def __init__(self, shards: int = 1) -> None:
+        joined = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if joined else 0
+        self.size = dist.get_world_size() if joined else 1
+        self.shards = shards
+        if shards > 1 and shards % self.size:
+            raise ValueError(f"{shards} logical shards cannot be dealt to {self.size} workers")
+
+    def pieces(self, batch: int) -> list[slice]:
+        """This worker's pieces of a global batch, in order."""
+        count = max(self.shards, self.size)
+        if batch % count:
+            raise ValueError(f"a batch of {batch} cannot be cut into {count} equal pieces")
+        each, own = batch // count, count // self.size
+        first = self.rank * own
+        return [slice(i * each, (i + 1) * each) for i in range(first, first + own)]
+
+    def gather(self, local: Tensor) -> Tensor:
+        """Rows of all workers in the order of the global batch: [b, ...] -> [B, ...]."""
+        if self.size == 1:
+            return local
+        parts = [torch.empty_like(local) for _ in range(self.size)]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Make `tensors` those of the first worker, in place."""
+        if self.size > 1:
+            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            dist.broadcast(flat, src=0)
+            _unflatten(flat, tensors)
+
+
+class GradientSum:
+    """Adds up the gradients of a worker's pieces and of all workers.
+
+    After each piece's backward pass call `add`; after the last one `finish` leaves the global sum
+    in `parameter.grad`. Parameters must all take part in every piece.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], group: Group) -> None:
+        self.parameters = [p for p in parameters if p.requires_grad]
+        self.group = group
+        self.alone = group.size == 1 and group.shards == 1
+        self._tree: list[tuple[int, Tensor]] = []
+
+    def start(self) -> None:
+        self._tree.clear()
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def add(self) -> None:
+        """Take the gradients of the piece that was just back-propagated."""
+        if self.alone:
+            return
+        self._push(0, torch.cat([_gradient(p).reshape(-1) for p in self.parameters]))
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def finish(self) -> None:
+        if self.alone:
+            return
+        ((level, total),) = self._tree
+        if self.group.size > 1 and self.group.shards == 1:
+            dist.all_reduce(total)
+        elif self.group.size > 1:
+            parts = self.group.gather(total[None])
+            self._tree.clear()
+            for part in parts:
+                self._push(level, part)
+            ((_, total),) = self._tree
+        for parameter in self.parameters:
+            parameter.grad = torch.empty_like(parameter)
+        _unflatten(total, [_gradient(p) for p in self.parameters])
+        self._tree.clear()
+
+    def _push(self, level: int, value: Tensor) -> None:
+        """Merge equal levels as they meet: a binary tree over the pieces in their order."""
+        while self._tree and self._tree[-1][0] == level:
+            value = self._tree.pop()[1] + value
+            level += 1
+        self._tree.append((level, value))
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def _unflatten(flat: Tensor, targets: Sequence[Tensor]) -> None:
+    offset = 0
+    with torch.no_grad():
+        for target in targets:
+            target.copy_(flat[offset : offset + target.numel()].view_as(target))
+            offset += target.numel()

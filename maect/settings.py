@@ -1,0 +1,309 @@
+"""Settings of data, models, stages and evaluations: types, defaults, units and limits.
+
+Importing this module imports neither torch nor Ray: the planner reads it to check a suite file
+and to compute keys. Defaults are the published MAE-CT values (arXiv 2304.10520 and its code)
+where there are any. A field that a stage's result depends on belongs here, because everything
+here is part of the stage's key; what does not change a result (paths, worker counts, logging)
+must not be.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, strict about types, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def resolved(self) -> dict[str, Any]:
+        """All values, defaults included, as plain JSON data (what goes into a key)."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def parse(cls, data: Any) -> Self:
+        """Settings from plain JSON data. Raises pydantic's ValidationError.
+
+        Through JSON text, where a list may stand for a tuple while all else stays strict.
+        """
+        return cls.model_validate_json(json.dumps(data))
+
+
+# ---------------------------------------------------------------------------------------- data
+
+
+class DataSettings(Settings):
+    """Which images. Splits are the committed ones of the data set; see `maect.datasets`."""
+
+    name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder", "parquet"]
+    #: folder of `image_folder` or `parquet`; the others live under the data directory
+    path: str | None = None
+    #: side of the images given to the encoder, pixels
+    image_size: PositiveInt = 224
+    #: images in the training split, needed to plan `image_folder` and `parquet` without the data
+    train_images: PositiveInt | None = None
+    classes: PositiveInt | None = None
+    #: share of unreadable training images above which a stage fails (never any in a test split)
+    max_broken: Share = 0.001
+
+    @model_validator(mode="after")
+    def _paths(self) -> Self:
+        on_disk = self.name in ("image_folder", "parquet")
+        if on_disk and self.path is None:
+            raise ValueError(f"data '{self.name}' needs a path")
+        if not on_disk and self.path is not None:
+            raise ValueError(f"data '{self.name}' takes no path; it lives in the data directory")
+        return self
+
+
+# --------------------------------------------------------------------------------------- model
+
+#: encoder sizes: (dim, depth, heads), as in ViT, DeiT and MAE
+SIZES = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+
+
+class ModelSettings(Settings):
+    """ViT encoder and MAE decoder. `size` sets dim, depth and heads; each can be overridden."""
+
+    size: Literal["tiny", "small", "base", "large", "huge", "custom"] = "base"
+    patch_size: PositiveInt = 16
+    dim: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    heads: PositiveInt | None = None
+    mlp_ratio: Positive = 4.0
+    decoder_dim: PositiveInt = 512
+    decoder_depth: PositiveInt = 8
+    decoder_heads: PositiveInt = 16
+    #: features for heads and evaluations: class token or mean of the patch tokens
+    pool: Literal["cls", "mean"] = "mean"
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        if self.size == "custom":
+            missing = [n for n in ("dim", "depth", "heads") if getattr(self, n) is None]
+            if missing:
+                raise ValueError(f"size 'custom' needs {', '.join(missing)}")
+        else:
+            for name, value in zip(("dim", "depth", "heads"), SIZES[self.size], strict=True):
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, value)
+        for width, heads, what in (
+            (self.dim, self.heads, "dim"),
+            (self.decoder_dim, self.decoder_heads, "decoder_dim"),
+        ):
+            if width is None or heads is None or width % heads:
+                raise ValueError(f"{what} {width} is not a multiple of its {heads} heads")
+            if width % 4:
+                raise ValueError(f"{what} {width} is not a multiple of 4 (sin-cos positions)")
+        return self
+
+
+class NumericsSettings(Settings):
+    """What changes the digits of a result without changing the method; part of every key."""
+
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    #: intra-op threads of each worker
+    threads: PositiveInt = 1
+    #: logical shards of the global batch. 1: each worker takes its share in one piece (`fast`).
+    #: S > 1: S fixed pieces, summed in one fixed tree, bitwise equal on any worker count that
+    #: divides S (`exact`)
+    shards: PositiveInt = 1
+    compile: bool = False
+    #: recompute the encoder's activations in the backward pass to save memory
+    checkpoint_activations: bool = False
+
+    @model_validator(mode="after")
+    def _power_of_two(self) -> Self:
+        if self.shards & (self.shards - 1):
+            raise ValueError(f"shards {self.shards} is not a power of two")
+        return self
+
+
+# -------------------------------------------------------------------------------- augmentation
+
+
+class ViewSettings(Settings):
+    """One augmented view; operators apply in the order of the fields (the official order)."""
+
+    #: area of the random resized crop as a share of the image; null: resize and centre crop
+    crop_scale: tuple[float, float] | None = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 4.0 / 3.0)
+    flip: Share = 0.5
+    #: probability of colour jitter, and its strengths
+    jitter: Share = 0.0
+    brightness: NonNegative = 0.4
+    contrast: NonNegative = 0.4
+    saturation: NonNegative = 0.2
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
+    blur: Share = 0.0
+    #: standard deviation of the blur, pixels of the cropped image
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    grey: Share = 0.0
+    solarise: Share = 0.0
+    #: threshold of solarise on the 0-255 scale
+    solarise_threshold: Annotated[int, Field(ge=0, le=255)] = 128
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            pair = getattr(self, name)
+            if pair is not None and not 0.0 < pair[0] <= pair[1]:
+                raise ValueError(f"{name} {list(pair)} is not a range, low first")
+        if self.crop_scale is not None and self.crop_scale[1] > 1.0:
+            raise ValueError(f"crop_scale {list(self.crop_scale)} is more than the whole image")
+        return self
+
+
+class AugmentSettings(Settings):
+    """A pipeline: one view (MAE) or two (NNCLR), the second differing from the first by `view1`."""
+
+    view0: ViewSettings = ViewSettings()
+    #: null: the same as view0
+    view1: ViewSettings | None = None
+
+    def views(self, count: int) -> list[ViewSettings]:
+        return [self.view0, self.view1 or self.view0][:count]
+
+
+# ---------------------------------------------------------------------------- training stages
+
+
+class ScheduleSettings(Settings):
+    """Length, batch and AdamW of a training stage."""
+
+    #: exactly one of the two; an epoch drops its last incomplete batch
+    steps: PositiveInt | None = None
+    epochs: PositiveInt | None = None
+    #: global batch, images
+    batch_size: PositiveInt = 1024
+    #: exactly one of the two: peak rate, or base rate scaled by 2 x batch_size / 256
+    #: (the published code counts both views of each image, in MAE pretraining too)
+    lr: Positive | None = None
+    base_lr: Positive | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: NonNegative = 0.05
+    #: linear warm-up, at most one of the three: a share of the steps, epochs, or steps
+    warmup: Share | None = None
+    warmup_epochs: NonNegative | None = None
+    warmup_steps: NonNegativeInt | None = None
+    #: largest L2 norm of the gradient; null: no clipping
+    clip_grad: Positive | None = None
+    #: decay of the encoder's moving average used for evaluation; null: none
+    encoder_ema: Share | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        for one, other in (("steps", "epochs"), ("lr", "base_lr")):
+            if (getattr(self, one) is None) == (getattr(self, other) is None):
+                raise ValueError(f"give exactly one of {one} and {other}")
+        if sum(w is not None for w in (self.warmup, self.warmup_epochs, self.warmup_steps)) > 1:
+            raise ValueError("give at most one of warmup, warmup_epochs and warmup_steps")
+        return self
+
+    def peak(self, rate: float | None) -> float:
+        """The peak rate behind `rate`, which is given in the form (lr or base_lr) of this stage."""
+        if rate is None:
+            rate = self.lr if self.lr is not None else self.base_lr
+            assert rate is not None
+        return rate if self.lr is not None else rate * 2 * self.batch_size / 256
+
+    def resolve(self, train_images: int) -> Self:
+        """The same stage told in steps and peak rates, for a training split of that size."""
+        an_epoch = max(1, train_images // self.batch_size)
+        steps = self.steps if self.steps is not None else (self.epochs or 0) * an_epoch
+        if self.warmup_steps is not None:
+            warmup = self.warmup_steps
+        elif self.warmup_epochs is not None:
+            warmup = round(self.warmup_epochs * an_epoch)
+        else:
+            warmup = round((self.warmup or 0.0) * steps)
+        changes = {
+            "steps": steps,
+            "epochs": None,
+            "lr": self.peak(None),
+            "base_lr": None,
+            "warmup": None,
+            "warmup_epochs": None,
+            "warmup_steps": min(warmup, steps),
+        }
+        return self.model_copy(update=changes)
+
+
+class MAESettings(ScheduleSettings):
+    """MAE pretraining: reconstruct the masked patches' pixels."""
+
+    mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
+    #: normalise each target patch by its own mean and (unbiased) variance
+    norm_pix: bool = True
+
+
+class HeadSettings(ScheduleSettings):
+    """NNCLR head on the frozen encoder. Its queue and shape are inherited by tuning."""
+
+    weight_decay: NonNegative = 1e-5
+    hidden_dim: PositiveInt = 2048
+    predictor_dim: PositiveInt = 4096
+    out_dim: PositiveInt = 256
+    #: embeddings in the neighbour queue; a multiple of batch_size
+    queue_size: PositiveInt = 65536
+    topk: PositiveInt = 1
+    temperature: Positive = 0.15
+
+    @model_validator(mode="after")
+    def _queue(self) -> Self:
+        if self.queue_size % self.batch_size:
+            near = max(1, round(self.queue_size / self.batch_size)) * self.batch_size
+            raise ValueError(
+                f"queue_size {self.queue_size} is not a multiple of batch_size {self.batch_size}; "
+                f"write {near}"
+            )
+        if self.topk > self.queue_size:
+            raise ValueError(f"topk {self.topk} is more than the queue of {self.queue_size} holds")
+        return self
+
+
+class TuneSettings(ScheduleSettings):
+    """Contrastive tuning of the encoder's upper blocks with the NNCLR head."""
+
+    #: peak rate of the head where it differs from the encoder's (`lr`/`base_lr` form as there)
+    head_lr: Positive | None = None
+    head_weight_decay: NonNegative = 1e-5
+    #: first blocks kept frozen with the patch embedding and the class token: a share or a count
+    frozen: Share | None = 0.5
+    frozen_blocks: NonNegativeInt | None = None
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.65
+    #: moving average of the projector that writes and queries the queue
+    target_ema: Share = 0.99
+    topk: PositiveInt = 20
+    temperature: Positive = 0.15
+    #: never take an earlier view of the same image for its neighbour
+    exclude_own: bool = True
+    #: what stands for the positive: a neighbour from the queue; an image of the same class (an
+    #: upper bound); the other view (no queue: SimCLR-like); or the queue's neighbour of the same
+    #: view without swapping views
+    positive: Literal["neighbor", "oracle", "no_queue", "no_swap"] = "neighbor"
+
+    def resolve(self, train_images: int) -> Self:
+        resolved = super().resolve(train_images)
+        return resolved.model_copy(update={"head_lr": self.peak(self.head_lr)})
+
+    def frozen_count(self, depth: int) -> int:
+        """Blocks kept frozen in an encoder of `depth` blocks."""
+        if self.frozen_blocks is not None:
+            return self.frozen_blocks
+        return int((self.frozen or 0.0) * depth)

@@ -1,0 +1,178 @@
+"""What a stage takes and gives back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from maect import datasets
+from maect.datasets import Split
+from maect.models import Encoder, encoder_from
+from maect.parallel import Group
+from maect.settings import DataSettings, ModelSettings, NumericsSettings
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step and what to try."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is."""
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    images_per_s: float
+
+
+@dataclass
+class Output:
+    """What a stage leaves: files of tensors, JSON files, curves, and figures for its record."""
+
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    documents: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class State:
+    """A training stage between two steps: everything that the next step depends on."""
+
+    #: steps taken
+    step: int
+    tensors: dict[str, Tensor]
+    curves: dict[str, list[float]]
+
+
+class Checkpoints(Protocol):
+    """Where a stage keeps its state, so that it can go on after its process has died."""
+
+    def load(self) -> State | None:
+        """The newest whole state, on every worker alike."""
+
+    def due(self) -> bool:
+        """Whether it is time to save; asked on the first worker only."""
+
+    def save(self, state: State) -> None:
+        """Keep a state. The tensors are the keeper's own."""
+
+
+@dataclass
+class Job:
+    """One stage to run. `settings` are the resolved ones of its key."""
+
+    settings: dict[str, Any]
+    #: folder of each input's artifact
+    inputs: dict[str, Path]
+    data_root: Path
+    data_path: str | None = None
+    #: released weights, where the settings name their checksum
+    weights: Path | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    #: told now and then how far the stage is, on the first worker only
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    checkpoints: Checkpoints | None = None
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings["seed"])
+
+    @property
+    def numerics(self) -> NumericsSettings:
+        return NumericsSettings.parse(self.settings["numerics"])
+
+    @property
+    def model(self) -> ModelSettings:
+        return ModelSettings.parse(self.settings["model"])
+
+    @property
+    def data(self) -> DataSettings:
+        return DataSettings.parse(self.settings["data"] | {"path": self.data_path})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights; bf16 is autocast over fp32 weights."""
+        return torch.float64 if self.numerics.precision == "fp64" else torch.float32
+
+    def prepare(self) -> Group:
+        """Set the process up for these numerics, deterministically; returns its group."""
+        torch.set_num_threads(self.numerics.threads)
+        torch.use_deterministic_algorithms(True)
+        # a guard against reads of unset memory, at 4 % of a small step
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+        return Group(self.numerics.shards)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.numerics.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def split(self, name: str) -> Split:
+        return datasets.load(self.data, self.data_root, name)
+
+    def tensors(self, input_name: str, file: str) -> dict[str, Tensor]:
+        return load_file(self.inputs[input_name] / f"{file}.safetensors")
+
+    def encoder(self, channels: int, *, averaged: bool = False) -> Encoder:
+        """The encoder this stage starts from: its input's, released weights', or random.
+
+        `averaged`: take the input's moving average where it has one.
+        """
+        encoder = encoder_from(
+            self.model,
+            self.data.image_size,
+            channels,
+            checkpoint_activations=self.numerics.checkpoint_activations,
+            seed=self.settings.get("seed", 0),
+        )
+        if "encoder" in self.inputs:
+            folder = self.inputs["encoder"]
+            name = "encoder_ema" if averaged and _has(folder, "encoder_ema") else "encoder"
+            encoder.load_state_dict(self.tensors("encoder", name))
+        elif "weights" in self.settings:
+            from maect.checkpoints import load_encoder
+
+            assert self.weights is not None
+            released = load_encoder(self.weights, image_size=self.data.image_size)
+            encoder.load_state_dict(released.state_dict())
+        return encoder.to(self.device, self.dtype)
+
+
+def _has(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.safetensors").exists()
+
+
+def encoder_document(encoder: Encoder) -> dict[str, Any]:
+    """Sizes of an encoder, to build it again from its file."""
+    return {
+        "architecture": "vit",
+        "image_size": list(encoder.image_size),
+        "patch_size": encoder.patch_size,
+        "in_chans": encoder.in_chans,
+        "dim": encoder.dim,
+        "depth": encoder.depth,
+        "heads": encoder.heads,
+        "mlp_ratio": encoder.mlp_ratio,
+    }
+
+
+def read_document(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def cpu_tensors(module: torch.nn.Module) -> dict[str, Tensor]:
+    """A module's state on the CPU, each tensor with its own storage."""
+    return {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}

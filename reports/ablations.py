@@ -1,0 +1,185 @@
+"""Curves over a number: a metric along one setting of the rows, or along numbered metrics."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from reports.charts import Figure, colour, legend_of, with_unit
+from reports.display import short
+from reports.facts import DONE, Facts
+from reports.svg import PALETTE, Panel, polyline, spanning, tag
+from reports.table import Column, Table
+from reports.tables import metric_cell
+
+#: panels and lines beyond which a figure says nothing more
+_PANELS, _LINES = 8, 24
+_NUMBERED = re.compile(r"^(.*?)_?([a-z]*?)(\d+)$")
+
+#: (x, mean, sd) of one line
+_Points = list[tuple[float, float, float | None]]
+
+
+# -------------------------------------------------------------------- along one setting of the rows
+
+
+def ablation(facts: Facts, table: Table) -> Figure | None:
+    """Metrics against each number that at least three otherwise comparable rows differ in."""
+    rows = {row.variant: _settings(facts, row.variant) for row in table.rows}
+    panels = []
+    legend: list[tuple[str, str]] = []
+    for setting, tied in _varied(rows).items():
+        lines = _lines(rows, setting, tied)
+        legend = legend or [(f"c{i % PALETTE}", _common(line)) for i, line in enumerate(lines)]
+        kind, _, name = setting.partition(".")
+        for column in (c for c in table.columns if c.kind == "metric"):
+            drawn = _measured(table, lines, column)
+            if drawn:
+                label = f"{name.rpartition('.')[2]} ({kind})"
+                panels.append(_panel(with_unit(column), label, drawn))
+    if not panels:
+        return None
+    caption = (
+        "Mean over seeds against a setting in which the rows differ, whiskers one sd; rows that "
+        "are alike in all other settings are joined."
+    )
+    return Figure("ablations", "Ablations", caption, panels[:_PANELS], legend[:_LINES])
+
+
+def _settings(facts: Facts, variant: str) -> dict[str, Any]:
+    """Settings of a row's training stages of one seed, flat: "head.queue_size" -> 512."""
+    chains = facts.training(variant)
+    flat: dict[str, Any] = {}
+    for stage in next(iter(chains.values()), []):
+        if stage["status"] in DONE:
+            _flatten(facts.record(stage["key"]).get("settings") or {}, stage["kind"], flat)
+    return flat
+
+
+def _flatten(data: Any, path: str, into: dict[str, Any]) -> None:
+    if isinstance(data, dict):
+        for name, value in data.items():
+            if name != "seed":
+                _flatten(value, f"{path}.{name}", into)
+    else:
+        into[path] = str(data) if isinstance(data, list) else data
+
+
+def _varied(rows: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
+    """Numbers with at least three values over the rows, each with the settings that go along.
+
+    A stage's record may repeat a setting of the stage before it; such paths have the same values
+    in every row, and the first of them stands for all.
+    """
+    paths = list(dict.fromkeys(path for flat in rows.values() for path in flat))
+    tied: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for path in paths:
+        tied[tuple(repr(flat.get(path)) for flat in rows.values())].append(path)
+    found = {}
+    for same in tied.values():
+        values = {flat[same[0]] for flat in rows.values() if same[0] in flat}
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        if numbers and len(values) >= 3:
+            found[same[0]] = set(same)
+    return found
+
+
+def _lines(
+    rows: dict[str, dict[str, Any]], setting: str, tied: set[str]
+) -> list[list[tuple[float, str]]]:
+    """Rows that differ in `setting` alone, as (value, variant) in the order of the values."""
+    groups: dict[tuple[tuple[str, str], ...], list[tuple[float, str]]] = defaultdict(list)
+    for variant, flat in rows.items():
+        if setting in flat:
+            rest = tuple(sorted((k, str(v)) for k, v in flat.items() if k not in tied))
+            groups[rest].append((float(flat[setting]), variant))
+    return [sorted(group) for group in groups.values() if len({x for x, _ in group}) >= 3]
+
+
+def _common(line: list[tuple[float, str]]) -> str:
+    """What the names of a line's rows have in common; the first of them if nothing."""
+    names = [variant for _, variant in line]
+    shared = [w for w in names[0].split() if all(w in name.split() for name in names)]
+    return short(" ".join(shared) or names[0])
+
+
+def _measured(
+    table: Table, lines: list[list[tuple[float, str]]], column: Column
+) -> list[tuple[str, str, _Points]]:
+    """(colour, what it is, points) of each line that has at least two numbers."""
+    found = []
+    for i, line in enumerate(lines[:_LINES]):
+        cells = [(x, table.cells[variant, column.id]) for x, variant in line]
+        points = [(x, c.mean, c.sd) for x, c in cells if c.valued and c.mean is not None]
+        if len(points) > 1:
+            names = ", ".join(variant for _, variant in line)
+            found.append((f"c{i % PALETTE}", names, points))
+    return found
+
+
+# --------------------------------------------------------------------------- numbered metrics
+
+
+def by_number(facts: Facts) -> Figure | None:
+    """Metrics of one evaluation that differ by a number, such as an encoder's block or k."""
+    series: dict[tuple[str, str, str], list[tuple[float, str]]] = defaultdict(list)
+    for column, row in facts.columns.items():
+        match = _NUMBERED.match(str(row["metric"]))
+        if match:
+            stem, unit, value = match.groups()
+            series[row["evaluation"], stem, unit].append((float(value), column))
+    panels, shown = [], set()
+    for (evaluation, stem, unit), columns in series.items():
+        if len({x for x, _ in columns}) < 3:
+            continue
+        lines = _over_rows(facts, sorted(columns))
+        if lines:
+            title = f"{short(evaluation, 20)}: {short(stem.replace('_', ' '), 30)}"
+            panels.append(_panel(title, unit or "number in its name", lines))
+            shown |= {name for _, name, _ in lines}
+    if not panels:
+        return None
+    caption = "Mean over seeds of metrics that differ by a number; whiskers are one sd."
+    return Figure("series", "By number", caption, panels[:_PANELS], legend_of(facts, list(shown)))
+
+
+def _over_rows(
+    facts: Facts, columns: Sequence[tuple[float, str]]
+) -> list[tuple[str, str, _Points]]:
+    found = []
+    for variant in facts.view.variants[:_LINES]:
+        cells = [(x, metric_cell(facts, variant, column)) for x, column in columns]
+        points = [(x, c.mean, c.sd) for x, c in cells if c.valued and c.mean is not None]
+        if len(points) > 1:
+            found.append((colour(facts, variant), variant, points))
+    return found
+
+
+def _panel(title: str, x_label: str, lines: list[tuple[str, str, _Points]]) -> Markup:
+    xs = [x for _, _, points in lines for x, _, _ in points]
+    ends = [y + s * (sd or 0.0) for _, _, points in lines for _, y, sd in points for s in (-1, 1)]
+    log = min(xs) > 0 and max(xs) / min(xs) >= 8
+    panel = Panel(
+        title, spanning(xs, 44, 388, log=log), spanning(ends, 214, 26),
+        x_label=short(x_label, 50) + (", log scale" if log else ""),
+    )  # fmt: skip
+    for shade, name, points in lines:
+        panel.body.append(
+            polyline([(panel.x(x), panel.y(y)) for x, y, _ in points], f"line {shade}")
+        )
+        for x, y, sd in points:
+            px = panel.x(x)
+            if sd:
+                low, high = panel.y(y - sd), panel.y(y + sd)
+                panel.body.append(
+                    tag("line", x1=px, x2=px, y1=low, y2=high, class_=f"whisker {shade}")
+                )
+            text = tag("title", f"{short(name)}: {y:.4g} at {x:g}")
+            panel.body.append(
+                tag("circle", text, cx=px, cy=panel.y(y), r=3.5, class_=f"dot {shade}")
+            )
+    return panel.svg("; ".join(short(name, 40) for _, name, _ in lines[:8]))

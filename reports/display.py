@@ -1,0 +1,106 @@
+"""How numbers and foreign text are written, in one place, so that every format shows the same."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+#: zero-width joiner: the one format character that emoji need
+_JOINER = "\u200d"
+
+
+def plain(text: object) -> str:
+    """`text` without control and direction-changing characters (tabs and newlines stay)."""
+    source = str(text)
+    if source.isprintable():
+        return source
+    return "".join(c if c.isprintable() or c in "\n\t" + _JOINER else "\ufffd" for c in source)
+
+
+def short(text: object, limit: int = 60) -> str:
+    """`text` on one line, cut to `limit` characters."""
+    line = " ".join(plain(text).split())
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def middle(text: object, limit: int) -> str:
+    """`text` on one line, cut in its middle: names of rows often differ at their ends."""
+    line = short(text, 10_000)
+    if len(line) <= limit:
+        return line
+    head = limit // 3
+    return f"{line[:head]}…{line[head + 1 - limit :]}"
+
+
+def tail(text: object, limit: int = 4000) -> str:
+    """The end of a long text, with a word on what was left out."""
+    source = plain(text)
+    if len(source) <= limit:
+        return source
+    return f"[the first {len(source) - limit:,} characters are in the record]\n{source[-limit:]}"
+
+
+def width(text: str) -> int:
+    """Columns that `text` takes on a terminal."""
+    total = 0
+    for char in text:
+        if unicodedata.combining(char) or char in "\u200d\ufe0f":
+            continue
+        total += 2 if unicodedata.east_asian_width(char) in "WF" else 1
+    return total
+
+
+def fixed(value: float, digits: int) -> str:
+    """`value` with `digits` decimals and a plain ASCII minus; never "-0.0"."""
+    text = f"{value:.{digits}f}"
+    return text[1:] if float(text) == 0.0 and text.startswith("-") else text
+
+
+def mean_sd(mean: float, sd: float | None, digits: int) -> str:
+    """ "97.7 ± 0.5"; without the spread where there is none."""
+    return fixed(mean, digits) if sd is None else f"{fixed(mean, digits)} ± {fixed(sd, digits)}"
+
+
+def signed(value: float, digits: int) -> str:
+    """ "+4.3" or "−0.2", for differences."""
+    text = fixed(value, digits)
+    if text.startswith("-"):
+        return "−" + text[1:]
+    return "+" + text if float(text) else text
+
+
+def time_unit(hours: float) -> tuple[str, float]:
+    """Unit in which `hours` reads well, and the factor from hours to it."""
+    if hours >= 1.0:
+        return "h", 1.0
+    return ("min", 60.0) if hours * 60.0 >= 1.0 else ("s", 3600.0)
+
+
+def duration(seconds: float | None) -> str:
+    """ "1 h 12 min", "4 min 5 s", "3.2 s"."""
+    if seconds is None:
+        return "not measured"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min"
+
+
+def amount(value: float) -> str:
+    """Three significant digits without an exponent, for costs in running text."""
+    magnitude = abs(value)
+    digits = 0 if magnitude >= 100 else 1 if magnitude >= 10 else 2 if magnitude >= 1 else 3
+    return f"{value:,.{digits}f}"
+
+
+def slug(text: object) -> str:
+    """`text` as part of an HTML id: letters, digits and hyphens."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", str(text)).strip("-").lower()[:40] or "x"
+
+
+def plural(count: int, noun: str) -> str:
+    """ "1 stage", "3 stages"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -1,0 +1,101 @@
+"""What a table allows one to say: tests and their reach, shared ancestors, test images."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+from reports.display import plural, short
+from reports.facts import Facts, lookup
+from reports.statistics import MOST
+from reports.table import Comparison, Table
+
+
+def findings(table: Table, facts: Facts) -> list[str]:
+    """Sentences that belong under a table's comparisons."""
+    return [*tests(table), *_shared_over_seeds(table, facts), *_test_images(table, facts)]
+
+
+def tests(table: Table) -> list[str]:
+    """Which test, over what, and what it allows one to say with this many seeds."""
+    if not table.comparisons:
+        return []
+    tested = [c for c in table.comparisons if c.p is not None]
+    survived = sum(c.survives for c in tested)
+    most = max(c.n for c in table.comparisons)
+    if most < 2:
+        return ["One seed allows no test. `--seeds N` extends the suite by what is new only."]
+    method = (
+        f"Bold: better than {short(table.baseline)} in a paired two-sided t-test over common "
+        f"seeds, p < 0.05 after Holm's correction over the {plural(len(tested), 'test')} of this "
+        "table."
+    )
+    if most > 3:
+        return [method, f"Over {plural(most, 'seed')} {_survived(survived)}."]
+    few = (
+        f"With {plural(most, 'seed')} expect nothing to survive: {_survived(survived)}. See the "
+        "smallest difference that this n could show, and the n that would settle the one seen; "
+        "`--seeds N` extends the suite by what is new only."
+    )
+    return [method, few]
+
+
+def _survived(count: int) -> str:
+    if not count:
+        return "nothing does"
+    return f"{plural(count, 'difference')} {'does' if count == 1 else 'do'}"
+
+
+def needed_text(comparison: Comparison) -> str:
+    """Seeds that would settle a comparison, in words."""
+    if comparison.p is None:
+        return "–"
+    return f"{comparison.needed:,}" if comparison.needed else f"> {MOST:,}"
+
+
+def _shared_over_seeds(table: Table, facts: Facts) -> list[str]:
+    """Rows whose seeds start from one ancestor: their spread leaves that ancestor's out."""
+    found = []
+    for row in table.rows:
+        chains = facts.training(row.variant)
+        users: dict[str, set[int]] = defaultdict(set)
+        for seed, stages in chains.items():
+            for stage in stages:
+                users[stage["key"]].add(seed)
+        shared = [key for key, seeds in users.items() if len(seeds) > 1]
+        if shared and any(len(seeds) == 1 for seeds in users.values()):
+            names = ", ".join(short(facts.stages[key]["name"]) for key in shared)
+            found.append(
+                f"The seeds of {short(row.variant)} share an ancestor ({names}): their spread "
+                "leaves out how much that stage varies, and the differences are not independent."
+            )
+    return found
+
+
+def _test_images(table: Table, facts: Facts) -> list[str]:
+    """The sampling error of a finite test split, which the spread over seeds does not contain."""
+    for column in table.columns:
+        if column.unit != "%" or "accuracy" not in _metric(facts, column.id):
+            continue
+        for row in table.rows:
+            cell = table.cell(row, column)
+            if not cell.valued or cell.mean is None or not 0 < cell.mean < 100:
+                continue
+            record = facts.record(cell.keys[0])
+            split = str(lookup(record, "protocol", "split") or "test")
+            images = lookup(record, "data", "counts", split)
+            if isinstance(images, int) and images > 0:
+                error = math.sqrt(cell.mean * (100 - cell.mean) / images)
+                sentence = (
+                    f"± is over seeds, all measured on one {split} split. That split's own "
+                    f"sampling error comes on top: with {plural(images, f'{split} image')}, one "
+                    f"standard error is {error:.1f} points at {cell.mean:.1f} % "
+                    f"({short(column.label)}, {short(row.variant)}; binomial). All rows see the "
+                    "same images, which affects differences between rows less."
+                )
+                return [sentence]
+    return []
+
+
+def _metric(facts: Facts, column: str) -> str:
+    return str(facts.columns.get(column, {}).get("metric", ""))

@@ -1,0 +1,144 @@
+"""Small pieces of SVG: scales, ticks, axes. Colours come from the page's style sheet by class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup, escape
+
+from reports.display import plain, short
+
+#: colours that the style sheet has, c0 and up
+PALETTE = 12
+
+
+def tag(name: str, text: object | None = None, **attributes: object) -> Markup:
+    """One element; numbers shortened, everything escaped. `class_` is class, `_` in names is -."""
+    parts = [f"<{name}"]
+    for key, value in attributes.items():
+        if value is not None:
+            shown = f"{value:.1f}" if isinstance(value, float) else plain(value)
+            parts.append(f' {key.rstrip("_").replace("_", "-")}="{escape(shown)}"')
+    if text is None:
+        return Markup("".join(parts) + "/>")
+    inner = text if isinstance(text, Markup) else escape(plain(text))
+    return Markup("".join(parts) + f">{inner}</{name}>")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps [low, high] to [start, end] pixels, linearly or by logarithm."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high = self.low, self.high
+        if self.log:
+            value, low, high = math.log(max(value, low)), math.log(low), math.log(high)
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self, most: int = 5) -> list[float]:
+        if self.log:
+            return _log_ticks(self.low, self.high)
+        step = nice_step((self.high - self.low) / most)
+        first = math.ceil(self.low / step - 1e-9)
+        return [step * i for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def nice_step(rough: float) -> float:
+    """The smallest of 1, 2, 5 × 10^k that is at least `rough`."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(m * power for m in (1.0, 2.0, 5.0, 10.0) if m * power >= rough * (1 - 1e-9))
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        found = [m * 10.0**k for k in decades for m in steps if low <= m * 10.0**k <= high]
+        if len(found) >= 3:
+            return found
+    return found or [low, high]
+
+
+def spanning(
+    values: Sequence[float], start: float, end: float, *, pad: float = 0.06, log: bool = False
+) -> Scale:
+    """A scale over `values` with some air; a flat range is opened up."""
+    low, high = min(values), max(values)
+    if log:
+        ratio = max((high / low) ** pad, 1.15)
+        return Scale(low / ratio, high * ratio, start, end, True)
+    air = (high - low) * pad or abs(high) * 0.05 or 1.0
+    return Scale(low - air, high + air, start, end)
+
+
+def tick_text(value: float) -> str:
+    """A tick's label: no more digits than it has."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 10000 and value % 1000 == 0:
+        return f"{value / 1000:g}k"
+    return f"{value:.6g}" if abs(value) >= 1e-4 else f"{value:.0e}"
+
+
+@dataclass
+class Panel:
+    """One set of axes with a heading; `body` is drawn inside them."""
+
+    title: str
+    x: Scale
+    y: Scale
+    width: int = 400
+    height: int = 260
+    x_label: str = ""
+    #: labels of a categorical y axis, by position
+    categories: Sequence[tuple[float, str]] | None = None
+    body: list[Markup] = field(default_factory=list)
+
+    def svg(self, description: str) -> Markup:
+        """The whole panel; `description` is read out in place of the picture."""
+        parts = [tag("title", f"{self.title}. {description}"), *self._axes(), *self.body]
+        return tag(
+            "svg", Markup("").join(parts), viewBox=f"0 0 {self.width} {self.height}",
+            width=self.width, height=self.height, role="img", class_="panel",
+        )  # fmt: skip
+
+    def _axes(self) -> list[Markup]:
+        left, right, bottom, top = self.x.start, self.x.end, self.y.start, self.y.end
+        found = [tag("text", short(self.title, 52), x=0, y=13, class_="head")]
+        for value in self.x.ticks():
+            px = self.x(value)
+            found.append(tag("line", x1=px, x2=px, y1=bottom, y2=top, class_="grid"))
+            found.append(
+                tag(
+                    "text",
+                    tick_text(value),
+                    x=px,
+                    y=bottom + 15,
+                    class_="tick",
+                    text_anchor="middle",
+                )
+            )
+        rows = self.categories or [(v, tick_text(v)) for v in self.y.ticks()]
+        for value, label in rows:
+            py = self.y(value)
+            found.append(tag("line", x1=left, x2=right, y1=py, y2=py, class_="grid"))
+            found.append(tag("text", label, x=left - 6, y=py + 4, class_="tick", text_anchor="end"))
+        found.append(tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
+        if self.x_label:
+            label = short(self.x_label, 52)
+            found.append(
+                tag("text", label, x=right, y=bottom + 31, class_="label", text_anchor="end")
+            )
+        return found
+
+
+def polyline(points: Sequence[tuple[float, float]], class_: str) -> Markup:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return tag("polyline", points=path, class_=class_)

@@ -1,0 +1,204 @@
+"""A result table as data: what HTML, terminal, LaTeX, CSV and the rest are all written from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from reports.display import fixed, mean_sd, middle, signed
+
+#: states in which a cell has a value to show
+VALUED = ("ok", "stale", "short")
+
+
+@dataclass(frozen=True)
+class Value:
+    """One measurement: of one seed, or of several where the stage does not depend on the seed."""
+
+    seeds: tuple[int, ...]
+    value: float
+    #: keys of the stages behind it
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired difference of a row from the baseline in one column, over the seeds of both."""
+
+    variant: str
+    baseline: str
+    column: str
+    n: int
+    #: mean and sd (n - 1) of the paired differences, in the column's unit
+    mean: float
+    sd: float | None
+    t: float | None
+    p: float | None
+    p_holm: float | None
+    #: smallest true difference that this n would show with 80 % power at 0.05 (uncorrected)
+    detectable: float | None
+    #: seeds that would show the difference seen, with the same power; None if more than 1,000
+    needed: int | None
+    #: better than the baseline, and p_holm < 0.05
+    survives: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table, or the reason why there is none."""
+
+    state: str
+    values: tuple[Value, ...] = ()
+    #: seeds (distinct stages) that the plan has
+    planned: int = 0
+    reason: str | None = None
+    protocol: str | None = None
+    #: the stage is the same for all seeds
+    fixed: bool = False
+    #: the difference from the baseline survives its test
+    bold: bool = False
+    delta: float | None = None
+    #: ids of footnotes
+    marks: tuple[str, ...] = ()
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float | None:
+        return math.fsum(v.value for v in self.values) / self.n if self.values else None
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation over seeds with n - 1; None below two."""
+        mean = self.mean
+        if mean is None or self.n < 2:
+            return None
+        return math.sqrt(math.fsum((v.value - mean) ** 2 for v in self.values) / (self.n - 1))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(key for value in self.values for key in value.keys))
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        return {seed: v.value for v in self.values for seed in v.seeds}
+
+    @property
+    def valued(self) -> bool:
+        return self.state in VALUED and bool(self.values)
+
+
+@dataclass(frozen=True)
+class Column:
+    """`kind` is metric, delta, published or cost."""
+
+    id: str
+    label: str
+    unit: str
+    kind: str
+    digits: int = 1
+    group: str | None = None
+    higher_is_better: bool = True
+    protocol: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    variant: str
+    group: str | None = None
+
+
+@dataclass
+class Table:
+    """Rows × columns of cells, with what has to be said under them."""
+
+    title: str
+    rows: list[Row]
+    columns: list[Column]
+    cells: dict[tuple[str, str], Cell]
+    baseline: str | None = None
+    seeds: int = 0
+    comparisons: list[Comparison] = field(default_factory=list)
+    #: mark -> text, in the order of the marks
+    footnotes: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    #: what has to be said about the published columns
+    reference_notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def cell(self, row: Row, column: Column) -> Cell:
+        return self.cells[row.variant, column.id]
+
+    def update(self, variant: str, column: str, **changes: object) -> None:
+        """Replace fields of one cell."""
+        self.cells[variant, column] = replace(self.cells[variant, column], **changes)  # type: ignore[arg-type]
+
+    def row_groups(self) -> list[tuple[str | None, list[Row]]]:
+        """Consecutive rows of one group together."""
+        groups: list[tuple[str | None, list[Row]]] = []
+        for row in self.rows:
+            if not groups or groups[-1][0] != row.group:
+                groups.append((row.group, []))
+            groups[-1][1].append(row)
+        return groups
+
+    def column_groups(self) -> list[tuple[str | None, list[Column]]]:
+        """Consecutive columns of one group together."""
+        groups: list[tuple[str | None, list[Column]]] = []
+        for column in self.columns:
+            if not groups or groups[-1][0] != column.group or column.group is None:
+                groups.append((column.group, []))
+            groups[-1][1].append(column)
+        return groups
+
+
+def number(cell: Cell, column: Column) -> str:
+    """The cell's number as every format prints it; empty where it has none."""
+    if not cell.valued or cell.mean is None:
+        return ""
+    if column.kind == "metric":
+        return mean_sd(cell.mean, cell.sd, column.digits)
+    if column.kind == "delta":
+        return signed(cell.mean, column.digits)
+    return fixed(cell.mean, column.digits)
+
+
+def remark(cell: Cell) -> str:
+    """What stands beside the number, or instead of it: "2 of 3", "stale", "failed", "–"."""
+    if cell.state == "ok":
+        return ""
+    if cell.state == "short":
+        return f"{cell.n} of {cell.planned}"
+    if cell.state in ("none", "not planned"):
+        return "–"
+    return cell.state
+
+
+def cell_text(cell: Cell, column: Column) -> str:
+    """Number and remark on one line, for formats without markup."""
+    mark = "".join(raised(mark) for mark in cell.marks)
+    value, beside = number(cell, column), remark(cell)
+    if value and beside:
+        return f"{value}{mark} ({beside})"
+    return f"{value or beside}{mark}"
+
+
+def raised(mark: str) -> str:
+    """A footnote's letter in superscript, without markup."""
+    return dict(zip("abcdefghijklmnop", "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖ", strict=True)).get(mark, f"[{mark}]")
+
+
+def row_label(variant: str) -> str:
+    return middle(variant, 48)
+
+
+def full_label(table: Table, column: Column) -> str:
+    """The column's label where no header above or column beside it says what it belongs to."""
+    if column.kind == "cost":
+        return f"training cost, {column.label}"
+    if column.kind == "metric":
+        return column.label
+    base = next(c for c in table.columns if c.id == column.id.rpartition(".")[0])
+    return f"{base.label}, {column.label}"

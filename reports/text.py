@@ -1,0 +1,106 @@
+"""The result as plain text for a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from reports.costs import Ledger, ledger
+from reports.display import amount, duration, plain, plural, short, time_unit, width
+from reports.facts import Facts
+from reports.findings import tests
+from reports.table import Column, Table, cell_text, row_label
+from reports.tables import build_tables
+from reports.view import SuiteView
+
+_WIDTH = 100
+
+
+def render_text(view: SuiteView) -> str:
+    """Scale, tables, costs and problems of a suite, ending with a newline."""
+    facts = Facts(view)
+    lines = [f"{short(view.title, 80)} · profile {short(view.profile, 30)}", short(view.scale, 120)]
+    lines += [part for note in view.notes for part in _wrap(note)]
+    for table in build_tables(view, facts):
+        lines += ["", *table_text(table), *_said(table)]
+    lines += ["", *ledger_text(ledger(facts))]
+    if view.problems:
+        lines += ["", f"{plural(len(view.problems), 'problem')} in the store:"]
+        lines += [part for problem in view.problems[:10] for part in _wrap(short(problem, 300))]
+        if len(view.problems) > 10:
+            lines.append(f"  and {len(view.problems) - 10} more, in the report")
+    return "\n".join(plain(line) for line in lines) + "\n"
+
+
+def table_text(table: Table) -> list[str]:
+    """One table, ruled as in print; published numbers are left to the report."""
+    columns = [column for column in table.columns if column.kind != "published"]
+    body: list[list[str] | str] = []
+    for group, rows in table.row_groups():
+        if group is not None:
+            body.append(short(group, 48))
+        for row in rows:
+            indent = "  " if group is not None else ""
+            cells = [_cell(table, row.variant, column) for column in columns]
+            body.append([indent + row_label(row.variant), *cells])
+    heads = [["", *(_head(column)[i] for column in columns)] for i in (0, 1, 2)]
+    heads = [head for head in heads if any(head)]
+    grid = [*heads, *(line for line in body if isinstance(line, list))]
+    widths = [max(width(line[i]) for line in grid) for i in range(len(columns) + 1)]
+    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    lines = [short(table.title, 80), rule, *(_line(head, widths) for head in heads), rule]
+    lines += [line if isinstance(line, str) else _line(line, widths) for line in body]
+    return [*lines, rule]
+
+
+def _cell(table: Table, variant: str, column: Column) -> str:
+    cell = table.cells[variant, column.id]
+    text = cell_text(cell, column)
+    return f"{text} *" if cell.bold else text
+
+
+def _head(column: Column) -> tuple[str, str, str]:
+    """Group, label and unit of a column, one line each."""
+    group = "" if column.kind != "cost" else "training"
+    return group, short(column.label, 24), short(column.unit, 12)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first = cells[0] + " " * (widths[0] - width(cells[0]))
+    rest = [" " * (w - width(c)) + c for c, w in zip(cells[1:], widths[1:], strict=True)]
+    return "  ".join([first, *rest]).rstrip()
+
+
+def _said(table: Table) -> list[str]:
+    said = [*table.notes, *tests(table)]
+    if any(cell.bold for cell in table.cells.values()):
+        said.append("* stands for bold.")
+    said += [f"Problem: {problem}" for problem in table.problems]
+    return [part for sentence in said for part in _wrap(sentence)]
+
+
+def ledger_text(found: Ledger) -> list[str]:
+    """Costs of the suite in a few lines."""
+    lines = []
+    for kind, hours in found.total.hours.items():
+        unit, factor = time_unit(hours)
+        parts = [
+            f"{line.label.lower()} {amount(line.hours[kind] * factor)}"
+            for line in found.lines
+            if not line.apart and kind in line.hours
+        ]
+        text = f"Cost: {amount(hours * factor)} {kind}-{unit} ({', '.join(parts)})"
+        if found.saved.get(kind):
+            text += f"; sharing stages saved {amount(found.saved[kind] * factor)}"
+        lines.append(text + ".")
+    for line in found.lines:
+        if line.apart:
+            lines.append(f"Apart: {line.label.lower()}, {line.count}, {duration(line.wall_s)}.")
+    lines += found.sentences
+    return [part for line in lines for part in _wrap(line)]
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(plain(text), _WIDTH, subsequent_indent="  ", break_on_hyphens=False) or [
+        ""
+    ]

@@ -1,0 +1,97 @@
+"""What a report is made of: plain data that `bench` reads from the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+#: one row per (variant, seed, stage) of the plan; a shared stage has the same key in each row
+STAGES: dict[str, Any] = {
+    "key": pl.String,
+    "kind": pl.String,
+    "name": pl.String,
+    "group": pl.String,  # train | evaluate | data
+    "variant": pl.String,
+    "seed": pl.Int64,
+    "own": pl.Boolean,  # among this row's own last stages, not its ancestors'
+    "status": pl.String,  # complete | pending | running | failed | interrupted | stale
+    "reason": pl.String,
+    "attempt": pl.Int64,
+    "steps": pl.Int64,
+    "wall_s": pl.Float64,
+    "cpu_s": pl.Float64,
+    "devices": pl.Int64,
+    "device_kind": pl.String,
+    "device_model": pl.String,
+    "device_hours": pl.Float64,
+    "energy_kwh": pl.Float64,
+    "energy_reason": pl.String,
+    "started": pl.String,
+    "ended": pl.String,
+    "worker": pl.String,
+    "record": pl.String,  # the whole record as JSON
+}
+
+#: one row per attempt at any planned key, successful or not
+ATTEMPTS: dict[str, Any] = {
+    "key": pl.String,
+    "kind": pl.String,
+    "name": pl.String,
+    "attempt": pl.Int64,
+    "status": pl.String,
+    "wall_s": pl.Float64,
+    "device_hours": pl.Float64,
+    "started": pl.String,
+    "ended": pl.String,
+    "error": pl.String,
+}
+
+#: one row per (variant, seed, metric)
+METRICS: dict[str, Any] = {
+    "variant": pl.String,
+    "seed": pl.Int64,
+    "key": pl.String,
+    "evaluation": pl.String,
+    "column": pl.String,
+    "label": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+    "unit": pl.String,
+    "higher_is_better": pl.Boolean,
+    "protocol": pl.String,
+    "primary": pl.Boolean,
+}
+
+
+@dataclass
+class SuiteView:
+    """One suite at one profile, as far as its store has it. Frames follow the schemas above."""
+
+    suite: str
+    title: str
+    profile: str
+    #: stands at the top of the page, e.g. "digits 8x8, ViT 0.1 M parameters, CPU"
+    scale: str
+    #: sentences that the suite wants printed
+    notes: list[str]
+    seeds: list[int]
+    #: in row order
+    variants: list[str]
+    #: as declared in the suite: {title, rows: [variants] or null (all), columns: [ids, "cost"],
+    #: baseline: variant or null, groups: {...} or null, digits: 1, published: bool}
+    tables: list[dict[str, Any]]
+    stages: pl.DataFrame
+    attempts: pl.DataFrame
+    metrics: pl.DataFrame
+    #: key -> columns of its training log, e.g. {"step": [..], "loss": [..]}, thinned
+    curves: dict[str, dict[str, list[float]]]
+    #: commit, dirty, versions, hardware, data fingerprint, command, created
+    provenance: dict[str, Any]
+    #: the resolved suite as YAML text; embedded in the page
+    resolved: str
+    #: {started, ended, wall_s, status, command} of each invocation
+    runs: list[dict[str, Any]]
+    #: corrupt records and artifacts: named, skipped, counted
+    problems: list[str]

@@ -1,0 +1,168 @@
+"""The suite runner's tests: suites, and the real command line."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.plan import Stage
+from bench.store import Store, iso
+
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "suites" / "smoke.yaml"
+SWEEP = ROOT / "suites" / "sweep_queue.yaml"
+PAPER = ROOT / "suites" / "paper_table.yaml"
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+Bench = Callable[..., Done]
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "bench", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def run_bench(*arguments: object, timeout_s: float = 600, **options: object) -> Done:
+    """The real command line, in a process of its own."""
+    done = subprocess.run(
+        command(*arguments),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        **options,  # type: ignore[call-overload]
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def write_record(
+    store: Store,
+    stage: Stage,
+    *,
+    status: str = "complete",
+    content: bytes = b"weights",
+    wall_s: float = 1.0,
+    **changes: Any,
+) -> dict[str, Any]:
+    """An attempt at a stage as a worker leaves it, its artifact one small file."""
+    inputs = {}
+    for name, source in stage.inputs.items():
+        record = store.state(source.key).record
+        files = {file: entry["sha256"] for file, entry in record["files"].items()} if record else {}
+        inputs[name] = {"key": source.key, "files": files}
+    began = time.time() - wall_s
+    start = {
+        "schema": 1,
+        "kind": stage.kind,
+        "name": stage.title,
+        "settings": stage.settings,
+        "inputs": inputs,
+        "code": stage.code,
+        "env": {"host": "here"},
+        "started": iso(began),
+        "started_s": began,
+        "cost": {"devices": 1, "device_kind": "cpu", "device_model": "a CPU"},
+    } | changes
+    folder = store.begin(stage.key, start)
+    record = start | {"key": stage.key, "attempt": int(folder.name)}
+    if status == "running":
+        return record
+    complete = status == "complete"
+    files = {"artifact.bin": store.put_file(stage.key, "artifact.bin", content)} if complete else {}
+    error = None if complete else {"class": "ValueError", "message": "it went wrong"}
+    store.write_record(
+        record
+        | {
+            "status": status,
+            "ended": iso(began + wall_s),
+            "cost": start["cost"] | {"wall_s": wall_s, "device_hours": wall_s / 3600},
+            "metrics": [],
+            "files": files,
+            "summary": {},
+            "error": error,
+            "log_tail": "",
+        }
+    )
+    return record
+
+
+# ------------------------------------------------------------------------------ what a run leaves
+
+
+def records(root: Path) -> dict[str, list[dict[str, Any]]]:
+    """Every attempt of a store by key, oldest first."""
+    store = Store(root)
+    return {key: store.state(key).attempts for key in store.stage_keys()}
+
+
+def completed(root: Path) -> dict[str, dict[str, Any]]:
+    """The newest complete record of each stage."""
+    newest = {}
+    for key, attempts in records(root).items():
+        for attempt in attempts:
+            if attempt["status"] == "complete":
+                newest[key] = attempt
+    return newest
+
+
+def artifacts(root: Path) -> dict[str, str]:
+    """SHA-256 of every artifact file as its record has it, by stage and file."""
+    return {
+        f"{record['name']}/{file}": entry["sha256"]
+        for record in completed(root).values()
+        for file, entry in record["files"].items()
+    }
+
+
+def measured(root: Path) -> dict[str, float]:
+    """Every metric of every stage."""
+    return {
+        f"{record['name']}/{metric['name']}": metric["value"]
+        for record in completed(root).values()
+        for metric in record["metrics"]
+    }
+
+
+def printed_metrics(out: str) -> dict[str, tuple[str, ...]]:
+    """Row -> its k-NN and probe cells, as the terminal's table has them; costs left out."""
+    row = re.compile(r"^(\S.*?)((?:\s{2,}\d+\.\d(?: ± \d+\.\d)?){2})(?:\s{2,}[\d.–]+)+$")
+    return {
+        found[1]: tuple(re.split(r"\s{2,}", found[2].strip()))
+        for line in out.splitlines()
+        if (found := row.match(line))
+    }
+
+
+def ray_processes(root: psutil.Process) -> list[psutil.Process]:
+    """Processes of Ray below a process."""
+    found = []
+    for child in root.children(recursive=True):
+        try:
+            line = " ".join(child.cmdline())
+        except psutil.Error:
+            continue
+        if "raylet" in line or "gcs_server" in line or line.startswith("ray::"):
+            found.append(child)
+    return found

@@ -1,0 +1,56 @@
+"""Fixtures of the suite runner's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from bench_helpers import SMOKE, Bench, Done, run_bench
+
+from bench.cli import main
+from bench.plan import Plan, make_plan
+from bench.store import Store
+from bench.suite import load_suite
+
+
+@pytest.fixture
+def bench(capsys: pytest.CaptureFixture[str]) -> Bench:
+    """The command line in this process: for commands that start neither Ray nor torch."""
+
+    def run(*arguments: object) -> Done:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as leaving:  # argparse
+            code = int(leaving.code or 0)
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def plan_of(tmp_path: Path) -> Callable[..., Plan]:
+    """The plan of a suite over an empty store."""
+
+    def plan(path: Path = SMOKE, *, store: Path | None = None, **options: object) -> Plan:
+        suite = load_suite(path, **options)  # type: ignore[arg-type]
+        return make_plan(suite, Store(store or tmp_path / "store"))
+
+    return plan
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A store with a finished run of smoke.yaml."""
+
+    store: Path
+    done: Done
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One whole run of suites/smoke.yaml; tests read it and change copies only."""
+    store = tmp_path_factory.mktemp("smoke") / "store"
+    return Finished(store, run_bench("run", SMOKE, "--store", store))

@@ -1,0 +1,535 @@
+"""Mistakes in suites and arguments: exit code 2, one or two sentences, the line, what to write."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from bench_helpers import PAPER, SMOKE, SWEEP, Bench, Done, run_bench
+
+TEXT = SMOKE.read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Case:
+    """`old` of smoke.yaml replaced by `new`: the message says all of `says`."""
+
+    name: str
+    old: str
+    new: str
+    says: tuple[str, ...]
+    #: the line it names holds this; by default the first line that was changed
+    at: str | None = None
+    arguments: tuple[str, ...] = ()
+
+
+def case(name: str, old: str, new: str, *says: str, at: str | None = None, args: str = "") -> Case:
+    return Case(name, old, new, says, at, tuple(args.split()))
+
+
+HEAD = "head: {steps: 20, batch_size: 64,"
+STAGES = "MAE-CT: {stages: [mae, head, tune], augment: min}"
+
+CASES = [
+    # ---------------------------------------------------------------------------- unknown names
+    case("unknown-key-top", "evaluate:", "evalute:", "'evalute'", "did you mean 'evaluate'?"),
+    case("unknown-key-variant", STAGES, STAGES.replace("augment:", "augmnet:"),
+         "'variants.MAE-CT.augmnet'", "did you mean 'augment'?"),
+    case("unknown-key-table", "baseline: MAE", "base_line: MAE", "did you mean 'baseline'?"),
+    case("unknown-key-profile", "    numerics:", "    numeric:", "did you mean 'numerics'?"),
+    case("unknown-key-model", "patch_size: 2", "patchsize: 2", "did you mean 'patch_size'?"),
+    case("unknown-key-flow", "lr: 3.0e-3", "learning_rate: 3.0e-3", "'mae.learning_rate'", "lr,"),
+    case("unknown-key-view", "mae: {view0: {crop_scale", "mae: {view0: {crop_scal",
+         "'augment.mae.view0.crop_scal'", "did you mean 'crop_scale'?"),
+    case("unknown-key-evaluation", "probe: {epochs: 5", "probe: {epoch: 5",
+         "'evaluations.probe.epoch'", "did you mean 'epochs'?"),
+    case("unknown-profile", "profile: tiny", "profile: tinny", "did you mean 'tiny'?"),
+    case("unknown-evaluation", "[knn, probe]\n\nvar", "[knn, prob]\n\nvar",
+         "did you mean 'probe'?"),
+    case("unknown-evaluation-settings", "      probe:", "      prob:", "did you mean 'probe'?"),
+    case("unknown-stage", "MAE: {stages: [mae]}", "MAE: {stages: [mea]}", "mae"),
+    case("unknown-augment", "augment: aug}", "augment: agu}", "did you mean 'aug'?"),
+    case("unknown-baseline", "baseline: MAE", "baseline: MEA", "did you mean 'MAE'?"),
+    case("unknown-row", "columns: [knn", "rows: [MAE, MAE_CT]\n    columns: [knn",
+         "did you mean 'MAE-CT'?"),
+    case("unknown-column", "probe, cost]", "probe, costs]", "did you mean 'cost'?"),
+    case("unknown-metric", "probe, cost]", "knn.acuracy_k20]", "did you mean 'knn.accuracy_k20'?"),
+    case("unknown-group-member", "baseline: MAE", "groups: {all: [MAE, knn, nobody]}", "'nobody'"),
+    case("unknown-data", "name: digits", "name: digit", "did you mean 'digits'?"),
+    case("unknown-overlay-variant", "    evaluations:",
+         "    variants:\n      MAE-TC: {mae: {lr: 1}}\n    evaluations:",
+         "did you mean 'MAE-CT'?", at="MAE-TC"),
+    case("match-compute-nonsense", "match_compute: MAE-CT", "match_compute: MAE-TC",
+         "did you mean 'MAE-CT'?"),
+    case("match-compute-no-tuning", "match_compute: MAE-CT", "match_compute: MAE", "tunes"),
+    case("no-such-checkpoint", "random encoder: {init: random}",
+         "random encoder: {init: weights/none.pth}", "'random', 'pixels' nor a checkpoint"),
+    case("pixels-do-not-train", "MAE: {stages: [mae]}", "MAE: {stages: [mae], init: pixels}",
+         "'random'"),
+    # --------------------------------------------------------------------------- types and values
+    case("word-for-number", "mae: {steps: 40", "mae: {steps: forty", "whole number", '"forty"'),
+    case("quoted-number", "lr: 3.0e-3", 'lr: "3.0e-3"', "write 0.003 without quotes"),
+    case("fraction-for-int", "mae: {steps: 40", "mae: {steps: 40.5", "whole number", "40.5"),
+    case("float-for-int", "mae: {steps: 40", "mae: {steps: 4e1", "write 40"),
+    case("number-for-text", "title: Smoke test", "title: 3.10", 'in quotes: "3.1"'),
+    case("on-is-a-word", "evaluations:\n", "evaluations:\n      knn: {standardize: on}\n",
+         "true or false", "write true", at="standardize"),
+    case("sexagesimal-is-a-word", "mae: {steps: 40", "mae: {steps: 10:30", '"10:30"'),
+    case("number-for-mapping", "    numerics: {precision: fp32, threads: 1}", "    numerics: 5",
+         "'numerics' should be a mapping", "{name: value}"),
+    case("nothing-for-mapping", "    numerics: {precision: fp32, threads: 1}", "    numerics:",
+         "'numerics' should be a mapping", "null"),
+    case("word-for-list", "seeds: [0, 1]", "seeds: 0", "'seeds' should be a list"),
+    case("list-in-nested-list", "mae: {view0: {crop_scale: [0.5, 1.0]", "mae: {view0: "
+         "{crop_scale: [0.5, [1.0]]", "'augment.mae.view0.crop_scale[1]'", "number"),
+    case("pair-of-three", "min: {view0: {crop_scale: [0.5, 1.0]", "min: {view0: "
+         "{crop_scale: [0.5, 0.7, 1.0]", "write 2"),
+    case("pair-of-one", "min: {view0: {crop_scale: [0.5, 1.0]", "min: {view0: {crop_scale: [0.5]",
+         "too few values; write 2"),
+    case("range-backwards", "min: {view0: {crop_scale: [0.5, 1.0]",
+         "min: {view0: {crop_scale: [0.5, 0.1]", "low first"),
+    case("negative-rate", "lr: 3.0e-3", "lr: -3.0e-3", "greater than 0"),
+    case("not-a-number", "lr: 3.0e-3", "lr: .nan", ".nan", "finite"),
+    case("infinite", "lr: 3.0e-3", "lr: 1e999", "1e999", "finite"),
+    case("huge-integer", "mae: {steps: 40", f"mae: {{steps: {'9' * 5000}", "smaller"),
+    case("huge-float", "mlp_ratio: 2.0", "mlp_ratio: 1e308", "smaller"),
+    case("wrong-choice", "pool: mean", "pool: men", "did you mean 'mean'?"),
+    case("missing-section", "    tune: {steps: 30, batch_size: 64, lr: 4.0e-3, warmup: 0.2, "
+         "topk: 5, frozen: 0.5}\n", "", "'tune' is missing; add it", at="  tiny:"),
+    case("missing-size", "      dim: 32\n", "", "needs dim", at="size: custom"),
+    case("missing-field", "name: digits, image_size: 8", "image_size: 8", "'data.name' is missing"),
+    # --------------------------------------------------------------------- what cannot go together
+    case("queue-not-a-multiple", "queue_size: 256", "queue_size: 250", "write 256", at="    head:"),
+    case("queue-against-tuning", "tune: {steps: 30, batch_size: 64", "tune: {steps: 30, "
+         "batch_size: 96", "head.queue_size 256", "write 288", at="queue_size"),
+    case("patch-does-not-divide", "patch_size: 2", "patch_size: 3", "write 2 or 4"),
+    case("patch-larger-than-image", "patch_size: 2", "patch_size: 16", "write 8"),
+    case("more-neighbours-than-queue", "topk: 5", "topk: 257", "queue of 256"),
+    case("more-neighbours-than-images", "evaluations:\n", "evaluations:\n      knn: {k: [5000]}\n",
+         "1097 training images", at="5000"),
+    case("batch-larger-than-data", "mae: {steps: 40, batch_size: 64",
+         "mae: {steps: 40, batch_size: 2048", "1097 training images", "at most 1097"),
+    case("heads-do-not-divide", "      heads: 2", "      heads: 3", "dim 32", "3 heads",
+         at="      dim: 32"),
+    case("mask-hides-all", "mae: {steps: 40", "mae: {mask_ratio: 0.99, steps: 40", "lower"),
+    case("mask-hides-nothing", "mae: {steps: 40", "mae: {mask_ratio: 1e-20, steps: 40", "raise"),
+    case("frozen-beyond-depth", "frozen: 0.5}", "frozen_blocks: 3}", "at most 2"),
+    case("no-hidden-unit", "mlp_ratio: 2.0", "mlp_ratio: 0.01", "raise it"),
+    case("shards-against-batch", "threads: 1}", "threads: 1, shards: 128}", "numerics.shards",
+         at="mae: {steps"),
+    case("shards-no-power", "threads: 1}", "threads: 1, shards: 3}", "power of two"),
+    case("steps-and-epochs", "mae: {steps: 40", "mae: {epochs: 4, steps: 40",
+         "exactly one of steps and epochs"),
+    case("no-rate", "lr: 3.0e-3, ", "", "exactly one of lr and base_lr"),
+    case("stages-out-of-order", "[mae, head, tune], augment: min", "[tune, mae], augment: min",
+         "the order is mae, head, tune"),
+    case("stage-twice", "MAE: {stages: [mae]}", "MAE: {stages: [mae, mae]}", "each once"),
+    case("no-mae-pipeline", "      mae: {view0", "      other: {view0", "pipeline 'mae'",
+         at="  MAE: {stages"),
+    # ------------------------------------------------------------------------------- seeds, names
+    case("seed-twice", "seeds: [0, 1]", "seeds: [0, 1, 0]", "seed 0 stands twice"),
+    case("no-seeds", "seeds: [0, 1]", "seeds: []", "'seeds' is empty"),
+    case("negative-seed", "seeds: [0, 1]", "seeds: [0, -1]", "'seeds[1]'", "equal to 0"),
+    case("evaluation-twice", "[knn, probe]\n\nvar", "[knn, knn]\n\nvar", "'knn' stands twice"),
+    case("name-is-a-path", "suite: smoke", "suite: ../smoke", "letters, digits"),
+    # --------------------------------------------------------------------------------------- YAML
+    case("key-twice", "title: Smoke test", "title: Smoke test\nseeds: [3]", "'seeds' stands twice",
+         "keep one", at="seeds: [0, 1]"),
+    case("python-tag", "title: Smoke test", "title: !!python/object/apply:os.system [ls]",
+         "tag", "plain values"),
+    case("str-tag", "title: Smoke test", "title: !!str 5", "tag", "plain values"),
+    case("merge-key", "  MAE: {stages: [mae]}", "  MAE:\n    <<: {stages: [mae]}", "merge keys",
+         at="<<"),
+    case("undefined-alias", "title: Smoke test", "title: *nothing", "(&name)"),
+    case("recursive-alias", "title: Smoke test", "title: &a [*a]", "fewer aliases"),
+    case("tab", "  MAE: {stages: [mae]}", "\tMAE: {stages: [mae]}", "indent with spaces"),
+    case("colon-in-text", "title: Smoke test", "title: Smoke: test", "quotes"),
+    case("open-bracket", "seeds: [0, 1]", "seeds: [0, 1", "bracket is not closed"),
+    case("open-quote", "title: Smoke test", 'title: "Smoke test', "quote"),
+    case("two-documents", "title: Smoke test", "---\ntitle: Smoke test", "one suite"),
+    case("control-character", "title: Smoke test", "title: Smoke\x00test", "U+0000"),
+    case("surrogate", "title: Smoke test", 'title: "\\ud800"', "no character"),
+]  # fmt: skip
+
+
+def line_of(case: Case, text: str) -> int:
+    if case.at is not None:
+        return text[: text.index(case.at)].count("\n") + 1
+    before, after = TEXT.splitlines(), text.splitlines()
+    return next(n for n, line in enumerate(after, 1) if n > len(before) or line != before[n - 1])
+
+
+def assert_refused(done: Done, *says: str) -> None:
+    """Exit code 2, and one line of one or two sentences."""
+    assert done.code == 2, done
+    assert "Traceback" not in done.err
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert len(done.err) < 420
+    for text in says:
+        assert text in done.err, done.err
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_broken_suite_is_refused_with_its_line(case: Case, bench: Bench, tmp_path: Path):
+    assert TEXT.count(case.old) >= 1
+    path = tmp_path / "broken.yaml"
+    text = TEXT.replace(case.old, case.new, 1)
+    path.write_text(text, encoding="utf-8")
+    done = bench("plan", path, *case.arguments)
+    assert_refused(done, f"{path}:{line_of(case, text)}: ", *case.says)
+
+
+def test_numbers_and_words_are_read_as_people_mean_them(bench: Bench, tmp_path: Path):
+    """PyYAML takes `3e-3` for a text, and `on`, `10:30`, `017` for something else."""
+    text = TEXT.replace("lr: 3.0e-3", "lr: 3e-3").replace("title: Smoke test", "title: on")
+    text = text.replace("Digits, a few steps", "10:30").replace(
+        "mae: {steps: 40", "mae: {steps: 040"
+    )
+    path = tmp_path / "suite.yaml"
+    path.write_text(text)
+    done = bench("plan", path, "--json")
+    assert done.code == 0
+    assert done.out == bench("plan", SMOKE, "--json").out
+
+
+# ------------------------------------------------------------------------ files, flags, overlays
+
+
+def test_aliases_may_not_blow_a_file_up(bench: Bench, tmp_path: Path):
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    for n in range(1, 12):
+        bomb += f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n"
+    path = tmp_path / "bomb.yaml"
+    path.write_text(bomb + TEXT)
+    assert_refused(bench("plan", path), f"{path}:1: ", "fewer aliases")
+    path.write_text(f"long: &long {'x' * 500_000}\nmany: [{'*long, ' * 5000}]\n")
+    assert_refused(bench("plan", path), f"{path}:", "fewer aliases")
+
+
+def test_deep_nesting_is_refused(bench: Bench, tmp_path: Path):
+    path = tmp_path / "deep.yaml"
+    path.write_text("suite: " + "[" * 5000)
+    assert_refused(bench("plan", path), str(path))
+    path.write_text("suite: " + "[" * 60 + "]" * 60)
+    assert_refused(bench("plan", path), f"{path}:1: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "should be a mapping that starts with 'suite: NAME'"),
+        (b"# nothing\n", "should be a mapping"),
+        (b"- suite\n- smoke\n", "should be a mapping"),
+        (b"smoke\n", "should be a mapping"),
+        (b"\xff\xfes\x00u\x00", "UTF-8"),
+        (b"suite: a\ntitle: caf\xe9\n", ":2: is not UTF-8 text; save it as UTF-8"),
+        (b"#" * 1_000_001, "larger than"),
+    ],
+    ids=["empty", "comment", "list", "word", "utf-16", "latin-1", "too-large"],
+)
+def test_what_is_no_suite_is_refused(content: bytes, says: str, bench: Bench, tmp_path: Path):
+    path = tmp_path / "file.yaml"
+    path.write_bytes(content)
+    assert_refused(bench("plan", path), str(path), says)
+
+
+def test_files_that_are_not_there(bench: Bench, tmp_path: Path):
+    assert_refused(bench("plan", SMOKE.parent / "smok.yaml"), "did you mean 'smoke.yaml'?")
+    assert_refused(bench("plan", tmp_path), str(tmp_path), "is no file")
+    assert_refused(bench("plan", "x" * 5000), "there is no suite file")
+    fifo = tmp_path / "fifo.yaml"
+    os.mkfifo(fifo)
+    assert_refused(bench("plan", fifo), "is no file")
+
+
+def test_profiles_from(bench: Bench, tmp_path: Path):
+    text = SWEEP.read_text()
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    line = text[: text.index("profiles_from")].count("\n") + 1
+    done = bench("plan", path)
+    assert_refused(done, f"{path}:{line}: ", "there is no suite file", "paper_table.yaml")
+    # a mistake in the other file is told with that file's name and line
+    other = tmp_path / "paper_table.yaml"
+    broken = PAPER.read_text().replace("patch_size: 2", "patch_size: 5", 1)
+    other.write_text(broken)
+    line = broken[: broken.index("patch_size: 5")].count("\n") + 1
+    assert_refused(bench("plan", path), f"{other}:{line}: ", "write 4 or 8")
+
+
+def test_a_profile_of_the_command_line(bench: Bench):
+    done = bench("plan", SMOKE, "--profile", "tinny")
+    assert_refused(done, str(SMOKE), "there is no profile 'tinny'; did you mean 'tiny'?")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("mae.step=5", "unknown setting 'mae.step'; did you mean 'steps'?"),
+        ("mea.steps=5", "unknown setting 'mea'; did you mean 'mae'?"),
+        ("mae.steps=many", "'mae.steps' should be a whole number, not \"many\""),
+        ("mae.steps=0", "'mae.steps' should be greater than 0, not 0"),
+        ("mae.steps=", "exactly one of steps and epochs"),
+        ("mae=5", "'mae' should be a mapping"),
+        ("mae.steps", "write it as path=value"),
+        ("=5", "write it as path=value"),
+        ("mae..steps=5", "write it as path=value"),
+        (f"{'a.' * 3000}b=5", "too many parts"),
+        ("mae.steps=[1", "bracket is not closed"),
+        ("mae.steps=!!int 5", "plain values"),
+        ("mae.steps=*a", "(&name)"),
+        ("mae.epochs=5", "exactly one of steps and epochs"),
+        ("head.queue_size=100", "write 128"),
+        ("tune.batch_size=96", "head.queue_size 256 is not a multiple"),
+        ("model.patch_size=3", "write 2 or 4"),
+        ("evaluations.probe.epochs=no", "'evaluations.probe.epochs'"),
+        ("evaluations.probes.epochs=5", "did you mean 'probe'?"),
+        ("seeds=[1]", "unknown setting 'seeds'"),
+    ],
+)
+def test_a_bad_set_is_told_with_the_argument(given: str, says: str, bench: Bench):
+    done = bench("plan", SMOKE, "--set", given)
+    assert_refused(done, "error: --set ", given[:40], says)
+
+
+def test_set_reads_values_as_the_file_does(bench: Bench):
+    plain = bench("plan", SMOKE, "--json").out
+    same = bench("plan", SMOKE, "--json", "--set", "augment.min.view0.crop_scale=[5e-1, 1.0]")
+    assert (same.code, same.out) == (0, plain)
+    other = bench("plan", SMOKE, "--json", "--set", "augment.min.view0.crop_scale=[0.4, 1.0]")
+    assert other.code == 0
+    assert other.out != plain
+
+
+def test_overlays_keep_their_lines(bench: Bench, tmp_path: Path):
+    """A row's own settings, the profile's for that row, and what neither of them changed."""
+    path = tmp_path / "suite.yaml"
+    text = TEXT.replace(
+        "MAE: {stages: [mae]}", "MAE:\n    stages: [mae]\n    set:\n      mae: {lr: x}"
+    )
+    path.write_text(text)
+    line = text[: text.index("lr: x")].count("\n") + 1
+    assert_refused(bench("plan", path), f"{path}:{line}: 'mae.lr' should be a number")
+    text = (
+        TEXT
+        + "    variants:\n      MAE-CT:\n        tune:\n          steps: 3\n          topk: 0\n"
+    )
+    path.write_text(text)
+    line = text[: text.index("topk: 0")].count("\n") + 1
+    assert_refused(bench("plan", path), f"{path}:{line}: 'tune.topk' should be greater than")
+    text = (
+        text.replace("topk: 0", "topk: 3")
+        .replace("target_ema", "")
+        .replace("frozen: 0.5", "frozen: 5")
+    )
+    path.write_text(text)
+    line = text[: text.index("frozen: 5")].count("\n") + 1
+    assert_refused(bench("plan", path), f"{path}:{line}: 'tune.frozen'")
+    path.write_text(TEXT + "    variants: [MAE]\n")
+    assert_refused(bench("plan", path), "'variants' should be a mapping")
+    path.write_text(TEXT + "    variants: {MAE: 3}\n")
+    assert_refused(bench("plan", path), "'variants.MAE' should be a mapping")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says", "at"),
+    [
+        ("variant: MAE-CT", "variant: MAE-TC", "did you mean 'MAE-CT'?", "MAE-TC"),
+        ("head.queue_size: [128", "head.queue: [128", "unknown setting 'head.queue'", "head.queue"),
+        ("[128, 256,", "[128, 100,", "write 128", "head.queue_size"),
+        ("[128, 256,", "[128, many,", "'head.queue_size' should be a whole", "head.queue_size"),
+        ("[128, 256,", "[128, 128,", "128 stands twice", "head.queue_size"),
+        ("augment: [min, aug]", "augment: [min, agu]", "did you mean 'aug'?", "augment: [min"),
+        ("augment: [min, aug]", "augment: [min, [aug]]", "names of pipelines", "augment: [min"),
+        ("augment: [min, aug]", "augment: []", "list values", "augment: []"),
+        ("augment: [min, aug]", "augment: aug", "should be a list", "augment: aug"),
+        ("augment: [min, aug]", "head..lr: [1]", "should name a setting", "head..lr"),
+        ("  grid:", "  gird:", "did you mean 'grid'?", "gird"),
+        ("augment: [min, aug]", f"tune.lr: {list(range(1, 2000))}", "1000 cells", "grid:"),
+        ("MAE: {stages: [mae]}", "MAE: {stages: [mae]}\n  MAE-CT queue_size=128 augment=min: {}",
+         "rename this variant", "queue_size=128"),
+    ],
+)  # fmt: skip
+def test_a_broken_search(old: str, new: str, says: str, at: str, bench: Bench, tmp_path: Path):
+    text = SWEEP.read_text().replace(old, new, 1)
+    assert text != SWEEP.read_text()
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    (tmp_path / "paper_table.yaml").write_text(PAPER.read_text())
+    line = text[: text.index(at)].count("\n") + 1
+    assert_refused(bench("plan", path), f"{path}:{line}: ", says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--workers", "-1"], "whole number of at least 0"),
+        (["--workers", "two"], "whole number of at least 0"),
+        (["--seeds", "0"], "whole number of at least 1"),
+        (["--seeds", "-2"], "whole number of at least 1"),
+        (["--sed", "2"], "unrecognized arguments"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], says: str, bench: Bench, tmp_path: Path):
+    done = bench("run", SMOKE, "--store", tmp_path / "store", *arguments)
+    assert done.code == 2
+    assert says in done.err
+    assert not (tmp_path / "store").exists()
+
+
+def test_too_many_seeds(bench: Bench):
+    assert_refused(bench("plan", SMOKE, "--seeds", "1000000"), "--seeds 1000000: write at most")
+
+
+def test_only_must_fit_a_row(bench: Bench):
+    assert_refused(bench("plan", SMOKE, "--only", "MAE+*"), "--only 'MAE+*'", "'MAE-CT_aug'")
+
+
+def test_workers_must_divide_the_batch(bench: Bench, tmp_path: Path):
+    done = bench("run", SMOKE, "--store", tmp_path / "store", "--workers", "3")
+    assert_refused(done, "--workers 3: the batch of 64")
+
+
+def test_searches_and_runs_name_each_other(bench: Bench, tmp_path: Path):
+    store = ("--store", tmp_path / "store")
+    assert_refused(bench("run", SWEEP, *store), "python -m bench sweep")
+    assert_refused(bench("sweep", SMOKE, *store), "python -m bench run")
+
+
+# ----------------------------------------------------------------------------------------- store
+
+
+def test_a_store_below_a_file(bench: Bench, tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    for store in (tmp_path / "file", tmp_path / "file" / "store"):
+        done = bench("run", SMOKE, "--store", store)
+        assert_refused(done, "the store cannot be written", "choose another --store")
+    assert_refused(bench("ls", "--store", tmp_path / "none"), "there is no store")
+    assert_refused(bench("report", SMOKE, "--store", tmp_path / "none"), "there is no store")
+
+
+def test_a_full_store(tmp_path: Path):
+    """A file system of 32 KiB where this may be mounted, else a limit on the size of files."""
+    store = tmp_path / "small"
+    store.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(store)]
+    if os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0:
+        try:
+            done = run_bench("run", SMOKE, "--store", store)
+        finally:
+            subprocess.run(["umount", str(store)], check=True)
+    else:
+        import resource
+
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+
+        done = run_bench("run", SMOKE, "--store", store, preexec_fn=limit)
+    assert_refused(done, "the store cannot be written", str(store), "choose another --store")
+
+
+# --------------------------------------------------------------------- the real command, and more
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "report", "sweep"])
+def test_the_real_command_shows_no_traceback(command: str, tmp_path: Path):
+    path = tmp_path / "broken.yaml"
+    path.write_text(TEXT.replace("patch_size: 2", "patch_size: 3"))
+    (tmp_path / "store" / "stages").mkdir(parents=True)
+    done = run_bench(command, path, "--store", tmp_path / "store")
+    line = TEXT[: TEXT.index("patch_size: 2")].count("\n") + 1
+    assert_refused(done, f"{path}:{line}: ", "write 2 or 4")
+    assert done.out == ""
+    assert [*(tmp_path / "store").rglob("*")] == [tmp_path / "store" / "stages"]
+
+
+def test_messages_hold_no_escape_codes(bench: Bench, tmp_path: Path):
+    path = tmp_path / "broken.yaml"
+    path.write_text(TEXT.replace("profile: tiny", 'profile: "\\e[31mred\\n"'))
+    assert_refused(bench("plan", path), "\\x1b[31mred\\n")
+
+
+VALUES: list[Any] = [
+    None, True, 0, -1, 3, 2**31, 10**30, 0.5, -0.5, 1e308, float("inf"), float("nan"), "", "x",
+    "on", "mae", "~nouser/x", "a" * 5000, "\x1b", "é\n", [], [1], ["a", ["b"]], {}, {"a": 1},
+    {"mae": {}}, [None], "random", "knn", ["mae", "mae"], "../../x", "MAE-CT", [0.5, 0.1], "cost",
+]  # fmt: skip
+
+
+def places(node: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    children = [*node.items()] if isinstance(node, dict) else []
+    children += [*enumerate(node)] if isinstance(node, list) else []
+    return [at] * bool(at) + [p for step, child in children for p in places(child, (*at, step))]
+
+
+def mutated(tree: Any, rng: random.Random) -> Any:
+    """The suite with one value taken out, replaced, renamed, or put in another's place."""
+    tree = copy.deepcopy(tree)
+    every = places(tree)
+    at, other = rng.choice(every), rng.choice(every)
+
+    def parent(place: tuple[Any, ...]) -> Any:
+        node = tree
+        for step in place[:-1]:
+            node = node[step]
+        return node
+
+    holder, last = parent(at), at[-1]
+    match rng.randrange(5):
+        case 0:
+            del holder[last]
+        case 1 if isinstance(holder, dict):
+            holder[rng.choice(["", "set", "variants", "steps", f"{last}s"])] = holder.pop(last)
+        case 2:
+            holder[last] = copy.deepcopy(parent(other)[other[-1]])
+        case _:
+            holder[last] = copy.deepcopy(rng.choice(VALUES))
+    return tree
+
+
+@pytest.mark.parametrize("path", [SMOKE, SWEEP], ids=["smoke", "sweep"])
+def test_no_mutation_of_a_suite_crashes(path: Path, bench: Bench, tmp_path: Path):
+    """Whatever stands in a suite, it is planned or refused; never is there a traceback."""
+    (tmp_path / "paper_table.yaml").write_text(PAPER.read_text())
+    original = yaml.safe_load(path.read_text())
+    rng = random.Random(20260)
+    file, refused = tmp_path / "suite.yaml", 0
+    for _ in range(250):
+        tree = mutated(original, rng)
+        file.write_text(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False))
+        done = bench("plan", file)
+        assert done.code in (0, 2), (tree, done)
+        if done.code == 2:
+            assert_refused(done)
+            refused += 1
+    assert 100 < refused < 250
+
+
+@pytest.mark.parametrize("path", [SMOKE, SWEEP], ids=["smoke", "sweep"])
+def test_no_damage_to_the_text_crashes(path: Path, bench: Bench, tmp_path: Path):
+    (tmp_path / "paper_table.yaml").write_text(PAPER.read_text())
+    parts = [b"\t", b"- ", b": ", b"{", b"]", b'"', b"&a ", b"*a ", b"!!x ", b"\xff", b"\n", b"? ",
+             b"<<", b"|", b'"\\ud800"', b'"\\UFFFFFFFF"', b"\0", b"---\n", b"%"]  # fmt: skip
+    rng = random.Random(20261)
+    file = tmp_path / "suite.yaml"
+    for _ in range(150):
+        text = bytearray(path.read_bytes())
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(len(text))
+            if rng.random() < 0.5:
+                text[at:at] = rng.choice(parts)
+            else:
+                del text[at : at + rng.randint(1, 40)]
+        file.write_bytes(text)
+        done = bench("plan", file)
+        assert done.code in (0, 2), (bytes(text), done)
+        if done.code == 2:
+            assert_refused(done)

@@ -1,0 +1,210 @@
+"""Keys: what is in them and what is not. Code: what counts as a change."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bench_helpers import ROOT, SMOKE
+
+from bench.identity import stage_key
+from bench.plan import Plan
+
+TEXT = SMOKE.read_text()
+
+
+def keys(plan: Plan) -> set[str]:
+    return set(plan.stages)
+
+
+def row_keys(plan: Plan, variant: str, seed: int = 0) -> dict[str, str]:
+    row = next(r for r in plan.rows if (r.variant.name, r.seed) == (variant, seed))
+    return {stage.kind: stage.key for stage in row.stages()}
+
+
+@pytest.fixture
+def edited(plan_of, tmp_path: Path):
+    """The plan of smoke.yaml with some of its text replaced."""
+
+    def plan(*changes: tuple[str, str], **options: object) -> Plan:
+        text = TEXT
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new, 1)
+        path = tmp_path / "elsewhere" / "other.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return plan_of(path, **options)
+
+    return plan
+
+
+def test_names_orders_paths_and_tables_are_not_in_a_key(plan_of, edited, tmp_path: Path):
+    plain = keys(plan_of())
+    mae_ct = "  MAE-CT: {stages: [mae, head, tune], augment: min}\n"
+    assert keys(edited()) == plain
+    assert keys(edited((mae_ct, ""), ("variants:\n", f"variants:\n{mae_ct}"))) == plain
+    assert keys(edited(("MAE, compute-matched:", "a longer MAE:"), ("suite: smoke", "suite: b"),
+                       ("title: Smoke test", "title: T"), ("baseline: MAE", "digits: 2"),
+                       ("about: a few", "about: some"), ("tiny:", "small:"),
+                       ("profile: tiny", "profile: small"))) == plain  # fmt: skip
+    assert keys(edited(("[knn, probe]", "[probe, knn]"))) == plain
+    assert (
+        keys(edited(("mae: {steps: 40, batch_size: 64", "mae: {batch_size: 64, steps: 40")))
+        == plain
+    )
+    assert keys(edited(("threads: 1}", "threads: 1}\n    report_on: test"))) == plain
+    assert keys(plan_of(store=tmp_path / "another")) == plain
+
+
+def test_where_the_data_lie_is_not_in_a_key(plan_of, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    from bench.suite import data_info
+
+    plain = keys(plan_of())
+    monkeypatch.setenv("MAECT_DATA", str(tmp_path))
+    data_info.cache_clear()
+    moved = plan_of()
+    data_info.cache_clear()
+    assert keys(moved) == plain
+
+
+def test_a_default_written_out_is_the_same_setting(edited, plan_of):
+    written = edited(("frozen: 0.5", "frozen: 0.5, layer_decay: 0.65, weight_decay: 0.05"))
+    assert keys(written) == keys(plan_of())
+
+
+@pytest.mark.parametrize(
+    ("setting", "changed", "kept"),
+    [
+        ("mae.lr=1e-3", {"mae", "head", "tune", "features", "knn", "probe"}, set()),
+        ("model.dim=64", {"mae", "head", "tune", "features", "knn", "probe"}, set()),
+        ("numerics.threads=2", {"mae", "head", "tune", "features", "knn", "probe"}, set()),
+        ("numerics.precision=fp64", {"mae", "head", "tune", "features", "knn", "probe"}, set()),
+        ("numerics.shards=4", {"mae", "head", "tune", "features", "knn", "probe"}, set()),
+        ("head.temperature=0.2", {"head", "tune", "features", "knn", "probe"}, {"mae"}),
+        ("augment.min.view0.flip=0.5", {"head", "tune", "features", "knn", "probe"}, {"mae"}),
+        ("tune.topk=6", {"tune", "features", "knn", "probe"}, {"mae", "head"}),
+        ("evaluations.probe.epochs=6", {"probe"}, {"mae", "head", "tune", "features", "knn"}),
+        ("evaluations.knn.k=[5]", {"knn"}, {"mae", "head", "tune", "features", "probe"}),
+        ("report_on=selection", {"knn", "probe"}, {"mae", "head", "tune", "features"}),
+    ],
+)
+def test_a_setting_changes_its_stage_and_what_builds_on_it(setting, changed, kept, plan_of):
+    before, after = row_keys(plan_of(), "MAE-CT"), row_keys(plan_of(sets=[setting]), "MAE-CT")
+    assert {kind for kind in before if before[kind] != after[kind]} == changed
+    assert {kind for kind in before if before[kind] == after[kind]} == kept
+
+
+def test_seeds_differ_where_something_is_drawn(plan_of):
+    plan = plan_of()
+    for variant in ("MAE", "MAE-CT", "random encoder"):
+        first, second = row_keys(plan, variant, 0), row_keys(plan, variant, 1)
+        assert all(first[kind] != second[kind] for kind in first)
+    first, second = row_keys(plan, "raw pixels", 0), row_keys(plan, "raw pixels", 1)
+    assert {kind for kind in first if first[kind] == second[kind]} == {"features", "knn"}
+
+
+def test_rows_of_different_augmentation_share_only_the_mae(plan_of):
+    plan = plan_of()
+    first, second = row_keys(plan, "MAE-CT"), row_keys(plan, "MAE-CT_aug")
+    assert {kind for kind in first if first[kind] == second[kind]} == {"mae"}
+
+
+def test_kind_inputs_and_data_are_in_a_key():
+    key = stage_key("mae", {"a": 1}, {"x": "k"}, "data")
+    assert key == stage_key("mae", {"a": 1}, {"x": "k"}, "data")
+    assert stage_key("head", {"a": 1}, {"x": "k"}, "data") != key
+    assert stage_key("mae", {"a": 1.5}, {"x": "k"}, "data") != key
+    assert stage_key("mae", {"a": 1}, {"y": "k"}, "data") != key
+    assert stage_key("mae", {"a": 1}, {"x": "l"}, "data") != key
+    assert stage_key("mae", {"a": 1}, {"x": "k"}, "other data") != key
+    assert stage_key("m", {"a": 1, "b": {"c": 2, "d": 3}}, {}, None) == stage_key(
+        "m", {"b": {"d": 3, "c": 2}, "a": 1}, {}, None
+    )
+
+
+# ------------------------------------------------------------------------------------------ code
+
+ENTRIES = ("maect.stages.mae", "maect.stages.head", "maect.stages.features", "maect.evals.nearest")
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the sources, to be edited."""
+    for name in ("bench", "maect"):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.npz")
+        )
+    return tmp_path
+
+
+def code_of(package: Path) -> dict[str, dict]:
+    """What `bench.identity.code` says of each entry module of a copy."""
+    script = (
+        "import json, sys; from bench.identity import code, _ROOT;"
+        f"assert str(_ROOT).startswith({str(package)!r});"
+        "print(json.dumps({name: code(name) for name in sys.argv[1:]}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *ENTRIES],
+        cwd=package,
+        env=os.environ | {"PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_comments_and_docstrings_are_no_change_of_code(package: Path):
+    before = code_of(package)
+    loop = package / "maect" / "stages" / "loop.py"
+    edit(loop, '"""The loop', '"""Another docstring. The loop')
+    edit(loop, "class Batches:", "# a comment\n\n\nclass Batches:  # and one more")
+    edit(package / "maect" / "streams.py", "An integer of `bits` bits", "A number")
+    assert code_of(package) == before
+
+
+def test_a_changed_constant_is_a_change_and_is_named(package: Path):
+    before = code_of(package)
+    edit(package / "maect" / "streams.py", "0xD2511F53", "0xD2511F55")
+    after = code_of(package)
+    for entry in ("maect.stages.mae", "maect.stages.head"):
+        assert after[entry]["hash"] != before[entry]["hash"]
+        differ = {
+            name
+            for name, value in after[entry]["modules"].items()
+            if before[entry]["modules"][name] != value
+        }
+        assert differ == {"maect.streams"}
+    assert after["maect.evals.nearest"] == before["maect.evals.nearest"]
+
+
+def test_a_training_module_is_not_code_of_an_evaluation(package: Path):
+    before = code_of(package)
+    edit(package / "maect" / "stages" / "loop.py", "FIRST_LOGGED = 20", "FIRST_LOGGED = 21")
+    after = code_of(package)
+    assert after["maect.stages.mae"]["hash"] != before["maect.stages.mae"]["hash"]
+    assert after["maect.evals.nearest"] == before["maect.evals.nearest"]
+    assert after["maect.stages.features"] == before["maect.stages.features"]
+
+
+def test_modules_found_through_other_modules_are_code(package: Path):
+    found = {entry: set(code["modules"]) for entry, code in code_of(package).items()}
+    expected = {"mae", "loop", "job"}
+    assert {f"maect.stages.{name}" for name in expected} <= found["maect.stages.mae"]
+    expected = {"models", "parallel", "augment", "streams", "losses", "optim"}
+    assert {f"maect.{name}" for name in expected} <= found["maect.stages.mae"]
+    assert "maect.evals.neighbors" in found["maect.evals.nearest"]
+    assert not any(name.startswith("maect.stages") for name in found["maect.evals.nearest"])

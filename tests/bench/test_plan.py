@@ -1,0 +1,227 @@
+"""From a suite to its stages."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from bench_helpers import PAPER, SMOKE, SWEEP, Bench, write_record
+
+from bench.plan import Plan, Row, Stage, assess, make_plan
+from bench.store import Store
+from bench.suite import load_suite
+from maect import flops
+from maect.settings import HeadSettings, MAESettings, ModelSettings, TuneSettings
+
+
+def row_of(plan: Plan, variant: str, seed: int = 0) -> Row:
+    return next(r for r in plan.rows if (r.variant.name, r.seed) == (variant, seed))
+
+
+def test_every_stage_stands_once(plan_of):
+    plan = plan_of()
+    kinds = Counter(stage.kind for stage in plan.stages.values())
+    # two seeds: MAE and its longer twin; two tuned rows; pixels have no seed
+    assert kinds == {"mae": 4, "head": 4, "tune": 4, "features": 11, "knn": 11, "probe": 12}
+    for seed in (0, 1):
+        chains = [row_of(plan, name, seed).chain for name in ("MAE", "MAE-CT", "MAE-CT_aug")]
+        assert chains[0][0] is chains[1][0] is chains[2][0]
+        assert chains[1][1] is not chains[2][1]
+
+
+def test_inputs_stand_before_what_needs_them(plan_of):
+    seen: set[str] = set()
+    for key, stage in plan_of().stages.items():
+        assert {source.key for source in stage.inputs.values()} <= seen
+        seen.add(key)
+
+
+def test_tuning_builds_on_the_mae_and_on_the_head(plan_of):
+    mae, head, tune = row_of(plan_of(), "MAE-CT").chain
+    assert head.inputs == {"encoder": mae}
+    assert tune.inputs == {"encoder": mae, "head": head}
+    assert row_of(plan_of(), "MAE-CT").features.inputs["encoder"].kind == "tune"
+
+
+def test_more_seeds_add_only_new_stages(plan_of):
+    two, three = plan_of(), plan_of(seeds=3)
+    assert two.stages.keys() < three.stages.keys()
+    added = [three.stages[key] for key in three.stages.keys() - two.stages.keys()]
+    assert Counter(stage.kind for stage in added) == {
+        "mae": 2, "head": 2, "tune": 2, "features": 5, "knn": 5, "probe": 6
+    }  # fmt: skip
+    assert {stage.settings.get("seed", 2) for stage in added} == {2}
+    assert [row.seed for row in plan_of(seeds=1).rows] == [0] * 6
+
+
+@pytest.mark.parametrize("suite", [SMOKE, PAPER], ids=["smoke", "paper_table"])
+def test_compute_matched_steps_cover_head_and_tuning(suite: Path, plan_of):
+    plan = plan_of(suite)
+    mae, head, tune = row_of(plan, "MAE-CT").chain
+    (matched,) = row_of(plan, "MAE, compute-matched").chain
+    model = ModelSettings.parse(mae.settings["model"])
+    train = HeadSettings.parse(head.settings["train"])
+    size = mae.settings["data"]["image_size"]
+    cost = head.steps * flops.head_step(model, train, size, 1)
+    cost += tune.steps * flops.tune_step(
+        model, train, TuneSettings.parse(tune.settings["train"]), size, 1
+    )
+    step = flops.mae_step(model, MAESettings.parse(mae.settings["train"]), size, 1)
+    assert matched.steps == mae.steps + math.ceil(cost / step)
+    assert matched.flops >= mae.flops + head.flops + tune.flops
+    assert matched.flops - step < mae.flops + head.flops + tune.flops
+    # a schedule of its own: warm-up and decay stretch over all of its steps
+    share = row_of(plan, "MAE").variant.row.mae.warmup
+    assert matched.settings["train"]["steps"] == matched.steps
+    assert matched.settings["train"]["warmup_steps"] == round(share * matched.steps)
+
+
+def test_the_plan_says_the_matched_steps(bench: Bench):
+    stages = json.loads(bench("plan", SMOKE, "--json").out)["stages"]
+    steps = {stage["title"]: stage["steps"] for stage in stages if stage["kind"] == "mae"}
+    assert steps["MAE, compute-matched, seed 0"] > steps["MAE, seed 0"] == 40
+
+
+def test_imagenet_plans_without_the_data(bench: Bench, tmp_path: Path):
+    done = bench("plan", PAPER, "--profile", "imagenet", "--json", "--store", tmp_path)
+    assert done.code == 0, done.err
+    plan = json.loads(done.out)
+    assert plan["unresolved"]
+    assert {stage["key"] for stage in plan["stages"]} == {None}
+    assert {stage["status"] for stage in plan["stages"]} == {"pending"}
+    steps = {stage["title"]: stage["steps"] for stage in plan["stages"]}
+    assert steps["MAE, seed 0"] == 800 * (1281167 // 1024)
+    done = bench("run", PAPER, "--profile", "imagenet", "--store", tmp_path / "store")
+    assert done.code == 2
+    assert not (tmp_path / "store").exists()
+
+
+def test_steps_and_epochs_are_two_ways_to_say_the_same(plan_of):
+    def mae(*sets: str) -> Stage:
+        return row_of(plan_of(sets=list(sets)), "MAE").chain[0]
+
+    # 1,097 images in batches of 64: 17 steps an epoch
+    epochs = mae("mae.steps=null", "mae.epochs=2")
+    assert epochs.steps == 34
+    assert epochs.key == mae("mae.steps=34").key != mae("mae.steps=35").key
+    plain = mae()
+    assert plain.key == mae("mae.lr=null", "mae.base_lr=6e-3").key
+    assert plain.key == mae("mae.warmup=null", "mae.warmup_steps=4").key
+    assert plain.key != mae("mae.warmup=null", "mae.warmup_steps=5").key
+
+
+def test_a_search_becomes_rows_and_its_template_is_none(plan_of):
+    plan = plan_of(SWEEP, profile="tiny")
+    names = list(plan.suite.variants)
+    assert len(names) == 9
+    assert "MAE-CT" not in names
+    assert names[:2] == ["MAE", "MAE-CT queue_size=128 augment=min"]
+    kinds = Counter(stage.kind for stage in plan.stages.values())
+    assert kinds == {"mae": 2, "head": 16, "tune": 16, "features": 18, "knn": 18}
+    for size in (128, 256, 512, 1024):
+        for augment in ("min", "aug"):
+            head = row_of(plan, f"MAE-CT queue_size={size} augment={augment}").chain[1]
+            assert head.settings["train"]["queue_size"] == size
+            assert (head.settings["views"][0]["jitter"] > 0) == (augment == "aug")
+
+
+# ------------------------------------------------------------------- what the store already has
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "store")
+    store.create()
+    return store
+
+
+@pytest.fixture
+def chain(plan_of, store: Store) -> list[Stage]:
+    """MAE, head and tuning of one row, all complete in the store."""
+    stages = row_of(plan_of(), "MAE-CT").chain
+    for stage in stages:
+        write_record(store, stage, content=stage.kind.encode())
+    return stages
+
+
+def assessed(stages: list[Stage], store: Store, **options: bool) -> list[tuple[str, str | None]]:
+    for stage in stages:
+        assess(stage, store, **options)
+    return [(stage.status, stage.reason) for stage in stages]
+
+
+def test_complete_stages_are_cached(chain, store):
+    assert assessed(chain, store) == [("cached", None)] * 3
+
+
+def test_what_was_never_tried_is_pending(plan_of, store):
+    stages = row_of(plan_of(), "MAE-CT").chain
+    assert assessed(stages, store) == [("pending", None)] * 3
+
+
+def test_a_failure_is_remembered_and_tried_again(plan_of, store):
+    (mae,) = row_of(plan_of(), "MAE").chain
+    write_record(store, mae, status="failed")
+    assert assessed([mae], store) == [("pending", "failed before: it went wrong")]
+
+
+def test_changed_code_is_stale_and_names_the_modules(chain, store):
+    head = chain[1]
+    modules = head.code["modules"] | {"maect.heads": "another"}
+    write_record(store, head, content=b"head", code={"hash": "another", "modules": modules})
+    states = assessed(chain, store)
+    assert states[0] == ("cached", None)
+    assert states[1] == ("stale", "code changed: maect.heads")
+    assert states[2] == ("pending", f"its input is redone: {head.title}")
+    assert assessed(chain, store, keep_stale=True)[1:] == [
+        ("cached", "code changed: maect.heads"),
+        ("cached", None),
+    ]
+
+
+def test_a_changed_input_makes_its_descendants_stale(chain, store):
+    write_record(store, chain[0], content=b"other weights")
+    assert assessed(chain, store) == [
+        ("cached", None),
+        ("stale", "input 'encoder' has other content than before"),
+        ("pending", f"its input is redone: {chain[1].title}"),
+    ]
+
+
+def test_a_missing_input_leaves_what_builds_on_it_pending(chain, store):
+    state = store.state(chain[0].key)
+    store.set_aside(state, "it does not fit its checksum")
+    states = assessed(chain, store)
+    assert states[0][0] == "pending"
+    assert states[1] == ("pending", f"its input is redone: {chain[0].title}")
+    # the same weights again: nothing else needs to be redone
+    write_record(store, chain[0], content=b"mae")
+    assert assessed(chain, store) == [("cached", None)] * 3
+
+
+def test_an_earlier_success_outlives_a_later_failure(chain, store):
+    write_record(store, chain[2], status="failed")
+    assert assessed(chain, store)[2] == ("cached", None)
+
+
+def test_a_finished_plan_is_all_cached(store):
+    plan = make_plan(load_suite(SMOKE), store)
+    for stage in plan.stages.values():
+        write_record(store, stage)
+    plan = make_plan(load_suite(SMOKE), store)
+    assert len(plan.with_status("cached")) == len(plan.stages)
+
+
+def test_only_takes_the_rows_that_fit(plan_of, store):
+    suite = load_suite(SMOKE)
+    whole = make_plan(suite, store)
+    some = make_plan(suite, store, only="MAE-CT*")
+    assert {row.variant.name for row in some.rows} == {"MAE-CT", "MAE-CT_aug"}
+    assert some.stages.keys() < whole.stages.keys()
+    assert Counter(s.kind for s in some.stages.values())["mae"] == 2
+    # the length of a compute-matched row does not depend on which others are run
+    matched = make_plan(suite, store, only="*matched")
+    assert matched.stages.keys() < whole.stages.keys()

@@ -1,0 +1,252 @@
+"""Kills and interruptions: the same command goes on, and ends where it would have ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from bench_helpers import (
+    PAPER,
+    ROOT,
+    SMOKE,
+    SWEEP,
+    Done,
+    artifacts,
+    command,
+    completed,
+    environment,
+    measured,
+    printed_metrics,
+    ray_processes,
+    records,
+    run_bench,
+)
+
+from bench.plan import make_plan
+from bench.store import Store
+from bench.suite import load_suite
+
+pytestmark = pytest.mark.slow
+
+LIMIT_S = 400.0
+
+
+def key_of(title: str, store: Path, **options: object) -> str:
+    plan = make_plan(load_suite(SMOKE, **options), Store(store))  # type: ignore[arg-type]
+    return next(stage.key for stage in plan.stages.values() if stage.title == title)
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Until `what` holds. Fails if the process ends first, or takes too long."""
+    end = time.monotonic() + LIMIT_S
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
+
+
+@contextmanager
+def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A run in a process group of its own; nothing of it is left when the block ends."""
+    process = subprocess.Popen(
+        command(*arguments),
+        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+        process.communicate()
+
+
+def gone(processes: list[psutil.Process], within_s: float = 60.0) -> list[psutil.Process]:
+    """Those of the processes that outlive the time given."""
+    return psutil.wait_procs(processes, timeout=within_s)[1]
+
+
+def running_pid(store: Path, key: str) -> int | None:
+    """The process that works on a stage now."""
+    for path in (store / "stages" / key / "attempts").glob("*/started.json"):
+        if not path.with_name("record.json").exists():
+            return int(json.loads(path.read_text())["pid"])
+    return None
+
+
+def test_a_killed_driver_leaves_a_store_that_the_same_command_completes(smoke, tmp_path: Path):
+    store = tmp_path / "store"
+    arguments = ("run", SMOKE, "--store", store, "--seeds", "1")
+    last = key_of("MAE, compute-matched, seed 0", store, seeds=1)
+    with started(*arguments) as process:
+        # in the middle of a training stage, others complete
+        wait_for(lambda: len(completed(store)) >= 2 and running_pid(store, last), process)
+        below = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert gone(below) == []
+    done_before = set(completed(store))
+    assert 0 < len(done_before) < 24
+    done = run_bench(*arguments)
+    assert done.code == 0, done
+    assert f"{len(done_before)} cached" in done.out
+    attempts = records(store)
+    assert all(len(attempts[key]) == 1 for key in done_before)
+    lost = [a for several in attempts.values() for a in several if a["status"] == "lost"]
+    assert last in {a["key"] for a in lost}
+    assert all("killed" in a["error"]["message"] for a in lost)
+    # digit for digit, bit for bit what a run that was left alone has
+    assert artifacts(store).items() <= artifacts(smoke.store).items()
+    assert measured(store).items() <= measured(smoke.store).items()
+    alone = run_bench("report", SMOKE, "--seeds", "1", "--store", smoke.store)
+    assert printed_metrics(done.out) == printed_metrics(alone.out)
+    assert len(printed_metrics(done.out)) == 6
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(smoke, tmp_path: Path):
+    store = tmp_path / "store"
+    arguments = ("run", SMOKE, "--store", store, "--seeds", "1")
+    matched = key_of("MAE, compute-matched, seed 0", store, seeds=1)
+    with started(*arguments) as process:
+        wait_for(lambda: running_pid(store, matched), process)
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert ray_processes(psutil.Process(process.pid))
+        os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the whole group
+        out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130, (out, err)
+    assert "Traceback" not in err
+    complete = len(completed(store))
+    assert f"interrupted: {complete} of 24 stages are complete and kept" in err
+    assert f"To continue: python -m bench run {SMOKE} --store {store} --seeds 1" in err
+    assert gone(below) == []
+    statuses = {a["key"]: a["status"] for several in records(store).values() for a in several}
+    assert statuses[matched] == "interrupted"
+    assert set(statuses.values()) <= {"complete", "interrupted"}
+    (run,) = [json.loads(path.read_text()) for path in (store / "runs").glob("*.json")]
+    assert run["status"] == "interrupted"
+    done = run_bench(*arguments)
+    assert done.code == 0, done
+    assert f"{complete} cached" in done.out
+    assert artifacts(store).items() <= artifacts(smoke.store).items()
+
+
+def test_ctrl_c_while_ray_starts(tmp_path: Path):
+    store = tmp_path / "store"
+    with started("run", SMOKE, "--store", store, "--seeds", "1") as process:
+        wait_for(lambda: ray_processes(psutil.Process(process.pid)), process)
+        below = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130, (out, err)
+    assert "Traceback" not in err
+    assert gone(below) == []
+
+
+def test_a_killed_worker_costs_an_attempt_and_nothing_else(smoke, tmp_path: Path):
+    store = tmp_path / "store"
+    matched = key_of("MAE, compute-matched, seed 0", store, seeds=1)
+    with started("run", SMOKE, "--store", store, "--seeds", "1") as process:
+        wait_for(lambda: running_pid(store, matched), process)
+        pid = running_pid(store, matched)
+        assert pid is not None
+        assert pid != process.pid
+        os.kill(pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, (out, err)
+    assert "its worker died; trying again" in out
+    attempts = records(store)
+    assert [a["status"] for a in attempts[matched]] == ["lost", "complete"]
+    lost = attempts[matched][0]
+    assert "its worker died" in lost["error"]["message"]
+    assert lost["cost"]["wall_s"] >= 0
+    assert lost["files"] == {}
+    assert artifacts(store).items() <= artifacts(smoke.store).items()
+    assert len(completed(store)) == 24
+    listed = run_bench("ls", "--store", store)
+    assert "lost" in listed.out
+
+
+def test_two_workers_train_like_one(smoke, tmp_path: Path):
+    """The first 20 losses of each stage within 1e-5; all of it complete."""
+    store = tmp_path / "store"
+    done = run_bench("run", SMOKE, "--store", store, "--seeds", "1", "--workers", "2")
+    assert done.code == 0, done
+    compared = 0
+    for key, record in completed(store).items():
+        if record["kind"] not in ("mae", "head", "tune"):
+            continue
+        assert record["env"]["workers"] == 2
+        assert record["cost"]["devices"] == 2
+        one, two = (
+            json.loads((root / "stages" / key / "curves.json").read_text())["loss"][:20]
+            for root in (smoke.store, store)
+        )
+        assert len(one) == 20
+        assert two == pytest.approx(one, rel=1e-5), record["name"]
+        compared += 1
+    assert compared == 6
+
+
+def test_a_search_runs_through_tune_and_once_only(tmp_path: Path):
+    store = tmp_path / "store"
+    arguments = ("sweep", SWEEP, "--profile", "tiny", "--seeds", "1", "--store", store)
+    done = run_bench(*arguments)
+    assert done.code == 0, done
+    assert "Ray Tune: 8 trials" in done.out
+    kinds = [record["kind"] for record in completed(store).values()]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "mae": 1, "head": 8, "tune": 8, "features": 9, "knn": 9
+    }  # fmt: skip
+    heads = [record for record in completed(store).values() if record["kind"] == "head"]
+    assert len({record["inputs"]["encoder"]["key"] for record in heads}) == 1
+    report = store / "reports" / "sweep_queue-tiny.html"
+    html = report.read_text(encoding="utf-8")
+    assert "MAE-CT queue_size=128 augment=min" in html
+    before = records(store)
+    again = run_bench(*arguments)
+    assert again.code == 0, again
+    assert "35 cached, 0 to run" in again.out
+    assert "Ray" not in again.out.split("\n\n")[0]
+    assert records(store) == before
+
+
+def test_a_store_that_fills_up_on_the_way(tmp_path: Path):
+    """Told in a sentence; what was complete before is still good with more room."""
+    store = tmp_path / "small"
+    store.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(store)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs to mount a small file system")
+    try:
+        done: Done = run_bench("run", SMOKE, "--store", store, "--seeds", "1")
+        kept = completed(store)
+        moved = shutil.copytree(store, tmp_path / "moved")
+    finally:
+        subprocess.run(["umount", str(store)], check=True)
+    assert done.code in (1, 2), done
+    assert "cannot be written (no space left on device)" in done.out + done.err
+    assert "Traceback" not in done.out + done.err
+    assert 0 < len(kept) < 24
+    plan = run_bench("plan", SMOKE, "--store", moved, "--seeds", "1", "--json")
+    statuses = [stage["status"] for stage in json.loads(plan.out)["stages"]]
+    assert statuses.count("cached") == len(kept)
+
+
+def test_paper_table_at_another_scale_is_a_flag_away(tmp_path: Path):
+    """The default suite with shortened stages: all of its rows through the real stages."""
+    sets = [f"--set={stage}.steps={steps}" for stage, steps in
+            (("mae", 30), ("head", 10), ("tune", 10))]  # fmt: skip
+    done = run_bench("run", PAPER, "--seeds", "1", "--store", tmp_path / "store", *sets)
+    assert done.code == 0, done
+    assert len(printed_metrics(done.out)) == 6

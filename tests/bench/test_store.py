@@ -1,0 +1,238 @@
+"""The store: whole files or none, damage found, one driver at a time."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from bench_helpers import SMOKE, Bench, write_record
+
+from bench.errors import UserError
+from bench.plan import Plan, Stage, make_plan
+from bench.runner import clear_damage, close_running
+from bench.store import Store, record_checksum, write_atomic
+from bench.suite import load_suite
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "store")
+    store.create()
+    return store
+
+
+@pytest.fixture
+def plan(store: Store) -> Plan:
+    return make_plan(load_suite(SMOKE, seeds=1), store)
+
+
+@pytest.fixture
+def mae(plan: Plan) -> Stage:
+    return next(stage for stage in plan.stages.values() if stage.title == "MAE, seed 0")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot be written \(no space left on device\)"):
+        write_atomic(path, b"new and longer")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_writer_killed_on_the_way_leaves_no_file(tmp_path: Path):
+    """kill -9 between the bytes and the new name."""
+    script = (
+        "import os, signal, sys; from pathlib import Path; from bench.store import write_atomic;"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL);"
+        "write_atomic(Path(sys.argv[1]) / 'file', b'x' * 1000)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path])
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "file").exists()
+
+
+def test_attempts_are_numbered_and_kept(store: Store, mae: Stage):
+    for status in ("failed", "interrupted", "complete"):
+        write_record(store, mae, status=status)
+    state = store.state(mae.key)
+    assert [(a["attempt"], a["status"]) for a in state.attempts] == [
+        (1, "failed"), (2, "interrupted"), (3, "complete")
+    ]  # fmt: skip
+    assert state.record is not None
+    assert state.record["attempt"] == 3
+    assert state.problems == []
+
+
+def test_an_attempt_without_a_record_is_running(store: Store, mae: Stage):
+    write_record(store, mae, status="running")
+    (attempt,) = store.state(mae.key).attempts
+    assert attempt["status"] == "running"
+    assert store.state(mae.key).record is None
+
+
+# ----------------------------------------------------------------------------------------- damage
+
+
+def record_path(store: Store, stage: Stage, attempt: int = 1) -> Path:
+    return store.folder(stage.key) / "attempts" / str(attempt) / "record.json"
+
+
+@pytest.mark.parametrize(
+    "how", ["cut", "empty", "binary", "list", "edited", "other key", "no status"]
+)
+def test_a_corrupt_record_is_named_and_left_out(how: str, store: Store, mae: Stage, bench: Bench):
+    write_record(store, mae)
+    path = record_path(store, mae)
+    text = path.read_text()
+    record = json.loads(text)
+    match how:
+        case "cut":
+            path.write_text(text[: len(text) // 2])
+        case "empty":
+            path.write_text("")
+        case "binary":
+            path.write_bytes(b"\xff\xfe\x00")
+        case "list":
+            path.write_text("[1, 2]")
+        case "edited":
+            path.write_text(text.replace('"wall_s": 1.0', '"wall_s": 0.1'))
+        case "other key":
+            record["key"] = "0" * 20
+            path.write_text(json.dumps(record | {"checksum": record_checksum(record)}))
+        case "no status":
+            path.write_text("{}")
+    assert path.read_text(errors="replace") != text
+    state = store.state(mae.key)
+    assert state.record is None
+    assert state.attempts == []
+    (problem,) = state.problems
+    assert str(path.relative_to(store.root)) in problem
+    listed = bench("ls", "--store", store.root)
+    assert listed.code == 0
+    assert "damaged" in listed.out
+    shown = bench("show", mae.key, "--store", store.root)
+    assert shown.code == 0
+    assert "damaged" in shown.out
+    planned = bench("plan", SMOKE, "--seeds", "1", "--store", store.root, "--json")
+    statuses = {s["key"]: s["status"] for s in json.loads(planned.out)["stages"]}
+    assert statuses[mae.key] == "pending"
+
+
+def test_a_corrupt_record_does_not_hide_an_older_good_one(store: Store, mae: Stage):
+    write_record(store, mae)
+    write_record(store, mae)
+    record_path(store, mae, 2).write_text("{")
+    state = store.state(mae.key)
+    assert state.record is not None
+    assert state.record["attempt"] == 1
+    assert len(state.problems) == 1
+
+
+@pytest.mark.parametrize("how", ["flipped", "longer", "missing"])
+def test_a_changed_artifact_is_found_set_aside_and_pending(
+    how: str, store: Store, mae: Stage, plan: Plan
+):
+    write_record(store, mae, content=b"weights")
+    assert store.damage(store.state(mae.key)) is None
+    artifact = store.folder(mae.key) / "artifact.bin"
+    match how:
+        case "flipped":
+            artifact.write_bytes(b"weighte")
+        case "longer":
+            artifact.write_bytes(b"weights ")
+        case "missing":
+            artifact.unlink()
+    plan = make_plan(plan.suite, store)
+    (line,) = clear_damage(plan, store)
+    assert line.startswith("MAE, seed 0: artifact.bin ")
+    assert line.endswith("set aside, it is made again")
+    assert not artifact.exists()
+    kept = [path.read_bytes() for path in (store.root / "damaged").rglob("artifact.bin")]
+    assert kept == ([] if how == "missing" else [b"weighte" if how == "flipped" else b"weights "])
+    state = store.state(mae.key)
+    assert state.record is None
+    assert [a["status"] for a in state.attempts] == ["damaged"]
+    assert make_plan(plan.suite, store).stages[mae.key].status == "pending"
+    assert clear_damage(make_plan(plan.suite, store), store) == []
+
+
+def test_a_sound_store_has_no_damage(store: Store, mae: Stage, plan: Plan):
+    write_record(store, mae)
+    assert clear_damage(make_plan(plan.suite, store), store) == []
+
+
+# --------------------------------------------------------------------------- attempts that died
+
+
+def test_an_abandoned_attempt_is_closed_with_its_cost(store: Store, mae: Stage):
+    write_record(store, mae, status="running", wall_s=100.0)
+    folder = record_path(store, mae).parent
+    (folder / "log.txt").write_text("the last words\n")
+    beat = time.time() - 40
+    for path in folder.iterdir():
+        os.utime(path, (beat, beat))
+    close_running(store, mae.key, "lost", "its worker died")
+    (attempt,) = store.state(mae.key).attempts
+    assert attempt["status"] == "lost"
+    assert attempt["error"] == {"class": "Lost", "message": "its worker died"}
+    assert attempt["cost"]["wall_s"] == pytest.approx(60, abs=2)
+    assert attempt["cost"]["device_hours"] == pytest.approx(attempt["cost"]["wall_s"] / 3600)
+    assert attempt["log_tail"] == "the last words\n"
+    close_running(store, mae.key, "lost", "again")
+    assert store.state(mae.key).attempts == [attempt]
+
+
+# ------------------------------------------------------------------------------------ one driver
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from bench.store import Store
+with Store(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_driver_is_refused_until_the_first_is_gone(store: Store, bench: Bench):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, store.root], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(UserError, match=f"process {holder.pid}.* is using the store"),
+            store.lock(),
+        ):
+            pass
+        # reading goes on
+        assert bench("plan", SMOKE, "--store", store.root).code == 0
+        assert bench("report", SMOKE, "--store", store.root).code == 0
+    finally:
+        holder.kill()
+        holder.wait()
+    with store.lock():
+        pass
+    with store.lock():
+        pass

@@ -1,0 +1,96 @@
+"""A training step of each stage, against a bound: what `pytest --benchmark` guards.
+
+Absolute times mean nothing across machines, so each step is compared with a plain forward and
+backward pass of timm's VisionTransformer of the same sizes on the same batch, timed in turn with
+it. The bounds are 1.5 times the ratios measured on an AMD EPYC (AVX-512), torch 2.15, one thread,
+medians of 40 steps: 0.65 (mae), 0.83 (head), 1.57 (tune).
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from itertools import count
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from bench.plan import Stage, make_plan
+from bench.store import Store
+from bench.suite import load_suite
+from bench.worker import Task, run_task
+from maect.stages.job import Job
+
+SUITE = Path(__file__).parents[2] / "suites" / "paper_table.yaml"
+ROUNDS = 40
+#: stage -> largest ratio of its step to the plain pass
+BOUNDS = {"mae": 1.0, "head": 1.25, "tune": 2.35}
+CLASSES = {"mae": "MAETraining", "head": "HeadTraining", "tune": "TuneTraining"}
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Stage], Store]:
+    """The digits profile's stages of one seed, the inputs of the later ones trained briefly."""
+    sets = ["mae.steps=20", "head.steps=100", "tune.steps=100"]
+    suite = load_suite(SUITE, seeds=1, sets=sets)
+    store = Store(tmp_path_factory.mktemp("store"))
+    store.create()
+    plan = make_plan(suite, store)
+    row = next(row for row in plan.rows if row.variant.name == "MAE-CT")
+    for stage in row.chain[:2]:
+        run_task(Task.of(stage), store.root, "benchmark", lambda key, event: None)
+    return {stage.kind: stage for stage in row.chain}, store
+
+
+@pytest.fixture(scope="module")
+def plain_pass():
+    """One optimizer step of a plain ViT on a fixed batch: what everything is compared with."""
+    torch.manual_seed(0)
+    model = VisionTransformer(
+        img_size=8, patch_size=2, in_chans=1, num_classes=10,
+        embed_dim=64, depth=4, num_heads=4, mlp_ratio=2.0,
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    images, labels = torch.rand(128, 1, 8, 8), torch.arange(128) % 10
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+@pytest.mark.parametrize("kind", list(BOUNDS))
+def test_a_step_is_not_slower_than_its_bound(kind, stages, plain_pass, benchmark):
+    chain, store = stages
+    stage = chain[kind]
+    job = Job(
+        settings=stage.settings,
+        inputs={name: store.folder(source.key) for name, source in stage.inputs.items()},
+        data_root=Path(stage.places["data_root"]),
+    )
+    if kind == "mae":
+        stage.settings["train"]["steps"] = 100  # the input above took 20
+    training = getattr(importlib.import_module(f"maect.stages.{kind}"), CLASSES[kind])(job)
+    numbers = count()
+    plain: list[float] = []
+
+    def in_turn() -> None:
+        began = time.perf_counter()
+        plain_pass()
+        plain.append(time.perf_counter() - began)
+
+    benchmark.pedantic(
+        lambda: training.step(next(numbers)), setup=in_turn, rounds=ROUNDS, warmup_rounds=5
+    )
+    ratio = benchmark.stats.stats.median / median(plain[5:])
+    benchmark.extra_info["ratio to a plain pass"] = round(ratio, 3)
+    print(f"\n{kind}: {ratio:.2f} times a plain pass (bound {BOUNDS[kind]:.2f})")
+    assert ratio <= BOUNDS[kind], (
+        f"a step of '{kind}' takes {ratio:.2f} times a plain ViT pass; its bound is "
+        f"{BOUNDS[kind]:.2f}: something has become slower"
+    )

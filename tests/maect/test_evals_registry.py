@@ -1,0 +1,112 @@
+"""What all evaluations promise: found by name, described without torch, derivable again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from maect import evals
+from maect.settings import Settings
+
+SHORT = {
+    "knn": {"k": [3, 5]},
+    "probe": {"epochs": 2, "batch_size": 50, "base_lrs": [0.1, 0.4]},
+    "low_shot": {"budgets": ["1", "10%"]},
+    "cluster": {"runs": 2},
+}
+
+
+def data() -> evals.EvalInput:
+    draws = np.random.default_rng(0)
+
+    def split(rows: int) -> evals.Features:
+        y = np.arange(rows) % 4
+        x = 2.0 * np.eye(4, 10)[y] + draws.standard_normal((rows, 10))
+        return evals.Features(torch.from_numpy(x).float(), torch.from_numpy(y))
+
+    low_shot = {"1": [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]], "10%": [list(range(12))]}
+    return evals.EvalInput(split(120), split(40), split(61), classes=4, low_shot=low_shot)
+
+
+def settings(name: str) -> Settings:
+    return evals.get(name).settings(**SHORT[name])
+
+
+def test_the_four_protocols_are_there() -> None:
+    assert evals.names() == ["cluster", "knn", "low_shot", "probe"]
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="no evaluation 'lowshot'; did you mean 'low_shot'"):
+        evals.get("lowshot")
+    with pytest.raises(ValueError, match="known are cluster, knn"):
+        evals.get("zzz")
+
+
+def test_are_described_without_torch_and_scikit_learn() -> None:
+    code = (
+        "import sys, json\nfrom maect import evals\n"
+        "found = {n: len(evals.get(n).metrics(evals.get(n).settings())) for n in evals.names()}\n"
+        "print(json.dumps([found, [m for m in ('torch', 'sklearn', 'scipy') if m in sys.modules]]))"
+    )
+    found, loaded = json.loads(subprocess.check_output([sys.executable, "-c", code]))
+    assert loaded == []
+    assert set(found) == set(evals.names())
+
+
+@pytest.mark.parametrize("name", evals.names())
+def test_default_settings_survive_being_stored(name: str) -> None:
+    kind = evals.get(name).settings
+    assert kind.model_validate_json(json.dumps(kind().resolved())) == kind()
+
+
+@pytest.mark.parametrize("name", evals.names())
+def test_every_metric_follows_from_the_predictions(name: str) -> None:
+    evaluator, given = evals.get(name), data()
+    result = evaluator.run(given, settings(name), evals.ALL_ROWS)
+    declared = evaluator.metrics(settings(name))
+    assert set(result.values) == {metric.name for metric in declared}
+    assert [metric.primary for metric in declared] == [True] + [False] * (len(declared) - 1)
+    labels = given.test.y.numpy()
+    assert evaluator.derive(result.predictions, labels) == result.values
+    assert evals.merge(evaluator, [result], labels).values == result.values
+    for array in result.predictions.values():
+        assert len(array) == len(labels)
+        assert array.flags["C_CONTIGUOUS"]
+        assert array.base is None
+    shuffled = np.roll(labels, 1)
+    assert evaluator.derive(result.predictions, shuffled) != result.values
+
+
+@pytest.mark.parametrize("name", evals.names())
+def test_results_and_protocols_are_plain_json(name: str) -> None:
+    result = evals.get(name).run(data(), settings(name), evals.ALL_ROWS)
+    plain = [result.values, result.chosen, result.protocol, result.notes]
+    assert json.loads(json.dumps(plain)) == plain
+    assert result.protocol["evaluation"] == name
+    stored = settings(name).resolved()
+    assert {key: result.protocol[key] for key in stored} == stored
+
+
+@pytest.mark.parametrize("name", [n for n in evals.names() if not evals.get(n).uses_seed])
+def test_what_claims_to_use_no_seed_uses_none(name: str) -> None:
+    given, run = data(), evals.get(name).run
+    first = run(given, settings(name), evals.ALL_ROWS)
+    given.seed = 99
+    assert run(given, settings(name), evals.ALL_ROWS).values == first.values
+
+
+def test_merge_refuses_gaps_and_what_cannot_be_cut() -> None:
+    given, labels = data(), data().test.y.numpy()
+    knn, probe = evals.get("knn"), evals.get("probe")
+    part = knn.run(given, settings("knn"), slice(0, 30))
+    with pytest.raises(ValueError, match="30 predictions for 61 images"):
+        evals.merge(knn, [part], labels)
+    whole = probe.run(given, settings("probe"), evals.ALL_ROWS)
+    with pytest.raises(ValueError, match="'probe' cannot be cut into 2 parts"):
+        evals.merge(probe, [whole, whole], labels)

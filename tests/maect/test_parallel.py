@@ -1,0 +1,153 @@
+"""One global batch over 1, 2 and 4 workers (gloo): the same gradients, the same queue.
+
+Every worker count computes one step of each stage of smoke.yaml in fp32 and in fp64, cut by
+workers, and in fp32 with four logical shards.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from stage_helpers import TRAININGS, chain, trained_inputs, training_of
+from torch import Tensor
+
+from bench.store import Store
+from maect.parallel import GradientSum, Group
+
+CASES = {
+    "fp32": ["numerics.precision=fp32"],
+    "fp64": ["numerics.precision=fp64"],
+    "exact": ["numerics.shards=4"],
+}
+WORKERS = (1, 2, 4)
+Found = dict[str, Tensor]
+
+
+def one_step(kind: str, case: str, inputs: dict[str, Path]) -> Found:
+    """Gradient and loss of the first step, and what the step leaves."""
+    stage = next(s for s in chain(Store(Path("none")), CASES[case]) if s.kind == kind)
+    training = training_of(stage, inputs)
+    epoch, indices = training.batches.at(0)
+    loss = training.gradients(epoch, indices)["loss"]
+    trained = [p for optimizer, _ in training.optimizers
+               for group in optimizer.param_groups for p in group["params"]]  # fmt: skip
+    found = {
+        "loss": torch.as_tensor(loss),
+        "gradient": torch.cat([p.grad.reshape(-1) for p in trained]),
+    }
+    for optimizer, _ in training.optimizers:
+        optimizer.step()
+    training.after_step()
+    found["weights"] = torch.cat([p.detach().reshape(-1) for p in trained])
+    for name, tensor in training.state().items():
+        if "queue" in name:
+            found[name.rpartition("/")[2]] = tensor
+    return found
+
+
+def worker(rank: int, workers: int, folder: Path, inputs: dict[str, Path]) -> None:
+    torch.set_num_threads(1)
+    if workers > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/meet{workers}", rank=rank, world_size=workers
+        )
+    cases = [case for case in CASES if workers < 4 or case == "exact"]
+    found = {(case, kind): one_step(kind, case, inputs) for case in cases for kind in TRAININGS}
+    torch.save(found, folder / f"{workers}-{rank}.pt")
+    if workers > 1:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int, str, str], Found]:
+    """(workers, rank, case, stage) -> what that worker ended with."""
+    folder = tmp_path_factory.mktemp("parallel")
+    inputs = trained_inputs(folder / "store")
+    results: dict[tuple[int, int, str, str], Found] = {}
+    # the imports, which cost seconds, happen once for all workers
+    multiprocessing.set_forkserver_preload([f"maect.stages.{kind}" for kind in TRAININGS])
+    for workers in WORKERS:
+        if workers == 1:
+            worker(0, 1, folder, inputs)
+        else:
+            arguments = (workers, folder, inputs)
+            mp.start_processes(worker, arguments, nprocs=workers, start_method="forkserver")
+        for rank in range(workers):
+            saved: dict[Any, Found] = torch.load(folder / f"{workers}-{rank}.pt")
+            results |= {(workers, rank, *at): value for at, value in saved.items()}
+    return results
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Relative L2 distance."""
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize("kind", list(TRAININGS))
+@pytest.mark.parametrize(("case", "bound"), [("fp32", 1e-5), ("fp64", 1e-10)])
+def test_two_workers_compute_the_gradient_of_one(case: str, bound: float, kind: str, found):
+    one, two = found[1, 0, case, kind], found[2, 0, case, kind]
+    assert one["gradient"].numel() > 1000
+    assert one["gradient"].norm() > 0
+    assert distance(two["gradient"], one["gradient"]) <= bound
+    assert float(two["loss"]) == pytest.approx(float(one["loss"]), rel=bound)
+    if kind != "mae":
+        queue = next(name for name in one if name.endswith("embeddings"))
+        assert distance(two[queue], one[queue]) <= bound
+        for name in ("ids", "labels", "pointer"):
+            name = next(n for n in one if n.endswith(name))
+            assert torch.equal(two[name], one[name])
+
+
+@pytest.mark.parametrize("kind", list(TRAININGS))
+@pytest.mark.parametrize("workers", [2, 4])
+def test_logical_shards_are_bitwise_equal_on_any_worker_count(workers: int, kind: str, found):
+    one, several = found[1, 0, "exact", kind], found[workers, 0, "exact", kind]
+    assert several.keys() == one.keys()
+    for name, tensor in one.items():
+        assert torch.equal(several[name], tensor), name
+
+
+@pytest.mark.parametrize("kind", list(TRAININGS))
+@pytest.mark.parametrize(("workers", "case"), [(2, "fp32"), (2, "exact"), (4, "exact")])
+def test_all_workers_end_with_the_same_weights(workers: int, case: str, kind: str, found):
+    first = found[workers, 0, case, kind]
+    for rank in range(1, workers):
+        other = found[workers, rank, case, kind]
+        for name in first:
+            assert torch.equal(other[name], first[name]), (rank, name)
+
+
+@pytest.mark.parametrize("kind", list(TRAININGS))
+def test_shards_change_no_more_than_the_order_of_summation(kind: str, found):
+    plain, exact = found[1, 0, "fp32", kind], found[1, 0, "exact", kind]
+    assert distance(exact["gradient"], plain["gradient"]) <= 1e-5
+
+
+def test_a_batch_must_fall_into_equal_pieces():
+    assert Group().pieces(6) == [slice(0, 6)]
+    assert Group(shards=4).pieces(8) == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)]
+    with pytest.raises(ValueError, match="6 cannot be cut into 4 equal pieces"):
+        Group(shards=4).pieces(6)
+
+
+def test_the_sum_over_shards_is_a_fixed_tree():
+    """((a + b) + (c + d)), not (((a + b) + c) + d): these differ in fp32."""
+    values = [1e8, 1.0, -1e8, 1.0]
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    sums = GradientSum([parameter], Group(shards=4))
+    sums.start()
+    for value in values:
+        parameter.grad = torch.tensor([value])
+        sums.add()
+    sums.finish()
+    a, b, c, d = (torch.tensor([value]) for value in values)
+    assert parameter.grad is not None
+    assert torch.equal(parameter.grad, (a + b) + (c + d))
+    assert not torch.equal(parameter.grad, ((a + b) + c) + d)

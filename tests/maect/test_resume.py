@@ -1,0 +1,105 @@
+"""A stage that was cut off and goes on ends bitwise where an uninterrupted one does."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.checkpoints import StageCheckpoints
+from bench.plan import Stage, make_plan
+from bench.store import Store
+from bench.suite import load_suite
+from bench.worker import Task, run_task
+from maect.stages.job import Job, State
+from maect.stages.loop import train
+
+SUITE = Path(__file__).parents[2] / "suites" / "smoke.yaml"
+TRAININGS = {"mae": "MAETraining", "head": "HeadTraining", "tune": "TuneTraining"}
+
+
+class CutOff(Exception):
+    """Stands for the death of a process."""
+
+
+class Cutting:
+    """Keeps the state after `at` steps, then ends the training."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.kept, self.asked = at, None, 0
+
+    def load(self) -> State | None:
+        return None
+
+    def due(self) -> bool:
+        self.asked += 1
+        return self.asked == self.at
+
+    def save(self, state: State) -> None:
+        self.kept = state
+        raise CutOff
+
+
+class Kept(Cutting):
+    """Offers a kept state, and keeps nothing itself."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(at=-1)
+        self.kept = state
+
+    def load(self) -> State | None:
+        return self.kept
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory) -> tuple[list[Stage], Store]:
+    store = Store(tmp_path_factory.mktemp("store"))
+    store.create()
+    sets = ["tune.encoder_ema=0.9", "tune.clip_grad=1.0"]
+    plan = make_plan(load_suite(SUITE, seeds=1, sets=sets), store)
+    row = next(row for row in plan.rows if row.variant.name == "MAE-CT_aug")
+    for stage in row.chain[:2]:
+        run_task(Task.of(stage), store.root, "test", lambda key, event: None)
+    return row.chain, store
+
+
+def output_of(stage: Stage, store: Store, checkpoints) -> dict[str, torch.Tensor]:
+    inputs = {name: store.folder(source.key) for name, source in stage.inputs.items()}
+    job = Job(settings=stage.settings, inputs=inputs, data_root=Path(stage.places["data_root"]))
+    job.checkpoints = checkpoints
+    module = importlib.import_module(f"maect.stages.{stage.kind}")
+    output = train(getattr(module, TRAININGS[stage.kind])(job))
+    tensors = {f"{f}/{n}": t for f, ts in output.tensors.items() for n, t in ts.items()}
+    return tensors | {"loss curve": torch.tensor(output.curves["loss"])}
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_stage_cut_off_and_resumed_ends_bitwise_as_if_never_cut(index, chain):
+    stages, store = chain
+    whole = output_of(stages[index], store, None)
+    cutting = Cutting(at=13)
+    with pytest.raises(CutOff):
+        output_of(stages[index], store, cutting)
+    assert cutting.kept.step == 13
+    resumed = output_of(stages[index], store, Kept(cutting.kept))
+    assert resumed.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(resumed[name], tensor), name
+
+
+def test_a_checkpoint_cut_short_is_passed_over_for_the_one_before(tmp_path):
+    store = Store(tmp_path)
+    store.create()
+    keeper = StageCheckpoints(store, "key", "code")
+    for step in (10, 20, 30):
+        keeper._write(State(step, {"w": torch.full((4,), float(step))}, {"loss": [1.0]}))
+    folder = store.checkpoints("key") / "code"
+    assert sorted(p.name for p in folder.glob("*.json")) == ["20.json", "30.json"]
+    newest = folder / "30.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-2])
+    assert keeper.load().step == 20
+    (folder / "20.json").write_text("{")
+    assert keeper.load() is None
+    assert StageCheckpoints(store, "key", "other code").load() is None

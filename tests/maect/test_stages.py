@@ -1,0 +1,164 @@
+"""The training stages: repeatable to the bit, stopped by a loss that is not finite, and logged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from stage_helpers import TRAININGS, chain, job_of, trained_inputs, training_of
+
+from bench.store import Store
+from maect.stages import features
+from maect.stages.job import Output, Progress, TrainingError
+from maect.stages.loop import FIRST_LOGGED, LOGGED_POINTS, Batches, Log, train
+
+NOWHERE = Store(Path("none"))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return trained_inputs(tmp_path_factory.mktemp("store"))
+
+
+def output_of(kind: str, inputs: dict[str, Path], *sets: str) -> Output:
+    stage = next(s for s in chain(NOWHERE, sets) if s.kind == kind)
+    return train(training_of(stage, inputs))
+
+
+def tensors(output: Output) -> dict[str, torch.Tensor]:
+    return {f"{f}/{name}": t for f, ts in output.tensors.items() for name, t in ts.items()}
+
+
+@pytest.mark.parametrize("kind", list(TRAININGS))
+def test_a_stage_is_repeatable_to_the_bit(kind: str, inputs: dict[str, Path]):
+    """Whatever torch's own generators were asked in between."""
+    first = output_of(kind, inputs)
+    torch.manual_seed(12345)
+    torch.rand(3)
+    second = output_of(kind, inputs)
+    assert first.curves == second.curves
+    before, after = tensors(first), tensors(second)
+    assert before.keys() == after.keys()
+    for name in before:
+        assert torch.equal(before[name], after[name]), name
+
+
+@pytest.mark.parametrize("kind", list(TRAININGS))
+def test_another_seed_is_another_training(kind: str, inputs: dict[str, Path]):
+    stage = next(s for s in chain(NOWHERE) if s.kind == kind)
+    first = train(training_of(stage, inputs)).curves["loss"]
+    stage.settings["seed"] = 7
+    assert train(training_of(stage, inputs)).curves["loss"] != first
+
+
+@pytest.mark.parametrize("kind", list(TRAININGS))
+def test_training_lowers_the_loss(kind: str, inputs: dict[str, Path]):
+    losses = output_of(kind, inputs, f"{kind}.steps=60").curves["loss"]
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_a_loss_that_is_not_finite_ends_the_stage_and_names_the_step(inputs: dict[str, Path]):
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+ of 40; lower lr"):
+        output_of("mae", inputs, "mae.lr=1e30")
+
+
+@pytest.mark.parametrize("patience", [1, 20])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_log_finds_the_first_bad_step(patience: int, bad: float):
+    log = Log(100, torch.device("cpu"))
+    log.patience = patience
+
+    def fill() -> None:
+        for step in range(100):
+            log.add(step, {"loss": torch.tensor(bad if step >= 7 else 1.0)})
+
+    with pytest.raises(TrainingError, match=rf"the loss is {bad} at step 7 of 100"):
+        fill()
+
+
+def test_the_log_holds_every_early_step_the_last_one_and_some_between():
+    steps = 10 * LOGGED_POINTS + 3
+    log = Log(steps, torch.device("cpu"))
+    for step in range(steps):
+        log.add(step, {"loss": torch.tensor(float(step)), "lr": 0.5})
+    logged = log.curves["step"]
+    assert logged[:FIRST_LOGGED] == list(range(FIRST_LOGGED))
+    assert logged[-1] == steps - 1
+    assert len(logged) < LOGGED_POINTS + FIRST_LOGGED + 2
+    assert log.curves["loss"] == logged
+    assert len(log.curves["lr"]) == len(logged)
+
+
+@pytest.mark.parametrize("kind", list(TRAININGS))
+def test_a_stage_leaves_curves_and_a_summary(kind: str, inputs: dict[str, Path]):
+    output = output_of(kind, inputs, f"{kind}.steps=25")
+    assert output.curves["step"] == list(range(25))
+    assert {"loss", "lr"} <= output.curves.keys()
+    assert output.summary["final_loss"] == output.curves["loss"][-1]
+    assert output.summary["trained_parameters"] > 1000
+    if kind != "mae":
+        assert {"neighbor_accuracy", "neighbor_similarity"} <= output.curves.keys()
+
+
+def test_a_stage_tells_how_far_it_is(inputs: dict[str, Path]):
+    told: list[Progress] = []
+    stage = chain(NOWHERE, ["mae.steps=40"])[0]
+    training = training_of(stage, inputs)
+    training.job.on_progress = told.append
+    train(training)
+    assert told[-1].step == told[-1].steps == 40
+    assert told[-1].epoch == 39 // (1097 // 64)
+    assert all(p.images_per_s > 0 for p in told)
+    assert [p.step for p in told] == sorted({p.step for p in told})
+
+
+def test_the_head_stage_leaves_the_encoder_alone(inputs: dict[str, Path]):
+    output = output_of("head", inputs)
+    assert set(output.tensors) == {"head"}
+
+
+def test_tuning_changes_the_upper_blocks_only(inputs: dict[str, Path]):
+    stage = chain(NOWHERE)[2]
+    training = training_of(stage, inputs)
+    before = {name: t.clone() for name, t in training.encoder.state_dict().items()}
+    after = train(training).tensors["encoder"]
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    # two blocks, the lower half frozen with the patch embedding and the class token
+    assert changed
+    assert all(name.startswith(("blocks.1.", "norm.")) for name in changed)
+    assert {name for name in before if name.startswith("blocks.1.")} <= changed | {
+        name for name in before if before[name].numel() == 0
+    }
+
+
+def test_features_are_those_of_the_encoder_given(inputs: dict[str, Path]):
+    plan_stage = chain(NOWHERE)[0]
+    settings = {k: plan_stage.settings[k] for k in ("data", "model", "numerics", "seed")}
+    plan_stage.settings = settings | {"pool": "mean"}
+    plan_stage.inputs = {"encoder": plan_stage}
+    first = features.run(job_of(plan_stage, inputs)).tensors["features"]
+    assert first["train_x"].shape == (1097, 32)
+    assert first["train_x"].dtype == torch.float32
+    assert len(first["test_x"]) == len(first["test_y"])
+    plan_stage.inputs = {}
+    random = features.run(job_of(plan_stage, inputs)).tensors["features"]
+    assert not torch.equal(first["test_x"], random["test_x"])
+    plan_stage.settings = {k: settings[k] for k in ("data", "numerics")} | {"init": "pixels"}
+    pixels = features.run(job_of(plan_stage, inputs)).tensors["features"]
+    assert pixels["train_x"].shape == (1097, 64)
+    assert 0.0 <= pixels["train_x"].min() < pixels["train_x"].max() <= 1.0
+
+
+def test_an_epoch_takes_every_image_once_and_drops_the_rest():
+    batches = Batches(images=23, batch_size=5, seed=0, role="mae")
+    epochs = [[batches.at(step) for step in range(4 * e, 4 * e + 4)] for e in range(2)]
+    for number, epoch in enumerate(epochs):
+        assert {e for e, _ in epoch} == {number}
+        seen = [int(i) for _, indices in epoch for i in indices]
+        assert len(seen) == len(set(seen)) == 20
+    assert [i.tolist() for _, i in epochs[0]] != [i.tolist() for _, i in epochs[1]]
+    # any step can be asked for at any time
+    assert batches.at(1)[1].tolist() == epochs[0][1][1].tolist()
+    with pytest.raises(TrainingError, match="a batch of 24 is larger than the 23 images"):
+        Batches(images=23, batch_size=24, seed=0, role="mae")

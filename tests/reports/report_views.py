@@ -1,0 +1,189 @@
+"""Hand-made `SuiteView`s: six rows of three seeds as a finished digits suite leaves them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime, timedelta
+from typing import Any
+
+import polars as pl
+
+from reports.view import ATTEMPTS, METRICS, STAGES, SuiteView
+
+START = datetime(2026, 3, 1, 12, 0, 0)
+#: k-NN and probe accuracy in percent of seeds 0, 1, 2
+ACCURACY = {
+    "raw pixels": ([96.6] * 3, [96.4] * 3),
+    "random encoder": ([58.0, 59.4, 57.8], [86.2, 86.6, 86.1]),
+    "MAE": ([94.6, 91.4, 94.2], [94.8, 93.4, 94.7]),
+    "compute-matched MAE": ([93.4, 93.4, 95.4], [95.2, 95.4, 95.9]),
+    "MAE-CT": ([97.8, 98.2, 97.2], [97.4, 97.6, 96.9]),
+    "MAE-CT_aug": ([97.0, 97.4, 97.4], [96.8, 97.0, 97.1]),
+}
+#: (kind, seconds) of the training chain
+CHAINS: dict[str, list[tuple[str, float]]] = {
+    "raw pixels": [],
+    "random encoder": [],
+    "MAE": [("mae", 45.0)],
+    "compute-matched MAE": [("mae", 72.0)],
+    "MAE-CT": [("mae", 45.0), ("head", 3.0), ("tune", 24.0)],
+    "MAE-CT_aug": [("mae", 45.0), ("head", 4.0), ("tune", 26.0)],
+}
+STEPS = {"mae": 1500, "head": 100, "tune": 330}
+RESOLVED = "suite: paper_table\nprofile: digits\nmodel: {size: custom, patch_size: 2}\n"
+
+
+def key_of(*parts: object) -> str:
+    return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def stage(key: str, kind: str, variant: str, seed: int, **changes: Any) -> dict[str, Any]:
+    """One row of `stages`, complete unless told otherwise."""
+    seconds = float(changes.get("wall_s") or 2.0)
+    row: dict[str, Any] = dict.fromkeys(STAGES)
+    row |= {
+        "key": key, "kind": kind, "name": kind, "variant": variant, "seed": seed, "own": True,
+        "group": "train" if kind in STEPS else "evaluate", "status": "complete", "attempt": 1,
+        "steps": STEPS.get(kind), "wall_s": seconds, "cpu_s": seconds, "devices": 1,
+        "device_kind": "cpu", "device_model": "Xeon", "device_hours": seconds / 3600,
+        "energy_reason": "no GPU", "started": START.isoformat(),
+        "ended": (START + timedelta(seconds=seconds)).isoformat(), "worker": "w0",
+    }  # fmt: skip
+    return row | changes
+
+
+def record(row: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The record behind a row of `stages`."""
+    return {
+        "schema": 1, "key": row["key"], "kind": row["kind"], "name": row["name"], "attempt": 1,
+        "status": "complete",
+        "settings": {"steps": row["steps"], "batch_size": 128, "numerics": {"threads": 1}},
+        "inputs": {},
+        "data": {"name": "digits", "fingerprint": "f00d", "counts": {"train": 997, "test": 500}},
+        "code": {"hash": f"code-{row['kind']}", "modules": {"maect.losses": "aa"}},
+        "env": {"python": "3.12.1", "torch": "2.11", "device": "Xeon", "isa": "avx512"},
+        "protocol": {"k": 10, "split": "test"}, "protocol_fingerprint": "p1",
+        "summary": {"final_loss": 0.42}, "files": {"out.json": {"sha256": "ab" * 32, "bytes": 12}},
+        "error": None, "log_tail": "epoch 1 loss 0.5\nepoch 2 loss 0.42",
+    } | changes  # fmt: skip
+
+
+def metric(
+    variant: str, seed: int, key: str, value: float, column: str = "knn", **changes: Any
+) -> dict[str, Any]:
+    """One row of `metrics`: an accuracy in percent."""
+    labels = {"knn": "k-NN (k=10)", "probe": "linear probe"}
+    return {
+        "variant": variant, "seed": seed, "key": key, "evaluation": column.split(".")[0],
+        "column": column, "label": labels.get(column, column),
+        "metric": "accuracy_k10" if column == "knn" else "accuracy",
+        "value": value, "unit": "%", "higher_is_better": True,
+        "protocol": f"{column}-p1", "primary": True,
+    } | changes  # fmt: skip
+
+
+def frame(rows: list[dict[str, Any]], schema: dict[str, Any]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def view_of(
+    stages: list[dict[str, Any]],
+    metrics: list[dict[str, Any]],
+    attempts: list[dict[str, Any]] | None = None,
+    **changes: Any,
+) -> SuiteView:
+    """A view over rows; seeds and variants as they come, one table of everything."""
+    if attempts is None:
+        known = {s["key"]: s for s in stages if s["status"] in ("complete", "stale")}
+        attempts = [{name: s[name] for name in ATTEMPTS if name != "error"} for s in known.values()]
+    values: dict[str, Any] = {
+        "suite": "paper_table", "title": "The paper's table", "profile": "digits",
+        "scale": "digits 8x8, ViT 0.1 M parameters, CPU", "notes": [],
+        "seeds": sorted({s["seed"] for s in stages}),
+        "variants": list(dict.fromkeys(s["variant"] for s in stages)),
+        "tables": [], "stages": frame(stages, STAGES),
+        "attempts": frame([dict.fromkeys(ATTEMPTS) | a for a in attempts], ATTEMPTS),
+        "metrics": frame(metrics, METRICS), "curves": {}, "provenance": {"commit": "abc123"},
+        "resolved": RESOLVED, "runs": [], "problems": [],
+    }  # fmt: skip
+    return SuiteView(**(values | changes))
+
+
+def mae_key(variant: str, seed: int) -> str:
+    """Tuned rows share the MAE of the row "MAE"; the compute-matched one is its own."""
+    return key_of("mae", "long" if variant == "compute-matched MAE" else "short", seed)
+
+
+def full_view(seeds: tuple[int, ...] = (0, 1, 2), **changes: Any) -> SuiteView:
+    """The finished suite, with curves, lineage, workers and one failed attempt."""
+    stages, metrics, curves = [], [], {}
+    clock = {"w0": 0.0, "w1": 0.0}
+    done: dict[str, dict[str, Any]] = {}
+
+    def add(
+        key: str, kind: str, variant: str, seed: int, seconds: float, parent: str | None, own: bool
+    ) -> None:
+        if key not in done:
+            worker = min(clock, key=lambda w: clock[w])
+            begun = START + timedelta(seconds=clock[worker])
+            clock[worker] += seconds
+            row = stage(
+                key, kind, variant, seed, wall_s=seconds, worker=worker, started=begun.isoformat(),
+                ended=(begun + timedelta(seconds=seconds)).isoformat(),
+            )  # fmt: skip
+            inputs = (
+                {"encoder": {"key": parent, "files": {"out.json": "ab" * 32}}} if parent else {}
+            )
+            row["record"] = json.dumps(record(row, inputs=inputs))
+            done[key] = row
+        stages.append(done[key] | {"variant": variant, "seed": seed, "own": own})
+
+    for variant, (knn, probe) in ACCURACY.items():
+        for seed in seeds:
+            parent = None
+            chain = CHAINS[variant]
+            for kind, seconds in chain:
+                key = mae_key(variant, seed) if kind == "mae" else key_of(kind, variant, seed)
+                add(key, kind, variant, seed, seconds, parent, kind != "mae" or len(chain) == 1)
+                curves[key] = curve(kind, seed)
+                parent = key
+            for column, values in (("knn", knn), ("probe", probe)):
+                key = key_of(column, variant, 0 if variant == "raw pixels" else seed)
+                add(key, column, variant, seed, 2.0, parent, True)
+                metrics.append(metric(variant, seed, key, values[seed % 3], column))
+    attempts = [
+        {n: s[n] for n in ATTEMPTS if n != "error"} | {"error": None} for s in done.values()
+    ]
+    failed = attempts[-1] | {
+        "status": "failed",
+        "wall_s": 7.2,
+        "device_hours": 0.002,
+        "error": "OOM",
+    }
+    attempts[-1] = attempts[-1] | {"attempt": 2}
+    for row in stages:
+        if row["key"] == failed["key"]:
+            row["attempt"] = 2
+    tables = [
+        {
+            "title": "Digits: k-NN and linear probe", "rows": None, "baseline": "MAE", "digits": 1,
+            "columns": ["knn", "probe", "cost"], "groups": None, "published": True,
+        }
+    ]  # fmt: skip
+    return view_of(
+        stages, metrics, [failed, *attempts],
+        **({"curves": curves, "tables": tables, "seeds": list(seeds)} | changes),
+    )  # fmt: skip
+
+
+def curve(kind: str, seed: int) -> dict[str, list[float]]:
+    steps = list(range(0, STEPS[kind] + 1, max(1, STEPS[kind] // 60)))
+    columns = {
+        "step": [float(s) for s in steps],
+        "loss": [0.4 + 0.6 / (1 + s / 100) + 0.01 * ((s * 7 + seed * 3) % 5) for s in steps],
+        "lr": [1e-3 * (1 - s / STEPS[kind]) for s in steps],
+    }
+    if kind != "mae":
+        columns["neighbor_accuracy"] = [60 + 25 * s / STEPS[kind] + seed for s in steps]
+    return columns

@@ -1,0 +1,132 @@
+"""Costs of rows and of the suite, against sums made by hand (seconds in report_views.CHAINS)."""
+
+from __future__ import annotations
+
+import pytest
+from report_views import full_view, key_of, stage, view_of
+
+from reports.costs import ledger
+from reports.facts import Facts
+from reports.table import cell_text
+from reports.tables import build_tables
+from reports.text import render_text
+
+COST = [{"title": "T", "columns": ["cost"]}]
+
+
+def texts(view, variant: str) -> dict[str, str]:
+    table = build_tables(view)[0]
+    return {
+        c.id: cell_text(table.cells[variant, c.id], c) for c in table.columns if c.kind == "cost"
+    }
+
+
+def test_own_and_cumulative_cost_of_a_row() -> None:
+    view = full_view(tables=COST)
+    table = build_tables(view)[0]
+    assert [c.unit for c in table.columns] == ["CPU-min", "CPU-min", "min"]
+    # MAE 45 s; head and tuning 27 s more
+    assert texts(view, "MAE") == {"cost.own": "0.75", "cost.total": "0.75", "cost.wall": "0.75"}
+    assert texts(view, "MAE-CT") == {"cost.own": "0.45", "cost.total": "1.20", "cost.wall": "1.20"}
+    assert texts(view, "raw pixels") == {"cost.own": "–", "cost.total": "–", "cost.wall": "–"}
+
+
+def test_device_time_counts_every_device() -> None:
+    row = stage(
+        key_of(1), "mae", "A", 0, wall_s=1800.0, devices=8, device_kind="gpu", device_hours=4.0
+    )
+    view = view_of([row], [], tables=COST)
+    table = build_tables(view)[0]
+    assert [c.unit for c in table.columns] == ["GPU-h", "GPU-h", "min"]
+    assert texts(view, "A") == {"cost.own": "4.00", "cost.total": "4.00", "cost.wall": "30.0"}
+
+
+def test_a_seed_that_is_not_done_makes_the_cost_short() -> None:
+    rows = [stage(key_of(s), "mae", "A", s, wall_s=60.0) for s in (0, 1)]
+    rows[1]["status"] = "pending"
+    assert texts(view_of(rows, [], tables=COST), "A")["cost.own"] == "1.00 (1 of 2)"
+
+
+def test_a_failed_chain_has_no_cost_but_a_reason() -> None:
+    rows = [stage("a", "mae", "A", 0), stage("b", "head", "A", 0), stage("c", "tune", "A", 0)]
+    rows[1]["status"], rows[2]["status"] = "failed", "pending"
+    view = view_of(rows, [], tables=COST)
+    assert texts(view, "A")["cost.total"] == "failed"
+    assert build_tables(view)[0].cells["A", "cost.total"].reason == "seed 0: head failed"
+
+
+def test_what_was_not_measured_is_no_zero() -> None:
+    row = stage(key_of(1), "mae", "A", 0, wall_s=60.0, device_hours=None)
+    view = view_of([row], [], tables=COST)
+    assert texts(view, "A")["cost.own"] == "not measured"
+    assert ledger(Facts(view)).total.unmeasured == 1
+
+
+def test_cpu_and_gpu_time_are_not_added_up() -> None:
+    rows = [
+        stage(key_of(0), "mae", "A", 0, wall_s=60.0),
+        stage(key_of(1), "mae", "A", 1, wall_s=60.0, device_kind="gpu"),
+    ]
+    assert texts(view_of(rows, [], tables=COST), "A") == {
+        "cost.own": "mixed hardware", "cost.total": "mixed hardware",
+        "cost.wall": "mixed hardware",
+    }  # fmt: skip
+
+
+def test_the_suite_counts_shared_stages_once() -> None:
+    found = ledger(Facts(full_view()))
+    seconds = {line.label: line.hours["CPU"] * 3600 for line in found.lines}
+    # 3 seeds of MAE 45, long MAE 72, head + tune 27 and 30
+    assert seconds["Training"] == pytest.approx(3 * (45 + 72 + 27 + 30))
+    # raw pixels has 2 evaluations of 2 s, five other rows 2 x 3
+    assert seconds["Evaluation"] == pytest.approx((2 + 5 * 6) * 2)
+    assert found.total.hours["CPU"] * 3600 == pytest.approx(522 + 64)
+    # the MAE serves two more rows, raw pixels two more seeds
+    assert found.saved["CPU"] * 3600 == pytest.approx(2 * 3 * 45 + 2 * 2 * 2)
+
+
+def test_failed_attempts_stand_apart_from_the_total() -> None:
+    found = ledger(Facts(full_view()))
+    (failed,) = [line for line in found.lines if line.apart]
+    assert (failed.label, failed.count, failed.wall_s) == ("Attempts failed", 1, 7.2)
+    assert failed.hours["CPU"] == pytest.approx(0.002)
+
+
+def test_a_complete_attempt_that_was_redone_is_superseded() -> None:
+    row = stage(key_of(1), "mae", "A", 0, attempt=2)
+    tries = [
+        {"key": row["key"], "attempt": n, "status": "complete", "wall_s": 2.0, "device_hours": 0.1}
+        for n in (1, 2)
+    ]
+    found = ledger(Facts(view_of([row], [], tries)))
+    assert [(x.label, x.count) for x in found.lines if x.apart] == [("Attempts superseded", 1)]
+
+
+def test_overhead_of_tuning_over_its_mae() -> None:
+    found = {o.variant: o for o in ledger(Facts(full_view())).overheads}
+    assert found["MAE-CT"].mean == pytest.approx(100 * 27 / 45)
+    assert found["MAE-CT_aug"].mean == pytest.approx(100 * 30 / 45)
+    assert set(found) == {"MAE-CT", "MAE-CT_aug"}
+    said = " ".join(render_text(full_view()).split())
+    assert "60.0 %" in said
+    assert "at most 10 %" in said
+    assert "1,500 steps of MAE stand against 330 of tuning" in said
+
+
+def test_overheads_of_many_rows_are_a_range() -> None:
+    rows = []
+    for i in range(4):
+        rows.append(stage("mae", "mae", f"row {i}", 0, wall_s=100.0, own=False))
+        rows.append(stage(f"tune {i}", "tune", f"row {i}", 0, wall_s=10.0 * (i + 1)))
+    (sentence, why) = ledger(Facts(view_of(rows, []))).sentences
+    assert sentence.startswith("In 4 rows head and tuning cost 10.0 to 40.0 % of the device time")
+    assert why.startswith("The share is large")
+
+
+def test_energy_is_blank_with_its_reason_unless_all_was_measured() -> None:
+    rows = [stage(key_of(s), "mae", "A", s, energy_kwh=0.5) for s in (0, 1)]
+    assert ledger(Facts(view_of(rows, []))).energy_kwh == 1.0
+    rows[1] |= {"energy_kwh": None, "energy_reason": "MIG"}
+    found = ledger(Facts(view_of(rows, [])))
+    assert found.energy_kwh is None
+    assert found.energy_reason == "0.500 kWh over 1 of 2 stages; the others: MIG"

@@ -1,0 +1,111 @@
+"""Every format says the same, with the same digits."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import polars as pl
+import pytest
+from report_views import full_view, key_of, metric, stage, view_of
+
+from reports.exports import to_csv, to_frame, to_json, to_latex, to_markdown, to_parquet
+from reports.html import render_html
+from reports.latex import escape
+from reports.table import number
+from reports.tables import build_tables
+
+NASTY = (
+    '<script>alert(1)</script> {{ 7*7 }} 100 % _under_ $x$ \\end & # ~ ^ | " ° 😀 éøÿÅñçßµ ð½ ± '
+    "\x1b[31m"
+)
+
+
+def nasty_view():
+    rows = [stage(key_of(v), "knn", v, 0) for v in (NASTY, "x" * 10_000)]
+    metrics = [metric(r["variant"], 0, r["key"], 90.0, label=NASTY) for r in rows]
+    return view_of(rows, metrics, tables=[{"title": NASTY, "columns": ["knn"]}], title=NASTY)
+
+
+def printed(view) -> list[str]:
+    """The numbers of the first table, row by row."""
+    table = build_tables(view)[0]
+    found = [number(table.cell(row, c), c) for row in table.rows for c in table.columns]
+    return [text for text in found if text]
+
+
+def test_html_latex_markdown_and_csv_show_the_same_digits() -> None:
+    view = full_view()
+    tables, numbers = build_tables(view), printed(view)
+    html = render_html(view)
+    page = html[html.index('<table class="book sortable">') : html.index("</table>")]
+    cells = [re.sub("<[^>]+>", "", c) for c in re.findall(r"<td class=\"num.*?</td>", page, re.S)]
+    shown = [re.sub("[a-z]+$", "", cell.strip()) for cell in cells]
+    assert [cell for cell in shown if cell != "–"] == numbers
+
+    body = to_latex(tables).split(r"\midrule")[1].split(r"\bottomrule")[0]
+    latex = [cell for line in body.strip().split("\\\\\n") for cell in line.split("&")[1:]]
+    plain = [re.sub(r"\\textcolor\{gray\}|\$\^\{.*?\}\$|[{}\\]", "", cell) for cell in latex]
+    shown = [cell.replace("$pm$", "±").strip() for cell in plain]
+    assert [cell for cell in shown if cell != "--"] == numbers
+
+    lines = [line for line in to_markdown(tables).splitlines() if line.startswith("| ")][2:]
+    cells = [cell.strip() for line in lines for cell in line.strip("| ").split("|")[1:]]
+    shown = [re.sub("[ᵃᵇᶜ]+$", "", cell) for cell in cells]
+    assert [cell for cell in shown if cell != "–"] == numbers
+
+    frame = pl.read_csv(io.StringIO(to_csv(tables)))
+    assert [text for text in frame["text"] if text] == numbers
+
+
+def test_csv_parquet_and_json_read_back_to_the_same_values() -> None:
+    tables = build_tables(full_view())
+    frame = to_frame(tables)
+    parquet = pl.read_parquet(io.BytesIO(to_parquet(tables)))
+    assert parquet.equals(frame)
+    csv = pl.read_csv(io.StringIO(to_csv(tables)))
+    for name in ("mean", "sd", "n"):
+        assert csv[name].to_list() == frame[name].to_list()
+    row = frame.filter(pl.col("row") == "MAE-CT", pl.col("column") == "knn").row(0, named=True)
+    assert json.loads(row["values"]) == [[[0], 97.8], [[1], 98.2], [[2], 97.2]]
+    cell = json.loads(to_json(tables))[0]["rows"][4]["cells"]["knn"]
+    assert (cell["mean"], cell["text"]) == (row["mean"], row["text"])
+
+
+def test_withheld_numbers_are_not_exported_as_means() -> None:
+    rows = [stage(key_of(s), "knn", "A", s) for s in (0, 1)]
+    metrics = [metric("A", s, key_of(s), 90.0, protocol=f"p{s}") for s in (0, 1)]
+    tables = build_tables(view_of(rows, metrics, tables=[{"title": "T", "columns": ["knn"]}]))
+    row = to_frame(tables).row(0, named=True)
+    assert (row["state"], row["text"], row["mean"]) == ("mixed protocols", "", None)
+
+
+def test_latex_escapes() -> None:
+    assert escape("a_b & 5 % {x} \\y $z$ #1 ~ ^") == (
+        r"a\_b \& 5 \% \{x\} \textbackslash{}y \char36{}z\char36{} \#1 "
+        r"\textasciitilde{} \textasciicircum{}"
+    )
+    assert escape("😀 é 表 ð ½") == "U+1F600 é U+8868 U+00F0 U+00BD"
+
+
+def test_markdown_keeps_foreign_text_in_its_cell() -> None:
+    text = to_markdown(build_tables(nasty_view()))
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in lines)
+    assert "\\<script\\>" in text
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@pytest.mark.parametrize("make", [full_view, nasty_view])
+def test_latex_compiles(make, tmp_path: Path) -> None:
+    (tmp_path / "t.tex").write_text(to_latex(build_tables(make())), encoding="utf-8")
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
+        cwd=tmp_path, capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+    assert (tmp_path / "t.pdf").stat().st_size > 1000

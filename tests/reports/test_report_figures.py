@@ -1,0 +1,147 @@
+"""What the figures are computed from; what they look like is seen in the browser tests."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime, timedelta
+
+from report_views import full_view, key_of, metric, record, stage, view_of
+
+from reports import ablations, charts
+from reports.display import middle
+from reports.facts import Facts
+from reports.svg import Scale, nice_step, spanning, tag
+from reports.tables import build_tables
+from reports.timeline import timeline
+
+
+def test_pareto_front_is_what_nothing_beats_on_both() -> None:
+    points = [("a", 1.0, 90.0), ("b", 2.0, 95.0), ("c", 2.0, 94.0), ("d", 3.0, 95.0), ("e", 4, 97)]
+    assert charts.front(points, True) == ["a", "b", "e"]
+    assert charts.front(points, False) == ["a"]
+
+
+def test_rows_off_the_scale() -> None:
+    means = {"raw": 96.6, "random": 58.4, "mae": 93.4, "ct": 97.7}
+    assert charts.off_scale(means) == {"random"}
+    assert charts.off_scale({k: v for k, v in means.items() if k != "random"}) == set()
+    assert charts.off_scale({"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}) == set()
+
+
+def test_scales_and_ticks() -> None:
+    assert Scale(0, 10, 100, 200)(5) == 150
+    assert Scale(1, 100, 0, 10, log=True)(10) == 5
+    assert Scale(0, 1, 0, 1).ticks() == [0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0]
+    assert nice_step(0.3) == 0.5
+    flat = spanning([5.0, 5.0], 0, 100)
+    assert flat.low < 5.0 < flat.high
+
+
+def test_names_are_cut_in_their_middle() -> None:
+    assert middle("MAE-CT queue_size=128 augment=min", 28) == "MAE-CT qu…ze=128 augment=min"
+    assert len(middle("x" * 100, 28)) == 28
+    assert middle("short", 28) == "short"
+
+
+def test_svg_escapes() -> None:
+    assert tag("text", "<b>", title='"x"', x=1.25) == (
+        '<text title="&#34;x&#34;" x="1.2">&lt;b&gt;</text>'
+    )
+
+
+def test_curves_have_a_panel_a_kind_and_column() -> None:
+    figure = charts.curves(Facts(full_view()))
+    assert figure is not None
+    heads = [re.findall(r'class="head">([^<]+)', panel)[0] for panel in figure.panels]
+    assert heads == [
+        "MAE: loss", "head: loss", "tuning: loss",
+        "head: neighbour accuracy", "tuning: neighbour accuracy",
+    ]  # fmt: skip
+    # shared MAEs are drawn once: 3 short and 3 long ones
+    assert figure.panels[0].count("<polyline") == 6
+
+
+def test_a_loss_that_falls_far_has_a_logarithmic_axis() -> None:
+    curves = {"m": {"step": [0.0, 1.0, 2.0], "loss": [5.0, 1.0, 0.5]}}
+    figure = charts.curves(Facts(view_of([stage("m", "mae", "A", 0)], [], curves=curves)))
+    assert figure is not None
+    assert "MAE: loss, log scale" in figure.panels[0]
+    # 5 to 1 is further than 1 to 0.5
+    points = re.search(r'points="([^"]+)"', figure.panels[0])
+    assert points is not None
+    ys = [float(point.split(",")[1]) for point in points.group(1).split()]
+    assert (ys[1] - ys[0]) / (ys[2] - ys[1]) > 2
+
+
+def test_curves_leave_out_what_is_not_finite() -> None:
+    view = full_view()
+    for columns in view.curves.values():
+        columns["loss"][1] = float("nan")
+    figure = charts.curves(Facts(view))
+    assert figure is not None
+    assert "nan" not in "".join(figure.panels)
+
+
+def test_timeline_draws_stages_failures_and_cuts_long_pauses() -> None:
+    view = full_view()
+    figure = timeline(Facts(view))
+    assert figure is not None
+    # 50 distinct stages and one failed attempt
+    assert figure.panels[0].count("<rect") == 51
+    assert figure.panels[0].count("k-bad") == 1
+    assert "pause" not in figure.caption
+    late = datetime(2026, 3, 2, 12, 0, 0)
+    rows = [
+        stage(key_of(0), "mae", "A", 0),
+        stage(key_of(1), "mae", "A", 1, started=late.isoformat(),
+              ended=(late + timedelta(seconds=2)).isoformat()),
+        stage(key_of(2), "mae", "A", 2, started="not a time"),
+    ]  # fmt: skip
+    figure = timeline(Facts(view_of(rows, [])))
+    assert figure is not None
+    assert figure.panels[0].count("<rect") == 2
+    assert "1 pause in which nothing ran cut short" in figure.caption
+
+
+def test_ablation_joins_rows_that_differ_in_one_number() -> None:
+    rows, metrics = [], []
+    for size in (256, 512, 1024):
+        for augment in ("min", "aug"):
+            variant = f"{augment} {size}"
+            head = stage(key_of("head", variant), "head", variant, 0)
+            settings = {"queue_size": size, "augment": augment, "steps": 100}
+            head["record"] = json.dumps(record(head, settings=settings))
+            # the tuning stage repeats the head's queue in its own settings
+            tune = stage(key_of("tune", variant), "tune", variant, 0)
+            repeated = {"head": {"queue_size": size}, "steps": 300}
+            tune["record"] = json.dumps(record(tune, settings=repeated))
+            rows += [head, tune, stage(key_of(variant), "knn", variant, 0)]
+            metrics.append(metric(variant, 0, key_of(variant), 90.0 + size / 512))
+    view = view_of(rows, metrics, tables=[{"title": "T", "columns": ["knn"]}])
+    figure = ablations.ablation(Facts(view), build_tables(view)[0])
+    assert figure is not None
+    (panel,) = figure.panels
+    assert "queue_size (head)" in panel
+    assert panel.count("<polyline") == 2
+    assert panel.count("<circle") == 6
+    assert [text for _, text in figure.legend] == ["min", "aug"]
+
+
+def test_the_paper_table_has_no_ablation() -> None:
+    view = full_view()
+    assert ablations.ablation(Facts(view), build_tables(view)[0]) is None
+
+
+def test_numbered_metrics_make_a_curve() -> None:
+    row = stage(key_of(0), "depth", "A", 0)
+    metrics = [
+        metric("A", 0, row["key"], 60.0 + 10 * block, f"depth.accuracy_block{block}",
+               metric=f"accuracy_block{block}", primary=False)
+        for block in range(1, 5)
+    ]  # fmt: skip
+    figure = ablations.by_number(Facts(view_of([row], metrics)))
+    assert figure is not None
+    (panel,) = figure.panels
+    assert "depth: accuracy" in panel
+    assert panel.count("<circle") == 4

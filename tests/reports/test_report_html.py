@@ -1,0 +1,208 @@
+"""The page: harmless whatever the data, complete without JavaScript, quick when large."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from html.parser import HTMLParser
+
+import pytest
+from report_views import RESOLVED, full_view, key_of, metric, record, stage, view_of
+
+from reports.html import extract_suite, render_html
+from reports.text import render_text
+
+NASTY = "<script>alert(1)</script>{{ 7*7 }}{% raw %}\"'&😀\x1b[31m\x00</details></script><!--"
+
+
+class Page(HTMLParser):
+    """Ids, links and scripts of a page, and whether every element was closed in order."""
+
+    VOID = ("meta", "link", "br", "input", "img", "hr")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.scripts: list[dict[str, str | None]] = []
+        self.sources: list[str] = []
+        self.handlers: list[str] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if "id" in found:
+            self.ids.append(found["id"] or "")
+        if tag == "a":
+            self.links.append(found["href"] or "")
+        if tag == "script":
+            self.scripts.append(found)
+        self.sources += [v or "" for k, v in attrs if k in ("src", "srcset", "action", "data")]
+        self.handlers += [k for k, _ in attrs if k.startswith("on")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def nasty_view():
+    """Every string of a view that comes from elsewhere is hostile or long."""
+    row = stage(key_of(1), "mae", NASTY, 0, name=NASTY, worker=NASTY, device_model=NASTY)
+    row["record"] = json.dumps(
+        record(row, settings={NASTY: NASTY}, log_tail=NASTY + "x" * 10_000, env={"host": NASTY})
+    )
+    evaluation = stage(key_of(2), "knn", NASTY, 0, status="failed", reason=NASTY)
+    done = stage(key_of(3), "knn", "x" * 10_000, 0)
+    tries = [
+        {"key": key_of(2), "attempt": 1, "status": "failed", "error": NASTY, "wall_s": 1.0,
+         "started": "2026-03-01T12:00:00", "ended": "2026-03-01T12:00:01"},
+    ]  # fmt: skip
+    return view_of(
+        [row, evaluation, done],
+        [metric("x" * 10_000, 0, key_of(3), 90.0, label=NASTY, unit=NASTY)], tries,
+        suite=NASTY, title=NASTY, profile=NASTY, scale=NASTY, notes=[NASTY], resolved=NASTY,
+        problems=[NASTY], provenance={NASTY: {NASTY: [NASTY]}}, curves={key_of(1): {
+            "step": [0.0, 1.0], "loss": [1.0, 0.5], NASTY: [1.0, 2.0]}},
+        runs=[{"started": NASTY, "ended": None, "wall_s": 1.0, "status": NASTY, "command": NASTY}],
+        tables=[{"title": NASTY, "columns": ["knn", "cost"], "groups": {NASTY: ["knn"]}}],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [full_view, nasty_view])
+def test_page_is_well_formed_and_asks_for_nothing(make) -> None:
+    page = Page(render_html(make()))
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert page.handlers == []
+    assert page.sources == []
+    assert [script.get("type") for script in page.scripts] == ["application/json", None]
+    assert [link for link in page.links if not link.startswith("#")] == []
+    assert {link[1:] for link in page.links} <= set(page.ids)
+
+
+def test_foreign_text_is_shown_and_not_run() -> None:
+    html = render_html(nasty_view())
+    page = Page(html)
+    assert "<script>alert" not in html
+    assert "\x1b" not in html
+    assert "\x00" not in html
+    text = "".join(page.text)
+    assert "<script>alert(1)</script>{{ 7*7 }}{% raw %}" in text
+    assert extract_suite(html) == NASTY
+    terminal = render_text(nasty_view())
+    assert "\x1b" not in terminal
+    assert max(map(len, terminal.splitlines())) < 300
+
+
+def test_a_long_log_is_cut_to_its_end() -> None:
+    html = render_html(nasty_view())
+    assert "characters are in the record" in html
+    assert len(html) < 400_000
+
+
+def test_page_is_complete_without_javascript() -> None:
+    html = render_html(full_view())
+    text = " ".join("".join(Page(html[: html.index("<script")]).text).split())
+    for expected in (
+        "digits 8x8, ViT 0.1 M parameters, CPU", "97.7 ± 0.5", "Training cost per seed",
+        "Suite, each stage once", "Saved by sharing", "Is the difference real?", "abc123",
+        "Attempts failed", "batch_size: 128", "epoch 2 loss 0.42", "ab" * 32, "seed 1: 98.2",
+    ):  # fmt: skip
+        assert expected in text, expected
+    # the scale comes before everything else
+    assert text.index("digits 8x8") < text.index("Table 1.")
+    for figure in ("pareto", "seeds", "curves", "timeline"):
+        assert f'id="{figure}"' in html
+
+
+def test_every_cell_leads_to_its_records() -> None:
+    view = full_view()
+    html = render_html(view)
+    row = re.search(r'<th scope="row" title="MAE-CT">.*?</tr>', html, re.DOTALL)
+    assert row is not None
+    anchor = re.search(r'href="#(v-[^"]+)"', row.group())
+    assert anchor is not None
+    target = html[html.index(f'<tr id="{anchor.group(1)}"') :]
+    target = target[: target.index("</tr>")]
+    for seed in (0, 1, 2):
+        assert f'href="#r-{key_of("knn", "MAE-CT", seed)}"' in target
+
+
+def test_scripts_and_styles_are_allowed_by_their_hash_only() -> None:
+    html = render_html(full_view())
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html)
+    assert policy is not None
+    assert "default-src &#39;none&#39;" in policy.group(1)
+    assert "unsafe" not in policy.group(1)
+
+
+def test_suite_can_be_taken_out_again() -> None:
+    assert extract_suite(render_html(full_view())) == RESOLVED
+    with pytest.raises(ValueError, match="embeds no suite"):
+        extract_suite("<html></html>")
+
+
+def test_tables_that_share_rows_and_columns_are_drawn_once() -> None:
+    declared = {"title": "T", "columns": ["knn", "cost"]}
+    again = declared | {"title": "T again", "baseline": "MAE"}
+    html = render_html(full_view(tables=[declared, again, declared | {"columns": ["probe"]}]))
+    assert [i for i in Page(html).ids if i.startswith("seeds")] == ["seeds", "seeds-3"]
+
+
+def test_a_run_without_an_end_is_listed() -> None:
+    html = render_html(full_view(runs=[{"started": "2026-03-01T12:00:00", "status": "running"}]))
+    assert '<td class="row">running</td>' in html
+
+
+def test_page_renders_while_the_run_goes_on() -> None:
+    rows = [
+        stage(key_of(0), "mae", "A", 0),
+        stage(key_of(1), "knn", "A", 0, status="running", device_hours=None, started=None),
+        stage(key_of(2), "mae", "A", 1, status="pending", started=None),
+        stage(key_of(3), "knn", "A", 1, status="pending", reason="waits for mae"),
+    ]
+    html = render_html(view_of(rows, [], tables=[{"title": "T", "columns": ["knn", "cost"]}]))
+    assert "1 of 4 stages complete; 1 running, 2 pending" in html
+    assert "running" in html
+
+
+def large_view(rows: int = 1000, seeds: int = 5):
+    """10,000 stages: a MAE and its evaluation for every row and seed."""
+    stages, metrics = [], []
+    for i in range(rows):
+        for seed in range(seeds):
+            mae, knn = key_of("mae", i, seed), key_of("knn", i, seed)
+            for row in (
+                stage(mae, "mae", f"row {i}", seed),
+                stage(knn, "knn", f"row {i}", seed),
+            ):
+                row["record"] = json.dumps(record(row))
+                stages.append(row)
+            metrics.append(metric(f"row {i}", seed, knn, 90 + (i * 7 + seed * 13) % 100 / 20))
+    tables = [{"title": "T", "columns": ["knn", "cost"], "baseline": "row 0"}]
+    problems = [f"store/{key_of(i)}/record.json: checksum differs" for i in range(100)]
+    return view_of(stages, metrics, tables=tables, problems=problems)
+
+
+def test_ten_thousand_stages_render_in_seconds() -> None:
+    view = large_view()
+    assert view.stages.height == 10_000
+    began = time.process_time()
+    html = render_html(view)
+    took = time.process_time() - began
+    assert took < 10
+    assert "100 problems" in html
+    assert len(html) < 30_000_000

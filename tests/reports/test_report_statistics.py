@@ -1,0 +1,130 @@
+"""t-tests, Holm's correction and power, against scipy and published tables."""
+
+from __future__ import annotations
+
+import pytest
+from report_views import full_view, key_of, metric, stage, view_of
+from scipy import stats
+
+from reports.facts import Facts
+from reports.findings import findings
+from reports.statistics import detectable_effect, holm, needed_pairs, power, t_cdf, t_critical
+from reports.tables import build_tables
+
+
+@pytest.mark.parametrize("df", [1, 2, 4, 9, 30, 999])
+@pytest.mark.parametrize("t", [-12.0, -3.5, -0.4, 0.0, 1.0, 2.776, 9.0])
+def test_t_distribution_is_scipys(df: int, t: float) -> None:
+    assert t_cdf(t, df) == pytest.approx(stats.t.cdf(t, df), abs=1e-7)
+
+
+@pytest.mark.parametrize("shift", [0.5, 2.0, 6.0])
+def test_noncentral_t_is_scipys(shift: float) -> None:
+    for df in (2, 5, 20):
+        expected = stats.nct.cdf(2.5, df, shift)
+        assert t_cdf(2.5, df, shift) == pytest.approx(expected, abs=1e-6)
+
+
+def test_critical_values_are_the_printed_ones() -> None:
+    assert t_critical(2) == pytest.approx(4.303, abs=5e-4)
+    assert t_critical(4) == pytest.approx(2.776, abs=5e-4)
+    assert t_critical(9) == pytest.approx(2.262, abs=5e-4)
+
+
+def test_needed_pairs_are_those_of_power_tables() -> None:
+    # paired two-sided t-test, alpha 0.05, power 0.8 (G*Power 3.1)
+    assert [needed_pairs(effect) for effect in (0.5, 0.8, 1.0)] == [34, 15, 10]
+    assert needed_pairs(0.01) is None
+    assert needed_pairs(0.0) is None
+
+
+def test_the_detectable_effect_has_80_percent_power() -> None:
+    for n in (2, 3, 5, 20):
+        assert power(n, detectable_effect(n)) == pytest.approx(0.8, abs=1e-6)
+
+
+def test_holm() -> None:
+    # ordered 0.01 x 3, 0.03 x 2, max(0.06, 0.04 x 1)
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_comparison_is_paired_over_common_seeds() -> None:
+    table = build_tables(full_view())[0]
+    found = next(c for c in table.comparisons if (c.variant, c.column) == ("MAE-CT", "knn"))
+    test = stats.ttest_rel([97.8, 98.2, 97.2], [94.6, 91.4, 94.2])
+    assert (found.n, found.baseline) == (3, "MAE")
+    assert found.mean == pytest.approx(13 / 3)
+    assert found.t == pytest.approx(test.statistic)
+    assert found.p == pytest.approx(test.pvalue, abs=1e-7)
+    assert len(table.comparisons) == 10
+    assert found.p_holm is not None
+    assert found.p_holm > 0.05
+    assert not found.survives
+
+
+def rows_of(values: dict[str, list[float]], **changes: object):
+    """A table of k-NN over rows with the given values by seed, compared with row "base"."""
+    stages, metrics = [], []
+    for variant, found in values.items():
+        for seed, value in enumerate(found):
+            key = key_of(variant, seed)
+            stages.append(stage(key, "knn", variant, seed))
+            metrics.append(metric(variant, seed, key, value, **changes))
+    tables = [{"title": "T", "columns": ["knn"], "baseline": "base"}]
+    return view_of(stages, metrics, tables=tables)
+
+
+BASE = [90.0, 90.4, 89.8, 90.1, 90.3]
+BETTER = [93.1, 93.3, 92.9, 93.2, 93.2]
+
+
+def test_bold_is_what_survives_and_is_better() -> None:
+    view = rows_of(
+        {"base": BASE, "up": BETTER, "same": BASE[::-1], "down": [80.0, 80.5, 79.9, 80, 80.2]}
+    )
+    table = build_tables(view)[0]
+    bold = {row.variant for row in table.rows if table.cells[row.variant, "knn"].bold}
+    assert bold == {"up"}
+    down = next(c for c in table.comparisons if c.variant == "down")
+    assert down.p_holm is not None
+    assert down.p_holm < 0.05
+
+
+def test_lower_is_better_where_the_metric_says_so() -> None:
+    view = rows_of({"base": BETTER, "low": BASE}, higher_is_better=False)
+    assert build_tables(view)[0].cells["low", "knn"].bold
+
+
+def test_equal_differences_are_not_tested() -> None:
+    view = rows_of({"base": [1.0, 2.0, 3.0], "shift": [2.0, 3.0, 4.0]})
+    (found,) = build_tables(view)[0].comparisons
+    assert (found.mean, found.p, found.survives) == (1.0, None, False)
+
+
+def test_three_seeds_are_said_to_be_few() -> None:
+    view = full_view()
+    said = " ".join(findings(build_tables(view)[0], Facts(view)))
+    assert "With 3 seeds expect nothing to survive: nothing does" in said
+    assert "Holm's correction over the 10 tests" in said
+    assert "--seeds N" in said
+
+
+def test_sampling_error_of_the_test_images_is_told_apart() -> None:
+    view = full_view()
+    said = " ".join(findings(build_tables(view)[0], Facts(view)))
+    # raw pixels: sqrt(96.6 x 3.4 / 500) = 0.81
+    assert "500 test images, one standard error is 0.8 points at 96.6 %" in said
+
+
+def test_seeds_that_share_an_ancestor_are_named() -> None:
+    stages, metrics = [], []
+    for seed in (0, 1):
+        stages.append(stage("one-mae", "mae", "A", seed, own=False))
+        stages.append(stage(key_of("tune", seed), "tune", "A", seed))
+        stages.append(stage(key_of("knn", seed), "knn", "A", seed))
+        metrics.append(metric("A", seed, key_of("knn", seed), 90.0 + seed))
+    view = view_of(stages, metrics)
+    said = " ".join(findings(build_tables(view)[0], Facts(view)))
+    assert "The seeds of A share an ancestor (mae)" in said

@@ -1,0 +1,206 @@
+"""Aggregation and states of cells, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import polars as pl
+import pytest
+from report_views import full_view, key_of, metric, stage, view_of
+
+from reports import published
+from reports.table import cell_text
+from reports.tables import build_tables
+from reports.text import render_text
+
+TABLE = [{"title": "T", "rows": None, "columns": ["knn"], "baseline": None}]
+
+
+def one_row(*stages: tuple[str, float | None], **changes: object):
+    """A view of one row; a stage a seed, each (status, value)."""
+    rows, metrics = [], []
+    for seed, (status, value) in enumerate(stages):
+        key = key_of("knn", seed)
+        reason = "out of memory" if status == "failed" else None
+        rows.append(stage(key, "knn", "A", seed, status=status, reason=reason))
+        if value is not None:
+            metrics.append(metric("A", seed, key, value))
+    return view_of(rows, metrics, tables=TABLE, **changes)
+
+
+def cell_of(view, variant: str = "A", column: str = "knn"):
+    return build_tables(view)[0].cells[variant, column]
+
+
+def test_mean_and_sd_over_seeds() -> None:
+    table = build_tables(full_view())[0]
+    cell = table.cells["MAE", "knn"]
+    assert cell.n == 3
+    assert cell.mean == pytest.approx((94.6 + 91.4 + 94.2) / 3)
+    # deviations 1.2, -2.0, 0.8: squares sum to 6.08, over n - 1 = 2
+    assert cell.sd == pytest.approx(math.sqrt(3.04))
+    assert cell_text(cell, table.columns[0]) == "93.4 ± 1.7"
+    assert cell.keys == tuple(key_of("knn", "MAE", seed) for seed in (0, 1, 2))
+
+
+def test_a_stage_shared_by_all_seeds_counts_once() -> None:
+    table = build_tables(full_view())[0]
+    cell = table.cells["raw pixels", "knn"]
+    assert (cell.n, cell.sd, cell.fixed, cell.state) == (1, None, True, "ok")
+    assert cell_text(cell, table.columns[0]) == "96.6"
+    assert "raw pixels: the same for all seeds, so n = 1, no spread." in table.notes
+
+
+@pytest.mark.parametrize(
+    ("stages", "state", "text"),
+    [
+        ([("complete", 90.0), ("complete", 92.0)], "ok", "91.0 ± 1.4"),
+        ([("complete", 90.0), ("failed", None)], "short", "90.0 (1 of 2)"),
+        ([("complete", 90.0), ("pending", None)], "short", "90.0 (1 of 2)"),
+        ([("failed", None), ("pending", None)], "failed", "failed"),
+        ([("running", None), ("pending", None)], "running", "running"),
+        ([("interrupted", None), ("pending", None)], "interrupted", "interrupted"),
+        ([("pending", None), ("pending", None)], "pending", "pending"),
+        ([("stale", 90.0), ("complete", 92.0)], "stale", "91.0 ± 1.4 (stale)"),
+        ([("stale", None), ("stale", None)], "stale", "stale"),
+        ([("complete", None), ("complete", None)], "missing", "missing"),
+        ([("complete", math.nan), ("complete", 92.0)], "not finite", "not finite"),
+        # a value left by an earlier attempt of a stage that is running again does not count
+        ([("running", 90.0), ("complete", 92.0)], "short", "92.0 (1 of 2)"),
+    ],
+)
+def test_states_are_told_apart(stages: list, state: str, text: str) -> None:
+    view = one_row(*stages)
+    table = build_tables(view)[0]
+    assert table.cells["A", "knn"].state == state
+    assert cell_text(table.cells["A", "knn"], table.columns[0]) == text
+
+
+def test_a_failed_cell_gives_its_reason() -> None:
+    view = one_row(("failed", None))
+    assert "seed 0 failed: out of memory" in (cell_of(view).reason or "")
+    assert "out of memory" in render_text(view)
+
+
+def test_open_seeds_are_told_together() -> None:
+    view = one_row(("pending", None), ("failed", None), ("pending", None))
+    assert cell_of(view).reason == "seeds 0, 2 pending; seed 1 failed: out of memory"
+
+
+def test_an_evaluation_that_is_not_planned_is_a_dash() -> None:
+    view = one_row(("complete", 90.0))
+    view.tables = [{"title": "T", "columns": ["probe"]}]
+    table = build_tables(view)[0]
+    assert table.cells["A", "probe"].state == "not planned"
+    assert cell_text(table.cells["A", "probe"], table.columns[0]) == "–"
+
+
+def test_two_protocols_never_share_a_column() -> None:
+    rows, metrics = [], []
+    for variant, protocol in (("A", "p1"), ("B", "p1"), ("C", "p2")):
+        key = key_of(variant)
+        rows.append(stage(key, "knn", variant, 0))
+        metrics.append(metric(variant, 0, key, 90.0, protocol=protocol))
+    table = build_tables(view_of(rows, metrics, tables=TABLE))[0]
+    assert [table.cells[v, "knn"].state for v in "ABC"] == ["ok", "ok", "mixed protocols"]
+    assert cell_text(table.cells["C", "knn"], table.columns[0]) == "mixed protocols"
+    assert table.columns[0].protocol == "p1"
+    assert len(table.problems) == 1
+    assert "p2" in table.problems[0]
+
+
+def test_seeds_of_different_protocols_make_no_mean() -> None:
+    rows = [stage(key_of(s), "knn", "A", s) for s in (0, 1)]
+    metrics = [metric("A", s, key_of(s), 90.0, protocol=f"p{s}") for s in (0, 1)]
+    assert cell_of(view_of(rows, metrics, tables=TABLE)).state == "mixed protocols"
+
+
+def test_rows_groups_and_digits_follow_the_declaration() -> None:
+    declared = {
+        "title": "T", "rows": ["MAE-CT", "MAE"], "columns": ["probe", "knn"], "digits": 2,
+        "groups": {"ours": ["MAE-CT"], "before": ["MAE"], "frozen": ["probe", "knn"]},
+    }  # fmt: skip
+    table = build_tables(full_view(tables=[declared]))[0]
+    assert [(row.variant, row.group) for row in table.rows] == [
+        ("MAE-CT", "ours"), ("MAE", "before"),
+    ]  # fmt: skip
+    assert [(column.id, column.group) for column in table.columns] == [
+        ("probe", "frozen"), ("knn", "frozen"),
+    ]  # fmt: skip
+    assert cell_text(table.cells["MAE", "knn"], table.columns[1]) == "93.40 ± 1.74"
+
+
+def test_deltas_are_paired_means() -> None:
+    declared = {"title": "T", "columns": ["knn"], "baseline": "MAE", "deltas": True}
+    table = build_tables(full_view(tables=[declared]))[0]
+    delta = table.columns[1]
+    assert delta.kind == "delta"
+    # 97.8 - 94.6, 98.2 - 91.4, 97.2 - 94.2
+    assert table.cells["MAE-CT", delta.id].mean == pytest.approx((3.2 + 6.8 + 3.0) / 3)
+    assert cell_text(table.cells["MAE-CT", delta.id], delta) == "+4.3"
+    assert cell_text(table.cells["random encoder", delta.id], delta) == "−35.0"
+
+
+def test_published_numbers_stand_apart_with_source_and_conflict() -> None:
+    table = build_tables(full_view())[0]
+    column = next(c for c in table.columns if c.id == "knn.published")
+    cell = table.cells["MAE-CT", column.id]
+    assert (column.kind, cell.mean) == ("published", 78.0)
+    said = [table.footnotes[mark] for mark in cell.marks]
+    assert "README" in said[0]
+    assert "80.2" in said[1]
+    assert table.cells["raw pixels", column.id].state == "none"
+    assert "another scale" in table.reference_notes[0]
+    # the published number is no part of ours
+    assert table.cells["MAE-CT", "knn"].mean == pytest.approx((97.8 + 98.2 + 97.2) / 3)
+
+
+def test_published_numbers_stand_beside_the_metric_they_are_of() -> None:
+    view = full_view()
+    other_k = view.metrics.with_columns(pl.col("metric").replace("accuracy_k10", "accuracy_k20"))
+    table = build_tables(replace(view, metrics=other_k))[0]
+    assert [c.id for c in table.columns if c.kind == "published"] == ["probe.published"]
+
+
+def test_other_methods_are_named_under_the_table_only() -> None:
+    row = stage(key_of(0), "low_shot", "MAE", 0)
+    values = [metric("MAE", 0, row["key"], 30.0, "low_shot", metric="accuracy_1", label="1-shot")]
+    tables = [{"title": "T", "columns": ["low_shot"], "published": True}]
+    table = build_tables(view_of([row], values, tables=tables))[0]
+    assert table.cells["MAE", "low_shot.published"].mean == 14.3
+    assert any("1-shot, other methods: iBOT 48.5, Mugs 52.9" in n for n in table.reference_notes)
+
+
+def test_published_numbers_of_the_same_model_are_no_mere_reference() -> None:
+    resolved = (
+        "variants: {MAE: {settings: {model: {size: base, patch_size: 16}, data: {classes: 1000}}}}"
+    )
+    table = build_tables(full_view(resolved=resolved))[0]
+    assert table.cells["MAE", "knn.published"].mean == 51.1
+    assert "ViT-B/16 on ImageNet-1K" in table.reference_notes[0]
+    assert "another scale" not in table.reference_notes[0]
+    small = build_tables(full_view(resolved=resolved.replace("1000", "10")))[0]
+    assert "another scale" in small.reference_notes[0]
+
+
+def test_a_row_is_matched_to_its_method_however_it_is_spelled() -> None:
+    found = published.find("vit_large_patch16", "mae_ct AUG", "knn")
+    assert found is not None
+    assert found["value"] == 79.1
+    assert published.find("vit_large_patch16", "MAE, compute-matched", "knn") is None
+
+
+def test_a_view_without_any_stage_renders() -> None:
+    view = view_of([], [], variants=["A"], seeds=[0], tables=TABLE)
+    assert build_tables(view)[0].cells["A", "knn"].state == "not planned"
+    assert "digits 8x8" in render_text(view)
+
+
+def test_terminal_lines_are_aligned_also_with_wide_characters() -> None:
+    rows = [stage(key_of(v), "knn", v, 0) for v in ("表", "plain")]
+    metrics = [metric(v, 0, key_of(v), 90.0) for v in ("表", "plain")]
+    lines = render_text(view_of(rows, metrics, tables=TABLE)).splitlines()
+    wide, narrow = (next(x for x in lines if x.startswith(v)) for v in ("表", "plain"))
+    # the ideograph takes two columns of the terminal
+    assert wide.index("90.0") + 1 == narrow.index("90.0")
