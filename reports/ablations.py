@@ -12,7 +12,7 @@ from markupsafe import Markup
 from reports.charts import Figure, colour, legend_of, with_unit
 from reports.display import short
 from reports.facts import DONE, Facts
-from reports.svg import PALETTE, Panel, polyline, spanning, tag
+from reports.svg import LEFT, PALETTE, RIGHT, Panel, polyline, spanning, tag
 from reports.table import Column, Table
 from reports.tables import metric_cell
 
@@ -164,7 +164,7 @@ def _panel(title: str, x_label: str, lines: list[tuple[str, str, _Points]]) -> M
     ends = [y + s * (sd or 0.0) for _, _, points in lines for _, y, sd in points for s in (-1, 1)]
     log = min(xs) > 0 and max(xs) / min(xs) >= 8
     panel = Panel(
-        title, spanning(xs, 44, 388, log=log), spanning(ends, 214, 26),
+        title, spanning(xs, LEFT, RIGHT, log=log), spanning(ends, 214, 26),
         x_label=short(x_label, 50) + (", log scale" if log else ""),
     )  # fmt: skip
     for shade, name, points in lines:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from reports.display import middle, plural, short, width
 from reports.facts import Facts
-from reports.svg import PALETTE, Panel, Scale, polyline, spanning, tag
+from reports.svg import GLYPH, LEFT, PALETTE, RIGHT, Panel, Scale, polyline, spanning, tag
 from reports.table import Cell, Column, Table, number, row_label
 
 #: lines in one panel, points in one line, rows in one panel: a picture with more gets heavier,
@@ -79,7 +79,7 @@ def _curve_panel(facts: Facts, kind: str, name: str, keys: list[str]) -> Markup:
         lines.append((key, points[:: max(1, len(points) // _POINTS)]))
     xs = [x for _, points in lines for x, _ in points] or [0.0, 1.0]
     ys = [y for _, points in lines for _, y in points] or [0.0, 1.0]
-    x = Scale(min(xs), max(max(xs), min(xs) + 1), 44, 388)
+    x = Scale(min(xs), max(max(xs), min(xs) + 1), LEFT, RIGHT)
     # a loss that falls far at first would be a corner and a flat line on a linear axis
     log = name == "loss" and min(ys) > 0 and max(ys) / min(ys) > 4
     title = f"{_STAGES.get(kind, short(kind, 20))}: {_readable(name)}{', log scale' if log else ''}"
@@ -128,9 +128,9 @@ def _seed_panel(facts: Facts, table: Table, column: Column, rows: list[str]) -> 
     height = 26 + 24 * len(rows) + 46
     y = Scale(len(rows) - 0.5, -0.5, height - 46, 26)
     labels = [middle(variant, 28) for variant in rows]
-    left = 12 + 6.6 * max(width(label) for label in labels)
+    left = 12 + GLYPH * max(width(label) for label in labels)
     panel = Panel(
-        with_unit(column), spanning(values, min(left, 200), 388), y, height=height,
+        with_unit(column), spanning(values, min(left, 220), RIGHT), y, height=height,
         categories=list(enumerate(labels)),
     )  # fmt: skip
     for i, (variant, cell) in enumerate(cells.items()):
@@ -235,7 +235,7 @@ def _pareto_panel(
     ends = [p[2] + s * (p[3] or 0.0) for p in points for s in (-1, 1)]
     log = max(costs) / min(costs) > 8
     panel = Panel(
-        with_unit(column), spanning(costs, 44, 388, log=log, pad=0.12), spanning(ends, 214, 26),
+        with_unit(column), spanning(costs, LEFT, RIGHT, log=log, pad=0.12), spanning(ends, 214, 26),
         x_label=f"{cost.unit}{', log scale' if log else ''}",
     )  # fmt: skip
     names = front([p[:3] for p in points], column.higher_is_better)

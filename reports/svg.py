@@ -12,6 +12,10 @@ from reports.display import plain, short
 
 #: colours that the style sheet has, c0 and up
 PALETTE = 12
+#: where a panel's axes begin and end; room is left for the numbers beside and below them
+LEFT, RIGHT = 46, 380
+#: pixels that a letter takes in the widest of the common fonts, at a panel's text size
+GLYPH = 7.8
 
 
 def tag(name: str, text: object | None = None, **attributes: object) -> Markup:
@@ -111,7 +115,7 @@ class Panel:
 
     def _axes(self) -> list[Markup]:
         left, right, bottom, top = self.x.start, self.x.end, self.y.start, self.y.end
-        found = [tag("text", short(self.title, 52), x=0, y=13, class_="head")]
+        found = [tag("text", short(self.title, 44), x=0, y=13, class_="head")]
         for value in self.x.ticks():
             px = self.x(value)
             found.append(tag("line", x1=px, x2=px, y1=bottom, y2=top, class_="grid"))
@@ -132,7 +136,7 @@ class Panel:
             found.append(tag("text", label, x=left - 6, y=py + 4, class_="tick", text_anchor="end"))
         found.append(tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
         if self.x_label:
-            label = short(self.x_label, 52)
+            label = short(self.x_label, 44)
             found.append(
                 tag("text", label, x=right, y=bottom + 31, class_="label", text_anchor="end")
             )

@@ -38,6 +38,7 @@ from bench.suite import load_suite
 pytestmark = pytest.mark.slow
 
 LIMIT_S = 400.0
+CHAIN = ("mae", "head", "tune")
 
 
 def key_of(title: str, store: Path, **options: object) -> str:
@@ -95,7 +96,9 @@ def test_a_killed_driver_leaves_a_store_that_the_same_command_completes(smoke, t
         below = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert gone(below) == []
+    # two agents of Ray look for its head for a minute; whatever could write to the store is gone
+    agents = [p for p in below if p.is_running() and p.name().endswith("Agent")]
+    assert gone([p for p in below if p not in agents]) == []
     done_before = set(completed(store))
     assert 0 < len(done_before) < 24
     done = run_bench(*arguments)
@@ -112,6 +115,7 @@ def test_a_killed_driver_leaves_a_store_that_the_same_command_completes(smoke, t
     alone = run_bench("report", SMOKE, "--seeds", "1", "--store", smoke.store)
     assert printed_metrics(done.out) == printed_metrics(alone.out)
     assert len(printed_metrics(done.out)) == 6
+    assert gone(agents) == []
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(smoke, tmp_path: Path):
@@ -177,25 +181,47 @@ def test_a_killed_worker_costs_an_attempt_and_nothing_else(smoke, tmp_path: Path
     assert "lost" in listed.out
 
 
-def test_two_workers_train_like_one(smoke, tmp_path: Path):
-    """The first 20 losses of each stage within 1e-5; all of it complete."""
+def test_two_workers_train_exactly_like_one(smoke, tmp_path: Path):
+    """The suite's logical shards: bit for bit the same, in every stage after every stage."""
     store = tmp_path / "store"
     done = run_bench("run", SMOKE, "--store", store, "--seeds", "1", "--workers", "2")
     assert done.code == 0, done
-    compared = 0
-    for key, record in completed(store).items():
-        if record["kind"] not in ("mae", "head", "tune"):
-            continue
+    trained = [r for r in completed(store).values() if r["kind"] in ("mae", "head", "tune")]
+    assert len(trained) == 6
+    assert {(r["env"]["workers"], r["cost"]["devices"]) for r in trained} == {(2, 2)}
+    assert artifacts(store).items() <= artifacts(smoke.store).items()
+    assert measured(store).items() <= measured(smoke.store).items()
+
+
+def test_two_workers_without_shards_train_like_one(tmp_path: Path):
+    """`fast` gradients: the first 20 losses of each stage, on the same inputs, within 1e-5.
+
+    Run for run the losses part more: later stages start from weights that differ in the last bits,
+    and a nearest neighbour that changes is no small change.
+    """
+    arguments = ("run", SMOKE, "--seeds", "1", "--only", "MAE-CT", "--set", "numerics.shards=1")
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = run_bench(*arguments, "--store", one)
+    assert done.code == 0, done
+    trained = {r["kind"]: k for k, r in completed(one).items() if r["kind"] in CHAIN}
+    for number, kind in enumerate(CHAIN):
+        shutil.copytree(one, two)
+        for later in CHAIN[number:]:
+            shutil.rmtree(two / "stages" / trained[later])
+        for key, record in completed(two).items():
+            if record["kind"] not in CHAIN:  # or nothing would need the stage
+                shutil.rmtree(two / "stages" / key)
+        done = run_bench(*arguments, "--store", two, "--workers", "2")
+        assert done.code == 0, done
+        (record,) = records(two)[trained[kind]]
         assert record["env"]["workers"] == 2
-        assert record["cost"]["devices"] == 2
-        one, two = (
-            json.loads((root / "stages" / key / "curves.json").read_text())["loss"][:20]
-            for root in (smoke.store, store)
+        losses, expected = (
+            json.loads((root / "stages" / trained[kind] / "curves.json").read_text())["loss"][:20]
+            for root in (two, one)
         )
-        assert len(one) == 20
-        assert two == pytest.approx(one, rel=1e-5), record["name"]
-        compared += 1
-    assert compared == 6
+        assert len(losses) == 20
+        assert losses == pytest.approx(expected, rel=1e-5), kind
+        shutil.rmtree(two)
 
 
 def test_a_search_runs_through_tune_and_once_only(tmp_path: Path):
