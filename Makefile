@@ -23,11 +23,11 @@ lint: install
 
 install: $(STAMP)
 
-# uv where it can be had (half a minute), else pip (a minute and a half)
+# uv where it can be had, else pip. Bytecode now: every worker of Ray would else compile torch for itself
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; then \
-	  $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	  $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
 	else \
 	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; \
 	fi

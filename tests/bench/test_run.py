@@ -71,7 +71,7 @@ def test_every_stage_leaves_a_whole_record(smoke):
         assert (record["status"], record["error"]) == ("complete", None)
         assert record["started"] < record["ended"]
         assert record["settings"]["numerics"] == {
-            "precision": "fp32", "threads": 1, "shards": 1, "compile": False,
+            "precision": "fp32", "threads": 1, "shards": 4, "compile": False,
             "checkpoint_activations": False,
         }  # fmt: skip
         cost = record["cost"]
