@@ -19,7 +19,8 @@ from bench.scheduler import Scheduler
 from bench.store import Store, iso
 from bench.worker import Task
 
-LOOP_S = 0.2
+#: between two looks, while things move and when nothing has for a while
+LOOP_S, SLOW_LOOP_S = 0.1, 0.8
 #: how long the worker groups may take to end once there is nothing more to do
 JOIN_S = 60.0
 
@@ -150,10 +151,15 @@ class _Driver:
             from bench import sweep
 
             self.held = set(sweep.own_stages(self.plan))
+        pause, before = LOOP_S, None
         with self.display:
             while not self.scheduler.finished:
                 self._turn()
                 self.display.refresh()
+                now = len(self.scheduler.done), set(self.scheduler.running), len(self.held)
+                pause = LOOP_S if now != before else min(1.2 * pause, SLOW_LOOP_S)
+                before = now
+                time.sleep(pause)
 
     def _turn(self) -> None:
         """One look at everything."""
@@ -175,7 +181,6 @@ class _Driver:
                 self._evaluate(stage)
         if self.options.tune:
             self._tune()
-        time.sleep(LOOP_S)
 
     def _tune(self) -> None:
         """Start the search once all that its cells share is done; notice its end."""
