@@ -82,9 +82,9 @@ CASES = [
     case("on-is-a-word", "evaluations:\n", "evaluations:\n      knn: {standardize: on}\n",
          "true or false", "write true", at="standardize"),
     case("sexagesimal-is-a-word", "mae: {steps: 40", "mae: {steps: 10:30", '"10:30"'),
-    case("number-for-mapping", "    numerics: {precision: fp32, threads: 1}", "    numerics: 5",
+    case("number-for-mapping", "    numerics: {precision: fp32, threads: 1, shards: 4}", "    numerics: 5",
          "'numerics' should be a mapping", "{name: value}"),
-    case("nothing-for-mapping", "    numerics: {precision: fp32, threads: 1}", "    numerics:",
+    case("nothing-for-mapping", "    numerics: {precision: fp32, threads: 1, shards: 4}", "    numerics:",
          "'numerics' should be a mapping", "null"),
     case("word-for-list", "seeds: [0, 1]", "seeds: 0", "'seeds' should be a list"),
     case("list-in-nested-list", "mae: {view0: {crop_scale: [0.5, 1.0]", "mae: {view0: "
@@ -101,13 +101,13 @@ CASES = [
     case("huge-integer", "mae: {steps: 40", f"mae: {{steps: {'9' * 5000}", "smaller"),
     case("huge-float", "mlp_ratio: 2.0", "mlp_ratio: 1e308", "smaller"),
     case("wrong-choice", "pool: mean", "pool: men", "did you mean 'mean'?"),
-    case("missing-section", "    tune: {steps: 30, batch_size: 64, lr: 4.0e-3, warmup: 0.2, "
+    case("missing-section", "    tune: {steps: 20, batch_size: 64, lr: 4.0e-3, warmup: 0.2, "
          "topk: 5, frozen: 0.5}\n", "", "'tune' is missing; add it", at="  tiny:"),
     case("missing-size", "      dim: 32\n", "", "needs dim", at="size: custom"),
     case("missing-field", "name: digits, image_size: 8", "image_size: 8", "'data.name' is missing"),
     # --------------------------------------------------------------------- what cannot go together
     case("queue-not-a-multiple", "queue_size: 256", "queue_size: 250", "write 256", at="    head:"),
-    case("queue-against-tuning", "tune: {steps: 30, batch_size: 64", "tune: {steps: 30, "
+    case("queue-against-tuning", "tune: {steps: 20, batch_size: 64", "tune: {steps: 20, "
          "batch_size: 96", "head.queue_size 256", "write 288", at="queue_size"),
     case("patch-does-not-divide", "patch_size: 2", "patch_size: 3", "write 2 or 4"),
     case("patch-larger-than-image", "patch_size: 2", "patch_size: 16", "write 8"),
@@ -122,9 +122,9 @@ CASES = [
     case("mask-hides-nothing", "mae: {steps: 40", "mae: {mask_ratio: 1e-20, steps: 40", "raise"),
     case("frozen-beyond-depth", "frozen: 0.5}", "frozen_blocks: 3}", "at most 2"),
     case("no-hidden-unit", "mlp_ratio: 2.0", "mlp_ratio: 0.01", "raise it"),
-    case("shards-against-batch", "threads: 1}", "threads: 1, shards: 128}", "numerics.shards",
+    case("shards-against-batch", "shards: 4}", "shards: 128}", "numerics.shards",
          at="mae: {steps"),
-    case("shards-no-power", "threads: 1}", "threads: 1, shards: 3}", "power of two"),
+    case("shards-no-power", "shards: 4}", "shards: 3}", "power of two"),
     case("steps-and-epochs", "mae: {steps: 40", "mae: {epochs: 4, steps: 40",
          "exactly one of steps and epochs"),
     case("no-rate", "lr: 3.0e-3, ", "", "exactly one of lr and base_lr"),

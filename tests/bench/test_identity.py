@@ -58,7 +58,7 @@ def test_names_orders_paths_and_tables_are_not_in_a_key(plan_of, edited, tmp_pat
         keys(edited(("mae: {steps: 40, batch_size: 64", "mae: {batch_size: 64, steps: 40")))
         == plain
     )
-    assert keys(edited(("threads: 1}", "threads: 1}\n    report_on: test"))) == plain
+    assert keys(edited(("shards: 4}", "shards: 4}\n    report_on: test"))) == plain
     assert keys(plan_of(store=tmp_path / "another")) == plain
 
 
@@ -85,7 +85,7 @@ def test_a_default_written_out_is_the_same_setting(edited, plan_of):
         ("model.dim=64", {"mae", "head", "tune", "features", "knn", "probe"}, set()),
         ("numerics.threads=2", {"mae", "head", "tune", "features", "knn", "probe"}, set()),
         ("numerics.precision=fp64", {"mae", "head", "tune", "features", "knn", "probe"}, set()),
-        ("numerics.shards=4", {"mae", "head", "tune", "features", "knn", "probe"}, set()),
+        ("numerics.shards=2", {"mae", "head", "tune", "features", "knn", "probe"}, set()),
         ("head.temperature=0.2", {"head", "tune", "features", "knn", "probe"}, {"mae"}),
         ("augment.min.view0.flip=0.5", {"head", "tune", "features", "knn", "probe"}, {"mae"}),
         ("tune.topk=6", {"tune", "features", "knn", "probe"}, {"mae", "head"}),
