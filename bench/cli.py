@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import sys
@@ -81,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--workers", type=_workers, default=1, metavar="N",
                              help="workers of each training stage (default 1; 0: no Ray worker, "
                              "train in this process)")  # fmt: skip
-        command.add_argument("--address", metavar="A", help="join a running Ray cluster")
+        command.add_argument("--address", metavar="A", default=os.environ.get("RAY_ADDRESS"),
+                             help="join a running Ray cluster (default: $RAY_ADDRESS, else a Ray "
+                             "of this run's own)")  # fmt: skip
     plan = add("plan", plan_suite, "show what would run, and why; start nothing")
     plan.add_argument("--json", action="store_true")
     report = add("report", report_suite, "render a suite's report from the store alone")

@@ -72,7 +72,8 @@ def start(address: str | None) -> None:
         if address:
             ray.init(address=address, **quiet)
         else:
-            ray.init(include_dashboard=False, object_store_memory=256 * 2**20, **quiet)
+            # "local": without it Ray would join what another user's `ray start` left noted in /tmp
+            ray.init("local", include_dashboard=False, object_store_memory=256 * 2**20, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if not address:
             raise
