@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -66,7 +67,9 @@ class Layout:
 
 
 def start(address: str | None) -> None:
-    """Start Ray on this machine, or join a running cluster."""
+    """Start Ray on this machine, or join a running cluster. Raises `UserError` if none answers."""
+    if address:
+        _knock(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address:
@@ -77,10 +80,34 @@ def start(address: str | None) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         if not address:
             raise
-        raise UserError(f"no Ray cluster answers at '{address}': {error}") from None
+        token = (
+            ""
+            if os.environ.get("RAY_AUTH_MODE")
+            else (". If it asks for a token, set RAY_AUTH_MODE=token")
+        )
+        raise UserError(f"no Ray cluster answers at '{address}': {error}{token}") from None
     logging.getLogger("ray").setLevel(logging.ERROR)
     # a trial that ends with a failed stage is told of by the driver
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+def _knock(address: str) -> None:
+    """Raise `UserError` at once where nothing listens; Ray itself would try for minutes."""
+    if address.startswith("ray://"):
+        raise UserError(
+            f"a run cannot join '{address}' from outside: start it on a node of the cluster, with "
+            "--address auto"
+        )
+    host, _, port = address.rpartition(":")
+    if not host:  # auto, local: Ray knows where
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster answers at '{address}' ({error}). On its first machine: "
+            "ray start --head --port 6379"
+        ) from None
 
 
 #: set when this process leaves Ray without shutting it down; see `stop`

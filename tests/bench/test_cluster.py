@@ -1,0 +1,79 @@
+"""Joining a running Ray cluster, and not joining one that is merely noted somewhere."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from bench_helpers import SMOKE, artifacts, environment, run_bench
+
+
+def free_port() -> int:
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        return int(chosen.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:{closed}", "ray start --head"),
+        ("ray://127.0.0.1:10001", "start it on a node of the cluster"),
+        ("127.0.0.1:port", "no Ray cluster answers"),
+    ],
+)
+def test_an_address_where_no_cluster_answers(address: str, said: str, tmp_path: Path):
+    address = address.format(closed=free_port())
+    done = run_bench("run", SMOKE, "--store", tmp_path / "store", "--address", address)
+    assert (done.code, said in done.err, "Traceback" in done.err) == (2, True, False), done
+    assert address in done.err
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A Ray cluster of one node with two cores that asks for a token; its port."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    port = free_port()
+    ray = Path(sys.executable).with_name("ray")
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        head = subprocess.Popen(
+            [ray, "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=false",
+             f"--port={port}", f"--temp-dir={folder}"],
+            env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            end = time.monotonic() + 120
+            while not any(Path(folder).glob("session_latest/sockets/raylet*")):
+                assert head.poll() is None and time.monotonic() < end
+                time.sleep(0.2)
+            yield port
+        finally:
+            parts = psutil.Process(head.pid).children(recursive=True)
+            head.terminate()
+            psutil.wait_procs([*parts, psutil.Process(head.pid)], timeout=30)
+            for part in parts:
+                if part.is_running():
+                    part.kill()
+
+
+@pytest.mark.slow
+def test_a_running_cluster_is_joined_only_when_asked(cluster: int, tmp_path: Path):
+    """Ray's own default would be to join whatever cluster is running on the machine."""
+    alone, joined = tmp_path / "alone", tmp_path / "joined"
+    rows = ("--seeds", "1", "--set", "mae.steps=8")
+    assert run_bench("run", SMOKE, *rows, "--store", alone).code == 0
+    done = run_bench("run", SMOKE, *rows, "--store", joined, "--address", f"127.0.0.1:{cluster}")
+    assert done.code == 0, done
+    assert artifacts(alone) == artifacts(joined)
+    again = json.loads(run_bench("plan", SMOKE, *rows, "--store", joined, "--json").out)
+    assert {stage["status"] for stage in again["stages"]} == {"cached"}
