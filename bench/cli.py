@@ -91,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--check", action="store_true", help="exit 3 if the table is not sound")
     report.add_argument("--extract-suite", type=Path, metavar="FILE",
                         help="print the suite that a report embeds, and nothing else")  # fmt: skip
+    check = add("verify", verify_suite, "derive a suite's numbers again from what is stored")
+    check.add_argument("--rerun", metavar="GLOB", help="also run these stages again and compare "
+                       "bit for bit: a kind or titles, e.g. tune or 'MAE-CT *'")  # fmt: skip
+    check.add_argument("--json", action="store_true")
     ls = add("ls", ls_store, "list the records of a store", suite=False)
     ls.add_argument("--json", action="store_true")
     show = add("show", show_record, "show one record, its lineage and its log", suite=False)
@@ -225,6 +229,22 @@ def report_suite(options: argparse.Namespace) -> int:
     for problem in found:
         print(f"check: {problem}", file=sys.stderr)
     return MISMATCH if found else OK
+
+
+def verify_suite(options: argparse.Namespace) -> int:
+    from bench import verify
+    from bench.plan import make_plan
+    from bench.store import Store
+
+    store = _existing(Store(options.store))
+    plan = make_plan(_load(options), store, keep_stale=True, only=options.only)
+    if plan.unresolved:
+        raise UserError(f"the data are not here, so no key is known: {plan.unresolved}")
+    found = verify.verify(plan, store, options.rerun)
+    print(json.dumps(vars(found), indent=1) if options.json else verify.text(found, plan))
+    for mismatch in found.mismatches:
+        print(f"mismatch: {mismatch}", file=sys.stderr)
+    return MISMATCH if found.mismatches else OK
 
 
 def ls_store(options: argparse.Namespace) -> int:
