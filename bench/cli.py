@@ -100,6 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     show = add("show", show_record, "show one record, its lineage and its log", suite=False)
     show.add_argument("key", help="a stage's key, or the beginning of one")
     show.add_argument("--json", action="store_true")
+    diff = add("diff", diff_runs, "what differs between two runs; exit 3 if anything but the "
+               "environment does", suite=False)  # fmt: skip
+    for side in ("a", "b"):
+        diff.add_argument(side, metavar=side.upper(), help="a store's folder, FILE.yaml or "
+                          "FILE.yaml:PROFILE, a run's id, or the beginning of a key")  # fmt: skip
+    diff.add_argument("--json", action="store_true")
     data = add("data", manage_data, "data sets: list, fetch, check", suite=False)
     data.add_argument("action", choices=["ls", "fetch", "check"])
     data.add_argument("names", nargs="*", metavar="NAME", help="default: ls and check, all")
@@ -265,6 +271,16 @@ def show_record(options: argparse.Namespace) -> int:
     state = show.find(store, options.key)
     print(json.dumps(state.attempts, indent=1) if options.json else show.state_text(state))
     return OK
+
+
+def diff_runs(options: argparse.Namespace) -> int:
+    from bench import diff
+    from bench.store import Store
+
+    store = Store(options.store)
+    found = diff.compare(diff.side(options.a, store), diff.side(options.b, store))
+    print(json.dumps(found, indent=1) if options.json else diff.text(found))
+    return MISMATCH if found["different"] else OK
 
 
 def manage_data(options: argparse.Namespace) -> int:
