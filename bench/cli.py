@@ -94,11 +94,21 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--check", action="store_true", help="exit 3 if the table is not sound")
     report.add_argument("--extract-suite", type=Path, metavar="FILE",
                         help="print the suite that a report embeds, and nothing else")  # fmt: skip
+    check = add("verify", verify_suite, "derive a suite's numbers again from what is stored")
+    check.add_argument("--rerun", metavar="GLOB", help="also run these stages again and compare "
+                       "bit for bit: a kind or titles, e.g. tune or 'MAE-CT *'")  # fmt: skip
+    check.add_argument("--json", action="store_true")
     ls = add("ls", ls_store, "list the records of a store", suite=False)
     ls.add_argument("--json", action="store_true")
     show = add("show", show_record, "show one record, its lineage and its log", suite=False)
     show.add_argument("key", help="a stage's key, or the beginning of one")
     show.add_argument("--json", action="store_true")
+    diff = add("diff", diff_runs, "what differs between two runs; exit 3 if anything but the "
+               "environment does", suite=False)  # fmt: skip
+    for side in ("a", "b"):
+        diff.add_argument(side, metavar=side.upper(), help="a store's folder, FILE.yaml or "
+                          "FILE.yaml:PROFILE, a run's id, or the beginning of a key")  # fmt: skip
+    diff.add_argument("--json", action="store_true")
     data = add("data", manage_data, "data sets: list, fetch, check", suite=False)
     data.add_argument("action", choices=["ls", "fetch", "check"])
     data.add_argument("names", nargs="*", metavar="NAME", help="default: ls and check, all")
@@ -230,6 +240,22 @@ def report_suite(options: argparse.Namespace) -> int:
     return MISMATCH if found else OK
 
 
+def verify_suite(options: argparse.Namespace) -> int:
+    from bench import verify
+    from bench.plan import make_plan
+    from bench.store import Store
+
+    store = _existing(Store(options.store))
+    plan = make_plan(_load(options), store, keep_stale=True, only=options.only)
+    if plan.unresolved:
+        raise UserError(f"the data are not here, so no key is known: {plan.unresolved}")
+    found = verify.verify(plan, store, options.rerun)
+    print(json.dumps(vars(found), indent=1) if options.json else verify.text(found, plan))
+    for mismatch in found.mismatches:
+        print(f"mismatch: {mismatch}", file=sys.stderr)
+    return MISMATCH if found.mismatches else OK
+
+
 def ls_store(options: argparse.Namespace) -> int:
     from bench import show
     from bench.store import Store
@@ -248,6 +274,16 @@ def show_record(options: argparse.Namespace) -> int:
     state = show.find(store, options.key)
     print(json.dumps(state.attempts, indent=1) if options.json else show.state_text(state))
     return OK
+
+
+def diff_runs(options: argparse.Namespace) -> int:
+    from bench import diff
+    from bench.store import Store
+
+    store = Store(options.store)
+    found = diff.compare(diff.side(options.a, store), diff.side(options.b, store))
+    print(json.dumps(found, indent=1) if options.json else diff.text(found))
+    return MISMATCH if found["different"] else OK
 
 
 def manage_data(options: argparse.Namespace) -> int:

@@ -80,9 +80,9 @@ def _matched_notes(plan: Plan) -> list[str]:
     """How many steps each compute-matched row was given, and why."""
     notes = []
     for name, variant in plan.suite.variants.items():
-        if variant.match_compute is None:
+        row = next((r for r in plan.rows if r.variant.name == name), None)
+        if variant.match_compute is None or row is None:
             continue
-        row = next(r for r in plan.rows if r.variant.name == name)
         base = variant.row.mae.resolve(plan.data.counts["train"]).steps or 0
         total = row.chain[0].steps or 0
         notes.append(

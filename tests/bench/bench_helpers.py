@@ -7,15 +7,17 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from bench.plan import Stage
+from bench.plan import Stage, make_plan
 from bench.store import Store, iso
+from bench.suite import load_suite
+from bench.worker import Task, run_task
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "suites" / "smoke.yaml"
@@ -166,3 +168,14 @@ def ray_processes(root: psutil.Process) -> list[psutil.Process]:
         if "raylet" in line or "gcs_server" in line or line.startswith("ray::"):
             found.append(child)
     return found
+
+
+def fill_store(root: Path, *, only: str = "*", sets: Sequence[str] = ()) -> Store:
+    """A store with the stages of smoke.yaml's first seed, run for real in this process."""
+    store = Store(root)
+    store.create()
+    suite = load_suite(SMOKE, seeds=1, sets=list(sets))
+    for stage in make_plan(suite, store, only=only).stages.values():
+        if stage.status != "cached":
+            run_task(Task.of(stage), store.root, "in-process", lambda key, event: None)
+    return store

@@ -1,0 +1,89 @@
+"""`bench diff`: what differs between two stores, two stages, two profiles."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from bench_helpers import SMOKE, fill_store
+
+from bench.store import Store
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fill_store(tmp_path_factory.mktemp("diff") / "first", only="MAE").root
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with another learning rate."""
+    root = tmp_path_factory.mktemp("diff") / "second"
+    return fill_store(root, only="MAE", sets=["mae.lr=0.001"]).root
+
+
+def test_a_copy_does_not_differ(bench, first, tmp_path):
+    other = Path(shutil.copytree(first, tmp_path / "copy"))
+    done = bench("diff", first, other)
+    assert (done.code, done.err) == (0, "")
+    assert "4 stages in both" in done.out
+    for line in ("settings: equal", "code: equal", "environment: equal", "data: equal"):
+        assert line in done.out
+    assert "7 equal, 0 differ" in done.out
+    assert "artifacts: bit for bit equal" in done.out
+
+
+def test_settings_come_first_and_then_what_they_changed(bench, first, second):
+    done = bench("diff", first, second)
+    assert done.code == 3
+    assert "settings: 1\n  train.lr: 0.003 -> 0.001  (MAE, seed 0)" in done.out
+    assert "code: equal" in done.out
+    assert "data: equal" in done.out
+    places = [done.out.index(f"\n{name}:") for name in ("settings", "code", "environment", "data")]
+    assert places == sorted(places) and places[-1] < done.out.index("\nmetrics:")
+    found = json.loads(bench("diff", first, second, "--json").out)
+    assert found["settings"] == [
+        {"what": "train.lr", "a": 0.003, "b": 0.001, "stages": ["MAE, seed 0"]}
+    ]
+    assert found["metrics"]
+    for entry in found["metrics"]:
+        assert entry["difference"] == entry["b"] - entry["a"]
+    assert "MAE, seed 0/encoder.safetensors" in found["artifacts"]
+
+
+def test_code_environment_and_data_are_told_apart(bench, first, tmp_path):
+    other = Store(Path(shutil.copytree(first, tmp_path / "copy")))
+    for key in other.stage_keys():
+        record = other.state(key).record
+        if record["kind"] == "mae":
+            record["code"]["modules"]["maect.losses"] = "another"
+        record["env"] |= {"torch": "9.9", "host": "elsewhere"}
+        other.write_record(record)
+    done = bench("diff", first, other.root)
+    assert done.code == 3
+    assert "code: 1\n  maect.losses: " in done.out
+    assert "-> another  (MAE, seed 0)" in done.out
+    assert "environment: 1\n  torch: " in done.out
+    assert "and 1 more)" in done.out
+    for key in other.stage_keys():  # the environment alone is shown, but is no difference
+        record = other.state(key).record
+        record["code"] = Store(first).state(key).record["code"]
+        other.write_record(record)
+    assert bench("diff", first, other.root).code == 0
+
+
+def test_stages_suites_and_profiles_of_one_store(bench, first):
+    keys = {Store(first).state(key).record["kind"]: key for key in Store(first).stage_keys()}
+    done = bench("diff", keys["knn"], keys["probe"], "--store", first)
+    assert done.code == 3
+    assert "MAE knn, seed 0 / MAE probe, seed 0" in done.out
+    assert bench("diff", SMOKE, f"{SMOKE}:tiny", "--store", first).code == 0
+
+
+def test_mistakes_are_told(bench, first, tmp_path):
+    for wrong in (tmp_path, "ffffffffffff", f"{SMOKE}:huge", tmp_path / "none.yaml"):
+        done = bench("diff", first, wrong, "--store", first)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith("error: ")
