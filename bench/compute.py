@@ -1,4 +1,4 @@
-"""What the training stages of a row cost in FLOPs, and schedules that cost as much as another row."""
+"""FLOPs of the training stages of a row, and schedules that cost as much as another row."""
 
 from __future__ import annotations
 
