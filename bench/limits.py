@@ -141,8 +141,10 @@ def check_references(spec: SuiteSettings, variants: dict[str, Variant], tree: Ma
         if other not in variants:
             message = f"there is no variant '{short(other)}'{suggestion(other, variants)}"
             raise fault(message, tree, where)
-        if "tune" not in variants[other].stages or variant.stages != ("mae",):
-            message = "match_compute goes with 'stages: [mae]' and names a variant that tunes"
+        chain, alone = variants[other], (("mae",), ("tune",))
+        if "tune" not in chain.stages or chain.match_compute or variant.stages not in alone:
+            message = "match_compute goes with 'stages: [mae]' or 'stages: [tune]' and names a "
+            message += "variant that tunes and has no match_compute of its own"
             raise fault(message, tree, where)
     columns = _columns(variants)
     for index, table in enumerate(spec.tables):

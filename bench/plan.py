@@ -8,20 +8,19 @@ stage is cached, stale or to be run.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from bench import compute
 from bench.errors import UserError
 from bench.identity import code, stage_key
 from bench.store import StageState, Store
 from bench.suite import Suite, Variant, data_info
 from maect import datasets, evals, flops
 from maect.datasets import DataInfo
-from maect.settings import MAESettings
 
 ENTRY = {
     "mae": "maect.stages.mae",
@@ -98,20 +97,6 @@ class Plan:
 def entry_module(kind: str) -> str:
     """The maect module that a kind of stage runs."""
     return ENTRY.get(kind) or evals.get(kind).run.__module__
-
-
-def matched_steps(variant: Variant, other: Variant, data: DataInfo) -> int:
-    """Further MAE steps that cost at least the FLOPs of `other`'s head and tuning stages."""
-    row, size, channels = other.row, other.row.data.image_size, data.channels
-    images = data.counts["train"]
-    head, tune = row.head.resolve(images), row.tune.resolve(images)
-    assert head.steps and tune.steps
-    cost = 0.0
-    if "head" in other.stages:
-        cost += head.steps * flops.head_step(row.model, head, size, channels)
-    cost += tune.steps * flops.tune_step(row.model, head, tune, size, channels)
-    step = flops.mae_step(variant.row.model, variant.row.mae, size, channels)
-    return math.ceil(cost / step)
 
 
 def encoder_stage(chain: list[Stage]) -> Stage:
@@ -199,31 +184,33 @@ class Planner:
             return {"weights": hashlib.file_digest(file, "sha256").hexdigest()}
 
     def mae(self, variant: Variant, seed: int, data: DataInfo, chain: list[Stage]) -> Stage:
-        row = variant.row
-        train = row.mae.resolve(data.counts["train"])
-        assert train.steps
-        label = f"MAE, seed {seed}"
-        if variant.match_compute:
-            train = self.matched(variant, train, data)
-            label = f"{variant.name}, seed {seed}"
+        train = self.schedule(variant, "mae", data)
+        label = f"{variant.name if variant.match_compute else 'MAE'}, seed {seed}"
         settings = self.common(variant, seed) | {
             **self.start(variant),
-            "train": train.resolved(),
-            "views": [view.resolved() for view in row.augment["mae"].views(1)],
+            "views": [view.resolved() for view in variant.row.augment["mae"].views(1)],
         }
-        step = flops.mae_step(row.model, train, row.data.image_size, data.channels)
-        assert train.steps
-        return self.add(
-            "mae", label, settings, {}, data, variant, steps=train.steps, cost=train.steps * step
-        )
+        return self.training("mae", label, train, settings, {}, data, variant)
 
-    def matched(self, variant: Variant, train: MAESettings, data: DataInfo) -> MAESettings:
-        """The same schedule, stretched over the further steps."""
-        assert variant.match_compute and train.steps
-        other = self.suite.variants[variant.match_compute]
-        steps = train.steps + matched_steps(variant, other, data)
-        longer = variant.row.mae.model_copy(update={"steps": steps, "epochs": None})
-        return longer.resolve(data.counts["train"])
+    def schedule(self, variant: Variant, kind: str, data: DataInfo) -> Any:
+        """Resolved settings of a row's training stage."""
+        other = variant.match_compute
+        return compute.schedule(variant, kind, data, self.suite.variants[other] if other else None)
+
+    def training(
+        self,
+        kind: str,
+        label: str,
+        train: Any,
+        settings: dict[str, Any],
+        inputs: dict[str, Stage],
+        data: DataInfo,
+        variant: Variant,
+    ) -> Stage:
+        """A training stage with its length and cost."""
+        settings = settings | {"train": train.resolved()}
+        cost = train.steps * compute.step_flops(variant, kind, train, data)
+        return self.add(kind, label, settings, inputs, data, variant, steps=train.steps, cost=cost)
 
     def contrastive(self, variant: Variant, seed: int, chain: list[Stage]) -> dict[str, Any]:
         views = variant.row.augment[variant.augment].views(2)
@@ -234,27 +221,15 @@ class Planner:
         }
 
     def head(self, variant: Variant, seed: int, data: DataInfo, chain: list[Stage]) -> Stage:
-        row = variant.row
-        train = row.head.resolve(data.counts["train"])
-        settings = self.contrastive(variant, seed, chain) | {"train": train.resolved()}
-        step = flops.head_step(row.model, train, row.data.image_size, data.channels)
-        assert train.steps
-        return self.add(
-            "head",
-            f"{variant.name} head, seed {seed}",
-            settings,
-            {"encoder": chain[-1]} if chain else {},
-            data,
-            variant,
-            steps=train.steps,
-            cost=train.steps * step,
-        )
+        train = self.schedule(variant, "head", data)
+        settings = self.contrastive(variant, seed, chain)
+        inputs = {"encoder": chain[-1]} if chain else {}
+        label = f"{variant.name} head, seed {seed}"
+        return self.training("head", label, train, settings, inputs, data, variant)
 
     def tune(self, variant: Variant, seed: int, data: DataInfo, chain: list[Stage]) -> Stage:
-        row = variant.row
-        head, train = row.head, row.tune.resolve(data.counts["train"])
+        head, train = variant.row.head, self.schedule(variant, "tune", data)
         settings = self.contrastive(variant, seed, chain) | {
-            "train": train.resolved(),
             "head": {
                 name: getattr(head, name)
                 for name in ("hidden_dim", "predictor_dim", "out_dim", "queue_size")
@@ -265,18 +240,8 @@ class Planner:
             inputs["encoder"] = encoder_stage(chain)
             if chain[-1].kind == "head":
                 inputs["head"] = chain[-1]
-        step = flops.tune_step(row.model, head, train, row.data.image_size, data.channels)
-        assert train.steps
-        return self.add(
-            "tune",
-            f"{variant.name} tuning, seed {seed}",
-            settings,
-            inputs,
-            data,
-            variant,
-            steps=train.steps,
-            cost=train.steps * step,
-        )
+        label = f"{variant.name} tuning, seed {seed}"
+        return self.training("tune", label, train, settings, inputs, data, variant)
 
     def features(self, variant: Variant, seed: int, data: DataInfo, chain: list[Stage]) -> Stage:
         settings = self.common(variant, seed) | {"pool": variant.row.model.pool}

@@ -67,7 +67,8 @@ class VariantSettings(Settings):
     init: str = "random"
     #: pipeline of the head and tuning stages
     augment: str = "min"
-    #: train the MAE for as many more steps as that variant's head and tuning cost in FLOPs
+    #: a row of `mae` alone trains for as many more steps as that variant's head and tuning cost in
+    #: FLOPs; a row of `tune` alone for as many steps as all of that variant's stages cost
     match_compute: str | None = None
     set: dict[str, Any] = {}
 

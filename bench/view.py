@@ -83,12 +83,17 @@ def _matched_notes(plan: Plan) -> list[str]:
         row = next((r for r in plan.rows if r.variant.name == name), None)
         if variant.match_compute is None or row is None:
             continue
-        base = variant.row.mae.resolve(plan.data.counts["train"]).steps or 0
-        total = row.chain[0].steps or 0
+        (stage,) = row.chain
+        total = stage.steps or 0
+        if stage.kind == "mae":
+            base = variant.row.mae.resolve(plan.data.counts["train"]).steps or 0
+            text = f"an MAE trained from scratch for {total} steps, its own {base} and "
+            text += f"{total - base} more, which cost as many FLOPs as the head and tuning stages"
+        else:
+            text = f"contrastive training without MAE for {total} steps, which cost as many FLOPs "
+            text += "as all stages"
         notes.append(
-            f"{name}: an MAE trained from scratch for {total} steps, its own {base} and "
-            f"{total - base} more, which cost as many FLOPs as the head and tuning stages of "
-            f"{variant.match_compute} (counted from the settings, rounded up)."
+            f"{name}: {text} of {variant.match_compute} (counted from the settings, rounded up)."
         )
     return notes
 

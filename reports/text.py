@@ -33,8 +33,23 @@ def render_text(view: SuiteView) -> str:
 
 
 def table_text(table: Table) -> list[str]:
-    """One table, ruled as in print; published numbers are left to the report."""
+    """One table, ruled as in print; published numbers are left to the report.
+
+    Columns past the width of the terminal go on below, beside the same rows.
+    """
     columns = [column for column in table.columns if column.kind != "published"]
+    lines = [short(table.title, 80)]
+    while columns:
+        count = len(columns)
+        while (part := _ruled(table, columns[:count])) and count > 1 and width(part[0]) > _WIDTH:
+            count -= 1
+        lines += part
+        columns = columns[count:]
+    return lines
+
+
+def _ruled(table: Table, columns: Sequence[Column]) -> list[str]:
+    """All rows with some of the columns, between rules."""
     body: list[list[str] | str] = []
     for group, rows in table.row_groups():
         if group is not None:
@@ -48,7 +63,7 @@ def table_text(table: Table) -> list[str]:
     grid = [*heads, *(line for line in body if isinstance(line, list))]
     widths = [max(width(line[i]) for line in grid) for i in range(len(columns) + 1)]
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [short(table.title, 80), rule, *(_line(head, widths) for head in heads), rule]
+    lines = [rule, *(_line(head, widths) for head in heads), rule]
     lines += [line if isinstance(line, str) else _line(line, widths) for line in body]
     return [*lines, rule]
 

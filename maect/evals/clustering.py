@@ -14,7 +14,7 @@ from maect.settings import Positive, Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LABELS = {"accuracy": "cluster accuracy", "nmi": "NMI", "ami": "AMI", "ari": "ARI"}
+_LABELS = {"accuracy": "cluster ACC", "nmi": "NMI", "ami": "AMI", "ari": "ARI"}
 _NOTE = "the _best values take the best run by the test labels: an upper end, not a result"
 
 

@@ -7,6 +7,7 @@ each worker then back-propagates its own pieces' share through the encoder.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from maect.augment import Augment
+from maect.evals.collapse import effective_rank
 from maect.heads import HeadOutput, NNCLRHead
 from maect.models import initialize, pool
 from maect.settings import AugmentSettings, ScheduleSettings, ViewSettings
@@ -70,6 +72,7 @@ class ContrastiveTraining(Training):
         self, features: Tensor, epoch: int, indices: np.ndarray, options: dict[str, Any]
     ) -> Values:
         """Back-propagate the head's loss on the global batch [2, B, D]; what to log."""
+        self.pooled = features.detach()[0]
         device = self.job.device
         draws = torch.from_numpy(self.draws.uniform(epoch, indices, 2).T.copy())
         for _, parameter in self.head_parameters():
@@ -88,6 +91,14 @@ class ContrastiveTraining(Training):
         # the head equal even where a device adds in no fixed order.
         self.group.broadcast([p.grad for _, p in self.head_parameters() if p.grad is not None])
         return _logged(output)
+
+    def watch(self) -> Values:
+        """Effective rank of view 0's features in the global batch: how far they are from collapse.
+
+        Neighbour accuracy and queue age, the other two signs, come with the head's loss.
+        """
+        finite = bool(torch.isfinite(self.pooled).all())  # else the loss says so, and what to do
+        return {"effective_rank": effective_rank(self.pooled) if finite else math.nan}
 
 
 def _logged(output: HeadOutput) -> Values:

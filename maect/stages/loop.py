@@ -25,6 +25,11 @@ PROGRESS_S = 0.5
 Values = dict[str, Tensor | float]
 
 
+def is_logged(step: int, steps: int) -> bool:
+    """Whether the curves of a stage of `steps` steps hold this one."""
+    return step < FIRST_LOGGED or step % max(1, steps // LOGGED_POINTS) == 0 or step == steps - 1
+
+
 class Batches:
     """The global batches of a stage: each epoch in an order of its own, its remainder dropped."""
 
@@ -67,6 +72,10 @@ class Training(ABC):
     @abstractmethod
     def gradients(self, epoch: int, indices: np.ndarray) -> Values:
         """Leave the gradient of the global batch in the parameters; what to log, the loss in it."""
+
+    def watch(self) -> Values:
+        """What more to log of the step whose gradients were last computed; changes nothing."""
+        return {}
 
     @abstractmethod
     def after_step(self) -> None:
@@ -117,6 +126,8 @@ class Training(ABC):
         assert schedule.warmup_steps is not None
         epoch, indices = self.batches.at(number)
         values = self.gradients(epoch, indices)
+        if is_logged(number, schedule.steps):
+            values |= self.watch()
         rates = []
         for optimizer, peak in self.optimizers:
             rates.append(learning_rate(number, schedule.steps, schedule.warmup_steps, peak))
@@ -136,7 +147,6 @@ class Log:
     """Curves of a stage. Values stay on the device until they are read."""
 
     def __init__(self, steps: int, device: torch.device) -> None:
-        self.stride = max(1, steps // LOGGED_POINTS)
         self.steps = steps
         # reading a value makes a GPU wait for it; a CPU loses nothing
         self.patience = 1 if device.type == "cpu" else 20
@@ -158,7 +168,7 @@ class Log:
                     f"the loss is {self.loss} at step {step} of {self.steps}; lower lr, lengthen "
                     f"the warm-up or set clip_grad"
                 )
-            if step < FIRST_LOGGED or step % self.stride == 0 or step == self.steps - 1:
+            if is_logged(step, self.steps):
                 for name, number in {"step": float(step), **numbers}.items():
                     self.curves.setdefault(name, []).append(number)
         self._held.clear()

@@ -69,6 +69,8 @@ CASES = [
     case("match-compute-nonsense", "match_compute: MAE-CT", "match_compute: MAE-TC",
          "did you mean 'MAE-CT'?"),
     case("match-compute-no-tuning", "match_compute: MAE-CT", "match_compute: MAE", "tunes"),
+    case("match-compute-of-a-matched-row", "match_compute: MAE-CT",
+         "match_compute: NNCLR without MAE", "no match_compute of its own"),
     case("no-such-checkpoint", "random encoder: {init: random}",
          "random encoder: {init: weights/none.pth}", "'random', 'pixels' nor a checkpoint"),
     case("pixels-do-not-train", "MAE: {stages: [mae]}", "MAE: {stages: [mae], init: pixels}",

@@ -24,8 +24,8 @@ def row_of(plan: Plan, variant: str, seed: int = 0) -> Row:
 def test_every_stage_stands_once(plan_of):
     plan = plan_of()
     kinds = Counter(stage.kind for stage in plan.stages.values())
-    # two seeds: MAE and its longer twin; two tuned rows; pixels have no seed
-    assert kinds == {"mae": 4, "head": 4, "tune": 4, "features": 11, "knn": 11, "probe": 12}
+    # two seeds: MAE and its longer twin; two tuned rows, one without MAE; pixels have no seed
+    assert kinds == {"mae": 4, "head": 4, "tune": 6, "features": 13, "knn": 13, "probe": 14}
     for seed in (0, 1):
         chains = [row_of(plan, name, seed).chain for name in ("MAE", "MAE-CT", "MAE-CT_aug")]
         assert chains[0][0] is chains[1][0] is chains[2][0]
@@ -51,10 +51,10 @@ def test_more_seeds_add_only_new_stages(plan_of):
     assert two.stages.keys() < three.stages.keys()
     added = [three.stages[key] for key in three.stages.keys() - two.stages.keys()]
     assert Counter(stage.kind for stage in added) == {
-        "mae": 2, "head": 2, "tune": 2, "features": 5, "knn": 5, "probe": 6
+        "mae": 2, "head": 2, "tune": 3, "features": 6, "knn": 6, "probe": 7
     }  # fmt: skip
     assert {stage.settings.get("seed", 2) for stage in added} == {2}
-    assert [row.seed for row in plan_of(seeds=1).rows] == [0] * 6
+    assert [row.seed for row in plan_of(seeds=1).rows] == [0] * 7
 
 
 @pytest.mark.parametrize("suite", [SMOKE, PAPER], ids=["smoke", "paper_table"])
@@ -77,6 +77,21 @@ def test_compute_matched_steps_cover_head_and_tuning(suite: Path, plan_of):
     share = row_of(plan, "MAE").variant.row.mae.warmup
     assert matched.settings["train"]["steps"] == matched.steps
     assert matched.settings["train"]["warmup_steps"] == round(share * matched.steps)
+
+
+@pytest.mark.parametrize("suite", [SMOKE, PAPER], ids=["smoke", "paper_table"])
+def test_contrastive_training_without_mae_costs_as_much_as_the_whole_chain(suite: Path, plan_of):
+    plan = plan_of(suite)
+    total = sum(stage.flops for stage in row_of(plan, "MAE-CT").chain)
+    row = row_of(plan, "NNCLR without MAE")
+    (scratch,) = row.chain
+    settings = TuneSettings.parse(scratch.settings["train"])
+    assert total <= scratch.flops < total + scratch.flops / scratch.steps
+    assert scratch.steps == settings.steps > row_of(plan, "MAE-CT").chain[-1].steps
+    assert settings.warmup_steps == round(row.variant.row.tune.warmup * scratch.steps)
+    # every block is trained at the same rate, from random weights
+    assert (settings.frozen_count(4), settings.layer_decay) == (0, 1.0)
+    assert (scratch.inputs, scratch.settings["init"]) == ({}, "random")
 
 
 def test_the_plan_says_the_matched_steps(bench: Bench):

@@ -26,8 +26,11 @@ from bench_helpers import (
     run_bench,
 )
 
-ROWS = ["raw pixels", "random encoder", "MAE", "MAE, compute-matched", "MAE-CT", "MAE-CT_aug"]
-STAGES = 46
+ROWS = [
+    "raw pixels", "random encoder", "MAE", "MAE, compute-matched", "NNCLR without MAE", "MAE-CT",
+    "MAE-CT_aug",
+]  # fmt: skip
+STAGES = 54
 RECORD = {
     "schema", "key", "kind", "name", "attempt", "status", "settings", "inputs", "data", "code",
     "env", "started", "ended", "cost", "metrics", "protocol", "protocol_fingerprint", "summary",
@@ -92,7 +95,7 @@ def test_evaluations_keep_metrics_protocol_and_predictions(smoke):
     from safetensors.numpy import load_file
 
     found = {r["name"]: r for r in completed(smoke.store).values() if r["kind"] in ("knn", "probe")}
-    assert len(found) == 23
+    assert len(found) == 27
     for record in found.values():
         primary = [m for m in record["metrics"] if m["primary"]]
         assert len(primary) == 1
@@ -175,7 +178,7 @@ def test_more_seeds_plan_only_what_is_new(smoke, bench: Bench):
     statuses = [stage["status"] for stage in plan["stages"]]
     assert statuses.count("cached") == STAGES
     new = [stage for stage in plan["stages"] if stage["status"] == "pending"]
-    assert len(new) == len(statuses) - STAGES == 22
+    assert len(new) == len(statuses) - STAGES == 26
     assert all(stage["title"].endswith("seed 2") for stage in new)
     # times are known by now
     assert all(stage["expected_s"] is not None for stage in new)
@@ -223,19 +226,21 @@ def test_a_failed_stage_is_told_with_its_reason(failed):
     _, _, done = failed
     assert done.code == 1, done
     assert "Traceback" not in done.err
-    for row in ("MAE-CT", "MAE-CT_aug"):
+    for row in ("NNCLR without MAE", "MAE-CT", "MAE-CT_aug"):
         assert f"failed: {row} tuning, seed 0: the loss is nan at step " in done.err
         assert "lower lr" in done.err
         assert f"failed: {row} knn, seed 0: its input failed: {row} features, seed 0" in done.err
     told = done.err.strip().splitlines()
-    assert len(told) == 8  # tuning, features, k-NN and probe of two rows
+    assert len(told) == 12  # tuning, features, k-NN and probe of three rows
 
 
 def test_a_failure_leaves_a_record_and_takes_its_descendants_only(failed):
     store, _, _ = failed
     attempts = [a for several in records(store).values() for a in several]
     bad = {a["name"]: a for a in attempts if a["status"] != "complete"}
-    assert set(bad) == {"MAE-CT tuning, seed 0", "MAE-CT_aug tuning, seed 0"}
+    assert set(bad) == {
+        f"{row} tuning, seed 0" for row in ("NNCLR without MAE", "MAE-CT", "MAE-CT_aug")
+    }
     for record in bad.values():
         assert record["status"] == "failed"
         assert record["error"]["class"] == "TrainingError"
@@ -271,5 +276,5 @@ def test_a_run_in_this_process_gives_the_same_bits(smoke, tmp_path: Path):
     store = tmp_path / "local"
     done = run_bench("run", SMOKE, "--store", store, "--seeds", "1", "--workers", "0")
     assert done.code == 0, done
-    assert len(completed(store)) == 24
+    assert len(completed(store)) == 28
     assert artifacts(store).items() <= artifacts(smoke.store).items()

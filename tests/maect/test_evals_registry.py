@@ -84,6 +84,23 @@ def test_every_metric_follows_from_the_predictions(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", evals.names())
+def test_permuted_test_labels_change_no_choice(name: str) -> None:
+    """Only what says that it is chosen on the test split may follow the test labels."""
+    given, run = data(), evals.get(name).run
+    first = run(given, settings(name), evals.ALL_ROWS)
+    order = np.random.default_rng(1).permutation(len(given.test.y))
+    given.test.y = given.test.y[torch.from_numpy(order)]
+    second = run(given, settings(name), evals.ALL_ROWS)
+    assert second.values != first.values
+    honest = [k for k in first.chosen if not k.startswith("test_selected")]
+    assert {k: second.chosen[k] for k in honest} == {k: first.chosen[k] for k in honest}
+    assert second.protocol == first.protocol
+    for key, array in first.predictions.items():
+        if not key.endswith("_test_selected"):
+            np.testing.assert_array_equal(second.predictions[key], array)
+
+
+@pytest.mark.parametrize("name", evals.names())
 def test_results_and_protocols_are_plain_json(name: str) -> None:
     result = evals.get(name).run(data(), settings(name), evals.ALL_ROWS)
     plain = [result.values, result.chosen, result.protocol, result.notes]

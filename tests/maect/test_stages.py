@@ -9,7 +9,10 @@ import torch
 from stage_helpers import TRAININGS, chain, job_of, trained_inputs, training_of
 
 from bench.store import Store
+from maect import datasets
+from maect.settings import DataSettings
 from maect.stages import features
+from maect.stages.contrastive import ContrastiveTraining
 from maect.stages.job import Output, Progress, TrainingError
 from maect.stages.loop import FIRST_LOGGED, LOGGED_POINTS, Batches, Log, train
 
@@ -111,6 +114,46 @@ def test_a_stage_tells_how_far_it_is(inputs: dict[str, Path]):
     assert told[-1].epoch == 39 // (1097 // 64)
     assert all(p.images_per_s > 0 for p in told)
     assert [p.step for p in told] == sorted({p.step for p in told})
+
+
+@pytest.mark.parametrize("kind", ["head", "tune"])
+def test_signs_of_collapse_are_logged_and_change_no_bit(
+    kind: str, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    watched = output_of(kind, inputs)
+    curves = watched.curves
+    for name in ("neighbor_accuracy", "queue_age"):
+        assert all(0.0 <= value <= 1.0 for value in curves[name])
+    assert all(1.0 < value <= 32.0 for value in curves["effective_rank"])
+    assert {len(values) for values in curves.values()} == {len(curves["step"])}
+    monkeypatch.setattr(ContrastiveTraining, "watch", lambda self: {})
+    alone = output_of(kind, inputs)
+    assert alone.curves == {n: v for n, v in curves.items() if n != "effective_rank"}
+    assert all(torch.equal(t, tensors(alone)[n]) for n, t in tensors(watched).items())
+
+
+def test_effective_rank_falls_when_the_features_collapse(inputs: dict[str, Path]):
+    training = training_of(chain(NOWHERE)[2], inputs)
+    training.step(0)
+    before = training.watch()["effective_rank"]
+    training.encoder.norm.weight.data[1:] = 0.0  # one direction is left
+    training.step(1)
+    assert training.watch()["effective_rank"] < before / 3
+
+
+@pytest.mark.parametrize("kind", list(TRAININGS))
+def test_training_never_reads_the_test_split(
+    kind: str, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    load, read = datasets.load, []
+
+    def watched(data: DataSettings, root: Path, split: str) -> datasets.Split:
+        read.append(split)
+        return load(data, root, split)
+
+    monkeypatch.setattr(datasets, "load", watched)
+    output_of(kind, inputs, f"{kind}.steps=2")
+    assert set(read) == {"train"}
 
 
 def test_the_head_stage_leaves_the_encoder_alone(inputs: dict[str, Path]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import polars as pl
@@ -10,9 +11,10 @@ import pytest
 from report_views import full_view, key_of, metric, stage, view_of
 
 from reports import published
+from reports.display import width
 from reports.table import cell_text
 from reports.tables import build_tables
-from reports.text import render_text
+from reports.text import render_text, table_text
 
 TABLE = [{"title": "T", "rows": None, "columns": ["knn"], "baseline": None}]
 
@@ -110,6 +112,20 @@ def test_two_protocols_never_share_a_column() -> None:
     assert "p2" in table.problems[0]
 
 
+def test_protocols_named_as_different_columns_stand_side_by_side() -> None:
+    rows, metrics = [], []
+    for column, protocol in (("probe", "cached"), ("probe_fresh", "augmented")):
+        for variant in ("A", "B"):
+            key = key_of(variant, column)
+            rows.append(stage(key, column, variant, 0))
+            metrics.append(metric(variant, 0, key, 90.0, column, protocol=protocol))
+    tables = [{"title": "T", "columns": ["probe", "probe_fresh"]}]
+    table = build_tables(view_of(rows, metrics, tables=tables))[0]
+    assert {cell.state for cell in table.cells.values()} == {"ok"}
+    assert [column.protocol for column in table.columns] == ["cached", "augmented"]
+    assert not table.problems
+
+
 def test_seeds_of_different_protocols_make_no_mean() -> None:
     rows = [stage(key_of(s), "knn", "A", s) for s in (0, 1)]
     metrics = [metric("A", s, key_of(s), 90.0, protocol=f"p{s}") for s in (0, 1)]
@@ -204,3 +220,19 @@ def test_terminal_lines_are_aligned_also_with_wide_characters() -> None:
     wide, narrow = (next(x for x in lines if x.startswith(v)) for v in ("表", "plain"))
     # the ideograph takes two columns of the terminal
     assert wide.index("90.0") + 1 == narrow.index("90.0")
+
+
+def test_a_wide_table_goes_on_below_within_the_terminal() -> None:
+    columns, variants = [f"metric{i}" for i in range(9)], ("A", "a row with a longer name")
+    rows = [stage(key_of(v, c, s), c, v, s) for v in variants for c in columns for s in (0, 1)]
+    metrics = [
+        metric(v, s, key_of(v, c, s), 10.0 * i + s, c)
+        for v in variants for i, c in enumerate(columns) for s in (0, 1)
+    ]  # fmt: skip
+    view = view_of(rows, metrics, tables=[{"title": "T", "columns": [*columns, "cost"]}])
+    lines = table_text(build_tables(view)[0])
+    assert max(map(width, lines)) <= 100
+    for name in variants:
+        found = " ".join(line.removeprefix(name) for line in lines if line.startswith(name))
+        assert [f"{10 * i}.5 ± 0.7" for i in range(9)] == re.findall(r"[\d.]+ ± [\d.]+", found)
+    assert sum(line.startswith("A ") for line in lines) == 2
