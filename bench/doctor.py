@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import data, environment
+from bench import data, environment, gpus
 
 Check = dict[str, Any]
 
@@ -58,7 +58,7 @@ def _packages() -> list[Check]:
 
 
 def _gpus() -> Check:
-    names = environment.gpu_names()
+    names = gpus.names()
     processor = environment.processor()
     cpu = f"{processor['cores']} cores of {processor['cpu']}"
     if names:

@@ -45,24 +45,6 @@ def processor() -> dict[str, Any]:
     return {"cpu": model, "isa": sets, "cores": cores or 1}
 
 
-def gpu_names() -> list[str]:
-    """Names of the GPUs, through NVML; none where there is no driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        count = pynvml.nvmlDeviceGetCount()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
-        return [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
-    except pynvml.NVMLError:
-        return []
-    finally:
-        pynvml.nvmlShutdown()
-
-
 @cache
 def commit() -> dict[str, Any]:
     """The git commit of the installed source and whether files differ from it."""

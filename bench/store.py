@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench import gpus
 from bench.errors import UserError
 
 
@@ -216,6 +217,8 @@ class Store:
         wall = max(0.0, max(beats) - attempt["started_s"])
         cost = attempt["cost"] | {"wall_s": wall}
         cost["device_hours"] = cost["devices"] * wall / 3600
+        if cost["device_kind"] == "gpu":
+            cost |= gpus.collect(folder, cost["devices"])
         record = attempt | {
             "status": status,
             "ended": iso(attempt["started_s"] + wall),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import environment
+from bench import environment, gpus
 from bench.identity import code, digest
 from bench.plan import ENTRY, Stage, entry_module
 from bench.store import Store, iso, tail
@@ -65,11 +65,18 @@ def run_task(task: Task, root: Path, run_id: str, report: Report) -> None:
     In a group of workers every one calls this; the first one writes. Raises `StageFailed`.
     """
     importlib.import_module(entry_module(task.kind))  # not part of the stage's time
-    writer = Attempt(task, Store(root), run_id, report) if _rank() == 0 else None
     store = Store(root)
+    writer = Attempt(task, store, run_id, report) if _rank() == 0 else None
+    folder = _common(writer.folder if writer is not None else None)
+    stop_meter = gpus.meter(_gpu(), folder, _rank())
+    if writer is not None:
+        writer.stop_meter = stop_meter
     try:
         check_code(task)
         output = _train(task, store, writer) if task.kind in ENTRY else _evaluate(task, store)
+        if writer is None:
+            stop_meter()
+        _common(None)  # now all other workers' meters have told what they know
         if writer is not None:
             writer.complete(output)
             store.clear_checkpoints(task.key)
@@ -79,6 +86,30 @@ def run_task(task: Task, root: Path, run_id: str, report: Report) -> None:
         if writer is not None:
             writer.fail(error)
         raise StageFailed(f"{task.title}: {error}") from error
+    finally:
+        stop_meter()
+
+
+def _common(value: Any) -> Any:
+    """The first worker's value, on every worker; returns when all have come here."""
+    import torch.distributed as dist
+
+    if _workers() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    dist.barrier()
+    return box[0]
+
+
+def _gpu() -> str | None:
+    """UUID of the GPU that this process computes on."""
+    device = _device()
+    if device.type != "cuda":
+        return None
+    import torch
+
+    return str(torch.cuda.get_device_properties(device).uuid)
 
 
 def check_code(task: Task) -> None:
@@ -196,6 +227,9 @@ def _evaluate(task: Task, store: Store) -> Evaluated:
 class Attempt:
     """One try at a stage: its start, its log, its record."""
 
+    #: ends the measurement of the first worker's device
+    stop_meter: Callable[[], None] = staticmethod(lambda: None)
+
     def __init__(self, task: Task, store: Store, run_id: str, report: Report) -> None:
         self.task, self.store, self.report = task, store, report
         self.began, self.cpu = time.time(), _cpu_s()
@@ -234,7 +268,7 @@ class Attempt:
                 "device_kind": kind,
                 "device_model": model,
                 "energy_kwh": None,
-                "energy_reason": "no GPU" if kind == "cpu" else "not sampled",
+                "energy_reason": "no GPU" if kind == "cpu" else "not measured",
             },
         }
 
@@ -298,14 +332,18 @@ class Attempt:
         self.report(self.task.key, {"state": "failed", "message": message})
 
     def _close(self, end: dict[str, Any]) -> None:
+        self.stop_meter()
         ended = time.time()
-        wall = ended - self.began
-        cost = self.start["cost"] | {
+        wall, cost = ended - self.began, self.start["cost"]
+        cost |= {
             "wall_s": wall,
-            "device_hours": self.start["cost"]["devices"] * wall / 3600,
+            "device_hours": cost["devices"] * wall / 3600,
             "cpu_s": _cpu_s() - self.cpu,
-            "peak_memory_mib": _peak_memory_mib(),
         }
+        if cost["device_kind"] == "gpu":
+            cost |= gpus.collect(self.folder, cost["devices"])
+        else:
+            cost["peak_memory_mib"] = _peak_memory_mib()
         log_tail = tail(self.folder / "log.txt")
         record = self.start | {"ended": iso(ended), "cost": cost, "log_tail": log_tail} | end
         self.store.write_record(record)
@@ -334,9 +372,4 @@ def _cpu_s() -> float:
 
 def _peak_memory_mib() -> float:
     """Peak of this process; a worker that ran several stages shows the largest so far."""
-    device = _device()
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,289 @@
+"""What NVML says of a GPU, through the real binding, against a stand-in of the driver's library.
+
+Expected values are computed by hand from the script's history: 100 W idle for 10 s, then 300 W at
+80 % for 10 s, then 200 W at 40 % for 10 s; 1, 3 and 2 GiB used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench_helpers import SMOKE, write_record
+
+from bench.gpus import collect
+from bench.plan import make_plan
+from bench.runner import close_running
+from bench.store import Store
+from bench.suite import load_suite
+
+GIB = 2**30
+DEVICE = "device GPU-aaaa Stand-in-1\n"
+HISTORY = f"at 0 100000 0 {GIB} 1\nat 10 300000 80 {3 * GIB} 1\nat 20 200000 40 {2 * GIB} 1\n"
+JOULES = 100 * 10 + 300 * 10 + 200 * 10
+SECONDS = 30
+#: NVML's codes, from nvml.h
+NOT_SUPPORTED, NO_PERMISSION, FUNCTION_NOT_FOUND, GPU_IS_LOST = 3, 4, 13, 15
+
+pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+
+#: one sample a second of the script's time, then the reading
+DRIVE = """
+import ctypes, json, sys
+from pathlib import Path
+from bench.gpus import Meter
+library, now = ctypes.CDLL("libnvidia-ml.so.1"), 0.0
+library.standin_set_time.argtypes = [ctypes.c_double]
+library.standin_set_time(0.0)
+meter = Meter(sys.argv[1], Path("."), clock=lambda: now)
+meter.open()
+for second in range(int(sys.argv[2]) + 1):
+    now = float(second)
+    library.standin_set_time(now)
+    meter.sample()
+meter.close()
+print(json.dumps(meter.reading()))
+"""
+
+#: one stage as a worker runs it; only what torch would say of its device is put in its mouth
+STAGE = """
+import sys, time
+from pathlib import Path
+from bench import worker
+from bench.plan import make_plan
+from bench.store import Store
+from bench.suite import load_suite
+worker._gpu = lambda: "aaaa"
+worker._devices = lambda threads: (1, "gpu", "Stand-in-1")
+if sys.argv[3] == "fail":
+    def broken(*given):
+        time.sleep(0.5)
+        raise ValueError("planted")
+    worker._train = broken
+store = Store(Path(sys.argv[2]))
+store.create()
+stages = make_plan(load_suite(Path(sys.argv[1]), seeds=1), store).stages.values()
+stage = next(s for s in stages if s.kind == "features" and not s.inputs)
+try:
+    worker.run_task(worker.Task.of(stage), store.root, "run", lambda key, event: None)
+except worker.StageFailed:
+    assert sys.argv[3] == "fail"
+"""
+
+
+@dataclass
+class StandIn:
+    """A driver whose library and script lie in a folder."""
+
+    folder: Path
+
+    def run(self, script: str, program: str, *arguments: object) -> str:
+        """Run a Python program that finds the stand-in as it would find the driver's library."""
+        (self.folder / "script").write_text(script)
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments)],
+            cwd=self.folder,
+            env=os.environ
+            | {"LD_LIBRARY_PATH": str(self.folder), "NVML_SCRIPT": str(self.folder / "script")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def reading(self, script: str, uuid: str = "GPU-aaaa", seconds: int = SECONDS) -> Any:
+        return json.loads(self.run(script, DRIVE, uuid, seconds))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in, compiled."""
+    path = tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"
+    source = Path(__file__).parent / "nvml_stand_in.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", path, source], check=True)
+    return path
+
+
+@pytest.fixture
+def driver(library: Path, tmp_path: Path) -> StandIn:
+    shutil.copy(library, tmp_path)
+    return StandIn(tmp_path)
+
+
+def joules(reading: dict[str, Any]) -> float:
+    return float(reading["energy_kwh"]) * 3.6e6
+
+
+def test_the_device_history_gives_the_computed_cost(driver: StandIn) -> None:
+    found = driver.reading(DEVICE + HISTORY)
+    assert joules(found) == pytest.approx(JOULES, rel=0.01)
+    assert found["energy_from"] == "counter"
+    assert found["utilisation_percent"] == pytest.approx((0 + 80 + 40) / 3, rel=0.01)
+    assert found["peak_memory_mib"] == 3 * 1024
+    assert (found["uuid"], found["model"]) == ("GPU-aaaa", "Stand-in-1")
+    assert (found["seconds"], found["reasons"]) == (SECONDS, {})
+
+
+@pytest.mark.parametrize("code", [NOT_SUPPORTED, FUNCTION_NOT_FOUND])
+def test_without_a_counter_power_is_integrated_and_marked(driver: StandIn, code: int) -> None:
+    script = f"{DEVICE}{HISTORY}fail nvmlDeviceGetTotalEnergyConsumption {code}\n"
+    found = driver.reading(script)
+    assert joules(found) == pytest.approx(JOULES, rel=0.01)
+    assert found["energy_from"] == "power"
+
+
+def test_without_counter_and_power_energy_alone_is_blank(driver: StandIn) -> None:
+    found = driver.reading(
+        f"{DEVICE}{HISTORY}fail nvmlDeviceGetTotalEnergyConsumption {NOT_SUPPORTED}\n"
+        f"fail nvmlDeviceGetPowerUsage {NOT_SUPPORTED}\n"
+    )
+    assert (found["energy_kwh"], found["energy_from"]) == (None, None)
+    assert found["reasons"] == {"energy_kwh": "NVML: Not Supported"}
+    assert found["peak_memory_mib"] == 3 * 1024
+
+
+def test_a_device_lost_on_the_way_leaves_no_part_of_a_number(driver: StandIn) -> None:
+    functions = (
+        "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage",
+        "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetMemoryInfo",
+        "nvmlDeviceGetComputeRunningProcesses_v3",
+    )  # fmt: skip
+    lost = "".join(f"fail {name} {GPU_IS_LOST} 12\n" for name in functions)
+    found = driver.reading(DEVICE + HISTORY + lost)
+    for name in ("energy_kwh", "utilisation_percent", "peak_memory_mib"):
+        assert found[name] is None
+        assert found["reasons"][name] == "NVML: GPU is lost, 12 s into the attempt"
+
+
+def test_permission_denied(driver: StandIn) -> None:
+    found = driver.reading(f"{DEVICE}{HISTORY}fail nvmlInitWithFlags {NO_PERMISSION}\n")
+    assert found["energy_kwh"] is None
+    assert set(found["reasons"].values()) == {"NVML: Insufficient Permissions"}
+
+
+@pytest.mark.parametrize(
+    ("script", "memory"),
+    [(DEVICE + HISTORY + "mig 1\n", None), ("device MIG-aaaa Slice\n" + HISTORY, 3 * 1024)],
+    ids=["the whole device", "an instance"],
+)
+def test_a_mig_instance_has_no_energy_of_its_own(
+    driver: StandIn, script: str, memory: float | None
+) -> None:
+    found = driver.reading(script)
+    assert (found["energy_kwh"], found["utilisation_percent"]) == (None, None)
+    assert found["reasons"]["energy_kwh"].startswith("MIG: the driver counts for the whole GPU")
+    assert found["peak_memory_mib"] == memory
+
+
+def test_a_shared_device_is_blank(driver: StandIn) -> None:
+    script = DEVICE + HISTORY + f"at 25 200000 40 {GIB} 2\n"
+    assert driver.reading(script)["reasons"]["energy_kwh"] == (
+        "shared: 2 processes compute on the device"
+    )
+    # a process that is gone a second later was only ending
+    brief = script + f"at 25.5 200000 40 {GIB} 1\n"
+    assert driver.reading(brief)["reasons"] == {}
+
+
+def test_a_device_that_is_not_there(driver: StandIn) -> None:
+    found = driver.reading(DEVICE + HISTORY, uuid="GPU-bbbb")
+    assert set(found["reasons"].values()) == {"NVML: Not Found"}
+
+
+def test_an_attempt_too_short_for_two_samples(driver: StandIn) -> None:
+    found = driver.reading(DEVICE + HISTORY, seconds=0)
+    assert found["energy_kwh"] is None
+    assert found["reasons"]["energy_kwh"] == "the attempt was too short for two samples"
+    assert found["peak_memory_mib"] == 1024
+
+
+def only_record(root: Path) -> dict[str, Any]:
+    store = Store(root)
+    ((key,), (record,)) = store.stage_keys(), store.state(store.stage_keys()[0]).attempts
+    assert record["key"] == key
+    return record
+
+
+STEADY = DEVICE + f"at 0 250000 60 {GIB} 1\n"
+
+
+def test_a_stage_records_its_devices_and_their_cost(driver: StandIn, tmp_path: Path) -> None:
+    driver.run(STEADY, STAGE, SMOKE, tmp_path / "store", "run")
+    record = only_record(tmp_path / "store")
+    cost = record["cost"]
+    (gpu,) = cost["gpus"]
+    assert record["status"] == "complete"
+    assert (gpu["uuid"], gpu["model"], gpu["worker"]) == ("GPU-aaaa", "Stand-in-1", 0)
+    assert cost["device_hours"] == pytest.approx(cost["wall_s"] / 3600)
+    assert cost["energy_kwh"] * 3.6e6 == pytest.approx(250 * gpu["seconds"], rel=0.01)
+    assert gpu["seconds"] <= cost["wall_s"]
+    assert cost["utilisation_percent"] == pytest.approx(60)
+    assert cost["peak_memory_mib"] == 1024
+    assert (cost["energy_from"], cost["energy_reason"]) == ("counter", None)
+
+
+def test_a_failed_stage_has_its_cost_too(driver: StandIn, tmp_path: Path) -> None:
+    driver.run(STEADY, STAGE, SMOKE, tmp_path / "store", "fail")
+    record = only_record(tmp_path / "store")
+    assert (record["status"], record["error"]["message"]) == ("failed", "planted")
+    assert record["cost"]["energy_kwh"] * 3.6e6 == pytest.approx(
+        250 * record["cost"]["gpus"][0]["seconds"], rel=0.01
+    )
+
+
+def test_nvml_that_fails_leaves_the_stage_unharmed(driver: StandIn, tmp_path: Path) -> None:
+    script = f"{STEADY}fail nvmlDeviceGetHandleByUUID {GPU_IS_LOST}\n"
+    driver.run(script, STAGE, SMOKE, tmp_path / "store", "run")
+    record = only_record(tmp_path / "store")
+    cost = record["cost"]
+    assert record["status"] == "complete"
+    assert cost["device_hours"] == pytest.approx(cost["wall_s"] / 3600)
+    assert (cost["energy_kwh"], cost["energy_reason"]) == (None, "NVML: GPU is lost")
+    assert (cost["peak_memory_mib"], cost["peak_memory_reason"]) == (None, "NVML: GPU is lost")
+
+
+def note(folder: Path, worker: int, **changes: Any) -> None:
+    reading = {
+        "uuid": f"GPU-{worker}", "model": "G", "host": "h", "worker": worker, "seconds": 10.0,
+        "samples": 11, "energy_kwh": 0.5, "utilisation_percent": 50.0, "peak_memory_mib": 100.0,
+        "energy_from": "counter", "reasons": {}, "final": True,
+    }  # fmt: skip
+    (folder / f"gpu-{worker}.json").write_text(json.dumps(reading | changes))
+
+
+def test_the_devices_of_an_attempt_together(tmp_path: Path) -> None:
+    note(tmp_path, 0)
+    note(tmp_path, 1, utilisation_percent=80.0, peak_memory_mib=300.0, energy_from="power")
+    cost = collect(tmp_path, 2)
+    assert [gpu["uuid"] for gpu in cost["gpus"]] == ["GPU-0", "GPU-1"]
+    assert (cost["energy_kwh"], cost["energy_from"]) == (1.0, "counter+power")
+    assert (cost["utilisation_percent"], cost["peak_memory_mib"]) == (65.0, 300.0)
+
+
+def test_a_device_without_a_word_makes_the_sum_blank(tmp_path: Path) -> None:
+    note(tmp_path, 0)
+    cost = collect(tmp_path, 4)
+    assert cost["energy_kwh"] is None
+    assert cost["energy_reason"] == "3 of 4 devices left no word"
+
+
+def test_a_killed_worker_leaves_what_it_had_noted(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    store.create()
+    stage = next(iter(make_plan(load_suite(SMOKE, seeds=1), store).stages.values()))
+    held = {"devices": 1, "device_kind": "gpu", "device_model": "G"}
+    write_record(store, stage, status="running", cost=held)
+    note(store.folder(stage.key) / "attempts" / "1", 0, final=False)
+    close_running(store, stage.key, "lost", "killed")
+    cost = store.state(stage.key).attempts[0]["cost"]
+    assert cost["gpus"][0]["energy_kwh"] == 0.5
+    assert cost["energy_kwh"] is None
+    assert cost["energy_reason"] == ("its worker ended without a word, some 10 s into the attempt")
