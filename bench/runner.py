@@ -267,13 +267,19 @@ class _Driver:
                     ray.cancel(reference, force=True)
             threads = [thread for _, thread in self.groups.alive.values()]
             threads += [self.search] if self.search is not None else []
+        try:
+            self._close_attempts()
+        finally:  # whether or not the store takes a record: who leaves Ray otherwise may crash
+            if hasattr(self, "cluster"):
+                self.cluster.stop(threads, JOIN_S if finished else 0.0)
+
+    def _close_attempts(self) -> None:
+        """End our workers and write the records that they can no longer write."""
         for key in self.plan.stages:
             for attempt in self.store.state(key).attempts:
                 if attempt["status"] == "running" and attempt["env"]["host"] == platform.node():
                     _kill(attempt["pid"])
             close_running(self.store, key, "interrupted", "the run was stopped")
-        if hasattr(self, "cluster"):
-            self.cluster.stop(threads, JOIN_S if finished else 0.0)
 
 
 def _kill(pid: int) -> None:
