@@ -1,35 +1,62 @@
-"""The search that a suite declares: a grid over settings, each cell a row."""
+"""The search that a suite declares: cells over settings, each a row."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from math import prod
-from typing import Annotated, Any
+from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from bench.errors import short, suggestion
 from bench.explain import fault, shown
 from bench.yamlfile import Map
 from maect.settings import Settings
+from maect.streams import Stream
 
 #: more cells than this are a slip of the keyboard
 MAX_CELLS = 1000
+#: cells that `random` draws from
+MAX_DRAWN_FROM = 100_000
+STAGES = ("mae", "head", "tune")
 
 
 class SearchSettings(Settings):
     """A search over settings, run by `python -m bench sweep`: each cell becomes a row."""
 
-    #: the variant that the cells vary; it is no row itself
+    #: the variant that the cells vary; it is no row itself, except with `each`
     variant: str
-    #: dotted setting (or `augment`) to the values it takes; every combination is run
-    grid: Annotated[dict[str, list[Any]], Field(min_length=1)]
+    #: dotted setting, `augment` or `stages`, to the values it takes: a list, or a mapping of
+    #: names to values where a value is a mapping itself or long
+    grid: dict[str, Any] = Field(min_length=1)
+    #: every combination; one setting changed at a time; combinations drawn at random
+    method: Literal["grid", "each", "random"] = "grid"
+    #: combinations that `random` draws
+    samples: PositiveInt | None = None
+    #: of the draws
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.method == "random" and self.samples is None:
+            raise ValueError("method 'random' needs samples, the number of cells to try")
+        if self.method != "random" and self.samples is not None:
+            raise ValueError("samples goes with method 'random' only; take it out")
+        return self
 
 
-def cells(
-    search: SearchSettings | None, variants: Iterable[str], tree: Map
-) -> dict[str, dict[str, Any]]:
-    """Every cell of the search's grid: row label to its settings, in the grid's order.
+class Choice(NamedTuple):
+    """A value of one setting, with the name that its rows bear."""
+
+    name: str
+    value: Any
+
+
+Cell = dict[str, Choice]
+
+
+def cells(search: SearchSettings | None, variants: Iterable[str], tree: Map) -> dict[str, Cell]:
+    """The search's cells: row label to its settings, in the grid's order.
 
     Raises `UserError` with the place in the suite's `tree`.
     """
@@ -39,11 +66,20 @@ def cells(
         message = f"there is no variant '{short(search.variant)}'"
         raise fault(message + suggestion(search.variant, variants), tree, ("search", "variant"))
     where = ("search", "grid")
-    for path, values in search.grid.items():
-        _check_axis(path, values, tree, (*where, path))
-    if prod(len(values) for values in search.grid.values()) > MAX_CELLS:
-        raise fault(f"the grid has more than {MAX_CELLS} cells; write fewer", tree, where)
-    found = _expand(search)
+    # from the tree, whose mappings know their lines
+    axes = {p: _axis(p, values, tree, (*where, p)) for p, values in tree["search"]["grid"].items()}
+    total, drawn = prod(map(len, axes.values())), search.method == "random"
+    if search.method != "each" and total > (MAX_DRAWN_FROM if drawn else MAX_CELLS):
+        message = f"the grid has more than {MAX_DRAWN_FROM if drawn else MAX_CELLS} cells"
+        raise fault(f"{message}; write fewer", tree, where)
+    if (search.samples or 0) > min(total, MAX_CELLS):
+        message = f"samples {search.samples} is more than the {min(total, MAX_CELLS)} cells"
+        raise fault(f"{message} there can be", tree, ("search", "samples"))
+    names = _names(axes)
+    found = {
+        " ".join([search.variant, *(f"{names[p]}={c.name}" for p, c in cell.items())]): cell
+        for cell in _expand(search, axes, total)
+    }
     for label in found:
         if label in variants:
             message = f"a cell of the search is named '{label}' too; rename this variant"
@@ -51,30 +87,53 @@ def cells(
     return found
 
 
-def _check_axis(path: str, values: list[Any], tree: Map, at: tuple[Any, ...]) -> None:
-    if not values or not all(path.split(".")):
+def _axis(path: str, values: Any, tree: Map, at: tuple[Any, ...]) -> list[Choice]:
+    """The values of one setting, checked as far as the setting itself does not."""
+    if not values or not isinstance(values, list | dict) or not all(path.split(".")):
         message = f"'{short(path)}' should name a setting and list values, e.g. [1, 2]"
         raise fault(message, tree, at)
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            raise fault(f"{shown(value)} stands twice; keep one", tree, (*at, index))
+    if isinstance(values, dict):
+        choices = [Choice(name, value) for name, value in values.items()]
+    else:
+        choices = [Choice(v if isinstance(v, str) else shown(v), v) for v in values]
+    places = list(values) if isinstance(values, dict) else range(len(values))
+    for index, (place, value) in enumerate(zip(places, [c.value for c in choices], strict=True)):
+        if isinstance(values, list) and isinstance(value, dict):
+            message = "a mapping needs a name; write {name: {...}, other: {...}}"
+            raise fault(message, tree, (*at, place))
+        if value in [c.value for c in choices[:index]]:
+            raise fault(f"{shown(value)} stands twice; keep one", tree, (*at, place))
         if path == "augment" and not isinstance(value, str):
             message = f"{shown(value)} is no pipeline; write the names of pipelines"
-            raise fault(message, tree, (*at, index))
+            raise fault(message, tree, (*at, place))
+        if path == "stages" and not (isinstance(value, list) and {*map(str, value)} <= {*STAGES}):
+            message = f"{shown(value)} is no list of stages; write e.g. [mae, head, tune]"
+            raise fault(message, tree, (*at, place))
+    return choices
 
 
-def _expand(search: SearchSettings) -> dict[str, dict[str, Any]]:
-    last = [path.split(".")[-1] for path in search.grid]
-    names = {
-        path: name if last.count(name) == 1 else path
-        for path, name in zip(search.grid, last, strict=True)
-    }
-    found: list[dict[str, Any]] = [{}]
-    for path, values in search.grid.items():
-        found = [cell | {path: value} for cell in found for value in values]
+def _names(axes: Iterable[str]) -> dict[str, str]:
+    """Settings by the last part of their path where that tells them apart."""
+    last = [path.split(".")[-1] for path in axes]
     return {
-        " ".join(
-            [search.variant, *(f"{names[path]}={value}" for path, value in cell.items())]
-        ): cell
-        for cell in found
+        path: name if last.count(name) == 1 else path for path, name in zip(axes, last, strict=True)
     }
+
+
+def _expand(search: SearchSettings, axes: dict[str, list[Choice]], total: int) -> list[Cell]:
+    if search.method == "each":
+        return [{path: choice} for path, choices in axes.items() for choice in choices]
+    numbers = list(range(total))
+    if search.samples is not None:
+        order = Stream(search.seed, "search", "cells").permutation(0, total)
+        numbers = sorted(int(number) for number in order[: search.samples])
+    return [_cell(axes, number) for number in numbers]
+
+
+def _cell(axes: dict[str, list[Choice]], number: int) -> Cell:
+    """Of all combinations the one of that number; the last setting varies fastest."""
+    found: Cell = {}
+    for path, choices in reversed(axes.items()):
+        number, index = divmod(number, len(choices))
+        found[path] = choices[index]
+    return dict(reversed(found.items()))

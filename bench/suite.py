@@ -100,8 +100,8 @@ class SuiteSettings(Settings):
     variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
     tables: list[TableSettings] = []
     search: SearchSettings | None = None
-    #: another suite file whose profiles this one takes over; its own are laid over them
-    profiles_from: str | None = None
+    #: suite files whose profiles this one takes over; its own are laid over them
+    profiles_from: str | list[str] | None = None
     profiles: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
 
 
@@ -135,7 +135,7 @@ class Suite:
     tables: list[TableSettings]
     search: SearchSettings | None
     #: cell of the search behind a generated row: variant name to its settings
-    cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cells: dict[str, grid.Cell] = field(default_factory=dict)
 
     def resolved(self) -> dict[str, Any]:
         """The suite as plain data, every default written out, this profile only."""
@@ -180,18 +180,19 @@ def load_suite(
 def _with_profiles(path: Path) -> yamlfile.Map:
     """The file's content, `profiles_from` filled in."""
     tree = yamlfile.load(_existing(path))
-    name = tree.get("profiles_from")
-    if not isinstance(name, str):
-        return tree
-    try:
-        source = _existing(path.parent / name)
-    except UserError as error:
-        raise fault(str(error), tree, ("profiles_from",)) from None
-    inherited = yamlfile.Map(tree.file, tree.line)
-    profiles = yamlfile.load(source).get("profiles")
-    if isinstance(profiles, yamlfile.Map):
-        inherited.put("profiles", profiles, str(source), profiles.line)
-    return yamlfile.merge(inherited, tree)
+    names = tree.get("profiles_from")
+    sources = [tree]
+    for name in [names] if isinstance(names, str) else names if isinstance(names, list) else []:
+        try:
+            source = _existing(path.parent / str(name))
+        except UserError as error:
+            raise fault(str(error), tree, ("profiles_from",)) from None
+        inherited = yamlfile.Map(tree.file, tree.line)
+        profiles = yamlfile.load(source).get("profiles")
+        if isinstance(profiles, yamlfile.Map):
+            inherited.put("profiles", profiles, str(source), profiles.line)
+        sources.insert(-1, inherited)
+    return yamlfile.merge(*sources)
 
 
 def _existing(path: Path) -> Path:
@@ -265,11 +266,13 @@ class _Builder:
             if name in spec.evaluate[:index]:
                 raise self.fault(f"'{name}' stands twice; keep one", "evaluate", index)
         base, own = self.profile_tree()
-        cells = grid.cells(spec.search, spec.variants, self.tree)
-        template = spec.search.variant if spec.search else ""
-        rows: dict[str, tuple[str, dict[str, Any]]]
+        search = self.search(base)
+        cells = grid.cells(search, spec.variants, self.tree)
+        template = search.variant if search and search.method != "each" else ""
+        rows: dict[str, tuple[str, grid.Cell]]
         rows = {label: (label, {}) for label in spec.variants if label != template}
-        rows |= {label: (template, cell) for label, cell in cells.items()}
+        if search:
+            rows |= {label: (search.variant, cell) for label, cell in cells.items()}
         variants = {
             label: self.variant(label, source, cell, base, own)
             for label, (source, cell) in rows.items()
@@ -286,9 +289,25 @@ class _Builder:
             seeds=seeds,
             variants=variants,
             tables=spec.tables or [TableSettings(columns=[*spec.evaluate, "cost"])],
-            search=spec.search,
+            search=search,
             cells=cells,
         )
+
+    def search(self, base: yamlfile.Map) -> SearchSettings | None:
+        """The search, each of its keys that the profile has of its own in place of the suite's."""
+        own = base.pop("search", None)
+        if own is None:
+            return self.spec.search
+        if not isinstance(own, yamlfile.Map):
+            message = "'search' should be a mapping, e.g. {grid: {tune.topk: [1, 5]}}"
+            raise self.fault(message, "profiles", self.profile, "search")
+        merged = yamlfile.Map(own.file, own.line)
+        for tree in (self.tree.get("search"), own):
+            if isinstance(tree, yamlfile.Map):
+                for key, value in tree.items():
+                    merged.put(key, value, *tree.lines[key])
+        self.tree["search"] = merged
+        return check(SearchSettings, merged, ("search",), self.tree)
 
     def seeds(self, count: int | None) -> list[int]:
         declared = self.spec.seeds
@@ -329,7 +348,7 @@ class _Builder:
         self,
         label: str,
         source: str,
-        cell: dict[str, Any],
+        cell: grid.Cell,
         base: yamlfile.Map,
         own: dict[str, yamlfile.Map],
     ) -> Variant:
@@ -337,23 +356,23 @@ class _Builder:
         overlays = [own[source]] if source in own else []
         if settings.set:
             overlays.append(node["set"])
-        for path, value in cell.items():
-            if path != "augment":
+        for path, choice in cell.items():
+            if path not in ("augment", "stages"):
                 place = self.tree["search"]["grid"].lines[path]
-                overlays.append(_overlay(path.split("."), value, *place))
+                overlays.append(_overlay(path.split("."), choice.value, *place))
         tree = yamlfile.merge(base, *overlays, *self.sets)
         row = check(RowSettings, tree)
         result = Variant(
             name=label,
-            stages=tuple(settings.stages),
+            stages=tuple(cell["stages"].value if "stages" in cell else settings.stages),
             init=settings.init,
-            augment=cell.get("augment", settings.augment),
+            augment=cell["augment"].value if "augment" in cell else settings.augment,
             match_compute=settings.match_compute,
             row=row,
             evaluations=self.evaluations(row, tree),
         )
-        where = ("variants", source)
-        limits.check_variant(result, self.tree, where)
+        where: tuple[Any, ...] = ("variants", source)
+        limits.check_variant(result, self.tree, ("search", "grid") if "stages" in cell else where)
         at = ("search", "grid", "augment") if "augment" in cell else (*where, "augment")
         try:
             images = data_info(row.data).counts.get("train")

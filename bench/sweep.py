@@ -57,7 +57,8 @@ def trials(plan: Plan) -> list[Trial]:
     for index, row in enumerate(plan.rows):
         todo = [s.key for s in row.stages() if own.get(s.key) == index and s.status != "cached"]
         if todo:
-            parameters = plan.suite.cells[row.variant.name] | {"seed": row.seed}
+            cell = plan.suite.cells[row.variant.name]
+            parameters = {path: choice.name for path, choice in cell.items()} | {"seed": row.seed}
             evaluations = {name: stage.key for name, stage in row.evaluations.items()}
             found.append(Trial(parameters, todo, evaluations))
     return found

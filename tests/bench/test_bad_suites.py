@@ -256,6 +256,7 @@ def test_profiles_from(bench: Bench, tmp_path: Path):
     text = SWEEP.read_text()
     path = tmp_path / "sweep.yaml"
     path.write_text(text)
+    (tmp_path / SMOKE.name).write_text(SMOKE.read_text())
     line = text[: text.index("profiles_from")].count("\n") + 1
     done = bench("plan", path)
     assert_refused(done, f"{path}:{line}: ", "there is no suite file", "paper_table.yaml")
@@ -352,7 +353,15 @@ def test_overlays_keep_their_lines(bench: Bench, tmp_path: Path):
         ("augment: [min, aug]", "augment: [min, agu]", "did you mean 'aug'?", "augment: [min"),
         ("augment: [min, aug]", "augment: [min, [aug]]", "names of pipelines", "augment: [min"),
         ("augment: [min, aug]", "augment: []", "list values", "augment: []"),
-        ("augment: [min, aug]", "augment: aug", "should be a list", "augment: aug"),
+        ("augment: [min, aug]", "augment: aug", "list values", "augment: aug"),
+        ("augment: [min, aug]", "tune.topk: [{a: 1}]", "needs a name", "tune.topk"),
+        ("augment: [min, aug]", "tune: {a: {topk: x}}", "'tune.topk' should be a whole", "tune:"),
+        ("augment: [min, aug]", "stages: [mae]", "no list of stages", "stages: [mae]\n\ntables"),
+        ("augment: [min, aug]", "stages: [[tune, mae]]", "form no chain", "stages: [[tune"),
+        ("  grid:", "  method: ranodm\n  grid:", "did you mean 'random'?", "method"),
+        ("  grid:", "  method: random\n  grid:", "needs samples", "method"),
+        ("  grid:", "  samples: 3\n  grid:", "take it out", "samples"),
+        ("  grid:", "  method: random\n  samples: 9\n  grid:", "than the 8 cells", "samples"),
         ("augment: [min, aug]", "head..lr: [1]", "should name a setting", "head..lr"),
         ("  grid:", "  gird:", "did you mean 'grid'?", "gird"),
         ("augment: [min, aug]", f"tune.lr: {list(range(1, 2000))}", "1000 cells", "grid:"),
@@ -365,7 +374,8 @@ def test_a_broken_search(old: str, new: str, says: str, at: str, bench: Bench, t
     assert text != SWEEP.read_text()
     path = tmp_path / "sweep.yaml"
     path.write_text(text)
-    (tmp_path / "paper_table.yaml").write_text(PAPER.read_text())
+    for source in (PAPER, SMOKE):
+        (tmp_path / source.name).write_text(source.read_text())
     line = text[: text.index(at)].count("\n") + 1
     assert_refused(bench("plan", path), f"{path}:{line}: ", says)
 
@@ -500,7 +510,8 @@ def mutated(tree: Any, rng: random.Random) -> Any:
 @pytest.mark.parametrize("path", [SMOKE, SWEEP], ids=["smoke", "sweep"])
 def test_no_mutation_of_a_suite_crashes(path: Path, bench: Bench, tmp_path: Path):
     """Whatever stands in a suite, it is planned or refused; never is there a traceback."""
-    (tmp_path / "paper_table.yaml").write_text(PAPER.read_text())
+    for source in (PAPER, SMOKE):
+        (tmp_path / source.name).write_text(source.read_text())
     original = yaml.safe_load(path.read_text())
     rng = random.Random(20260)
     file, refused = tmp_path / "suite.yaml", 0
@@ -517,7 +528,8 @@ def test_no_mutation_of_a_suite_crashes(path: Path, bench: Bench, tmp_path: Path
 
 @pytest.mark.parametrize("path", [SMOKE, SWEEP], ids=["smoke", "sweep"])
 def test_no_damage_to_the_text_crashes(path: Path, bench: Bench, tmp_path: Path):
-    (tmp_path / "paper_table.yaml").write_text(PAPER.read_text())
+    for source in (PAPER, SMOKE):
+        (tmp_path / source.name).write_text(source.read_text())
     parts = [b"\t", b"- ", b": ", b"{", b"]", b'"', b"&a ", b"*a ", b"!!x ", b"\xff", b"\n", b"? ",
              b"<<", b"|", b'"\\ud800"', b'"\\UFFFFFFFF"', b"\0", b"---\n", b"%"]  # fmt: skip
     rng = random.Random(20261)

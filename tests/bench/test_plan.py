@@ -143,6 +143,96 @@ def test_a_search_becomes_rows_and_its_template_is_none(plan_of):
             assert (head.settings["views"][0]["jitter"] > 0) == (augment == "aug")
 
 
+SWEEPS = ("sweep_queue", "sweep_augment", "sweep_model", "sweep_cross", "ablations")
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_plans_at_every_scale(name: str, plan_of):
+    path = SMOKE.with_name(f"{name}.yaml")
+    for profile in ("digits", "tiny", "cifar10", "imagenet"):
+        plan = plan_of(path, profile=profile)
+        assert plan.suite.cells.keys() <= {row.variant.name for row in plan.rows}
+        kinds = Counter(stage.kind for stage in plan.stages.values())
+        # the cells of a seed share what they have in common
+        assert kinds["mae"] < len(plan.rows)
+        if profile == "tiny":
+            assert len(plan.stages) <= 70
+            assert {s.steps for s in plan.stages.values() if s.trains} == {40, 20}
+
+
+#: setting -> (a value other than smoke.yaml's, the first stage that it changes)
+SWEEPABLE = {
+    "augment": ("aug", "head"),
+    "stages": ("{none: [mae, tune]}", "tune"),
+    "head.queue_size": (128, "head"),
+    "head.temperature": (0.3, "head"),
+    "tune.topk": (1, "tune"),
+    "tune.temperature": (0.3, "tune"),
+    "tune.frozen": (0.0, "tune"),
+    "tune.layer_decay": (0.9, "tune"),
+    "tune.target_ema": (0.9, "tune"),
+    "tune.encoder_ema": (0.9, "tune"),
+    "tune.exclude_own": ("false", "tune"),
+    "tune.positive": ("no_swap", "tune"),
+    "model": ("{wide: {dim: 64}}", "mae"),
+    "model.patch_size": (4, "mae"),
+    "augment.min.view0.jitter": (0.5, "head"),
+}
+
+
+def searched(tmp_path: Path, search: str) -> Path:
+    """A suite with smoke.yaml's profile and a search over MAE-CT."""
+    path = tmp_path / "search.yaml"
+    path.write_text(
+        f"suite: search\nprofile: tiny\nprofiles_from: {SMOKE}\nprofiles: {{}}\nseeds: [0]\n"
+        "evaluate: [knn]\nvariants:\n  MAE-CT: {stages: [mae, head, tune], augment: min}\n"
+        f"search:\n  variant: MAE-CT\n{search}"
+    )
+    return path
+
+
+def test_each_setting_of_the_method_can_be_swept(plan_of, tmp_path: Path):
+    axes = [f"    {name}: {v if str(v)[0] == '{' else [v]}\n" for name, (v, _) in SWEEPABLE.items()]
+    text = "".join(axes).replace("'", "")
+    plan = plan_of(searched(tmp_path, f"  method: each\n  grid:\n{text}"), seeds=1)
+    base = row_of(plan, "MAE-CT")  # stays a row: what the others are compared with
+    assert "MAE-CT" not in plan.suite.cells
+    assert len(plan.suite.cells) == len(SWEEPABLE)
+    keys = {stage.kind: stage.key for stage in base.chain}
+    for (label, cell), (name, (_, first)) in zip(
+        plan.suite.cells.items(), SWEEPABLE.items(), strict=True
+    ):
+        assert list(cell) == [name]
+        chain = row_of(plan, label).chain
+        changed = [stage.kind for stage in chain if stage.key != keys[stage.kind]]
+        assert changed[0] == first, label
+        assert changed[-1] == "tune", label
+
+
+def test_a_named_choice_may_change_several_settings(plan_of, tmp_path: Path):
+    grid = "    model: {small: {dim: 16}, deep: {depth: 3, dim: 48}}\n"
+    plan = plan_of(searched(tmp_path, f"  grid:\n{grid}"), seeds=1)
+    models = {row.variant.name: row.variant.row.model for row in plan.rows}
+    assert models["MAE-CT model=small"].dim == 16
+    assert (models["MAE-CT model=deep"].dim, models["MAE-CT model=deep"].depth) == (48, 3)
+    assert "MAE-CT" not in models
+
+
+def test_a_random_search_draws_its_cells_once_and_for_all(plan_of, tmp_path: Path):
+    grid = "  grid: {head.queue_size: [128, 256, 512, 1024], tune.topk: [1, 2, 3, 4, 5]}\n"
+
+    def drawn(text: str) -> list[str]:
+        path = searched(tmp_path, f"  method: random\n{text}{grid}")
+        return list(plan_of(path, seeds=1).suite.cells)
+
+    six = drawn("  samples: 6\n")
+    assert len(set(six)) == 6
+    assert drawn("  samples: 6\n") == six
+    assert set(drawn("  samples: 8\n")) > set(six)  # more samples keep those there are
+    assert drawn("  samples: 6\n  seed: 1\n") != six
+    assert len(drawn("  samples: 20\n")) == 20
+
+
 # ------------------------------------------------------------------- what the store already has
 
 
