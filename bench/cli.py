@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import signal
@@ -85,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--address", metavar="A", default=os.environ.get("RAY_ADDRESS"),
                              help="join a running Ray cluster (default: $RAY_ADDRESS, else a Ray "
                              "of this run's own)")  # fmt: skip
+        for kind in ("gpu", "cpu"):
+            command.add_argument(f"--max-{kind}-hours", type=_hours, metavar="H", help="stop once "
+                                 f"this run's attempts have held {kind.upper()}s for so long; the "
+                                 "same command goes on")  # fmt: skip
     plan = add("plan", plan_suite, "show what would run, and why; start nothing")
     plan.add_argument("--json", action="store_true")
     report = add("report", report_suite, "render a suite's report from the store alone")
@@ -131,6 +136,16 @@ def _workers(text: str) -> int:
     return int(text)
 
 
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = math.nan
+    if not 0 < hours < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of hours above 0")
+    return hours
+
+
 def _load(options: argparse.Namespace) -> Any:
     from bench.suite import load_suite
 
@@ -164,7 +179,7 @@ def _run(options: argparse.Namespace, suite: Any, *, tune: bool) -> int:
     from bench.data import prepare_data
     from bench.plan import make_plan
     from bench.render import write_report
-    from bench.runner import Interrupted, RunOptions, clear_damage, close_running, execute
+    from bench.runner import Interrupted, RunOptions, clear_damage, execute, take_over
     from bench.store import Store
 
     store = Store(options.store)
@@ -177,22 +192,22 @@ def _run(options: argparse.Namespace, suite: Any, *, tune: bool) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     store.create()
     with store.lock():
-        for key in plan.stages:
-            close_running(store, key, "lost", "its run ended without a word (killed?)")
+        take_over(plan, store)
+        store.close_runs()
         for line in clear_damage(plan, store):
             print(line)
         plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
         print(show.plan_summary(plan))
+        limits = {"gpu": options.max_gpu_hours, "cpu": options.max_cpu_hours}
         run_options = RunOptions(
-            options.workers, options.address, options.keep_stale, options.command_line, tune
-        )
+            options.workers, options.address, options.keep_stale, options.command_line, tune,
+            {kind: hours for kind, hours in limits.items() if hours is not None},
+        )  # fmt: skip
         try:
             failed = execute(plan, store, run_options)
-        except Interrupted:
-            done = len([s for s in plan.stages.values() if s.status == "cached"])
+        except Interrupted as stopped:
             print(
-                f"\ninterrupted: {done} of {len(plan.stages)} stages are complete and kept. "
-                f"To continue: {options.command_line}",
+                f"\n{stopped}: {show.left(plan)}. To continue: {options.command_line}",
                 file=sys.stderr,
             )
             return INTERRUPTED

@@ -8,12 +8,15 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
+
 from bench import environment, estimate
+from bench.budget import Spent
 from bench.errors import UserError
-from bench.plan import Plan, Stage
+from bench.plan import Plan, Stage, assess
 from bench.progress import Display
 from bench.scheduler import Scheduler
 from bench.store import Store, iso
@@ -21,6 +24,8 @@ from bench.worker import Task
 
 #: between two looks, while things move and when nothing has for a while
 LOOP_S, SLOW_LOOP_S = 0.1, 0.8
+#: between two looks at what has been spent of a budget
+BUDGET_S = 1.0
 #: how long the worker groups may take to end once there is nothing more to do
 JOIN_S = 60.0
 
@@ -33,16 +38,22 @@ class RunOptions:
     command: str = ""
     #: run through Ray Tune the rows that a search made
     tune: bool = False
+    #: device-hours that the run may spend, by kind: "gpu", "cpu"
+    max_hours: dict[str, float] = field(default_factory=dict)
 
 
 class Interrupted(Exception):
-    """The user pressed Ctrl-C; everything complete is in the store."""
+    """The user pressed Ctrl-C, or a budget is spent; everything complete is in the store.
+
+    Its text says which.
+    """
 
 
 def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
     """Run what the plan lacks; returns the failed stages with their reasons.
 
-    With nothing to run it starts no Ray and imports no torch. Raises `Interrupted` after Ctrl-C.
+    With nothing to run it starts no Ray and imports no torch. Raises `Interrupted` after Ctrl-C and
+    when the budget is spent.
     """
     if all(stage.status == "cached" for stage in plan.stages.values()):
         return {}
@@ -52,9 +63,9 @@ def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
         driver = _Driver(plan, store, options, scheduler, run)
         try:
             driver.run()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted) as reason:
             run["status"] = "interrupted"
-            raise Interrupted from None
+            raise Interrupted(str(reason) or "interrupted") from None
         finally:
             driver.close(finished=scheduler.finished)
         run["failed"] = scheduler.failed
@@ -124,6 +135,8 @@ class _Driver:
         #: Ray's reference of an evaluation -> its stage
         self.tasks: dict[Any, Stage] = {}
         self.group_of: dict[int, str] = {}
+        self.spent = Spent(store, self.run_id)
+        self._looked = 0.0
         #: stages held back until a trial of the search asks for them
         self.held: set[str] = set()
         self.search: Any = None
@@ -143,8 +156,10 @@ class _Driver:
         self.cluster = cluster
         threads = max(s.settings["numerics"]["threads"] for s in self.plan.stages.values())
         cluster.start(self.options.address)
+        self._look_again()
         self.layout = cluster.lay_out(self.options.workers, threads)
         self.slots = self.layout.slots
+        self.limit = self._limit()
         self.board: Any = cluster.Board.remote()  # type: ignore[attr-defined]
         self.groups = cluster.Groups(self.layout, self.store, self.run_id, self.board)
         if self.options.tune:
@@ -155,11 +170,21 @@ class _Driver:
         with self.display:
             while not self.scheduler.finished:
                 self._turn()
+                self._check_budget()
                 self.display.refresh()
                 now = len(self.scheduler.done), set(self.scheduler.running), len(self.held)
                 pause = LOOP_S if now != before else min(1.2 * pause, SLOW_LOOP_S)
                 before = now
                 time.sleep(pause)
+
+    def _look_again(self) -> None:
+        """Workers of a run killed just before this one may have ended a stage or begun another."""
+        take_over(self.plan, self.store)
+        for stage in self.scheduler.left():
+            if stage.status == "pending":
+                assess(stage, self.store, keep_stale=self.options.keep_stale)
+                if stage.status == "cached":
+                    self.scheduler.done.add(stage.key)
 
     def _turn(self) -> None:
         """One look at everything."""
@@ -181,6 +206,26 @@ class _Driver:
                 self._evaluate(stage)
         if self.options.tune:
             self._tune()
+
+    def _limit(self) -> float | None:
+        """Device-hours that the run may spend. Raises `UserError` for those of other devices."""
+        limits = self.options.max_hours
+        held, other = ("gpu", "cpu") if self.layout.gpu else ("cpu", "gpu")
+        if held not in limits and limits:
+            raise UserError(
+                f"--max-{other}-hours: this run holds {held.upper()}s; write --max-{held}-hours"
+            )
+        return limits.get(held)
+
+    def _check_budget(self) -> None:
+        now = time.monotonic()
+        if self.limit is None or now - self._looked < BUDGET_S or self.scheduler.finished:
+            return
+        self._looked = now
+        spent = self.spent.hours(self.scheduler.begun, self.scheduler.running)
+        if spent >= self.limit:
+            unit = "GPU-hours" if self.layout.gpu else "CPU-hours"
+            raise Interrupted(f"the budget of {self.limit:g} {unit} is spent ({spent:.4g})")
 
     def _tune(self) -> None:
         """Start the search once all that its cells share is done; notice its end."""
@@ -253,6 +298,10 @@ class _Driver:
 
     def _lost(self, stage: Stage, why: str) -> None:
         close_running(self.store, stage.key, "lost", f"its worker died: {why}")
+        assess(stage, self.store, keep_stale=self.options.keep_stale)
+        if stage.status == "cached":  # it had written its record, but not told
+            self.scheduler.complete(stage)
+            return
         self.display.end(stage, "lost", why)
         self.scheduler.lose(stage, why)
 
@@ -287,6 +336,29 @@ def _kill(pid: int) -> None:
     if pid != os.getpid():
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
+
+
+def take_over(plan: Plan, store: Store) -> None:
+    """Close what a killed run left open; the caller holds the store.
+
+    Ray's workers outlive their driver by seconds, so those that are still at it are ended first.
+    """
+    for key in plan.stages:
+        for attempt in store.state(key).attempts:
+            if attempt["status"] == "running" and _lives(attempt):
+                _kill(attempt["pid"])
+        close_running(store, key, "lost", "its run ended without a word (killed?)")
+
+
+def _lives(attempt: dict[str, Any]) -> bool:
+    """Whether the worker that began an attempt still runs, here; its pid may be another's now."""
+    if attempt["env"]["host"] != platform.node():
+        return False
+    with suppress(psutil.Error):
+        process = psutil.Process(attempt["pid"])
+        old = process.create_time() <= attempt["started_s"]
+        return old and " ".join(process.cmdline()).startswith("ray::")
+    return False
 
 
 def close_running(store: Store, key: str, status: str, why: str) -> None:

@@ -20,6 +20,8 @@ class Scheduler:
     store: Store
     keep_stale: bool = False
     running: set[str] = field(default_factory=set)
+    #: everything that this run has worked on
+    begun: set[str] = field(default_factory=set)
     done: set[str] = field(default_factory=set)
     #: key -> why
     failed: dict[str, str] = field(default_factory=dict)
@@ -64,6 +66,7 @@ class Scheduler:
 
     def begin(self, stage: Stage) -> None:
         self.running.add(stage.key)
+        self.begun.add(stage.key)
 
     def complete(self, stage: Stage) -> None:
         """Take note of a record that the store now holds."""

@@ -48,6 +48,18 @@ def plan_summary(plan: Plan) -> str:
     return "\n".join([*lines, line])
 
 
+def left(plan: Plan) -> str:
+    """What a stopped run leaves: stages complete, and to do with the time that they should take."""
+    todo = [stage for stage in plan.stages.values() if stage.status != "cached"]
+    kinds = Counter(stage.kind for stage in todo)
+    expected = estimate.remaining(plan, todo, _slots(plan))
+    text = f"{len(plan.stages) - len(todo)} of {len(plan.stages)} stages are complete and kept"
+    if todo:
+        text += f"; left: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
+        text += "" if expected is None else f", about {duration(expected)}"
+    return text
+
+
 def plan_text(plan: Plan) -> str:
     """The whole plan, a line a stage."""
     known = estimate.rates(plan.stages.values())

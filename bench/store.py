@@ -49,7 +49,28 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
+    write_atomic(path, _json(value))
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def write_first(path: Path, value: Any) -> bool:
+    """Like `write_json` where there is no such file yet; of two writers one wins. Did this one?"""
+    whole = path.with_name(f".{path.name}.{os.getpid()}.whole")
+    write_atomic(whole, _json(value))
+    try:
+        os.link(whole, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        if path.exists():
+            return False
+        whole.replace(path)
+    finally:
+        whole.unlink(missing_ok=True)
+    return True
 
 
 def _store_error(path: Path, error: OSError) -> UserError:
@@ -204,11 +225,17 @@ class Store:
         write_atomic(self.folder(key) / name, data)
         return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
+    def close_attempt(self, record: dict[str, Any]) -> bool:
+        """Write an attempt's record; False if it has one: its worker was given up for lost."""
+        return write_first(self._record_path(record), sealed(record))
+
     def write_record(self, record: dict[str, Any]) -> None:
-        """Close an attempt."""
-        folder = self.folder(record["key"]) / "attempts" / str(record["attempt"])
-        sealed = {k: v for k, v in record.items() if k != "checksum"}
-        write_json(folder / "record.json", sealed | {"checksum": record_checksum(sealed)})
+        """Put a record in place of the one that an attempt may have."""
+        write_json(self._record_path(record), sealed(record))
+
+    def _record_path(self, record: dict[str, Any]) -> Path:
+        attempts = self.folder(record["key"]) / "attempts"
+        return attempts / str(record["attempt"]) / "record.json"
 
     def close_abandoned(self, key: str, attempt: dict[str, Any], status: str, why: str) -> None:
         """Write the record of an attempt whose process died before it could."""
@@ -228,12 +255,18 @@ class Store:
             "files": {},
             "log_tail": tail(folder / "log.txt"),
         }
-        self.write_record(record)
+        self.close_attempt(record)
 
     # --------------------------------------------------------------------------------- runs
 
     def write_run(self, run: dict[str, Any]) -> None:
         write_json(self.root / "runs" / f"{run['id']}.json", run)
+
+    def close_runs(self) -> None:
+        """Note of runs that ended without a word that they did; the caller holds the store."""
+        for run in self.runs():
+            if run["status"] == "running":
+                self.write_run(run | {"status": "lost"})
 
     def runs(self) -> list[dict[str, Any]]:
         found = []
@@ -243,6 +276,11 @@ class Store:
             except (OSError, ValueError):
                 continue
         return found
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the checksum of its content."""
+    return record | {"checksum": record_checksum(record)}
 
 
 def record_checksum(record: dict[str, Any]) -> str:

@@ -346,7 +346,8 @@ class Attempt:
             cost["peak_memory_mib"] = _peak_memory_mib()
         log_tail = tail(self.folder / "log.txt")
         record = self.start | {"ended": iso(ended), "cost": cost, "log_tail": log_tail} | end
-        self.store.write_record(record)
+        if not self.store.close_attempt(record):
+            raise StageFailed(f"{self.task.title}: this attempt was given up for lost")
 
 
 def _workers() -> int:

@@ -388,6 +388,8 @@ def test_a_broken_search(old: str, new: str, says: str, at: str, bench: Bench, t
         (["--seeds", "0"], "whole number of at least 1"),
         (["--seeds", "-2"], "whole number of at least 1"),
         (["--sed", "2"], "unrecognized arguments"),
+        (["--max-cpu-hours", "0"], "not a number of hours above 0"),
+        (["--max-gpu-hours", "inf"], "not a number of hours above 0"),
     ],
 )
 def test_bad_arguments(arguments: list[str], says: str, bench: Bench, tmp_path: Path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +16,10 @@ from pathlib import Path
 import pytest
 from bench_helpers import SMOKE, Bench, write_record
 
+from bench.budget import Spent
 from bench.errors import UserError
 from bench.plan import Plan, Stage, make_plan
-from bench.runner import clear_damage, close_running
+from bench.runner import clear_damage, close_running, take_over
 from bench.store import Store, record_checksum, write_atomic
 from bench.suite import load_suite
 
@@ -200,6 +203,67 @@ def test_an_abandoned_attempt_is_closed_with_its_cost(store: Store, mae: Stage):
     assert attempt["log_tail"] == "the last words\n"
     close_running(store, mae.key, "lost", "again")
     assert store.state(mae.key).attempts == [attempt]
+
+
+def test_an_attempt_given_up_for_lost_cannot_be_closed_again(store: Store, mae: Stage):
+    record = write_record(store, mae, status="running")
+    close_running(store, mae.key, "lost", "its worker died")
+    assert not store.close_attempt(record | {"status": "complete", "files": {}})
+    (attempt,) = store.state(mae.key).attempts
+    assert attempt["status"] == "lost"
+    assert {p.name for p in record_path(store, mae).parent.iterdir()} == {
+        "started.json", "record.json"
+    }  # fmt: skip
+
+
+def test_the_next_run_ends_the_workers_of_a_killed_one(store: Store, mae: Stage, plan: Plan):
+    def sleeper(name: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([name, "600"], executable=shutil.which("sleep"))
+
+    worker, other = sleeper("ray::worker"), sleeper("another's")
+    try:
+        for process in (worker, other):
+            write_record(
+                store, mae, status="running", wall_s=0, pid=process.pid,
+                env={"host": platform.node()},
+            )  # fmt: skip
+        take_over(plan, store)
+        assert worker.wait(10) == -signal.SIGKILL
+        assert other.poll() is None
+    finally:
+        for process in (worker, other):
+            process.kill()
+            process.wait()
+    assert [a["status"] for a in store.state(mae.key).attempts] == ["lost", "lost"]
+
+
+def test_a_run_that_ended_without_a_word_is_noted(store: Store):
+    for run, status in (("a", "running"), ("b", "complete")):
+        store.write_run({"id": run, "status": status})
+    store.close_runs()
+    assert [run["status"] for run in store.runs()] == ["lost", "complete"]
+
+
+# ---------------------------------------------------------------------------- what a run has spent
+
+
+def test_a_run_has_spent_what_its_attempts_held(store: Store, plan: Plan):
+    mae, head, tune = list(plan.stages.values())[:3]
+    spent = Spent(store, "this")
+    assert spent.hours({mae.key}, {mae.key}) == 0
+    write_record(store, mae, run="another", wall_s=3600)
+    write_record(store, mae, status="failed", run="this", wall_s=1800)
+    write_record(store, head, run="this", wall_s=360)
+    two = {"devices": 2, "device_kind": "cpu", "device_model": "a CPU"}
+    write_record(store, tune, status="running", run="this", wall_s=900, cost=two)
+    keys = {mae.key, head.key, tune.key}
+    assert spent.hours(keys, {tune.key}) == pytest.approx(0.5 + 0.1 + 0.5, abs=1e-3)
+    close_running(store, tune.key, "lost", "its worker died")
+    after = spent.hours(keys, set())
+    assert after == pytest.approx(1.1, abs=1e-3)
+    write_record(store, tune, run="this", wall_s=720)
+    assert spent.hours(keys, set()) == after  # what has ended is read once
+    assert spent.hours(keys, {tune.key}) == pytest.approx(after + 0.2)
 
 
 # ------------------------------------------------------------------------------------ one driver
