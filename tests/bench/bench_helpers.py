@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "suites" / "smoke.yaml"
 SWEEP = ROOT / "suites" / "sweep_queue.yaml"
 PAPER = ROOT / "suites" / "paper_table.yaml"
+#: longest time that a disturbed run may take, in seconds
+LIMIT_S = 400.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,41 @@ def write_record(
         }
     )
     return record
+
+
+# ---------------------------------------------------------------------------- runs to be disturbed
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Until `what` holds. Fails if the process ends first, or takes too long."""
+    end = time.monotonic() + LIMIT_S
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
+
+
+@contextmanager
+def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A run in a process group of its own; nothing of it is left when the block ends."""
+    process = subprocess.Popen(
+        command(*arguments),
+        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+        process.communicate()
+
+
+def gone(processes: list[psutil.Process], within_s: float = 60.0) -> list[psutil.Process]:
+    """Those of the processes that outlive the time given."""
+    return psutil.wait_procs(processes, timeout=within_s)[1]
 
 
 # ------------------------------------------------------------------------------ what a run leaves

@@ -7,28 +7,26 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 from bench_helpers import (
+    LIMIT_S,
     PAPER,
-    ROOT,
     SMOKE,
     SWEEP,
     Done,
     artifacts,
-    command,
     completed,
-    environment,
+    gone,
     measured,
     printed_metrics,
     ray_processes,
     records,
     run_bench,
+    started,
+    wait_for,
 )
 
 from bench.plan import make_plan
@@ -37,45 +35,12 @@ from bench.suite import load_suite
 
 pytestmark = pytest.mark.slow
 
-LIMIT_S = 400.0
 CHAIN = ("mae", "head", "tune")
 
 
 def key_of(title: str, store: Path, **options: object) -> str:
     plan = make_plan(load_suite(SMOKE, **options), Store(store))  # type: ignore[arg-type]
     return next(stage.key for stage in plan.stages.values() if stage.title == title)
-
-
-def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """Until `what` holds. Fails if the process ends first, or takes too long."""
-    end = time.monotonic() + LIMIT_S
-    while not what():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.01)
-
-
-@contextmanager
-def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A run in a process group of its own; nothing of it is left when the block ends."""
-    process = subprocess.Popen(
-        command(*arguments),
-        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
-            process.kill()
-        process.communicate()
-
-
-def gone(processes: list[psutil.Process], within_s: float = 60.0) -> list[psutil.Process]:
-    """Those of the processes that outlive the time given."""
-    return psutil.wait_procs(processes, timeout=within_s)[1]
 
 
 def running_pid(store: Path, key: str) -> int | None:
