@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from bench.errors import short, suggestion
-from bench.explain import fault, shown
+from bench.explain import check, fault, shown
 from bench.yamlfile import Map
 from maect.settings import Settings
 from maect.streams import Stream
@@ -43,6 +43,28 @@ class SearchSettings(Settings):
         if self.method != "random" and self.samples is not None:
             raise ValueError("samples goes with method 'random' only; take it out")
         return self
+
+
+def of_profile(
+    search: SearchSettings | None, base: Map, tree: Map, profile: str
+) -> SearchSettings | None:
+    """The suite's search, each key that its profile `base` has of its own in place of the suite's.
+
+    Takes the profile's out of `base`, and puts the whole in the `tree`, for messages.
+    """
+    own = base.pop("search", None)
+    if own is None:
+        return search
+    if not isinstance(own, Map):
+        message = "'search' should be a mapping, e.g. {grid: {tune.topk: [1, 5]}}"
+        raise fault(message, tree, ("profiles", profile, "search"))
+    merged = Map(own.file, own.line)
+    for part in (tree.get("search"), own):
+        if isinstance(part, Map):
+            for key, value in part.items():
+                merged.put(key, value, *part.lines[key])
+    tree["search"] = merged
+    return check(SearchSettings, merged, ("search",), tree)
 
 
 class Choice(NamedTuple):

@@ -266,7 +266,7 @@ class _Builder:
             if name in spec.evaluate[:index]:
                 raise self.fault(f"'{name}' stands twice; keep one", "evaluate", index)
         base, own = self.profile_tree()
-        search = self.search(base)
+        search = grid.of_profile(spec.search, base, self.tree, self.profile)
         cells = grid.cells(search, spec.variants, self.tree)
         template = search.variant if search and search.method != "each" else ""
         rows: dict[str, tuple[str, grid.Cell]]
@@ -292,22 +292,6 @@ class _Builder:
             search=search,
             cells=cells,
         )
-
-    def search(self, base: yamlfile.Map) -> SearchSettings | None:
-        """The search, each of its keys that the profile has of its own in place of the suite's."""
-        own = base.pop("search", None)
-        if own is None:
-            return self.spec.search
-        if not isinstance(own, yamlfile.Map):
-            message = "'search' should be a mapping, e.g. {grid: {tune.topk: [1, 5]}}"
-            raise self.fault(message, "profiles", self.profile, "search")
-        merged = yamlfile.Map(own.file, own.line)
-        for tree in (self.tree.get("search"), own):
-            if isinstance(tree, yamlfile.Map):
-                for key, value in tree.items():
-                    merged.put(key, value, *tree.lines[key])
-        self.tree["search"] = merged
-        return check(SearchSettings, merged, ("search",), self.tree)
 
     def seeds(self, count: int | None) -> list[int]:
         declared = self.spec.seeds

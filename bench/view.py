@@ -39,6 +39,7 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
             r for r in store.runs() if r["suite"] == suite.name and r["profile"] == suite.profile
         ],
         problems=[p for stage in plan.stages.values() for p in stage.state.problems],
+        cells=list(suite.cells),
     )
 
 
@@ -228,4 +229,5 @@ def _provenance(plan: Plan, store: Store, command: str) -> dict[str, Any]:
 
 
 def _versions(env: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in sorted(env.items()) if k not in ("host", "device", "workers")}
+    left_out = ("host", "device", "workers", "backend")
+    return {k: v for k, v in sorted(env.items()) if k not in left_out}

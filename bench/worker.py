@@ -259,7 +259,7 @@ class Attempt:
             "inputs": inputs,
             "data": self.task.data,
             "code": self.task.code,
-            "env": environment.describe() | {"workers": _workers(), "device": model},
+            "env": environment.describe() | _group() | {"device": model},
             "started": iso(self.began),
             "started_s": self.began,
             "pid": os.getpid(),
@@ -348,6 +348,14 @@ class Attempt:
         record = self.start | {"ended": iso(ended), "cost": cost, "log_tail": log_tail} | end
         if not self.store.close_attempt(record):
             raise StageFailed(f"{self.task.title}: this attempt was given up for lost")
+
+
+def _group() -> dict[str, Any]:
+    """Workers of the stage, and what carries their sums: gloo, nccl, nothing for one alone."""
+    import torch.distributed as dist
+
+    count = _workers()
+    return {"workers": count, "backend": dist.get_backend() if count > 1 else None}
 
 
 def _workers() -> int:

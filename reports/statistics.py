@@ -19,6 +19,7 @@ ALPHA = 0.05
 POWER = 0.8
 #: seeds beyond which "the n that would settle it" is not named
 MOST = 1000
+SHUFFLES = 10_000
 
 
 @lru_cache(maxsize=1)
@@ -94,6 +95,21 @@ def needed_pairs(effect: float, most: int = MOST) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if power(middle, effect) >= POWER else (middle, high)
     return high
+
+
+def shuffled_spread(values: Sequence[Sequence[float]]) -> float:
+    """Share of shuffles whose means lie as far apart as those of `values` [cells, seeds].
+
+    A permutation test: if the cells were alike, their values of one seed could be swapped.
+    """
+    data = np.asarray(values, dtype=float).T
+    rng = np.random.default_rng(0)
+    observed = float(np.var(data.mean(0))) * (1 - 1e-9)  # the same, added up in another order
+    as_far = 0
+    for _ in range(SHUFFLES // 1000):
+        shuffled = rng.permuted(np.broadcast_to(data, (1000, *data.shape)), axis=2)
+        as_far += int(np.count_nonzero(np.var(shuffled.mean(1), axis=1) >= observed))
+    return (as_far + 1) / (SHUFFLES + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from reports.costs import Ledger, ledger
 from reports.display import amount, duration, plain, plural, short, time_unit, width
 from reports.facts import Facts
-from reports.findings import tests
+from reports.findings import numerics, ranking, tests
 from reports.table import Column, Table, cell_text, row_label
 from reports.tables import build_tables
 from reports.view import SuiteView
@@ -22,7 +22,7 @@ def render_text(view: SuiteView) -> str:
     lines = [f"{short(view.title, 80)} · profile {short(view.profile, 30)}", short(view.scale, 120)]
     lines += [part for note in view.notes for part in _wrap(note)]
     for table in build_tables(view, facts):
-        lines += ["", *table_text(table), *_said(table)]
+        lines += ["", *table_text(table), *_said(table, facts)]
     lines += ["", *ledger_text(ledger(facts))]
     if view.problems:
         lines += ["", f"{plural(len(view.problems), 'problem')} in the store:"]
@@ -86,8 +86,8 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([first, *rest]).rstrip()
 
 
-def _said(table: Table) -> list[str]:
-    said = [*table.notes, *tests(table)]
+def _said(table: Table, facts: Facts) -> list[str]:
+    said = [*table.notes, *tests(table), *ranking(table, facts), *numerics(table, facts)]
     if any(cell.bold for cell in table.cells.values()):
         said.append("* stands for bold.")
     said += [f"Problem: {problem}" for problem in table.problems]

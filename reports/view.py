@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -95,3 +95,5 @@ class SuiteView:
     runs: list[dict[str, Any]]
     #: corrupt records and artifacts: named, skipped, counted
     problems: list[str]
+    #: the rows that a search made
+    cells: list[str] = field(default_factory=list)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from report_views import full_view, key_of, metric, stage, view_of
+from report_views import full_view, key_of, metric, record, stage, view_of
 from scipy import stats
 
 from reports.facts import Facts
-from reports.findings import findings
-from reports.statistics import detectable_effect, holm, needed_pairs, power, t_cdf, t_critical
+from reports.findings import findings, numerics, ranking
+from reports.statistics import (
+    detectable_effect,
+    holm,
+    needed_pairs,
+    power,
+    shuffled_spread,
+    t_cdf,
+    t_critical,
+)  # fmt: skip
 from reports.tables import build_tables
 
 
@@ -128,3 +138,66 @@ def test_seeds_that_share_an_ancestor_are_named() -> None:
     view = view_of(stages, metrics)
     said = " ".join(findings(build_tables(view)[0], Facts(view)))
     assert "The seeds of A share an ancestor (mae)" in said
+
+
+# ------------------------------------------------------------------------------ cells of a search
+
+
+def test_shuffled_spreads_are_scipys_permutation_test() -> None:
+    values = [[90.1, 91.0, 90.4], [90.6, 91.9, 90.7], [90.0, 91.4, 90.9]]
+
+    def spread(*cells: list[float]) -> float:
+        return sum((sum(c) / 3 - sum(map(sum, cells)) / 9) ** 2 for c in cells)
+
+    # all 6^3 orders: cells swapped within each seed
+    exact = stats.permutation_test(
+        values, spread, permutation_type="samples", vectorized=False, n_resamples=10**6,
+        alternative="greater",
+    ).pvalue  # fmt: skip
+    assert shuffled_spread(values) == pytest.approx(exact, abs=0.015)
+    assert 0.05 < exact < 0.95
+
+
+def searched(*cells: list[float]):
+    rows = [(f"cell {i}", seed, x) for i, c in enumerate(cells) for seed, x in enumerate(c)]
+    stages = [stage(key_of(v, s), "knn", v, s) for v, s, _ in rows]
+    metrics = [metric(v, s, key_of(v, s), x) for v, s, x in rows]
+    view = view_of(stages, metrics, cells=[f"cell {i}" for i in range(len(cells))])
+    return build_tables(view)[0], Facts(view)
+
+
+def test_a_report_says_what_a_search_can_rank() -> None:
+    (noise,) = ranking(*searched([90.0, 92.0], [91.0, 91.0], [92.0, 90.2]))
+    assert "the means of the 3 cells go from 91.0 to 91.1." in noise
+    assert "inside the noise of 2 seeds" in noise
+    apart = [[90.0 + i, 90.1 + i, 89.9 + i] for i in range(4)]
+    assert "not all of the differences are noise" in ranking(*searched(*apart))[0]
+    assert "One seed tells nothing" in ranking(*searched([90.0], [91.0], [95.0]))[0]
+    assert ranking(*searched([90.0, 91.0], [91.0, 92.0])) == []
+    view = full_view()
+    assert ranking(build_tables(view)[0], Facts(view)) == []
+
+
+def trained(shards: int, *groups: tuple[int, str | None]):
+    rows = []
+    for seed, (workers, backend) in enumerate(groups):
+        row = stage(key_of("mae", seed), "mae", "A", seed)
+        row["record"] = json.dumps(
+            record(
+                row, settings={"numerics": {"shards": shards}},
+                env={"workers": workers, "backend": backend}, cost={"device_kind": "cpu"},
+            )
+        )  # fmt: skip
+        rows.append(row)
+    view = view_of(rows, [], tables=[{"title": "T", "columns": ["cost"]}])
+    return numerics(build_tables(view)[0], Facts(view))
+
+
+def test_a_report_says_what_its_numerics_promise() -> None:
+    (exact,) = trained(4, (1, None), (2, "gloo"))
+    assert "`exact`, trained on 1 CPU worker and on 2 CPU workers over gloo" in exact
+    assert "the same bits on 1, 2 or 4 workers" in exact
+    assert "69 %" in exact
+    (fast,) = trained(1, (2, "nccl"))
+    assert "`fast`, trained on 2 CPU workers over NCCL" in fast
+    assert trained(1) == []
