@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -169,6 +170,11 @@ def sweep_suite(options: argparse.Namespace) -> int:
     if suite.search is None:
         raise UserError(
             f"this suite declares no search; run: python -m bench run {options.suite}",
+            file=options.suite,
+        )
+    if suite.search.method == "optuna" and importlib.util.find_spec("optuna") is None:
+        raise UserError(
+            "method 'optuna' needs a package that is not here: pip install 'maect-bench[optuna]'",
             file=options.suite,
         )
     return _run(options, suite, tune=True)

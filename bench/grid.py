@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import prod
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -29,20 +29,33 @@ class SearchSettings(Settings):
     #: dotted setting, `augment` or `stages`, to the values it takes: a list, or a mapping of
     #: names to values where a value is a mapping itself or long
     grid: dict[str, Any] = Field(min_length=1)
-    #: every combination; one setting changed at a time; combinations drawn at random
-    method: Literal["grid", "each", "random"] = "grid"
-    #: combinations that `random` draws
+    #: every combination; one setting changed at a time; combinations drawn at random; or those that
+    #: Optuna draws as results come in
+    method: Literal["grid", "each", "random", "optuna"] = "grid"
+    #: combinations that `random` and `optuna` draw
     samples: PositiveInt | None = None
     #: of the draws
     seed: NonNegativeInt = 0
+    #: stop cells that fall behind after a seed, through ASHA
+    asha: bool = False
+    #: of the cells that have come as far, ASHA goes on with one in so many
+    reduction: Annotated[float, Field(gt=1)] = 2.0
+    #: evaluation whose first metric `optuna` and ASHA go by, on the selection split
+    metric: str = "knn"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.method == "random" and self.samples is None:
-            raise ValueError("method 'random' needs samples, the number of cells to try")
-        if self.method != "random" and self.samples is not None:
-            raise ValueError("samples goes with method 'random' only; take it out")
+        draws = self.method in ("random", "optuna")
+        if draws and self.samples is None:
+            raise ValueError(f"method '{self.method}' needs samples, the number of cells to try")
+        if not draws and self.samples is not None:
+            raise ValueError("samples goes with methods 'random' and 'optuna'; take it out")
         return self
+
+    @property
+    def explores(self) -> bool:
+        """Whether results decide which cells are run to their end."""
+        return self.asha or self.method == "optuna"
 
 
 def of_profile(
@@ -146,7 +159,7 @@ def _expand(search: SearchSettings, axes: dict[str, list[Choice]], total: int) -
     if search.method == "each":
         return [{path: choice} for path, choices in axes.items() for choice in choices]
     numbers = list(range(total))
-    if search.samples is not None:
+    if search.method == "random":
         order = Stream(search.seed, "search", "cells").permutation(0, total)
         numbers = sorted(int(number) for number in order[: search.samples])
     return [_cell(axes, number) for number in numbers]

@@ -131,6 +131,22 @@ def _check_data(variant: Variant, images: int | None, tree: Map) -> None:
         raise fault(message, tree, ("evaluations", "knn", "k"))
 
 
+def check_search(search: Any, variants: dict[str, Variant], cells: Any, tree: Map) -> None:
+    """A search that goes by results must not go by the test split's."""
+    if search is None or not search.explores:
+        return
+    for label in cells:
+        variant = variants[label]
+        if search.metric not in variant.evaluations:
+            hint = suggestion(search.metric, variant.evaluations)
+            message = f"the search goes by '{short(search.metric)}', which 'evaluate' does not have"
+            raise fault(message + hint, tree, ("search", "metric"))
+        if variant.row.report_on != "selection":
+            message = "a search that goes by results must not see the test split; add "
+            message += "'report_on: selection' to the profile, or run every cell: method 'grid'"
+            raise fault(message, tree, ("search",))
+
+
 def check_references(spec: SuiteSettings, variants: dict[str, Variant], tree: Map) -> None:
     """Names in `match_compute` and the tables."""
     for name, variant in variants.items():

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bench import compute
+from bench import compute, explore
 from bench.errors import UserError
 from bench.identity import code, stage_key
 from bench.store import StageState, Store
@@ -48,7 +48,7 @@ class Stage:
     steps: int | None = None
     flops: float = 0.0
     state: StageState = field(default_factory=lambda: StageState(""))
-    #: cached | stale | pending
+    #: cached | stale | pending | pruned (a search left it out)
     status: str = "pending"
     reason: str | None = None
 
@@ -288,6 +288,7 @@ def make_plan(suite: Suite, store: Store, *, keep_stale: bool = False, only: str
     for stage in plan.stages.values():
         if plan.unresolved is None:
             assess(stage, store, keep_stale=keep_stale)
+    explore.mark(plan, store)
     return plan
 
 

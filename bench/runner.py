@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from bench import environment, estimate
+from bench import environment, estimate, explore
 from bench.budget import Spent
 from bench.errors import UserError
 from bench.plan import Plan, Stage, assess
@@ -55,8 +55,9 @@ def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
     With nothing to run it starts no Ray and imports no torch. Raises `Interrupted` after Ctrl-C and
     when the budget is spent.
     """
-    if all(stage.status == "cached" for stage in plan.stages.values()):
+    if all(stage.status in ("cached", "pruned") for stage in plan.stages.values()):
         return {}
+    explore.reopen(plan)
     check_workers(plan, options.workers)
     scheduler = Scheduler(plan, store, options.keep_stale)
     with record_run(plan, store, options) as run:
@@ -69,6 +70,8 @@ def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
         finally:
             driver.close(finished=scheduler.finished)
         run["failed"] = scheduler.failed
+        if plan.suite.search is not None and plan.suite.search.explores:
+            run |= {"search": explore.identity(plan.suite), "pruned": scheduler.pruned}
         run["status"] = "failed" if scheduler.failed else "complete"
     return scheduler.failed
 
@@ -165,7 +168,7 @@ class _Driver:
         if self.options.tune:
             from bench import sweep
 
-            self.held = set(sweep.own_stages(self.plan))
+            self.held = sweep.held(self.plan)
         pause, before = LOOP_S, None
         with self.display:
             while not self.scheduler.finished:
@@ -233,15 +236,26 @@ class _Driver:
 
         if self.search is None:
             if all(stage.key in self.held for stage in self.scheduler.left()):
-                todo = sweep.trials(self.plan)
-                at_once = min(len(todo), max(sweep.MAX_AT_ONCE, 2 * self.slots))
-                self.display.say(f"Ray Tune: {len(todo)} trials, {at_once} at a time")
-                self.search = sweep.Search(todo, at_once, self.store, self.run_id, self.board)
+                self.search = sweep.Search(
+                    self.plan, 2 * self.slots, self.store, self.run_id, self.board
+                )
+                self.display.say(
+                    f"Ray Tune: {self.search.count} trials, {self.search.at_once} at a time"
+                )
                 self.search.start()
         elif not self.search.is_alive():
-            for stage in self.scheduler.left():
-                if stage.key in self.held:
-                    self.scheduler.fail(stage, self.search.problem or "its trial ended early")
+            users = explore.of_cells(self.plan)
+            for stage in [s for s in self.scheduler.left() if s.key in self.held]:
+                labels = users[stage.key]
+                why = self.search.problem or self.search.failed(labels)
+                if why:
+                    self.scheduler.fail(stage, why)
+                elif stage.key not in self.scheduler.failed:
+                    seeds = len(self.plan.suite.seeds)
+                    why = explore.why_left_out(labels, self.search.seeds, seeds)
+                    self.scheduler.prune(stage, why)
+            if self.scheduler.pruned:
+                self.display.say(f"the search leaves out {len(self.scheduler.pruned)} stages")
 
     def _event(self, stage: Stage, event: dict[str, Any]) -> None:
         match event["state"]:

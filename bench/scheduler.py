@@ -25,6 +25,8 @@ class Scheduler:
     done: set[str] = field(default_factory=set)
     #: key -> why
     failed: dict[str, str] = field(default_factory=dict)
+    #: keys that a search left out -> why
+    pruned: dict[str, str] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)
     #: told of every stage whose end is known: complete, failed, skipped
     on_end: Callable[[Stage, str], None] = lambda stage, state: None
@@ -36,11 +38,12 @@ class Scheduler:
 
     @property
     def finished(self) -> bool:
-        return len(self.done) + len(self.failed) == len(self.stages)
+        return len(self.done) + len(self.failed) + len(self.pruned) == len(self.stages)
 
     def left(self) -> list[Stage]:
         """Stages whose end is not known yet."""
-        return [s for k, s in self.stages.items() if k not in self.done and k not in self.failed]
+        ended = self.done | self.failed.keys() | self.pruned.keys()
+        return [stage for key, stage in self.stages.items() if key not in ended]
 
     def ready(self) -> list[Stage]:
         """Stages whose inputs are complete and that nobody runs, the most pressing first."""
@@ -88,6 +91,11 @@ class Scheduler:
         for other in self.stages.values():
             if stage in other.inputs.values() and other.key not in self.done:
                 self.fail(other, f"its input failed: {stage.title}")
+
+    def prune(self, stage: Stage, reason: str) -> None:
+        """A search does without a stage."""
+        self.pruned[stage.key] = reason
+        stage.status, stage.reason = "pruned", reason
 
     def lose(self, stage: Stage, reason: str) -> None:
         """A stage's worker died; it is tried again, but not for ever."""

@@ -22,6 +22,10 @@ def _slots(plan: Plan) -> int:
     return max(1, processor()["cores"] // threads)
 
 
+def _todo(plan: Plan) -> list[Stage]:
+    return [s for s in plan.stages.values() if s.status not in ("cached", "pruned")]
+
+
 def plan_summary(plan: Plan) -> str:
     """The plan in a few lines."""
     suite = plan.suite
@@ -35,9 +39,9 @@ def plan_summary(plan: Plan) -> str:
     if plan.unresolved:
         lines.append(f"keys are not resolved and nothing is cached: {plan.unresolved}")
         return "\n".join(lines)
-    todo = [stage for stage in plan.stages.values() if stage.status != "cached"]
-    stale = plan.with_status("stale")
-    line = f"{len(plan.stages) - len(todo)} cached, {len(todo)} to run"
+    todo, stale, pruned = _todo(plan), plan.with_status("stale"), plan.with_status("pruned")
+    line = f"{len(plan.with_status('cached'))} cached, {len(todo)} to run"
+    line += f", {len(pruned)} left out by the search" if pruned else ""
     if stale:
         line += f" ({len(stale)} of them stale: {stale[0].reason})"
     if todo:
@@ -50,10 +54,10 @@ def plan_summary(plan: Plan) -> str:
 
 def left(plan: Plan) -> str:
     """What a stopped run leaves: stages complete, and to do with the time that they should take."""
-    todo = [stage for stage in plan.stages.values() if stage.status != "cached"]
+    todo = _todo(plan)
     kinds = Counter(stage.kind for stage in todo)
     expected = estimate.remaining(plan, todo, _slots(plan))
-    text = f"{len(plan.stages) - len(todo)} of {len(plan.stages)} stages are complete and kept"
+    text = f"{len(plan.with_status('cached'))} of {len(plan.stages)} stages are complete and kept"
     if todo:
         text += f"; left: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
         text += "" if expected is None else f", about {duration(expected)}"

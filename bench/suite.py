@@ -278,6 +278,7 @@ class _Builder:
             for label, (source, cell) in rows.items()
         }
         limits.check_references(spec, variants, self.tree)
+        limits.check_search(search, variants, cells, self.tree)
         return Suite(
             path=self.path,
             name=spec.suite,

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import yaml
 
-from bench import environment
+from bench import environment, explore
 from bench.plan import Plan, Row, Stage
 from bench.store import Store
 from reports.view import ATTEMPTS, METRICS, STAGES, SuiteView
@@ -17,17 +17,19 @@ from reports.view import ATTEMPTS, METRICS, STAGES, SuiteView
 def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
     """Everything the report of a suite needs, read from the store alone."""
     suite = plan.suite
-    stages = [row for r in plan.rows for row in _stage_rows(r, plan)]
-    metrics = [row for r in plan.rows for row in _metric_rows(r)]
+    untried = explore.untried(plan)
+    shown = [row for row in plan.rows if row.variant.name not in untried]
+    stages = [row for r in shown for row in _stage_rows(r, plan)]
+    metrics = [row for r in shown for row in _metric_rows(r)]
     attempts = [row for stage in plan.stages.values() for row in _attempt_rows(stage)]
     return SuiteView(
         suite=suite.name,
         title=suite.title,
         profile=suite.profile,
         scale=scale(plan),
-        notes=suite.notes + _matched_notes(plan),
+        notes=suite.notes + _matched_notes(plan) + explore.note(plan),
         seeds=suite.seeds,
-        variants=list(suite.variants),
+        variants=[name for name in suite.variants if name not in untried],
         tables=[table.resolved() for table in suite.tables],
         stages=pl.DataFrame(stages, schema=STAGES, orient="row"),
         attempts=pl.DataFrame(attempts, schema=ATTEMPTS, orient="row"),
@@ -116,6 +118,8 @@ def _shown_status(stage: Stage) -> tuple[str, str | None]:
         return "stale", stage.reason  # kept or not, its code is not today's
     if stage.status == "cached":
         return "complete", None
+    if stage.status == "pruned":
+        return "pruned", stage.reason
     attempts = stage.state.attempts
     last = attempts[-1]["status"] if attempts else "pending"
     if last in ("running", "failed", "interrupted", "lost"):

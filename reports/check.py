@@ -12,7 +12,7 @@ from reports.tables import build_tables, remark_of
 from reports.view import SuiteView
 
 #: states of a cell that are as planned
-_AS_PLANNED = ("ok", "none", "not planned")
+_AS_PLANNED = ("ok", "none", "not planned", "pruned")
 #: what a record says about where a stage ran and with what: (word, path in the record)
 _WHERE = (
     ("code", ("code", "hash")),

@@ -17,7 +17,7 @@ from reports.table import Cell, Column, Value
 _TUNING = ("head", "tune")
 
 #: why a cost has no sum, the most telling first
-_UNSUMMED = ("failed", "running", "interrupted", "pending", "not measured")
+_UNSUMMED = ("failed", "running", "interrupted", "pending", "pruned", "not measured")
 
 
 def device_word(kinds: Iterable[str]) -> str:
@@ -97,7 +97,8 @@ def _sum_cell(by_seed: dict[int, list[dict[str, Any]]], what: str, factor: float
         # a chain that failed leaves the stages after it pending
         state = next(state for state in _UNSUMMED if state in missing)
         return Cell(state, planned=len(chains), reason=reason)
-    return Cell("ok" if len(values) == len(chains) else "short", values, len(chains), reason)
+    state = "pruned" if missing == {"pruned"} else "short"
+    return Cell("ok" if len(values) == len(chains) else state, values, len(chains), reason)
 
 
 def _scaled(cell: Cell, factor: float) -> Cell:

@@ -24,6 +24,7 @@ def ranking(table: Table, facts: Facts) -> list[str]:
     found = []
     for column in (column for column in table.columns if column.kind == "metric"):
         cells = [table.cell(r, column) for r in table.rows if r.variant in facts.view.cells]
+        cells = [cell for cell in cells if cell.state != "pruned"]
         seeds = sorted(set.intersection(*({*c.by_seed} for c in cells))) if cells else []
         if len(cells) < 3 or not all(cell.valued for cell in cells):
             continue

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from reports.display import fixed, mean_sd, middle, signed
 
 #: states in which a cell has a value to show
-VALUED = ("ok", "stale", "short")
+VALUED = ("ok", "stale", "short", "pruned")
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,8 @@ def remark(cell: Cell) -> str:
         return ""
     if cell.state == "short":
         return f"{cell.n} of {cell.planned}"
+    if cell.state == "pruned" and cell.n:
+        return f"pruned, {cell.n} of {cell.planned}"
     if cell.state in ("none", "not planned"):
         return "–"
     return cell.state

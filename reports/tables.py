@@ -132,9 +132,11 @@ def _state(stages: list[dict[str, Any]], have: int) -> tuple[str, str | None]:
         return "stale", "measured by other code" + _because(stale["reason"])
     if have and have >= len(stages):
         return "ok", None
+    if have and statuses["pruned"] == len(stages) - have:
+        return "pruned", reason
     if have:
         return "short", reason or "a stage is complete but lacks this metric"
-    for status in ("failed", "running", "interrupted", "pending"):
+    for status in ("failed", "running", "interrupted", "pending", "pruned"):
         if statuses[status]:
             return status, reason
     return "missing", "the stage is complete but its record lacks this metric"

@@ -16,7 +16,7 @@ STAGES: dict[str, Any] = {
     "variant": pl.String,
     "seed": pl.Int64,
     "own": pl.Boolean,  # among this row's own last stages, not its ancestors'
-    "status": pl.String,  # complete | pending | running | failed | interrupted | stale
+    "status": pl.String,  # complete | pending | running | failed | interrupted | stale | pruned
     "reason": pl.String,
     "attempt": pl.Int64,
     "steps": pl.Int64,

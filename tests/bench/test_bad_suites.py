@@ -361,6 +361,7 @@ def test_overlays_keep_their_lines(bench: Bench, tmp_path: Path):
         ("  grid:", "  method: ranodm\n  grid:", "did you mean 'random'?", "method"),
         ("  grid:", "  method: random\n  grid:", "needs samples", "method"),
         ("  grid:", "  samples: 3\n  grid:", "take it out", "samples"),
+        ("  grid:", "  asha: true\n  grid:", "must not see the test split", "search:"),
         ("  grid:", "  method: random\n  samples: 9\n  grid:", "than the 8 cells", "samples"),
         ("augment: [min, aug]", "head..lr: [1]", "should name a setting", "head..lr"),
         ("  grid:", "  gird:", "did you mean 'grid'?", "gird"),

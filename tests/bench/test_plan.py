@@ -10,9 +10,14 @@ from pathlib import Path
 import pytest
 from bench_helpers import PAPER, SMOKE, SWEEP, Bench, write_record
 
+from bench import explore
+from bench.errors import UserError
 from bench.plan import Plan, Row, Stage, assess, make_plan
+from bench.runner import RunOptions, execute
+from bench.show import plan_summary
 from bench.store import Store
 from bench.suite import load_suite
+from bench.view import build_view
 from maect import flops
 from maect.settings import HeadSettings, MAESettings, ModelSettings, TuneSettings
 
@@ -143,7 +148,7 @@ def test_a_search_becomes_rows_and_its_template_is_none(plan_of):
             assert (head.settings["views"][0]["jitter"] > 0) == (augment == "aug")
 
 
-SWEEPS = ("sweep_queue", "sweep_augment", "sweep_model", "sweep_cross", "ablations")
+SWEEPS = ("sweep_queue", "sweep_augment", "sweep_model", "sweep_cross", "ablations", "explore")
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -156,7 +161,7 @@ def test_every_sweep_plans_at_every_scale(name: str, plan_of):
         # the cells of a seed share what they have in common
         assert kinds["mae"] < len(plan.rows)
         if profile == "tiny":
-            assert len(plan.stages) <= 70
+            assert len(plan.stages) <= 220
             assert {s.steps for s in plan.stages.values() if s.trains} == {40, 20}
 
 
@@ -231,6 +236,61 @@ def test_a_random_search_draws_its_cells_once_and_for_all(plan_of, tmp_path: Pat
     assert set(drawn("  samples: 8\n")) > set(six)  # more samples keep those there are
     assert drawn("  samples: 6\n  seed: 1\n") != six
     assert len(drawn("  samples: 20\n")) == 20
+
+
+# --------------------------------------------------------------------------- searches that explore
+
+
+def explored(tmp_path: Path, plan_of) -> Plan:
+    path = searched(tmp_path, "  asha: true\n  grid: {tune.topk: [1, 2, 3]}\n")
+    return plan_of(path, seeds=2, sets=["report_on=selection"])
+
+
+def test_what_a_search_left_out_stays_out(plan_of, tmp_path: Path):
+    plan = explored(tmp_path, plan_of)
+    store = Store(tmp_path / "store")
+    store.create()
+    users = explore.of_cells(plan)
+    assert users.keys() == plan.stages.keys()  # no row but the cells
+    stopped = row_of(plan, "MAE-CT topk=2", 1)
+    untried = [row_of(plan, "MAE-CT topk=3", seed) for seed in (0, 1)]
+    tried = {"MAE-CT topk=1": 2, "MAE-CT topk=2": 1}
+    pruned = {
+        stage.key: explore.why_left_out(users[stage.key], tried, 2)
+        for row in (stopped, *untried)
+        for stage in row.stages()
+        if "MAE-CT topk=1" not in users[stage.key]
+    }
+    for stage in plan.stages.values():
+        if stage.key not in pruned:
+            write_record(store, stage, pid=1)
+    run = {"id": "1", "suite": "search", "profile": "tiny"}
+    run |= {"search": explore.identity(plan.suite), "pruned": pruned}
+    store.write_run(run)
+    again = make_plan(plan.suite, store)
+    assert {stage.key for stage in again.with_status("pruned")} == pruned.keys()
+    assert "0 to run, " in plan_summary(again)
+    assert execute(again, store, RunOptions()) == {}  # starts nothing
+    view = build_view(again, store, "")
+    assert view.variants == ["MAE-CT topk=1", "MAE-CT topk=2"]
+    assert "2 of 3 cells were tried, 1 of them stopped early" in view.notes[-1]
+    reasons = {s["reason"] for s in view.stages.to_dicts() if s["status"] == "pruned"}
+    assert reasons == {"stopped after 1 of 2 seeds by ASHA, others did better"}
+    # another search, even one with a seed more, decides for itself
+    other = load_suite(plan.suite.path, seeds=3, sets=["report_on=selection"])
+    assert make_plan(other, store).with_status("pruned") == []
+
+
+def test_a_search_that_goes_by_results_sees_the_selection_split_only(plan_of, tmp_path: Path):
+    plan = explored(tmp_path, plan_of)
+    splits = {s.settings["split"] for s in plan.stages.values() if s.kind == "knn"}
+    assert splits == {"selection"}
+    path = plan.suite.path
+    with pytest.raises(UserError, match="must not see the test split"):
+        load_suite(path)
+    path.write_text(path.read_text().replace("asha: true", "asha: true\n  metric: probe"))
+    with pytest.raises(UserError, match="'evaluate' does not have"):
+        load_suite(path, sets=["report_on=selection"])
 
 
 # ------------------------------------------------------------------- what the store already has
