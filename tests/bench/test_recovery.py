@@ -234,6 +234,49 @@ def test_a_search_runs_through_tune_and_once_only(tmp_path: Path):
     assert records(store) == before
 
 
+EXPLORATION = """
+suite: exploration
+profile: tiny
+profiles_from: {smoke}
+seeds: [0, 1]
+evaluate: [knn]
+variants:
+  MAE-CT: {{stages: [mae, head, tune], augment: min}}
+search:
+  variant: MAE-CT
+  method: optuna
+  samples: 8
+  asha: true
+  grid: {{tune.topk: [1, 5, 20], tune.frozen: [0.0, 0.5], tune.temperature: [0.1, 0.3]}}
+profiles:
+  tiny: {{report_on: selection}}
+"""
+
+
+def test_an_exploration_stops_cells_early_and_stays_finished(tmp_path: Path):
+    pytest.importorskip("optuna")
+    suite, store = tmp_path / "exploration.yaml", tmp_path / "store"
+    suite.write_text(EXPLORATION.format(smoke=SMOKE))
+    done = run_bench("sweep", suite, "--store", store)
+    assert done.code == 0, done
+    assert "Ray Tune: 8 trials" in done.out
+    tuned = [r for r in completed(store).values() if r["kind"] == "tune"]
+    by_seed = [[r for r in tuned if r["settings"]["seed"] == seed] for seed in (0, 1)]
+    # Optuna may choose a cell twice; which ones ASHA stops depends on who comes first
+    assert 2 <= len(by_seed[0]) <= 8
+    assert 1 <= len(by_seed[1]) <= len(by_seed[0])
+    stopped = len(by_seed[0]) - len(by_seed[1])
+    text = " ".join(done.out.split())
+    assert f"{len(by_seed[0])} of 12 cells were tried, {stopped} of them stopped early" in text
+    assert done.out.count("(pruned, 1 of 2)") >= stopped
+    before = records(store)
+    again = run_bench("sweep", suite, "--store", store)
+    assert again.code == 0, again
+    assert " 0 to run, " in again.out
+    assert "starting Ray" not in again.out
+    assert records(store) == before
+
+
 def test_a_store_that_fills_up_on_the_way(tmp_path: Path):
     """Told in a sentence; what was complete before is still good with more room."""
     store = tmp_path / "small"
