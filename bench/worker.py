@@ -11,12 +11,17 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import environment, gpus
+from bench.evaluation import Evaluation, eval_input, metric_rows
 from bench.identity import code, digest
-from bench.plan import ENTRY, Stage, entry_module
+from bench.plan import ENTRY, Stage, entry_modules
 from bench.store import Store, iso, tail
+from maect import evals
+
+if TYPE_CHECKING:
+    from maect.stages.job import Job
 
 #: seconds between two lines of an attempt's log
 LOG_EVERY_S = 5.0
@@ -64,7 +69,8 @@ def run_task(task: Task, root: Path, run_id: str, report: Report) -> None:
 
     In a group of workers every one calls this; the first one writes. Raises `StageFailed`.
     """
-    importlib.import_module(entry_module(task.kind))  # not part of the stage's time
+    for module in entry_modules(task.kind):
+        importlib.import_module(module)  # not part of the stage's time
     store = Store(root)
     writer = Attempt(task, store, run_id, report) if _rank() == 0 else None
     folder = _common(writer.folder if writer is not None else None)
@@ -114,7 +120,7 @@ def _gpu() -> str | None:
 
 def check_code(task: Task) -> None:
     """The code on disk must be the planned one, or the record would name another than ran."""
-    if code(entry_module(task.kind))["hash"] != task.code["hash"]:
+    if code(*entry_modules(task.kind))["hash"] != task.code["hash"]:
         raise RuntimeError("the code was edited since the run began; start the run again")
 
 
@@ -132,14 +138,14 @@ def _device() -> Any:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _train(task: Task, store: Store, writer: Attempt | None) -> Any:
-    """A stage of `maect.stages`."""
+def _job(task: Task, store: Store) -> Job:
+    """A task as maect's stages take it."""
     from maect.stages.job import Job
 
     weights = task.places.get("weights")
     data_root = task.places["data_root"]
     assert data_root is not None
-    job = Job(
+    return Job(
         settings=task.settings,
         inputs={name: store.folder(key) for name, key in task.inputs.items()},
         data_root=Path(data_root),
@@ -147,6 +153,11 @@ def _train(task: Task, store: Store, writer: Attempt | None) -> Any:
         weights=Path(weights).expanduser() if weights else None,
         device=_device(),
     )
+
+
+def _train(task: Task, store: Store, writer: Attempt | None) -> Any:
+    """A stage of `maect.stages`."""
+    job = _job(task, store)
     if writer is not None:
         job.on_progress = writer.progress
     if task.steps is not None:
@@ -173,50 +184,31 @@ def _evaluate(task: Task, store: Store) -> Evaluated:
     import torch
     from safetensors.torch import load_file
 
-    from maect import datasets, evals
+    from maect import datasets
     from maect.settings import DataSettings
 
     torch.set_num_threads(task.settings["numerics"]["threads"])
-    evaluator = evals.get(task.kind)
-    settings = evaluator.settings.parse(task.settings["settings"])
+    evaluation = Evaluation.of(task.kind, task.settings)
     tensors = load_file(store.folder(task.inputs["features"]) / "features.safetensors")
-    reported = task.settings["split"]
-    splits = {
-        name: evals.Features(tensors[f"{source}_x"], tensors[f"{source}_y"])
-        for name, source in (("train", "train"), ("selection", "selection"), ("test", reported))
-    }
-    classes = int(max(int(split.y.max()) for split in splits.values())) + 1
     data = DataSettings(name=task.data["name"], path=task.places["data_path"])
-    rows = datasets.low_shot(data, Path(task.places["data_root"] or ""))
-    given = evals.EvalInput(
-        train=splits["train"],
-        selection=splits["selection"],
-        test=splits["test"],
-        classes=classes,
-        seed=task.settings.get("seed", 0),
-        low_shot={budget: [draw.tolist() for draw in draws] for budget, draws in rows.items()},
+    reported = task.settings["split"]
+    given = eval_input(
+        tensors,
+        reported,
+        datasets.low_shot(data, Path(task.places["data_root"] or "")),
+        task.settings.get("seed", 0),
     )
-    result = evaluator.run(given, settings, evals.ALL_ROWS)
-    metrics = [
-        {
-            "name": metric.name,
-            "label": metric.label,
-            "value": result.values[metric.name],
-            "unit": metric.unit,
-            "higher_is_better": metric.higher_is_better,
-            "primary": metric.primary,
-        }
-        for metric in evaluator.metrics(settings)
-    ]
+    result = evaluation.evaluator.run(given, evaluation.settings, evals.ALL_ROWS)
     predictions = {name: torch.from_numpy(array) for name, array in result.predictions.items()}
     return Evaluated(
-        tensors={"predictions": {**predictions, "labels": splits["test"].y}},
+        tensors={"predictions": {**predictions, "labels": given.test.y}},
         documents={},
         curves={},
         summary={"chosen": result.chosen, "notes": result.notes},
-        metrics=metrics,
+        metrics=metric_rows(evaluation, result.values),
         protocol={
             **result.protocol,
+            **evaluation.tokens,
             "evaluation": task.kind,
             "data": task.data["fingerprint"],
             "split": reported,

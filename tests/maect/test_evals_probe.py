@@ -141,27 +141,6 @@ def test_a_batch_larger_than_the_data_takes_all_of_it_and_says_so() -> None:
     assert any("3 steps" in note for note in result.notes)
 
 
-def test_augmented_features_are_asked_for_epoch_by_epoch() -> None:
-    data, asked = problem(), []
-
-    def views(epoch: int, rows: np.ndarray) -> Tensor:
-        asked.append((epoch, rows))
-        return data.train.x[torch.from_numpy(rows)]
-
-    run = evals.get("probe").run
-    augmented = QUICK.model_copy(update={"features": "augmented"})
-    with pytest.raises(ValueError, match="needs the encoder"):
-        run(data, augmented, evals.ALL_ROWS)
-    cached = run(data, QUICK, evals.ALL_ROWS)
-    data.views = views
-    fresh = run(data, augmented, evals.ALL_ROWS)
-    assert fresh.values == cached.values  # the views here are the images as they are
-    assert fresh.protocol["features"] == "augmented" != cached.protocol["features"]
-    assert [epoch for epoch, _ in asked] == [e for e in range(4) for _ in range(400 // 64)]
-    first = np.concatenate([rows for epoch, rows in asked if epoch == 0])
-    assert len(set(first.tolist())) == len(first)
-
-
 def test_depends_on_the_seed_and_on_nothing_else() -> None:
     data, run = problem(), evals.get("probe").run
     first, second = (run(data, QUICK, evals.ALL_ROWS) for _ in range(2))

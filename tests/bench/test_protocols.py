@@ -1,0 +1,103 @@
+"""suites/protocols.yaml: other tokens and further protocols, run for real in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bench_helpers import ROOT, fill_store
+from safetensors.torch import load_file
+
+from bench.store import Store
+from maect import evals
+from maect.datasets import data_root
+from maect.stages.job import Job
+
+PROTOCOLS = ROOT / "suites" / "protocols.yaml"
+QUICK = ["mae.steps=4"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The MAE with all evaluations of the suite."""
+    root = tmp_path_factory.mktemp("protocols") / "store"
+    return fill_store(root, suite=PROTOCOLS, only="MAE", sets=QUICK)
+
+
+def record(store: Store, name: str) -> dict[str, Any]:
+    found = [store.state(key).record for key in store.stage_keys()]
+    return next(r for r in found if r is not None and r["name"] == name)
+
+
+def metrics(store: Store, name: str) -> dict[str, float]:
+    return {m["name"]: m["value"] for m in record(store, name)["metrics"]}
+
+
+def test_blocks_give_what_the_encoder_says_at_each(store: Store) -> None:
+    from maect.stages.features import SPLITS, JobImages
+
+    found = record(store, "MAE features (blocks 0, 1, mean of patches), seed 0")
+    inputs = {name: store.folder(source["key"]) for name, source in found["inputs"].items()}
+    job = Job(found["settings"], inputs, data_root())
+    images = JobImages(job)
+    encoder = job.encoder(1, averaged=True).eval()
+    x, y = [], []
+    for name in SPLITS:
+        rows = np.arange(len(images.split(name)))
+        with torch.inference_mode():
+            tokens = encoder.features_by_depth(images.prepared(name, rows), [0, 1])
+        x.append([block[:, 1:].mean(1) for block in tokens])
+        y.append(images.split(name).labels)
+    stored = load_file(store.folder(found["key"]) / "features.safetensors")
+    assert stored["test_x"].shape == (500, 2, 32)
+    torch.testing.assert_close(stored["train_x"], torch.stack(x[0], 1))
+    measured = metrics(store, "MAE knn_by_block, seed 0")
+    for block in (0, 1):
+        right = evals.knn(x[0][block], y[0], x[2][block], y[2], k=[10, 20])
+        for k, share in right.items():
+            assert measured[f"accuracy_k{k}_block{block}"] == pytest.approx(100 * share, abs=0.41)
+    primary = [m for m in record(store, "MAE knn_by_block, seed 0")["metrics"] if m["primary"]]
+    assert [m["name"] for m in primary] == ["accuracy_k10_block1"]
+
+
+def test_both_pools_stand_side_by_side(store: Store) -> None:
+    found = record(store, "MAE features (class token and mean), seed 0")
+    both = load_file(store.folder(found["key"]) / "features.safetensors")
+    usual = load_file(
+        store.folder(record(store, "MAE features, seed 0")["key"]) / "features.safetensors"
+    )
+    assert both["train_x"].shape == (1097, 64)
+    torch.testing.assert_close(both["test_x"][:, 32:], usual["test_x"])
+    probe = record(store, "MAE probe_both, seed 0")
+    assert probe["kind"] == "probe"
+    assert probe["protocol"]["tokens"] == {"block": None, "pool": "both"}
+    assert "class token and mean" in probe["metrics"][0]["label"]
+
+
+def test_the_table_and_verify_know_them(store: Store, bench: Any) -> None:
+    options = (PROTOCOLS, "--store", store.root, *(f"--set={text}" for text in QUICK))
+    report = bench("report", *options, "--only", "MAE")
+    assert report.code == 0, report
+    assert "k-NN, k=10, block 0" in report.out
+    checked = bench("verify", *options, "--only", "MAE")
+    assert checked.code == 0, checked
+    assert "everything fits" in checked.out
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("evaluations.probe_both.block=2", "block 2 is none of the encoder's 2; write 0 to 1"),
+        ("evaluations.probe_both.block=[0, 0]", "each once"),
+        ("evaluations.probe_both.pool=max", "'evaluations.probe_both.pool'"),
+        ("evaluations.probe_both.evaluation=probes", "did you mean 'probe'?"),
+    ],
+)
+def test_mistakes_are_told(given: str, says: str, bench: Any, tmp_path: Path) -> None:
+    done = bench("plan", PROTOCOLS, "--store", tmp_path / "store", "--set", given)
+    assert done.code == 2
+    assert says in done.err
+    assert "Traceback" not in done.err
