@@ -192,11 +192,19 @@ def _evaluate(task: Task, store: Store) -> Evaluated:
     tensors = load_file(store.folder(task.inputs["features"]) / "features.safetensors")
     data = DataSettings(name=task.data["name"], path=task.places["data_path"])
     reported = task.settings["split"]
+    images = None
+    if evaluation.evaluator.needs_encoder:
+        from maect.stages.features import JobImages
+
+        job = _job(task, store)
+        job.prepare()
+        images = JobImages(job, reported)
     given = eval_input(
         tensors,
         reported,
         datasets.low_shot(data, Path(task.places["data_root"] or "")),
         task.settings.get("seed", 0),
+        images,
     )
     result = evaluation.evaluator.run(given, evaluation.settings, evals.ALL_ROWS)
     predictions = {name: torch.from_numpy(array) for name, array in result.predictions.items()}

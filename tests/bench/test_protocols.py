@@ -11,9 +11,12 @@ import torch
 from bench_helpers import ROOT, fill_store
 from safetensors.torch import load_file
 
+from bench.evaluation import eval_input
 from bench.store import Store
 from maect import evals
-from maect.datasets import data_root
+from maect.datasets import data_root, low_shot
+from maect.settings import DataSettings
+from maect.stages.features import SPLITS, JobImages
 from maect.stages.job import Job
 
 PROTOCOLS = ROOT / "suites" / "protocols.yaml"
@@ -37,8 +40,6 @@ def metrics(store: Store, name: str) -> dict[str, float]:
 
 
 def test_blocks_give_what_the_encoder_says_at_each(store: Store) -> None:
-    from maect.stages.features import SPLITS, JobImages
-
     found = record(store, "MAE features (blocks 0, 1, mean of patches), seed 0")
     inputs = {name: store.folder(source["key"]) for name, source in found["inputs"].items()}
     job = Job(found["settings"], inputs, data_root())
@@ -75,6 +76,30 @@ def test_both_pools_stand_side_by_side(store: Store) -> None:
     assert probe["kind"] == "probe"
     assert probe["protocol"]["tokens"] == {"block": None, "pool": "both"}
     assert "class token and mean" in probe["metrics"][0]["label"]
+
+
+def images_and_input(store: Store) -> tuple[JobImages, evals.EvalInput]:
+    found = record(store, "MAE features, seed 0")
+    inputs = {name: store.folder(source["key"]) for name, source in found["inputs"].items()}
+    images = JobImages(Job(found["settings"], inputs, data_root()))
+    tensors = load_file(store.folder(found["key"]) / "features.safetensors")
+    draws = low_shot(DataSettings(name="digits"))
+    return images, eval_input(tensors, "test", draws, 0, images)
+
+
+def test_the_augmented_probe_on_whole_images_is_the_cached_one(store: Store) -> None:
+    _, given = images_and_input(store)
+    kept = {"epochs": 3, "batch_size": 256}
+    whole = {"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "flip": 0.0}
+    runs = {}
+    for name, more in (("probe", {}), ("probe_augmented", {"view": whole})):
+        settings = evals.get(name).settings.parse(kept | more)
+        runs[name] = evals.get(name).run(given, settings, evals.ALL_ROWS).predictions["class"]
+    assert (runs["probe"] == runs["probe_augmented"]).mean() > 0.99
+    used = record(store, "MAE probe_augmented, seed 0")
+    assert used["protocol"]["features"] == "augmented"
+    assert used["protocol"]["view"]["crop_scale"] == [0.5, 1.0]
+    assert {"encoder", "features"} == used["inputs"].keys()
 
 
 def test_the_table_and_verify_know_them(store: Store, bench: Any) -> None:
