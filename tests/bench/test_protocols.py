@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench_helpers import ROOT, fill_store
+from bench_helpers import PAPER, ROOT, fill_store
 from safetensors.torch import load_file
 
 from bench.evaluation import eval_input
 from bench.store import Store
+from bench.suite import load_suite
 from maect import evals
 from maect.datasets import data_root, low_shot
 from maect.settings import DataSettings
@@ -110,6 +111,32 @@ def test_the_table_and_verify_know_them(store: Store, bench: Any) -> None:
     checked = bench("verify", *options, "--only", "MAE")
     assert checked.code == 0, checked
     assert "everything fits" in checked.out
+
+
+def test_fine_tuning_reports_each_budget(store: Store) -> None:
+    tuned = record(store, "MAE low_shot_finetune, seed 0")
+    assert [m["name"] for m in tuned["metrics"]] == ["accuracy_1pct", "accuracy_10pct"]
+    (ten,) = tuned["summary"]["chosen"]["accuracy_10pct"]
+    assert ten["images"] > 100
+    values = metrics(store, "MAE low_shot_finetune, seed 0")
+    assert values["accuracy_10pct"] > 25  # ten classes; ten images, the 1 %, teach next to nothing
+    assert 0 < values["accuracy_1pct"] < values["accuracy_10pct"]
+
+
+def test_a_profile_may_evaluate_otherwise(tmp_path: Path) -> None:
+    usual = ["knn", "probe", "low_shot", "cluster"]
+    found = {name: load_suite(PAPER, profile=name) for name in ("digits", "cifar10")}
+    assert [*found["digits"].variants["MAE"].evaluations] == usual
+    more = ["knn_by_block", "probe_both", "probe_augmented", "low_shot_finetune"]
+    assert [*found["cifar10"].variants["MAE"].evaluations] == usual + more
+    assert len(found["cifar10"].tables) == len(found["digits"].tables) + 1
+    # a suite that takes the profile over keeps its own
+    path = tmp_path / "other.yaml"
+    path.write_text(
+        f"suite: other\nprofile: cifar10\nprofiles_from: '{PAPER}'\nseeds: [0]\n"
+        "evaluate: [knn]\nvariants: {MAE: {stages: [mae]}}\nprofiles: {cifar10: {}}\n"
+    )
+    assert [*load_suite(path).variants["MAE"].evaluations] == ["knn"]
 
 
 @pytest.mark.parametrize(

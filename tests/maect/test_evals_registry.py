@@ -21,8 +21,15 @@ SHORT = {
     "probe": {"epochs": 2, "batch_size": 50, "base_lrs": [0.1, 0.4]},
     "low_shot": {"budgets": ["1", "10%"]},
     "cluster": {"runs": 2},
+    "low_shot_finetune": {"budgets": ["10%"], "epochs": 10, "lrs": [1e-4, 1e-2], "batch_size": 6},
     "probe_augmented": {"epochs": 2, "batch_size": 50, "base_lrs": [0.1, 0.4]},
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Such small products only lose by more."""
+    torch.set_num_threads(1)
 
 
 class Pictures:
@@ -72,7 +79,8 @@ def settings(name: str) -> Settings:
 
 
 def test_the_protocols_are_there() -> None:
-    assert evals.names() == ["cluster", "knn", "low_shot", "probe", "probe_augmented"]
+    known = ["cluster", "knn", "low_shot", "low_shot_finetune", "probe", "probe_augmented"]
+    assert evals.names() == known
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
@@ -161,3 +169,21 @@ def test_merge_refuses_gaps_and_what_cannot_be_cut() -> None:
     whole = probe.run(given, settings("probe"), evals.ALL_ROWS)
     with pytest.raises(ValueError, match="'probe' cannot be cut into 2 parts"):
         evals.merge(probe, [whole, whole], labels)
+
+
+def test_fine_tuning_learns_chooses_and_tells_what_it_lacks() -> None:
+    finetune, given = evals.get("low_shot_finetune"), data()
+    result = finetune.run(given, settings("low_shot_finetune"), evals.ALL_ROWS)
+    assert result.values["accuracy_10pct"] > 60  # four classes, twelve images
+    (chosen,) = result.chosen["accuracy_10pct"]
+    assert chosen["lr"] == 1e-2  # the other one is too low for twenty steps
+    assert (chosen["images"], chosen["steps"]) == (12, 20)
+    again = finetune.run(data(), settings("low_shot_finetune"), evals.ALL_ROWS)
+    np.testing.assert_array_equal(
+        again.predictions["class_10pct"], result.predictions["class_10pct"]
+    )
+    with pytest.raises(ValueError, match="no low-shot draws for 1%"):
+        finetune.run(given, finetune.settings(), evals.ALL_ROWS)
+    given.images = None
+    with pytest.raises(ValueError, match="needs the encoder"):
+        finetune.run(given, settings("low_shot_finetune"), evals.ALL_ROWS)
