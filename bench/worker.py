@@ -8,20 +8,15 @@ import os
 import resource
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bench import environment, gpus
-from bench.evaluation import Evaluation, eval_input, metric_rows
+from bench import environment, gpus, parts
 from bench.identity import code, digest
 from bench.plan import ENTRY, Stage, entry_modules
 from bench.store import Store, iso, tail
-from maect import evals
-
-if TYPE_CHECKING:
-    from maect.stages.job import Job
 
 #: seconds between two lines of an attempt's log
 LOG_EVERY_S = 5.0
@@ -64,10 +59,18 @@ class StageFailed(Exception):
 Report = Callable[[str, dict[str, Any]], None]
 
 
-def run_task(task: Task, root: Path, run_id: str, report: Report) -> None:
+def run_task(
+    task: Task,
+    root: Path,
+    run_id: str,
+    report: Report,
+    workers: int = 1,
+    spread: parts.Spread | None = None,
+) -> None:
     """Run a stage in this process, leaving its artifact and record.
 
-    In a group of workers every one calls this; the first one writes. Raises `StageFailed`.
+    In a group of workers every one calls this; the first one writes. With `spread` an evaluation
+    is computed on as many `workers`, where it can be cut. Raises `StageFailed`.
     """
     for module in entry_modules(task.kind):
         importlib.import_module(module)  # not part of the stage's time
@@ -79,7 +82,10 @@ def run_task(task: Task, root: Path, run_id: str, report: Report) -> None:
         writer.stop_meter = stop_meter
     try:
         check_code(task)
-        output = _train(task, store, writer) if task.kind in ENTRY else _evaluate(task, store)
+        if task.kind in ENTRY:
+            output = _train(task, store, writer)
+        else:
+            output = _evaluate(task, store, writer, workers, spread)
         if writer is None:
             stop_meter()
         _common(None)  # now all other workers' meters have told what they know
@@ -138,26 +144,9 @@ def _device() -> Any:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _job(task: Task, store: Store) -> Job:
-    """A task as maect's stages take it."""
-    from maect.stages.job import Job
-
-    weights = task.places.get("weights")
-    data_root = task.places["data_root"]
-    assert data_root is not None
-    return Job(
-        settings=task.settings,
-        inputs={name: store.folder(key) for name, key in task.inputs.items()},
-        data_root=Path(data_root),
-        data_path=task.places["data_path"],
-        weights=Path(weights).expanduser() if weights else None,
-        device=_device(),
-    )
-
-
 def _train(task: Task, store: Store, writer: Attempt | None) -> Any:
     """A stage of `maect.stages`."""
-    job = _job(task, store)
+    job = parts.job_of(task, store, _device())
     if writer is not None:
         job.on_progress = writer.progress
     if task.steps is not None:
@@ -167,66 +156,21 @@ def _train(task: Task, store: Store, writer: Attempt | None) -> Any:
     return importlib.import_module(ENTRY[task.kind]).run(job)
 
 
-@dataclass
-class Evaluated:
-    """An evaluation's result in the form of a stage's output."""
-
-    tensors: dict[str, dict[str, Any]]
-    documents: dict[str, Any]
-    curves: dict[str, list[float]]
-    summary: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    protocol: dict[str, Any]
-
-
-def _evaluate(task: Task, store: Store) -> Evaluated:
-    """An evaluation of `maect.evals` on the features of its input."""
-    import torch
-    from safetensors.torch import load_file
-
-    from maect import datasets
-    from maect.settings import DataSettings
-
-    torch.set_num_threads(task.settings["numerics"]["threads"])
-    evaluation = Evaluation.of(task.kind, task.settings)
-    tensors = load_file(store.folder(task.inputs["features"]) / "features.safetensors")
-    data = DataSettings(name=task.data["name"], path=task.places["data_path"])
-    reported = task.settings["split"]
-    images = None
-    if evaluation.evaluator.needs_encoder:
-        from maect.stages.features import JobImages
-
-        job = _job(task, store)
-        job.prepare()
-        images = JobImages(job, reported)
-    given = eval_input(
-        tensors,
-        reported,
-        datasets.low_shot(data, Path(task.places["data_root"] or "")),
-        task.settings.get("seed", 0),
-        images,
-    )
-    result = evaluation.evaluator.run(given, evaluation.settings, evals.ALL_ROWS)
-    predictions = {name: torch.from_numpy(array) for name, array in result.predictions.items()}
-    return Evaluated(
-        tensors={"predictions": {**predictions, "labels": given.test.y}},
-        documents={},
-        curves={},
-        summary={"chosen": result.chosen, "notes": result.notes},
-        metrics=metric_rows(evaluation, result.values),
-        protocol={
-            **result.protocol,
-            **evaluation.tokens,
-            "evaluation": task.kind,
-            "data": task.data["fingerprint"],
-            "split": reported,
-        },
-    )
+def _evaluate(
+    task: Task, store: Store, writer: Attempt | None, workers: int, spread: parts.Spread | None
+) -> parts.Evaluated:
+    """An evaluation of `maect.evals`."""
+    found = parts.run_all(task, store, _device(), workers, spread)
+    if writer is not None:
+        writer.elsewhere = found[1:]
+    return parts.join(task, store, found)
 
 
 class Attempt:
     """One try at a stage: its start, its log, its record."""
 
+    #: parts of an evaluation that other workers computed
+    elsewhere: Sequence[parts.Part] = ()
     #: ends the measurement of the first worker's device
     stop_meter: Callable[[], None] = staticmethod(lambda: None)
 
@@ -335,10 +279,12 @@ class Attempt:
         self.stop_meter()
         ended = time.time()
         wall, cost = ended - self.began, self.start["cost"]
+        if cost["device_kind"] == "cpu":  # parts elsewhere hold cores, never a GPU
+            cost["devices"] *= 1 + len(self.elsewhere)
         cost |= {
             "wall_s": wall,
             "device_hours": cost["devices"] * wall / 3600,
-            "cpu_s": _cpu_s() - self.cpu,
+            "cpu_s": _cpu_s() - self.cpu + sum(part.cpu_s for part in self.elsewhere),
         }
         if cost["device_kind"] == "gpu":
             cost |= gpus.collect(self.folder, cost["devices"])

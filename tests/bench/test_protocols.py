@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from bench_helpers import PAPER, ROOT, fill_store
 from safetensors.torch import load_file
 
 from bench.evaluation import eval_input
+from bench.parts import Part, run_part
+from bench.plan import make_plan
 from bench.store import Store
 from bench.suite import load_suite
+from bench.worker import Task, run_task
 from maect import evals
 from maect.datasets import data_root, low_shot
 from maect.settings import DataSettings
@@ -121,6 +125,30 @@ def test_fine_tuning_reports_each_budget(store: Store) -> None:
     values = metrics(store, "MAE low_shot_finetune, seed 0")
     assert values["accuracy_10pct"] > 25  # ten classes; ten images, the 1 %, teach next to nothing
     assert 0 < values["accuracy_1pct"] < values["accuracy_10pct"]
+
+
+def test_parts_on_two_and_three_workers_leave_the_same_digits(store: Store, tmp_path: Path) -> None:
+    plan = make_plan(load_suite(PROTOCOLS, seeds=1, sets=QUICK), store, only="MAE")
+    stage = plan.rows[0].evaluations["knn_by_block"]
+    whole = record(store, stage.title)
+
+    def spread(task: Task, count: int) -> Callable[[], list[Part]]:
+        found = [run_part(task, other, "cpu", part, count) for part in range(1, count)]
+        return lambda: found
+
+    for workers in (2, 3):
+        other = Store(tmp_path / str(workers))
+        other.create()
+        for source in stage.inputs.values():
+            other.folder(source.key).symlink_to(store.folder(source.key))
+        run_task(Task.of(stage), other.root, "parts", lambda *_: None, workers, spread)
+        cut = record(other, stage.title)
+        assert cut["files"] == whole["files"]
+        assert cut["metrics"] == whole["metrics"]
+        assert cut["protocol"] == whole["protocol"]
+        cost = cut["cost"]
+        assert cost["devices"] == workers
+        assert cost["device_hours"] == pytest.approx(workers * cost["wall_s"] / 3600)
 
 
 def test_a_profile_may_evaluate_otherwise(tmp_path: Path) -> None:
