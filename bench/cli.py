@@ -104,6 +104,34 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--rerun", metavar="GLOB", help="also run these stages again and compare "
                        "bit for bit: a kind or titles, e.g. tune or 'MAE-CT *'")  # fmt: skip
     check.add_argument("--json", action="store_true")
+    evaluate = add("eval", evaluate_weights, "evaluate a ViT checkpoint without a suite",
+                   suite=False)  # fmt: skip
+    evaluate.add_argument("--weights", type=Path, required=True, metavar="FILE",
+                          help="a checkpoint: MAE-CT's, facebookresearch/mae's, timm's or Hugging "
+                          "Face's, or a folder that holds one")  # fmt: skip
+    evaluate.add_argument("--data", required=True, metavar="DIR_OR_NAME",
+                          help="a data set's name, or a folder of images or shards")  # fmt: skip
+    evaluate.add_argument("--evaluate", default="knn,probe", metavar="NAMES",
+                          help="evaluations, with commas between (default: knn,probe)")  # fmt: skip
+    evaluate.add_argument("--pool", choices=["cls", "mean", "both"], default="mean",
+                          help="class token, mean of the patches (default), or both")  # fmt: skip
+    evaluate.add_argument("--block", metavar="N",
+                          help="tokens after this block, from 0, or `all` (default: after the last "
+                          "one and the final norm)")  # fmt: skip
+    evaluate.add_argument("--split", choices=["test", "selection"], default="test",
+                          help="images to report on (default: test)")  # fmt: skip
+    evaluate.add_argument("--image-size", type=_count, metavar="N",
+                          help="side in pixels (default: the checkpoint's)")  # fmt: skip
+    evaluate.add_argument("--heads", type=_count, metavar="N",
+                          help="attention heads, where the file does not show them")  # fmt: skip
+    evaluate.add_argument("--threads", type=_count, default=1, metavar="N",
+                          help="default 1; others may change the last digits")  # fmt: skip
+    evaluate.add_argument("--seed", type=_workers, default=0, metavar="N")
+    evaluate.add_argument("--set", dest="sets", action="append", default=[], metavar="PATH=VALUE",
+                          help="a setting, e.g. probe.epochs=10; may be repeated")  # fmt: skip
+    evaluate.add_argument("--predictions", type=Path, metavar="FILE",
+                          help="also write each image's predictions, as safetensors")  # fmt: skip
+    evaluate.add_argument("--json", action="store_true")
     ls = add("ls", ls_store, "list the records of a store", suite=False)
     ls.add_argument("--json", action="store_true")
     show = add("show", show_record, "show one record, its lineage and its log", suite=False)
@@ -275,6 +303,14 @@ def verify_suite(options: argparse.Namespace) -> int:
     for mismatch in found.mismatches:
         print(f"mismatch: {mismatch}", file=sys.stderr)
     return MISMATCH if found.mismatches else OK
+
+
+def evaluate_weights(options: argparse.Namespace) -> int:
+    from bench import evaluate
+
+    found = evaluate.run(options)
+    print(json.dumps(found, indent=1) if options.json else evaluate.text(found))
+    return OK
 
 
 def ls_store(options: argparse.Namespace) -> int:

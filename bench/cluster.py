@@ -34,8 +34,9 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from bench.errors import UserError
+from bench.parts import Part, run_part
 from bench.store import Store
-from bench.worker import StageFailed, Task, run_task
+from bench.worker import StageFailed, Task, check_code, run_task
 
 #: how long an idle group waits for the driver to offer it another stage
 PATIENCE_S = 3.0
@@ -256,11 +257,26 @@ def _share(task: Task | None) -> Task | None:
     return box[0]
 
 
+@ray.remote(max_retries=3)  # leaves nothing behind, so it may run again
+def share(task: Task, root: Any, part: int, parts: int) -> Part:
+    """A part of an evaluation, on a core."""
+    check_code(task)
+    return run_part(task, Store(root), "cpu", part, parts)
+
+
 @ray.remote(max_retries=0)
-def evaluate(task: Task, root: Any, run_id: str, board: Any) -> None:
-    """One evaluation or features stage."""
+def evaluate(task: Task, root: Any, run_id: str, board: Any, layout: Layout) -> None:
+    """One evaluation or features stage; its other parts, where it has some, as tasks beside it."""
+
+    def spread(task: Task, parts: int) -> Callable[[], list[Part]]:
+        # no GPU: one held while another is waited for could block a second evaluation for ever;
+        # cores are lent out meanwhile
+        start = share.options(num_cpus=layout.threads).remote
+        references = [start(task, root, part, parts) for part in range(1, parts)]
+        return lambda: ray.get(references)
+
     try:
-        run_task(task, root, run_id, reporter(board))
+        run_task(task, root, run_id, reporter(board), max(1, layout.workers), spread)
     except StageFailed:
         pass  # its record says why
 

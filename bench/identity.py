@@ -80,10 +80,10 @@ def _drop_docstring(node: ast.AST) -> None:
 
 
 @cache
-def code_modules(entry: str) -> dict[str, str]:
-    """Hashes of `entry` and of every maect module it imports, directly or not."""
+def code_modules(*entries: str) -> dict[str, str]:
+    """Hashes of `entries` and of every maect module they import, directly or not."""
     hashes: dict[str, str] = {}
-    pending = [entry]
+    pending = [*entries]
     while pending:
         name = pending.pop()
         if name in hashes or name in _NOT_CODE:
@@ -96,7 +96,7 @@ def code_modules(entry: str) -> dict[str, str]:
     return dict(sorted(hashes.items()))
 
 
-def code(entry: str) -> dict[str, Any]:
+def code(*entries: str) -> dict[str, Any]:
     """The code a stage runs: one hash over all, and one a module to name what changed."""
-    modules = code_modules(entry)
+    modules = code_modules(*entries)
     return {"hash": digest(modules, 16), "modules": modules}

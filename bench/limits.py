@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import short, suggestion
 from bench.explain import fault
 from bench.yamlfile import Map
-from maect import evals
 
 if TYPE_CHECKING:
     from bench.suite import SuiteSettings, Variant
@@ -124,11 +123,18 @@ def _check_data(variant: Variant, images: int | None, tree: Map) -> None:
             message = f"{stage}.batch_size {batch} is not a multiple of numerics.shards "
             message += f"{row.numerics.shards}; change one of them"
             raise fault(message, tree, at, ("numerics", "shards"))
-    knn = variant.evaluations.get("knn")
-    most = max(getattr(knn, "k", [1]))
-    if images is not None and most > images:
-        message = f"k {most} is more neighbours than the {images} training images; lower it"
-        raise fault(message, tree, ("evaluations", "knn", "k"))
+    for name, evaluation in variant.evaluations.items():
+        most = max(getattr(evaluation.settings, "k", [1]))
+        if images is not None and most > images:
+            message = f"k {most} is more neighbours than the {images} training images; lower it"
+            raise fault(message, tree, ("evaluations", name, "k"))
+        blocks = evaluation.block if isinstance(evaluation.block, list) else [evaluation.block or 0]
+        depth = row.model.depth or 0
+        if max(blocks) >= depth:
+            message = (
+                f"block {max(blocks)} is none of the encoder's {depth}; write 0 to {depth - 1}"
+            )
+            raise fault(message, tree, ("evaluations", name, "block"))
 
 
 def check_search(search: Any, variants: dict[str, Variant], cells: Any, tree: Map) -> None:
@@ -189,7 +195,7 @@ def _columns(variants: dict[str, Variant]) -> set[str]:
     """What a table can have as columns: evaluations, their further metrics, and the cost."""
     known = {"cost"}
     for variant in variants.values():
-        for name, settings in variant.evaluations.items():
-            for metric in evals.get(name).metrics(settings):
+        for name, evaluation in variant.evaluations.items():
+            for metric in evaluation.metrics():
                 known.add(name if metric.primary else f"{name}.{metric.name}")
     return known

@@ -16,6 +16,7 @@ from typing import Any
 
 from bench import compute, explore
 from bench.errors import UserError
+from bench.evaluation import Evaluation
 from bench.identity import code, stage_key
 from bench.store import StageState, Store
 from bench.suite import Suite, Variant, data_info
@@ -69,11 +70,14 @@ class Row:
     seed: int
     chain: list[Stage]
     features: Stage
+    #: features of other tokens that evaluations declare
+    more_features: list[Stage]
     evaluations: dict[str, Stage]
 
     def stages(self) -> Iterator[Stage]:
         yield from self.chain
         yield self.features
+        yield from self.more_features
         yield from self.evaluations.values()
 
 
@@ -94,9 +98,14 @@ class Plan:
         return [stage for stage in self.stages.values() if stage.status in statuses]
 
 
-def entry_module(kind: str) -> str:
-    """The maect module that a kind of stage runs."""
-    return ENTRY.get(kind) or evals.get(kind).run.__module__
+def entry_modules(kind: str) -> list[str]:
+    """The maect modules that a kind of stage runs."""
+    if kind in ENTRY:
+        return [ENTRY[kind]]
+    evaluator = evals.get(kind)
+    # what makes the views of an evaluation that asks for the encoder makes the features too
+    views = [ENTRY["features"]] if evaluator.needs_encoder else []
+    return [evaluator.run.__module__, evals.at_blocks.__module__, *views]
 
 
 def encoder_stage(chain: list[Stage]) -> Stage:
@@ -125,11 +134,14 @@ class Planner:
         for kind in variant.stages:
             chain.append(getattr(self, kind)(variant, seed, data, chain))
         features = self.features(variant, seed, data, chain)
-        evaluations = {
-            name: self.evaluation(variant, seed, data, name, settings.resolved(), features)
-            for name, settings in variant.evaluations.items()
-        }
-        return Row(variant, seed, chain, features, evaluations)
+        more: list[Stage] = []
+        evaluations = {}
+        for name, evaluation in variant.evaluations.items():
+            source = self.features(variant, seed, data, chain, evaluation)
+            if source is not features and source not in more:
+                more.append(source)
+            evaluations[name] = self.evaluation(variant, seed, data, name, evaluation, source)
+        return Row(variant, seed, chain, features, more, evaluations)
 
     def add(
         self,
@@ -157,7 +169,7 @@ class Planner:
                 inputs,
                 data,
                 places,
-                code(entry_module(kind)),
+                code(*entry_modules(kind)),
                 steps,
                 cost,
             )
@@ -243,14 +255,29 @@ class Planner:
         label = f"{variant.name} tuning, seed {seed}"
         return self.training("tune", label, train, settings, inputs, data, variant)
 
-    def features(self, variant: Variant, seed: int, data: DataInfo, chain: list[Stage]) -> Stage:
+    def features(
+        self,
+        variant: Variant,
+        seed: int,
+        data: DataInfo,
+        chain: list[Stage],
+        evaluation: Evaluation | None = None,
+    ) -> Stage:
+        """The row's usual features, or those of the tokens that an evaluation declares."""
         settings = self.common(variant, seed) | {"pool": variant.row.model.pool}
-        label = f"{variant.name} features, seed {seed}"
+        title = f"{variant.name} features"
+        if evaluation is not None and evaluation.pool:
+            settings["pool"] = evaluation.pool
+            if evaluation.block is not None:
+                settings["block"] = evaluation.block
+            if settings["pool"] != variant.row.model.pool or "block" in settings:
+                title += f" ({', '.join(evaluation.said())})"
+        label = f"{title}, seed {seed}"
         if not chain:
             settings |= self.start(variant)
             if settings.get("init") != "random":
                 del settings["seed"]  # pixels and released weights do not depend on it
-                label = f"{variant.name} features"
+                label = title
             if settings.get("init") == "pixels":
                 del settings["model"], settings["pool"]
         images = sum(data.counts.values())
@@ -266,20 +293,23 @@ class Planner:
         seed: int,
         data: DataInfo,
         name: str,
-        settings: dict[str, Any],
+        evaluation: Evaluation,
         features: Stage,
     ) -> Stage:
-        settings = {
-            "settings": settings,
+        settings = evaluation.resolved() | {
             "numerics": variant.row.numerics.resolved(),
             "split": variant.row.report_on,
         }
+        inputs = {"features": features}
         label = f"{variant.name} {name}"
-        if evals.get(name).uses_seed:
+        if evaluation.evaluator.needs_encoder:
+            settings = features.settings | settings
+            inputs |= features.inputs
+        if evaluation.evaluator.uses_seed:
             settings["seed"] = seed
-        if evals.get(name).uses_seed or "seed" in features.settings:
+        if evaluation.evaluator.uses_seed or "seed" in features.settings:
             label += f", seed {seed}"
-        return self.add(name, label, settings, {"features": features}, data, variant)
+        return self.add(evaluation.kind, label, settings, inputs, data, variant)
 
 
 def make_plan(suite: Suite, store: Store, *, keep_stale: bool = False, only: str = "*") -> Plan:

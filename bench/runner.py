@@ -279,7 +279,9 @@ class _Driver:
     def _evaluate(self, stage: Stage) -> None:
         self.scheduler.begin(stage)
         task = self.cluster.evaluate.options(**self.layout.evaluation())
-        reference = task.remote(Task.of(stage), self.store.root, self.run_id, self.board)
+        reference = task.remote(
+            Task.of(stage), self.store.root, self.run_id, self.board, self.layout
+        )
         self.tasks[reference] = stage
 
     def _reap_tasks(self) -> None:

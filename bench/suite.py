@@ -17,6 +17,7 @@ from pydantic import Field, NonNegativeInt
 
 from bench import grid, limits, yamlfile
 from bench.errors import UserError, short, suggestion
+from bench.evaluation import Evaluation, declare_all
 from bench.explain import check, fault
 from bench.grid import SearchSettings
 from maect import datasets, evals
@@ -54,7 +55,8 @@ class RowSettings(Settings):
     augment: dict[str, AugmentSettings]
     #: the split that evaluations report on; choose settings on `selection`, look at `test` once
     report_on: Literal["test", "selection"] = "test"
-    #: settings of the evaluations by name; those left out have their defaults
+    #: settings of the evaluations by name; those left out have their defaults. `block` and `pool`
+    #: choose other tokens; `evaluation: knn` makes a further one under a name of its own
     evaluations: dict[str, dict[str, Any]] = {}
 
 
@@ -115,8 +117,8 @@ class Variant:
     augment: str
     match_compute: str | None
     row: RowSettings
-    #: validated settings of each evaluation of the suite
-    evaluations: dict[str, Settings]
+    #: the suite's evaluations by name, but for those that need an encoder where there is none
+    evaluations: dict[str, Evaluation]
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class Suite:
                     "augment": v.augment,
                     "match_compute": v.match_compute,
                     "settings": v.row.resolved()
-                    | {"evaluations": {n: e.resolved() for n, e in v.evaluations.items()}},
+                    | {"evaluations": {n: e.plain(n) for n, e in v.evaluations.items()}},
                 }
                 for v in self.variants.values()
             },
@@ -233,6 +235,9 @@ def _overlay(path: list[str], value: Any, file: str, line: int | None) -> yamlfi
 class _Builder:
     """Turns one parsed file into a `Suite`, keeping the place of every value for messages."""
 
+    #: parts of the suite that a profile may replace
+    OWN = frozenset({"evaluate", "tables"})
+
     def __init__(
         self, path: Path, tree: yamlfile.Map, sets: list[yamlfile.Map], profile: str | None
     ) -> None:
@@ -252,6 +257,11 @@ class _Builder:
             if profile:
                 raise UserError(message, file=path)
             raise self.fault(message, "profile")
+        own = tree["profiles"][self.profile]
+        for key in sorted(self.OWN & own.keys()):
+            if own.lines[key][0] == str(path):  # not those of the suite that the profile is from
+                tree.put(key, own[key], *own.lines[key])
+        self.spec = check(SuiteSettings, tree)
 
     def fault(self, message: str, *where: Any) -> UserError:
         return fault(message, self.tree, where)
@@ -259,13 +269,15 @@ class _Builder:
     def build(self, count: int | None) -> Suite:
         spec = self.spec
         seeds = self.seeds(count)
+        base, own = self.profile_tree()
+        declared = base.get("evaluations")
+        known = {*evals.names(), *(declared if isinstance(declared, yamlfile.Map) else ())}
         for index, name in enumerate(spec.evaluate):
-            if name not in evals.names():
-                hint = suggestion(name, evals.names())
+            if name not in known:
+                hint = suggestion(name, known)
                 raise self.fault(f"there is no evaluation '{short(name)}'{hint}", "evaluate", index)
             if name in spec.evaluate[:index]:
                 raise self.fault(f"'{name}' stands twice; keep one", "evaluate", index)
-        base, own = self.profile_tree()
         search = grid.of_profile(spec.search, base, self.tree, self.profile)
         cells = grid.cells(search, spec.variants, self.tree)
         template = search.variant if search and search.method != "each" else ""
@@ -310,6 +322,8 @@ class _Builder:
         base = yamlfile.merge(self.tree["profiles"][self.profile])
         base.file, base.line = self.tree["profiles"].lines[self.profile]
         where = ("profiles", self.profile, "variants")
+        for key in self.OWN:
+            base.pop(key, None)
         own = base.pop("variants", None)
         if own is None:
             return base, {}
@@ -354,7 +368,9 @@ class _Builder:
             augment=cell["augment"].value if "augment" in cell else settings.augment,
             match_compute=settings.match_compute,
             row=row,
-            evaluations=self.evaluations(row, tree),
+            evaluations=declare_all(
+                self.spec.evaluate, row.model, tree, pixels=settings.init == "pixels"
+            ),
         )
         where: tuple[Any, ...] = ("variants", source)
         limits.check_variant(result, self.tree, ("search", "grid") if "stages" in cell else where)
@@ -366,23 +382,6 @@ class _Builder:
         limits.check_row(result, images, tree)
         limits.check_augment(result, self.tree, at)
         return result
-
-    def evaluations(self, row: RowSettings, tree: yamlfile.Map) -> dict[str, Settings]:
-        """Settings of the suite's evaluations; those of others are checked for their names."""
-        for name in row.evaluations:
-            if name not in evals.names():
-                hint = suggestion(name, evals.names())
-                message = f"there is no evaluation '{short(name)}'{hint}"
-                raise fault(message, tree, ("evaluations", name))
-        return {
-            name: check(
-                evals.get(name).settings,
-                tree.get("evaluations", {}).get(name, {}),
-                ("evaluations", name),
-                tree,
-            )
-            for name in self.spec.evaluate
-        }
 
 
 def seeds_of(declared: list[int], count: int | None) -> list[int]:

@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 
 from bench.environment import describe
 from bench.errors import UserError
+from bench.evaluation import Evaluation
 from bench.plan import TRAIN_KINDS, Plan, Stage
 from bench.store import Store, sha256
 from bench.view import build_view
@@ -145,7 +146,8 @@ def _check_metrics(
     try:
         predictions = load_file(store.folder(stage.key) / "predictions.safetensors")
         labels = predictions.pop("labels")
-        values = evals.get(stage.kind).derive(predictions, labels)
+        evaluator = Evaluation.of(stage.kind, stage.settings).evaluator
+        values = evaluator.derive(predictions, labels)
     except (OSError, SafetensorError, KeyError, ValueError, IndexError, TypeError) as error:
         found.wrong(stage, f"its predictions cannot be read: {error}")
         return {}

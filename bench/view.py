@@ -132,13 +132,15 @@ def _shown_status(stage: Stage) -> tuple[str, str | None]:
 def _stage_rows(row: Row, plan: Plan) -> list[dict[str, Any]]:
     own = _own(row, plan)
     rows = []
+    named = {stage.key: name for name, stage in row.evaluations.items()}
     for stage in row.stages():
         status, reason = _shown_status(stage)
         record = stage.record if status in ("complete", "stale") else None
         cost = record["cost"] if record else {}
         values = {
             "key": stage.key,
-            "kind": stage.kind,
+            # two evaluations of a suite may be the same one of maect on other tokens
+            "kind": named.get(stage.key, stage.kind),
             "name": stage.title,
             "group": "train" if stage.trains else "evaluate",
             "variant": row.variant.name,

@@ -8,14 +8,14 @@ import os
 import resource
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import environment, gpus
+from bench import environment, gpus, parts
 from bench.identity import code, digest
-from bench.plan import ENTRY, Stage, entry_module
+from bench.plan import ENTRY, Stage, entry_modules
 from bench.store import Store, iso, tail
 
 #: seconds between two lines of an attempt's log
@@ -59,12 +59,21 @@ class StageFailed(Exception):
 Report = Callable[[str, dict[str, Any]], None]
 
 
-def run_task(task: Task, root: Path, run_id: str, report: Report) -> None:
+def run_task(
+    task: Task,
+    root: Path,
+    run_id: str,
+    report: Report,
+    workers: int = 1,
+    spread: parts.Spread | None = None,
+) -> None:
     """Run a stage in this process, leaving its artifact and record.
 
-    In a group of workers every one calls this; the first one writes. Raises `StageFailed`.
+    In a group of workers every one calls this; the first one writes. With `spread` an evaluation
+    is computed on as many `workers`, where it can be cut. Raises `StageFailed`.
     """
-    importlib.import_module(entry_module(task.kind))  # not part of the stage's time
+    for module in entry_modules(task.kind):
+        importlib.import_module(module)  # not part of the stage's time
     store = Store(root)
     writer = Attempt(task, store, run_id, report) if _rank() == 0 else None
     folder = _common(writer.folder if writer is not None else None)
@@ -73,7 +82,10 @@ def run_task(task: Task, root: Path, run_id: str, report: Report) -> None:
         writer.stop_meter = stop_meter
     try:
         check_code(task)
-        output = _train(task, store, writer) if task.kind in ENTRY else _evaluate(task, store)
+        if task.kind in ENTRY:
+            output = _train(task, store, writer)
+        else:
+            output = _evaluate(task, store, writer, workers, spread)
         if writer is None:
             stop_meter()
         _common(None)  # now all other workers' meters have told what they know
@@ -114,7 +126,7 @@ def _gpu() -> str | None:
 
 def check_code(task: Task) -> None:
     """The code on disk must be the planned one, or the record would name another than ran."""
-    if code(entry_module(task.kind))["hash"] != task.code["hash"]:
+    if code(*entry_modules(task.kind))["hash"] != task.code["hash"]:
         raise RuntimeError("the code was edited since the run began; start the run again")
 
 
@@ -134,19 +146,7 @@ def _device() -> Any:
 
 def _train(task: Task, store: Store, writer: Attempt | None) -> Any:
     """A stage of `maect.stages`."""
-    from maect.stages.job import Job
-
-    weights = task.places.get("weights")
-    data_root = task.places["data_root"]
-    assert data_root is not None
-    job = Job(
-        settings=task.settings,
-        inputs={name: store.folder(key) for name, key in task.inputs.items()},
-        data_root=Path(data_root),
-        data_path=task.places["data_path"],
-        weights=Path(weights).expanduser() if weights else None,
-        device=_device(),
-    )
+    job = parts.job_of(task, store, _device())
     if writer is not None:
         job.on_progress = writer.progress
     if task.steps is not None:
@@ -156,77 +156,21 @@ def _train(task: Task, store: Store, writer: Attempt | None) -> Any:
     return importlib.import_module(ENTRY[task.kind]).run(job)
 
 
-@dataclass
-class Evaluated:
-    """An evaluation's result in the form of a stage's output."""
-
-    tensors: dict[str, dict[str, Any]]
-    documents: dict[str, Any]
-    curves: dict[str, list[float]]
-    summary: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    protocol: dict[str, Any]
-
-
-def _evaluate(task: Task, store: Store) -> Evaluated:
-    """An evaluation of `maect.evals` on the features of its input."""
-    import torch
-    from safetensors.torch import load_file
-
-    from maect import datasets, evals
-    from maect.settings import DataSettings
-
-    torch.set_num_threads(task.settings["numerics"]["threads"])
-    evaluator = evals.get(task.kind)
-    settings = evaluator.settings.parse(task.settings["settings"])
-    tensors = load_file(store.folder(task.inputs["features"]) / "features.safetensors")
-    reported = task.settings["split"]
-    splits = {
-        name: evals.Features(tensors[f"{source}_x"], tensors[f"{source}_y"])
-        for name, source in (("train", "train"), ("selection", "selection"), ("test", reported))
-    }
-    classes = int(max(int(split.y.max()) for split in splits.values())) + 1
-    data = DataSettings(name=task.data["name"], path=task.places["data_path"])
-    rows = datasets.low_shot(data, Path(task.places["data_root"] or ""))
-    given = evals.EvalInput(
-        train=splits["train"],
-        selection=splits["selection"],
-        test=splits["test"],
-        classes=classes,
-        seed=task.settings.get("seed", 0),
-        low_shot={budget: [draw.tolist() for draw in draws] for budget, draws in rows.items()},
-    )
-    result = evaluator.run(given, settings, evals.ALL_ROWS)
-    metrics = [
-        {
-            "name": metric.name,
-            "label": metric.label,
-            "value": result.values[metric.name],
-            "unit": metric.unit,
-            "higher_is_better": metric.higher_is_better,
-            "primary": metric.primary,
-        }
-        for metric in evaluator.metrics(settings)
-    ]
-    predictions = {name: torch.from_numpy(array) for name, array in result.predictions.items()}
-    return Evaluated(
-        tensors={"predictions": {**predictions, "labels": splits["test"].y}},
-        documents={},
-        curves={},
-        summary={"chosen": result.chosen, "notes": result.notes},
-        metrics=metrics,
-        protocol={
-            **result.protocol,
-            "evaluation": task.kind,
-            "data": task.data["fingerprint"],
-            "split": reported,
-        },
-    )
+def _evaluate(
+    task: Task, store: Store, writer: Attempt | None, workers: int, spread: parts.Spread | None
+) -> parts.Evaluated:
+    """An evaluation of `maect.evals`."""
+    found = parts.run_all(task, store, _device(), workers, spread)
+    if writer is not None:
+        writer.elsewhere = found[1:]
+    return parts.join(task, store, found)
 
 
 class Attempt:
     """One try at a stage: its start, its log, its record."""
 
+    #: parts of an evaluation that other workers computed
+    elsewhere: Sequence[parts.Part] = ()
     #: ends the measurement of the first worker's device
     stop_meter: Callable[[], None] = staticmethod(lambda: None)
 
@@ -335,10 +279,12 @@ class Attempt:
         self.stop_meter()
         ended = time.time()
         wall, cost = ended - self.began, self.start["cost"]
+        if cost["device_kind"] == "cpu":  # parts elsewhere hold cores, never a GPU
+            cost["devices"] *= 1 + len(self.elsewhere)
         cost |= {
             "wall_s": wall,
             "device_hours": cost["devices"] * wall / 3600,
-            "cpu_s": _cpu_s() - self.cpu,
+            "cpu_s": _cpu_s() - self.cpu + sum(part.cpu_s for part in self.elsewhere),
         }
         if cost["device_kind"] == "gpu":
             cost |= gpus.collect(self.folder, cost["devices"])

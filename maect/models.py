@@ -62,10 +62,13 @@ def random_masking(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Te
     return order[:, :visible], ids_restore, mask
 
 
-def pool(tokens: Tensor, how: Literal["cls", "mean"]) -> Tensor:
-    """Features of an image: tokens [B, 1+n, D] -> [B, D], class token or mean of the patches."""
-    if how not in ("cls", "mean"):
-        raise ValueError(f"pool '{how}' is neither 'cls' nor 'mean'")
+def pool(tokens: Tensor, how: Literal["cls", "mean", "both"]) -> Tensor:
+    """Features of an image: tokens [B, 1+n, D] -> [B, D], class token or mean of the patches;
+    [B, 2D] for both side by side."""
+    if how not in ("cls", "mean", "both"):
+        raise ValueError(f"pool '{how}' is neither 'cls' nor 'mean' nor 'both'")
+    if how == "both":
+        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
     return tokens[:, 0] if how == "cls" else tokens[:, 1:].mean(dim=1)
 
 

@@ -113,6 +113,28 @@ class ModelSettings(Settings):
         return self
 
 
+class FeatureSettings(Settings):
+    """Which of an encoder's tokens an evaluation reads."""
+
+    #: after this block, counted from 0, before any norm; several give numbered metrics; null:
+    #: after the last block and the final norm
+    block: NonNegativeInt | list[NonNegativeInt] | Literal["all"] | None = None
+    #: class token, mean of the patch tokens, or both side by side; null: the model's own
+    pool: Literal["cls", "mean", "both"] | None = None
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if isinstance(self.block, list) and (
+            not self.block or len({*self.block}) < len(self.block)
+        ):
+            raise ValueError(f"block {self.block} should name blocks, each once")
+        return self
+
+    def blocks(self, depth: int) -> int | list[int] | None:
+        """`block` with `all` written out for an encoder of `depth` blocks."""
+        return list(range(depth)) if self.block == "all" else self.block
+
+
 class NumericsSettings(Settings):
     """What changes the digits of a result without changing the method; part of every key."""
 

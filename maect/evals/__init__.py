@@ -18,10 +18,13 @@ from maect.evals.base import (
     EvalResult,
     Evaluator,
     Features,
+    Images,
     Metric,
     Predictions,
+    cut,
     merge,
 )
+from maect.evals.depth import at_blocks
 
 _PUBLIC = {"knn": "maect.evals.nearest", "effective_rank": "maect.evals.collapse"}
 
@@ -31,8 +34,11 @@ __all__ = [
     "EvalResult",
     "Evaluator",
     "Features",
+    "Images",
     "Metric",
     "Predictions",
+    "at_blocks",
+    "cut",
     "evaluators",
     "get",
     "merge",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from maect.settings import Settings
+from maect.settings import Settings, ViewSettings
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 #: per-test-image predictions of an evaluation; the first axis of every array is the test image
 Predictions = dict[str, np.ndarray]
@@ -30,19 +31,39 @@ class Metric:
 
 @dataclass
 class Features:
-    """Features of one split: x [N, D] float32, y [N] int64; row i is image i of the split."""
+    """Features of one split: x [N, D] float32, y [N] int64; row i is image i of the split.
+
+    Of features at K blocks x is [N, K, D]; see `maect.evals.depth`.
+    """
 
     x: Tensor
     y: Tensor
 
 
+class Images(Protocol):
+    """The images behind the features and the encoder that made them."""
+
+    def network(self) -> nn.Module:
+        """A fresh copy of what makes the features, images [B, C, S, S] -> [B, D] float32, with
+        the ViT as its `encoder`."""
+
+    def views(self, view: ViewSettings, role: str, epoch: int, rows: np.ndarray) -> Tensor:
+        """Augmented training images: rows [B] -> [B, C, S, S]. Random numbers by seed and role."""
+
+    def prepared(self, split: str, rows: np.ndarray) -> Tensor:
+        """Images of "train", "selection" or "test" as the features saw them: [B, C, S, S]."""
+
+    def at(self, place: int) -> Images:
+        """The same with features of one of several blocks, the one at `place` of their list."""
+
+
 @dataclass
 class EvalInput:
-    """All an evaluation may look at. It knows neither the trainer nor the encoder.
+    """All an evaluation may look at. It knows nothing of trainers.
 
     `low_shot` maps a budget ("1", "2", "5" images a class; "1%", "10%") to its draws, each a list
-    of rows of `train`; only the low-shot evaluation reads it. `views(epoch, rows [B])` gives the
-    features [B, D] of fresh augmented views of training images; only the augmented probe asks.
+    of rows of `train`; only low-shot evaluations read it. `images` is there for evaluations that
+    say `needs_encoder`.
     """
 
     train: Features
@@ -51,7 +72,7 @@ class EvalInput:
     classes: int
     seed: int = 0
     low_shot: Mapping[str, list[list[int]]] = field(default_factory=dict)
-    views: Callable[[int, np.ndarray], Tensor] | None = None
+    images: Images | None = None
 
 
 @dataclass
@@ -90,9 +111,18 @@ class Evaluator:
     uses_seed: bool
     #: whether disjoint `rows` may be computed apart and joined by `merge`; else rows is everything
     shardable: bool = False
+    #: whether it asks for `EvalInput.images`
+    needs_encoder: bool = False
 
 
 ALL_ROWS = slice(None)
+
+
+def cut(images: int, parts: int) -> list[slice]:
+    """Consecutive rows for at most `parts` workers: each image once, sizes at most one apart."""
+    parts = max(1, min(parts, images))
+    ends = [images * part // parts for part in range(parts + 1)]
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
 def merge(evaluator: Evaluator, parts: list[EvalResult], labels: np.ndarray) -> EvalResult:

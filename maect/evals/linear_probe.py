@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field, PositiveInt
@@ -38,13 +38,8 @@ _FEW_STEPS = 100
 
 
 class ProbeSettings(Settings):
-    """The published probe: SGD with momentum, warm-up and cosine.
+    """SGD with momentum, warm-up and cosine, as published, on features computed once."""
 
-    The published one is `augmented`; `cached` computes the features of the training images once.
-    """
-
-    #: of the training images as they are, or of fresh random crops and flips in every epoch
-    features: Literal["cached", "augmented"] = "cached"
     #: learning rates tried, for a batch of 256: each is multiplied by batch / 256
     base_lrs: list[Positive] = Field(
         default=[0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1], min_length=1
@@ -177,36 +172,38 @@ def choose(accuracy: np.ndarray, loss: np.ndarray) -> int:
     return int(np.lexsort((loss, -accuracy))[0])
 
 
+#: (epoch, rows [B]) -> features [B, D] of training images
+TrainFeatures = Callable[[int, np.ndarray], "Tensor"]
+
+
 def _batches(
-    data: EvalInput, size: int, augmented: bool
+    data: EvalInput, size: int, features: TrainFeatures
 ) -> Callable[[int], Iterable[tuple[Tensor, Tensor]]]:
     """Shuffled batches of features and labels, the last incomplete one dropped."""
     import torch
 
-    orders, train, views = Stream(data.seed, "probe", "order"), data.train, data.views
-    if augmented and views is None:
-        raise ValueError("the augmented probe needs the encoder; it was given cached features only")
+    orders, train = Stream(data.seed, "probe", "order"), data.train
 
     def epoch_batches(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
         order = orders.permutation(epoch, len(train.y))
         for start in range(0, len(order) - size + 1, size):
             chosen = order[start : start + size]
             rows = torch.from_numpy(chosen).to(train.x.device)
-            fresh = views(epoch, chosen) if augmented and views else train.x.index_select(0, rows)
-            yield fresh, train.y.index_select(0, rows)
+            yield features(epoch, chosen), train.y.index_select(0, rows)
 
     return epoch_batches
 
 
-def _metrics(settings: ProbeSettings) -> list[Metric]:
+def probe_metrics(label: str) -> list[Metric]:
+    """What a probe prints; `label` names its protocol."""
     return [
-        Metric("accuracy", "linear probe", "%", True, primary=True),
-        Metric("accuracy_test_selected", "linear probe, chosen on test", "%", True),
-        Metric("test_selection_gap", "gain of choosing on test", "points", False),
+        Metric("accuracy", label, "%", True, primary=True),
+        Metric("accuracy_test_selected", f"{label}, chosen on test", "%", True),
+        Metric("test_selection_gap", f"{label}, gain of choosing on test", "points", False),
     ]
 
 
-def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+def derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
     honest = percent_correct(predictions["class"], labels)
     official = percent_correct(predictions["class_test_selected"], labels)
     return {
@@ -217,6 +214,19 @@ def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[s
 
 
 def _run(data: EvalInput, settings: ProbeSettings, rows: slice) -> EvalResult:
+    import torch
+
+    def cached(epoch: int, rows: np.ndarray) -> Tensor:
+        place = torch.from_numpy(rows).to(data.train.x.device)
+        return data.train.x.index_select(0, place)
+
+    return run_probe(data, settings, cached, {"evaluation": "probe", "features": "cached"})
+
+
+def run_probe(
+    data: EvalInput, settings: ProbeSettings, features: TrainFeatures, named: dict[str, Any]
+) -> EvalResult:
+    """Train the probes on `features`, choose, predict; `named` opens the protocol."""
     images, dim = data.train.x.shape
     size = min(settings.batch_size, images)
     lrs = [lr * size / 256 for lr in settings.base_lrs]
@@ -229,7 +239,7 @@ def _run(data: EvalInput, settings: ProbeSettings, rows: slice) -> EvalResult:
         device=data.train.x.device,
     )
     steps = images // size
-    batches = _batches(data, size, settings.features == "augmented")
+    batches = _batches(data, size, features)
     outcome = fit(probes, batches, data.selection, data.test, settings, steps)
     place = choose(outcome.selection_accuracy, outcome.selection_loss)
     predictions = {
@@ -245,7 +255,7 @@ def _run(data: EvalInput, settings: ProbeSettings, rows: slice) -> EvalResult:
         "test_selected_epoch": official_epoch,
     }
     protocol = {
-        "evaluation": "probe",
+        **named,
         **settings.resolved(),
         "batch_used": size,
         "choice": "base_lr by selection accuracy after the last epoch, then by its cross entropy",
@@ -261,7 +271,7 @@ def _run(data: EvalInput, settings: ProbeSettings, rows: slice) -> EvalResult:
             f"only {settings.epochs * steps} steps: the running statistics of the batch norm "
             "still remember their initial values"
         )
-    values = _derive(predictions, labels_of(data.test.y))
+    values = derive(predictions, labels_of(data.test.y))
     return EvalResult(values, predictions, chosen, protocol, notes)
 
 
@@ -269,8 +279,8 @@ EVALUATOR = Evaluator(
     name="probe",
     label="linear probe",
     settings=ProbeSettings,
-    metrics=_metrics,
+    metrics=lambda settings: probe_metrics("linear probe"),
     run=_run,
-    derive=_derive,
+    derive=derive,
     uses_seed=True,
 )

@@ -1,55 +1,145 @@
-"""Features of all splits, as evaluations read them."""
+"""Features of all splits, as evaluations read them, and the images and encoder behind them."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cache, cached_property
+from typing import Any
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from maect.augment import evaluation_transform
+from maect.augment import Augment, evaluation_transform
 from maect.datasets import Split
-from maect.models import pool
+from maect.models import Encoder, pool
+from maect.settings import AugmentSettings, ViewSettings
 from maect.stages.job import Job, Output
 
 BATCH = 256
 SPLITS = ("train", "selection", "test")
 
+Block = int | list[int] | None
+
+
+class FeatureNetwork(nn.Module):
+    """An encoder and the pooling of its tokens: [B, C, S, S] -> [B, D] float32.
+
+    `block`: after this block instead of after the final norm; a list of K gives [B, K, D].
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        how: Any,
+        block: Block,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        super().__init__()
+        self.encoder, self.how, self.block, self.autocast = encoder, how, block, autocast
+
+    def forward(self, images: Tensor) -> Tensor:
+        with self.autocast():
+            if self.block is None:
+                return pool(self.encoder.forward_features(images), self.how).float()
+            blocks = self.block if isinstance(self.block, list) else [self.block]
+            tokens = self.encoder.features_by_depth(images, blocks)
+            found = [pool(one, self.how).float() for one in tokens]
+        return torch.stack(found, dim=1) if isinstance(self.block, list) else found[0]
+
+
+class JobImages:
+    """A job's images, and fresh copies of its encoder (`maect.evals.Images`).
+
+    `test`: the split that stands for the test images. `encoder`: by default what the job starts
+    from.
+    """
+
+    def __init__(self, job: Job, test: str = "test", encoder: Encoder | None = None) -> None:
+        self.job, self.given = job, encoder
+        self.block: Block = job.settings.get("block")
+        self.split = cache(job.split)
+        self.sources = {"train": "train", "selection": "selection", "test": test}
+        #: seed of the random numbers of augmented views
+        self.seed = int(job.settings.get("seed", 0))
+
+    @cached_property
+    def pixels(self) -> bool:
+        """Whether there is no encoder: the features are the pixels in [0, 1]."""
+        return self.job.settings.get("init") == "pixels"
+
+    def network(self) -> FeatureNetwork:
+        job = self.job
+        if self.given is None:
+            encoder = job.encoder(len(self.split("train").mean), averaged=True)
+        else:
+            encoder = copy.deepcopy(self.given).to(job.device, job.dtype)
+        return FeatureNetwork(encoder, job.settings["pool"], self.block, job.autocast)
+
+    def views(self, view: ViewSettings, role: str, epoch: int, rows: np.ndarray) -> Tensor:
+        job, split = self.job, self.split("train")
+        augment = Augment(
+            AugmentSettings(view0=view),
+            image_size=job.data.image_size,
+            mean=split.mean,
+            std=split.std,
+            seed=self.seed,
+            role=role,
+        )
+        return augment(split.batch(rows), epoch, rows, dtype=job.dtype, device=job.device)
+
+    def prepared(self, split: str, rows: np.ndarray) -> Tensor:
+        job, source = self.job, self.split(self.sources[split])
+        channels = len(source.mean)
+        return evaluation_transform(
+            source.batch(rows),
+            image_size=job.data.image_size,
+            mean=[0.0] * channels if self.pixels else source.mean,
+            std=[1.0] * channels if self.pixels else source.std,
+            dtype=job.dtype,
+            device=job.device,
+        )
+
+    def at(self, place: int) -> JobImages:
+        assert isinstance(self.block, list)
+        other = JobImages(self.job, self.sources["test"], self.given)
+        other.block, other.split = self.block[place], self.split
+        return other
+
 
 def run(job: Job) -> Output:
     """Leaves `features`: for each split x [N, D] float32 and y [N] int64.
 
-    Raw pixels where the settings say `init: pixels`, in [0, 1] and flattened.
+    Raw pixels where the settings say `init: pixels`, in [0, 1] and flattened. Features of several
+    blocks where `block` is a list: x [N, K, D].
     """
     job.prepare()
+    images = JobImages(job)
+    tensors = extract(images)
+    summary = {"dim": tensors["train_x"].shape[-1], "classes": images.split("train").classes}
+    return Output(tensors={"features": tensors}, summary=summary)
+
+
+def extract(images: JobImages) -> dict[str, Tensor]:
+    """Features and labels of all splits: `train_x`, `train_y` and so on, as `run` leaves them."""
+    network = None if images.pixels else images.network().eval()
     tensors: dict[str, Tensor] = {}
     for name in SPLITS:
-        split = job.split(name)
-        tensors[f"{name}_x"] = _split_features(job, split)
+        split = images.split(name)
+        tensors[f"{name}_x"] = _split_features(images, network, name, split)
         tensors[f"{name}_y"] = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
-    width = tensors["train_x"].shape[1]
-    return Output(tensors={"features": tensors}, summary={"dim": width, "classes": split.classes})
+    return tensors
 
 
-def _split_features(job: Job, split: Split) -> Tensor:
-    pixels = job.settings.get("init") == "pixels"
-    channels = len(split.mean)
-    encoder = None if pixels else job.encoder(channels, averaged=True).eval()
+def _split_features(
+    images: JobImages, network: FeatureNetwork | None, name: str, split: Split
+) -> Tensor:
     rows = []
     with torch.inference_mode():
         for start in range(0, len(split), BATCH):
-            ids = np.arange(start, min(start + BATCH, len(split)))
-            images = evaluation_transform(
-                split.batch(ids),
-                image_size=job.data.image_size,
-                mean=[0.0] * channels if pixels else split.mean,
-                std=[1.0] * channels if pixels else split.std,
-                dtype=job.dtype,
-                device=job.device,
-            )
-            if encoder is None:
-                rows.append(images.flatten(1).float().cpu())
-                continue
-            with job.autocast():
-                features = pool(encoder.forward_features(images), job.settings["pool"])
-            rows.append(features.float().cpu())
+            batch = images.prepared(name, np.arange(start, min(start + BATCH, len(split))))
+            found = batch.flatten(1).float() if network is None else network(batch)
+            rows.append(found.cpu())
     return torch.cat(rows)

@@ -208,12 +208,14 @@ def ray_processes(root: psutil.Process) -> list[psutil.Process]:
     return found
 
 
-def fill_store(root: Path, *, only: str = "*", sets: Sequence[str] = ()) -> Store:
-    """A store with the stages of smoke.yaml's first seed, run for real in this process."""
+def fill_store(
+    root: Path, *, suite: Path = SMOKE, only: str = "*", sets: Sequence[str] = ()
+) -> Store:
+    """A store with the stages of a suite's first seed, run for real in this process."""
     store = Store(root)
     store.create()
-    suite = load_suite(SMOKE, seeds=1, sets=list(sets))
-    for stage in make_plan(suite, store, only=only).stages.values():
+    loaded = load_suite(suite, seeds=1, sets=list(sets))
+    for stage in make_plan(loaded, store, only=only).stages.values():
         if stage.status != "cached":
             run_task(Task.of(stage), store.root, "in-process", lambda key, event: None)
     return store

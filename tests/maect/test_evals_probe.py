@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maect import evals
 from maect.evals.linear_probe import Probes, ProbeSettings, choose, rate
+from maect.settings import ViewSettings
 
 QUICK = ProbeSettings(epochs=4, batch_size=64, base_lrs=[0.02, 0.1, 0.4])
 
@@ -141,24 +142,35 @@ def test_a_batch_larger_than_the_data_takes_all_of_it_and_says_so() -> None:
     assert any("3 steps" in note for note in result.notes)
 
 
+class AsTheyAre:
+    """Images whose augmented views are the features as they are."""
+
+    def __init__(self, data: evals.EvalInput) -> None:
+        self.data = data
+        self.asked: list[tuple[int, np.ndarray]] = []
+
+    def network(self) -> torch.nn.Module:
+        return torch.nn.Identity()
+
+    def views(self, view: ViewSettings, role: str, epoch: int, rows: np.ndarray) -> Tensor:
+        assert (view, role) == (ViewSettings(flip=0.0), "probe")
+        self.asked.append((epoch, rows))
+        return self.data.train.x[torch.from_numpy(rows)]
+
+
 def test_augmented_features_are_asked_for_epoch_by_epoch() -> None:
-    data, asked = problem(), []
-
-    def views(epoch: int, rows: np.ndarray) -> Tensor:
-        asked.append((epoch, rows))
-        return data.train.x[torch.from_numpy(rows)]
-
-    run = evals.get("probe").run
-    augmented = QUICK.model_copy(update={"features": "augmented"})
+    data = problem()
+    augmented = evals.get("probe_augmented")
+    settings = augmented.settings(**QUICK.model_dump(), view=ViewSettings(flip=0.0))
     with pytest.raises(ValueError, match="needs the encoder"):
-        run(data, augmented, evals.ALL_ROWS)
-    cached = run(data, QUICK, evals.ALL_ROWS)
-    data.views = views
-    fresh = run(data, augmented, evals.ALL_ROWS)
+        augmented.run(data, settings, evals.ALL_ROWS)
+    cached = evals.get("probe").run(data, QUICK, evals.ALL_ROWS)
+    data.images = images = AsTheyAre(data)
+    fresh = augmented.run(data, settings, evals.ALL_ROWS)
     assert fresh.values == cached.values  # the views here are the images as they are
     assert fresh.protocol["features"] == "augmented" != cached.protocol["features"]
-    assert [epoch for epoch, _ in asked] == [e for e in range(4) for _ in range(400 // 64)]
-    first = np.concatenate([rows for epoch, rows in asked if epoch == 0])
+    assert [epoch for epoch, _ in images.asked] == [e for e in range(4) for _ in range(400 // 64)]
+    first = np.concatenate([rows for epoch, rows in images.asked if epoch == 0])
     assert len(set(first.tolist())) == len(first)
 
 

@@ -5,20 +5,58 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
 from maect import evals
-from maect.settings import Settings
+from maect.models import Encoder
+from maect.settings import Settings, ViewSettings
+from maect.stages.features import FeatureNetwork
 
 SHORT = {
     "knn": {"k": [3, 5]},
     "probe": {"epochs": 2, "batch_size": 50, "base_lrs": [0.1, 0.4]},
     "low_shot": {"budgets": ["1", "10%"]},
     "cluster": {"runs": 2},
+    "low_shot_finetune": {"budgets": ["10%"], "epochs": 10, "lrs": [1e-4, 1e-2], "batch_size": 6},
+    "probe_augmented": {"epochs": 2, "batch_size": 50, "base_lrs": [0.1, 0.4]},
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Such small products only lose by more."""
+    torch.set_num_threads(1)
+
+
+class Pictures:
+    """4 x 4 images that show their class, and an encoder of one block."""
+
+    def __init__(self, labels: dict[str, np.ndarray]) -> None:
+        draws = np.random.default_rng(1)
+        shapes = draws.standard_normal((4, 1, 4, 4))
+        self.images = {
+            name: torch.from_numpy(
+                shapes[y] + 0.5 * draws.standard_normal((len(y), 1, 4, 4))
+            ).float()
+            for name, y in labels.items()
+        }
+
+    def network(self) -> FeatureNetwork:
+        torch.manual_seed(0)
+        return FeatureNetwork(Encoder(4, 2, 1, dim=12, depth=1, heads=2), "mean", None, nullcontext)
+
+    def views(self, view: ViewSettings, role: str, epoch: int, rows: np.ndarray) -> torch.Tensor:
+        return self.images["train"][rows] + 0.1 * epoch
+
+    def prepared(self, split: str, rows: np.ndarray) -> torch.Tensor:
+        return self.images[split][rows]
+
+    def at(self, place: int) -> Pictures:
+        raise NotImplementedError
 
 
 def data() -> evals.EvalInput:
@@ -26,19 +64,23 @@ def data() -> evals.EvalInput:
 
     def split(rows: int) -> evals.Features:
         y = np.arange(rows) % 4
-        x = 2.0 * np.eye(4, 10)[y] + draws.standard_normal((rows, 10))
+        x = 2.0 * np.eye(4, 12)[y] + draws.standard_normal((rows, 12))
         return evals.Features(torch.from_numpy(x).float(), torch.from_numpy(y))
 
     low_shot = {"1": [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]], "10%": [list(range(12))]}
-    return evals.EvalInput(split(120), split(40), split(61), classes=4, low_shot=low_shot)
+    train, selection, test = split(120), split(40), split(61)
+    labels = {"train": train.y, "selection": selection.y, "test": test.y}
+    images = Pictures({name: y.numpy() for name, y in labels.items()})
+    return evals.EvalInput(train, selection, test, 4, low_shot=low_shot, images=images)
 
 
 def settings(name: str) -> Settings:
     return evals.get(name).settings(**SHORT[name])
 
 
-def test_the_four_protocols_are_there() -> None:
-    assert evals.names() == ["cluster", "knn", "low_shot", "probe"]
+def test_the_protocols_are_there() -> None:
+    known = ["cluster", "knn", "low_shot", "low_shot_finetune", "probe", "probe_augmented"]
+    assert evals.names() == known
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
@@ -127,3 +169,21 @@ def test_merge_refuses_gaps_and_what_cannot_be_cut() -> None:
     whole = probe.run(given, settings("probe"), evals.ALL_ROWS)
     with pytest.raises(ValueError, match="'probe' cannot be cut into 2 parts"):
         evals.merge(probe, [whole, whole], labels)
+
+
+def test_fine_tuning_learns_chooses_and_tells_what_it_lacks() -> None:
+    finetune, given = evals.get("low_shot_finetune"), data()
+    result = finetune.run(given, settings("low_shot_finetune"), evals.ALL_ROWS)
+    assert result.values["accuracy_10pct"] > 60  # four classes, twelve images
+    (chosen,) = result.chosen["accuracy_10pct"]
+    assert chosen["lr"] == 1e-2  # the other one is too low for twenty steps
+    assert (chosen["images"], chosen["steps"]) == (12, 20)
+    again = finetune.run(data(), settings("low_shot_finetune"), evals.ALL_ROWS)
+    np.testing.assert_array_equal(
+        again.predictions["class_10pct"], result.predictions["class_10pct"]
+    )
+    with pytest.raises(ValueError, match="no low-shot draws for 1%"):
+        finetune.run(given, finetune.settings(), evals.ALL_ROWS)
+    given.images = None
+    with pytest.raises(ValueError, match="needs the encoder"):
+        finetune.run(given, settings("low_shot_finetune"), evals.ALL_ROWS)

@@ -1,0 +1,183 @@
+"""Low-shot by fine-tuning: the whole encoder and a linear head learn from few labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+from maect.evals.base import EvalInput, EvalResult, Evaluator, Images, Metric, labels_of
+from maect.settings import NonNegative, Positive, Settings, Share, ViewSettings
+from maect.streams import Stream, generator
+
+#: images evaluated at a time
+_IMAGES = 256
+
+Budget = Literal["1", "2", "5", "1%", "10%"]
+
+
+class FineTuneSettings(Settings):
+    """AdamW with layer-wise decay from the encoder's weights; a linear head from N(0, 0.01)."""
+
+    #: labelled images a class, or share of the training images; each is a metric of its own
+    budgets: list[Budget] = Field(default=["1%", "10%"], min_length=1)
+    #: peak learning rates tried; with several, the selection split chooses
+    lrs: list[Positive] = Field(default=[1e-3], min_length=1)
+    epochs: PositiveInt = 50
+    #: images; all labelled ones where they are fewer
+    batch_size: PositiveInt = 128
+    weight_decay: NonNegative = 0.05
+    layer_decay: Share = 0.75
+    label_smoothing: Share = 0.1
+    #: share of the steps
+    warmup: Share = 0.1
+    #: what is done to the training images
+    view: ViewSettings = ViewSettings()
+
+
+def _name(what: str, budget: str) -> str:
+    return f"{what}_{budget.replace('%', 'pct')}"
+
+
+def _metrics(settings: FineTuneSettings) -> list[Metric]:
+    names = {b: b if b.endswith("%") else f"{b}-shot" for b in settings.budgets}
+    return [
+        Metric(_name("accuracy", budget), f"{name}, fine-tuned", "%", True, primary=i == 0)
+        for i, (budget, name) in enumerate(names.items())
+    ]
+
+
+def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+    """Mean over the draws of the accuracy on the whole test split."""
+    return {
+        key.replace("class", "accuracy"): 100.0 * float((drawn == labels[:, None]).mean())
+        for key, drawn in predictions.items()
+    }
+
+
+class _Classifier:
+    """An encoder with a linear head, and how it learns from one draw of labelled images."""
+
+    def __init__(self, data: EvalInput, images: Images, settings: FineTuneSettings) -> None:
+        import torch
+        from torch import nn
+
+        self.data, self.images, self.settings = data, images, settings
+        self.network = images.network().train().requires_grad_(True)
+        self.device = next(self.network.parameters()).device
+        dim = data.train.x.shape[1]
+        self.head = nn.Linear(dim, data.classes).to(self.device)
+        start = generator(data.seed, "finetune", "init").standard_normal((data.classes, dim))
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(0.01 * start))
+            self.head.bias.zero_()
+
+    def learn(self, rows: np.ndarray, budget: str, draw: int, lr: float) -> int:
+        """Train on the labelled images; returns the number of steps."""
+        import torch
+        from torch.nn import functional
+
+        from maect.optim import adamw, layer_decay, learning_rate, set_learning_rate
+        from maect.optim import parameter_groups as groups_of
+
+        settings, vit = self.settings, self.network.get_submodule("encoder")
+        named = dict(vit.named_parameters())
+        factors = layer_decay(named, len(list(vit.get_submodule("blocks").children())),
+                              settings.layer_decay)  # fmt: skip
+        named |= {f"head.{name}": p for name, p in self.head.named_parameters()}
+        factors |= {f"head.{name}": 1.0 for name, _ in self.head.named_parameters()}
+        groups = groups_of(named.items(), settings.weight_decay, factors)
+        optimizer = adamw(groups, lr, betas=(0.9, 0.999))
+        size = min(settings.batch_size, len(rows))
+        an_epoch = len(rows) // size
+        total = settings.epochs * an_epoch
+        warmup = round(settings.warmup * total)
+        orders = Stream(self.data.seed, "finetune", budget, draw, "order")
+        for step in range(total):
+            epoch, place = divmod(step, an_epoch)
+            order = orders.permutation(epoch, len(rows))[place * size : (place + 1) * size]
+            labels = self.data.train.y[torch.from_numpy(rows[order])].to(self.device)
+            views = self.images.views(settings.view, "finetune", epoch, rows[order])
+            set_learning_rate(optimizer, learning_rate(step, total, warmup, lr))
+            loss = functional.cross_entropy(
+                self.head(self.network(views)), labels, label_smoothing=settings.label_smoothing
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return total
+
+    def classes(self, split: str, count: int) -> np.ndarray:
+        """Predicted classes of a split of `count` images: [count] int32; ties: lower class."""
+        import torch
+
+        self.network.eval()
+        found = []
+        for start in range(0, count, _IMAGES):
+            rows = np.arange(start, min(start + _IMAGES, count))
+            with torch.no_grad():
+                logits = self.head(self.network(self.images.prepared(split, rows)))
+            found.append(logits.max(1).indices.cpu().numpy())
+        return np.concatenate(found).astype(np.int32)
+
+
+def _tuned(
+    data: EvalInput, settings: FineTuneSettings, budget: str, draw: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Classes of the test images [M] after fine-tuning on one draw, and what was chosen."""
+    assert data.images is not None
+    rows, labels = np.asarray(data.low_shot[budget][draw]), labels_of(data.selection.y)
+    best: tuple[float, dict[str, Any], _Classifier] | None = None
+    for lr in settings.lrs:
+        classifier = _Classifier(data, data.images, settings)
+        steps = classifier.learn(rows, budget, draw, lr)
+        found: dict[str, Any] = {"lr": lr, "steps": steps, "images": len(rows)}
+        accuracy = 0.0
+        if len(settings.lrs) > 1:
+            accuracy = 100.0 * float(
+                (classifier.classes("selection", len(labels)) == labels).mean()
+            )
+            found["selection_accuracy"] = accuracy
+        if best is None or accuracy > best[0]:
+            best = accuracy, found, classifier
+    assert best is not None
+    return best[2].classes("test", len(data.test.y)), best[1]
+
+
+def _run(data: EvalInput, settings: FineTuneSettings, rows: slice) -> EvalResult:
+    if data.images is None:
+        raise ValueError("fine-tuning needs the encoder; it was given cached features only")
+    missing = [budget for budget in settings.budgets if budget not in data.low_shot]
+    if missing:
+        raise ValueError(f"the data set's split has no low-shot draws for {', '.join(missing)}")
+    predictions, chosen = {}, {}
+    for budget in settings.budgets:
+        draws = [_tuned(data, settings, budget, i) for i in range(len(data.low_shot[budget]))]
+        predictions[_name("class", budget)] = np.stack([classes for classes, _ in draws], axis=1)
+        chosen[_name("accuracy", budget)] = [found for _, found in draws]
+    protocol: dict[str, Any] = {
+        "evaluation": "low_shot_finetune",
+        **settings.resolved(),
+        "optimizer": "AdamW, betas 0.9 and 0.999; linear warm-up, half a cosine to 0",
+        "choice": "lr by selection accuracy after the last epoch, then the earlier one",
+        "images": {name: [draw["images"] for draw in found] for name, found in chosen.items()},
+        "value": "mean over the draws",
+        "selection_images": len(data.selection.y),
+        "test_images": len(data.test.y),
+    }
+    values = _derive(predictions, labels_of(data.test.y))
+    return EvalResult(values, predictions, chosen, protocol)
+
+
+EVALUATOR = Evaluator(
+    name="low_shot_finetune",
+    label="low-shot, fine-tuned",
+    settings=FineTuneSettings,
+    metrics=_metrics,
+    run=_run,
+    derive=_derive,
+    uses_seed=True,
+    needs_encoder=True,
+)
