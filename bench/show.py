@@ -38,6 +38,7 @@ def plan_summary(plan: Plan) -> str:
     ]
     if plan.unresolved:
         lines.append(f"keys are not resolved and nothing is cached: {plan.unresolved}")
+        lines += _assumed(plan)
         return "\n".join(lines)
     todo, stale, pruned = _todo(plan), plan.with_status("stale"), plan.with_status("pruned")
     line = f"{len(plan.with_status('cached'))} cached, {len(todo)} to run"
@@ -49,7 +50,19 @@ def plan_summary(plan: Plan) -> str:
         line += (
             f", expected time {f'about {duration(left)}' if left is not None else 'unknown yet'}"
         )
-    return "\n".join([*lines, line])
+    return "\n".join([*lines, line, *_assumed(plan)])
+
+
+def _assumed(plan: Plan) -> list[str]:
+    """What the stages to run would cost, where only an assumed rate can tell."""
+    todo = [stage for stage in plan.stages.values() if stage.status != "cached"]
+    found = estimate.assumed(todo, estimate.rates(plan.stages.values()))
+    if found is None:
+        return []
+    return [
+        f"predicted {found}, each shared stage counted once. This assumes {estimate.assumption()}, "
+        f"as the store has no measured rate; k-NN, probes and the like are not counted"
+    ]
 
 
 def left(plan: Plan) -> str:
@@ -79,6 +92,8 @@ def plan_text(plan: Plan) -> str:
             parts.append(f"took {duration(stage.record['cost']['wall_s'])}")
         elif (expected := estimate.seconds(stage, known)) is not None:
             parts.append(f"about {duration(expected)}")
+        elif (hours := estimate.assumed([stage], known)) is not None:
+            parts.append(f"assumed {hours}")
         if stage.reason:
             parts.append(stage.reason)
         lines.append(", ".join(parts))
@@ -88,6 +103,10 @@ def plan_text(plan: Plan) -> str:
 def plan_data(plan: Plan) -> dict[str, Any]:
     """The plan as JSON data."""
     known = estimate.rates(plan.stages.values())
+
+    def assumed(stages: list[Stage]) -> dict[str, Any] | None:
+        found = estimate.assumed(stages, known)
+        return None if found is None else found.data()
 
     def one(stage: Stage) -> dict[str, Any]:
         return {
@@ -99,6 +118,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "steps": stage.steps,
             "flops": stage.flops,
             "expected_s": estimate.seconds(stage, known),
+            "assumed_gpu_hours": None if stage.status == "cached" else assumed([stage]),
             "inputs": {name: source.title for name, source in stage.inputs.items()},
         }
 
@@ -107,6 +127,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "profile": plan.suite.profile,
         "seeds": plan.suite.seeds,
         "unresolved": plan.unresolved,
+        "assumed_gpu_hours": assumed([s for s in plan.stages.values() if s.status != "cached"]),
         "stages": [one(stage) for stage in plan.stages.values()],
     }
 

@@ -1,0 +1,152 @@
+"""The published ImageNet recipes as suite data, and what planning them says of their cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench_helpers import PAPER, ROOT, Bench
+
+from bench import estimate
+from bench.plan import Plan, Row, make_plan
+from bench.store import Store
+from bench.suite import load_suite
+
+IMAGENET = ROOT / "suites" / "imagenet.yaml"
+IMAGES = 1_281_167
+JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
+
+
+def plan_of(profile: str, store: Path, suite: Path = IMAGENET) -> Plan:
+    return make_plan(load_suite(suite, profile=profile), Store(store))
+
+
+def rows_of(plan: Plan) -> dict[str, Row]:
+    return {row.variant.name: row for row in plan.rows if row.seed == 0}
+
+
+#: profile -> dim, depth, patch, pool, batch, frozen blocks, EMA of the projector; then for each of
+#: min and aug: epochs, temperature, top-k of tuning (arXiv 2304.10520 and its published code)
+RECIPES: dict[str, Any] = {
+    "base": (768, 12, 16, "mean", 1024, 6, 0.99, {"min": (20, 0.15, 20), "aug": (80, 0.15, 10)}),
+    "large": (1024, 24, 16, "cls", 1024, 12, 0.99, {"min": (20, 0.2, 20), "aug": (40, 0.15, 10)}),
+    "huge16": (1280, 32, 16, "cls", 512, 16, 0.995, {"min": (30, 0.3, 20), "aug": (40, 0.35, 20)}),
+    "huge14": (1280, 32, 14, "cls", 512, 16, 0.995, {"min": (30, 0.3, 20), "aug": (40, 0.35, 20)}),
+}
+
+
+@pytest.mark.parametrize("profile", RECIPES)
+def test_the_recipes_are_the_published_ones(profile: str, tmp_path: Path):
+    dim, depth, patch, pool, batch, frozen, target_ema, tuning = RECIPES[profile]
+    rows = rows_of(plan_of(profile, tmp_path))
+    epoch = IMAGES // batch
+    for variant, augment in (("MAE-CT", "min"), ("MAE-CT_aug", "aug")):
+        mae, head, tune = rows[variant].chain
+        for stage in (mae, head, tune):
+            model = stage.settings["model"]
+            assert (model["dim"], model["depth"], model["patch_size"]) == (dim, depth, patch)
+            assert stage.settings["numerics"]["precision"] == "bf16"
+            train = stage.settings["train"]
+            assert (train["batch_size"], train["clip_grad"]) == (batch, None)
+            assert tuple(train["betas"]) == (0.9, 0.95)
+        model = mae.settings["model"]
+        decoder = [model[f"decoder_{what}"] for what in ("dim", "depth", "heads")]
+        assert decoder == [512, 8, 16]
+        assert {head.settings["pool"], tune.settings["pool"]} == {pool}
+
+        train = mae.settings["train"]
+        assert (train["steps"], train["warmup_steps"]) == (800 * epoch, 20 * epoch)
+        assert train["lr"] == pytest.approx(1.5e-4 * 2 * batch / 256)
+        assert (train["weight_decay"], train["mask_ratio"], train["norm_pix"]) == (0.05, 0.75, True)
+        assert mae.settings["views"][0]["crop_scale"] == [0.2, 1.0]
+
+        train = head.settings["train"]
+        assert (train["steps"], train["warmup_steps"]) == (20 * epoch, 4 * epoch)
+        assert train["lr"] == pytest.approx(1e-4 * 2 * batch / 256)
+        assert (train["weight_decay"], train["topk"], train["temperature"]) == (1e-5, 1, 0.15)
+        shape = {"hidden_dim": 2048, "predictor_dim": 4096, "out_dim": 256, "queue_size": 65536}
+        assert tune.settings["head"] == shape
+        assert {name: train[name] for name in shape} == shape
+
+        train = tune.settings["train"]
+        epochs, temperature, topk = tuning[augment]
+        assert train["steps"] == epochs * epoch
+        assert train["warmup_steps"] == round(0.2 * epochs * epoch)
+        assert (train["temperature"], train["topk"]) == (temperature, topk)
+        assert (train["target_ema"], train["encoder_ema"]) == (target_ema, 0.9999)
+        assert rows[variant].variant.row.tune.frozen_count(depth) == frozen
+        assert (train["layer_decay"], train["weight_decay"]) == (0.65, 0.05)
+        assert train["head_weight_decay"] == 1e-5
+        assert train["lr"] == pytest.approx(1e-4 * 2 * batch / 256)
+        head_base = 1e-4 if augment == "min" else 5e-4
+        assert train["head_lr"] == pytest.approx(head_base * 2 * batch / 256)
+
+        views = head.settings["views"]
+        assert tune.settings["views"] == views  # the head learns under its variant's own pipeline
+        assert [view["crop_scale"] for view in views] == [[0.08, 1.0]] * 2
+        assert [view["flip"] for view in views] == [0.5, 0.5]
+        names = ("jitter", "blur", "grey", "solarise")
+        shown = [tuple(view[name] for name in names) for view in views]
+        if augment == "min":
+            assert shown == [(0.0, 0.0, 0.0, 0.0)] * 2
+        else:
+            assert shown == [(0.8, 1.0, 0.2, 0.0), (0.8, 0.1, 0.2, 0.2)]
+            for view in views:
+                assert {name: view[name] for name in JITTER} == JITTER
+                assert (view["blur_sigma"], view["solarise_threshold"]) == ([0.1, 2.0], 128)
+
+
+@pytest.mark.parametrize("profile", RECIPES)
+def test_only_the_mae_is_shared_between_the_variants(profile: str, tmp_path: Path):
+    rows = rows_of(plan_of(profile, tmp_path))
+    chains = [rows[name].chain for name in ("MAE-CT", "MAE-CT_aug")]
+    assert chains[0][0] is chains[1][0] is rows["MAE"].chain[0]
+    assert chains[0][1].key != chains[1][1].key
+
+
+def test_the_paper_table_has_the_same_recipe(tmp_path: Path):
+    ours = rows_of(plan_of("large", tmp_path))
+    table = rows_of(plan_of("imagenet", tmp_path, PAPER))
+    for name, row in ours.items():
+        assert [s.key for s in row.chain] == [s.key for s in table[name].chain], name
+
+
+@pytest.mark.parametrize("profile", RECIPES)
+def test_a_plan_predicts_gpu_hours_and_says_what_it_assumes(
+    profile: str, bench: Bench, tmp_path: Path
+):
+    done = bench("plan", IMAGENET, "--profile", profile, "--store", tmp_path)
+    assert done.code == 0, done.err
+    line = next(line for line in done.out.splitlines() if line.startswith("predicted"))
+    assert "GPU-hours (" in line
+    assert "assumes 30% (10% to 45%) of the 312 TFLOP/s in bf16 of an A100" in line
+    done = bench("plan", IMAGENET, "--profile", profile, "--store", tmp_path, "--json")
+    plan = json.loads(done.out)
+    total, stages = plan["assumed_gpu_hours"], plan["stages"]
+    counted = [s["assumed_gpu_hours"] for s in stages if s["assumed_gpu_hours"]]
+    assert len(counted) == 8  # one MAE, two heads, two tunings, three times features
+    for name in ("hours", "at_least", "at_most"):
+        assert total[name] == pytest.approx(sum(one[name] for one in counted))
+    assert total["at_least"] < total["hours"] < total["at_most"]
+
+
+def test_published_costs_lie_in_the_predicted_interval(tmp_path: Path):
+    mae, head, tune = rows_of(plan_of("large", tmp_path))["MAE-CT"].chain
+    tuning = estimate.assumed([head, tune], {})
+    assert tuning is not None
+    assert tuning.at_least < 40 < tuning.at_most  # A100-hours, abstract of arXiv 2304.10520v1
+    pretraining = estimate.assumed([mae], {})
+    assert pretraining is not None
+    as_v100 = 312 / 125  # peaks in TFLOP/s
+    hours = [h * as_v100 for h in (pretraining.at_least, pretraining.at_most)]
+    assert hours[0] < 2688 < hours[1]  # 64 V100s for 42 hours, facebookresearch/mae
+
+
+def test_nothing_is_assumed_of_small_models_or_of_kinds_that_have_run(tmp_path: Path):
+    small = make_plan(load_suite(PAPER, profile="cifar10"), Store(tmp_path))
+    assert estimate.assumed(small.stages.values(), {}) is None
+    large = plan_of("large", tmp_path)
+    kinds = {stage.kind: 1.0 for stage in large.stages.values()}
+    assert estimate.assumed(large.stages.values(), kinds) is None
