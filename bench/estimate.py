@@ -58,9 +58,7 @@ def assumed(stages: Iterable[Stage], known: dict[str, float]) -> GpuHours | None
     Of evaluations only the features are counted, which take nearly all of their FLOPs.
     """
     operations = sum(
-        stage.flops
-        for stage in stages
-        if stage.kind not in known and _fills_a_gpu(stage)
+        stage.flops for stage in stages if stage.kind not in known and _fills_a_gpu(stage)
     )
     if not operations:
         return None

@@ -7,7 +7,6 @@ stage is cached, stale or to be run.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -18,7 +17,7 @@ from bench import compute, explore
 from bench.errors import UserError
 from bench.evaluation import Evaluation
 from bench.identity import code, stage_key
-from bench.store import StageState, Store
+from bench.store import StageState, Store, sha256
 from bench.suite import Suite, Variant, data_info
 from maect import datasets, evals, flops
 from maect.datasets import DataInfo
@@ -119,6 +118,8 @@ class Planner:
     def __init__(self, suite: Suite) -> None:
         self.suite = suite
         self.stages: dict[str, Stage] = {}
+        #: SHA-256 of each file of released weights
+        self.checksums: dict[str, str] = {}
 
     def build(self, only: str) -> Plan:
         chosen = [v for v in self.suite.variants.values() if fnmatchcase(v.name, only)]
@@ -160,7 +161,7 @@ class Planner:
         if key not in self.stages:
             places = {"data_root": str(datasets.data_root()), "data_path": variant.row.data.path}
             if "weights" in settings:
-                places["weights"] = variant.init
+                places["weights"] = str(Path(variant.init).expanduser().resolve())
             self.stages[key] = Stage(
                 kind,
                 key,
@@ -192,8 +193,9 @@ class Planner:
                 f"'random', 'pixels' or the path of a file",
                 file=self.suite.path,
             )
-        with path.open("rb") as file:
-            return {"weights": hashlib.file_digest(file, "sha256").hexdigest()}
+        if variant.init not in self.checksums:
+            self.checksums[variant.init] = sha256(path)
+        return {"weights": self.checksums[variant.init]}
 
     def mae(self, variant: Variant, seed: int, data: DataInfo, chain: list[Stage]) -> Stage:
         train = self.schedule(variant, "mae", data)

@@ -21,6 +21,7 @@ from bench.progress import Display
 from bench.scheduler import Scheduler
 from bench.store import Store, iso
 from bench.worker import Task
+from maect.settings import ModelSettings
 
 #: between two looks, while things move and when nothing has for a while
 LOOP_S, SLOW_LOOP_S = 0.1, 0.8
@@ -59,6 +60,7 @@ def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
         return {}
     explore.reopen(plan)
     check_workers(plan, options.workers)
+    check_weights(plan)
     scheduler = Scheduler(plan, store, options.keep_stale)
     with record_run(plan, store, options) as run:
         driver = _Driver(plan, store, options, scheduler, run)
@@ -91,6 +93,26 @@ def check_workers(plan: Plan, workers: int) -> None:
             raise UserError(
                 f"--workers {workers}: numerics.shards {shards} is not a multiple of it"
             )
+
+
+def check_weights(plan: Plan) -> None:
+    """Released weights must fit their rows' models. Raises `UserError`."""
+    starts = [s for s in plan.stages.values() if s.status != "cached" and "weights" in s.settings]
+    if not starts:
+        return
+    from maect.checkpoints import CheckpointError, load_for  # imports torch
+
+    seen = set()
+    for stage in starts:
+        model = ModelSettings.parse(stage.settings["model"])
+        path, size = stage.places["weights"] or "", stage.settings["data"]["image_size"]
+        if (path, model, size) in seen:
+            continue
+        seen.add((path, model, size))
+        try:
+            load_for(path, model, image_size=size, in_chans=stage.data.channels)
+        except CheckpointError as error:
+            raise UserError(f"{stage.title}: {error}", file=plan.suite.path) from None
 
 
 @contextmanager

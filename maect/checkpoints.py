@@ -25,7 +25,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from maect.models import Encoder, sincos_positions
-from maect.settings import SIZES
+from maect.settings import SIZES, ModelSettings
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _IN_FOLDER = (_WEIGHTS, "pytorch_model.bin")
@@ -63,11 +63,33 @@ def load_encoder(
     resized (bicubic). Positions are fixed either way; a position of the class token is added to
     it. CheckpointError if the file cannot be read, or lacks tensors, or has others or wrong ones.
     """
-    path = Path(path)
-    file = _weights_file(path)
+    return _load(_weights_file(Path(path)), image_size, heads)
+
+
+def load_for(
+    path: str | Path, model: ModelSettings, *, image_size: int | tuple[int, int], in_chans: int
+) -> Encoder:
+    """`load_encoder` for a stage of these settings, whose number of heads it takes.
+
+    CheckpointError also where the file's sizes are not the settings'.
+    """
+    assert model.dim
+    expected = {name: getattr(model, name) for name in ("dim", "depth", "heads", "patch_size")}
+    expected |= {"in_chans": in_chans, "mlp width": int(model.dim * model.mlp_ratio)}
+    return _load(_weights_file(Path(path)), image_size, model.heads, expected)
+
+
+def _load(
+    file: Path,
+    image_size: int | tuple[int, int] | None,
+    heads: int | None,
+    expected: Mapping[str, int] | None = None,
+) -> Encoder:
     tensors = _rename(_encoder_part(dict(_flatten(_read(file))), file))
     sizes = _sizes(tensors, file)
     config = _config(file)
+    if expected is not None:
+        _compare(sizes, config["heads"], expected, file)
     sizes["heads"] = heads or config["heads"] or _known_heads(sizes["dim"], sizes["depth"])
     if sizes["dim"] % sizes["heads"]:
         raise CheckpointError(
@@ -227,8 +249,10 @@ def _sizes(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
     dim = shapes["cls_token"][-1]
     if shapes["pos_embed"][-1] != dim:
         raise CheckpointError(f"{file}: pos_embed is {shapes['pos_embed']}, expected dim {dim}")
-    bias = tensors.get("blocks.0.mlp.fc1.bias")
-    hidden = 4 * dim if bias is None else len(bias)
+    first = [
+        tensors[n] for n in (f"blocks.0.mlp.fc1.{p}" for p in ("bias", "weight")) if n in tensors
+    ]
+    hidden = len(first[0]) if first else 4 * dim
     ratio = hidden / dim
     if int(dim * ratio) < hidden:  # rounding of the division
         ratio = math.nextafter(ratio, math.inf)
@@ -239,6 +263,22 @@ def _sizes(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
         "in_chans": shapes["patch_embed.proj.weight"][1],
         "mlp_ratio": ratio,
     }
+
+
+def _compare(
+    sizes: Mapping[str, Any], heads: int | None, expected: Mapping[str, int], file: Path
+) -> None:
+    """CheckpointError that names the sizes in which a file differs from what is expected."""
+    found = {**sizes, "mlp width": int(sizes["dim"] * sizes["mlp_ratio"])}
+    if heads is not None:
+        found["heads"] = heads
+    other = [name for name, size in expected.items() if found.get(name, size) != size]
+    if other:
+        raise CheckpointError(
+            f"{file} holds an encoder of {', '.join(f'{n} {found[n]}' for n in other)}, expected "
+            f"{', '.join(f'{n} {expected[n]}' for n in other)}; change the model's settings, or "
+            f"take other weights"
+        )
 
 
 def _config(file: Path) -> dict[str, Any]:

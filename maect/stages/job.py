@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -143,12 +144,22 @@ class Job:
             name = "encoder_ema" if averaged and _has(folder, "encoder_ema") else "encoder"
             encoder.load_state_dict(self.tensors("encoder", name))
         elif "weights" in self.settings:
-            from maect.checkpoints import load_encoder
-
-            assert self.weights is not None
-            released = load_encoder(self.weights, image_size=self.data.image_size)
-            encoder.load_state_dict(released.state_dict())
+            encoder.load_state_dict(self._released(channels).state_dict())
         return encoder.to(self.device, self.dtype)
+
+    def _released(self, channels: int) -> Encoder:
+        """The encoder in the file of released weights, which must be the one that was planned."""
+        from maect.checkpoints import CheckpointError, load_for
+
+        assert self.weights is not None
+        with self.weights.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != self.settings["weights"]:
+                raise CheckpointError(
+                    f"{self.weights} is not the file that was planned with: its checksum differs"
+                )
+        return load_for(
+            self.weights, self.model, image_size=self.data.image_size, in_chans=channels
+        )
 
 
 def _has(folder: Path, name: str) -> bool:
