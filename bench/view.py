@@ -11,7 +11,11 @@ import yaml
 from bench import environment, explore
 from bench.plan import Plan, Row, Stage
 from bench.store import Store
+from bench.worker import unusual
 from reports.view import ATTEMPTS, METRICS, STAGES, SuiteView
+
+#: how many unreadable files a note names
+NOTED_FILES = 20
 
 
 def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
@@ -27,7 +31,7 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
         title=suite.title,
         profile=suite.profile,
         scale=scale(plan),
-        notes=suite.notes + _matched_notes(plan) + explore.note(plan),
+        notes=suite.notes + _matched_notes(plan) + explore.note(plan) + _data_notes(plan),
         seeds=suite.seeds,
         variants=[name for name in suite.variants if name not in untried],
         tables=[table.resolved() for table in suite.tables],
@@ -98,6 +102,20 @@ def _matched_notes(plan: Plan) -> list[str]:
         notes.append(
             f"{name}: {text} of {variant.match_compute} (counted from the settings, rounded up)."
         )
+    return notes
+
+
+def _data_notes(plan: Plan) -> list[str]:
+    """Images that could not be read or were converted."""
+    notes, data = [], unusual(plan.data)
+    if data["broken"]:
+        named = ", ".join(data["broken_files"][:NOTED_FILES])
+        more = data["broken"] - NOTED_FILES
+        named += f" and {more} more" if more > 0 else ""
+        notes.append(f"{data['broken']} training images cannot be read and are left out: {named}.")
+    if data["converted"]:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in data["converted"].items())
+        notes.append(f"Images converted to RGB: {kinds}.")
     return notes
 
 
@@ -230,6 +248,7 @@ def _provenance(plan: Plan, store: Store, command: str) -> dict[str, Any]:
             "name": plan.data.name,
             "fingerprint": plan.data.fingerprint,
             "images": plan.data.counts,
+            **{name: value for name, value in unusual(plan.data).items() if value},
         },
     }
 

@@ -17,9 +17,12 @@ from bench import environment, gpus, parts
 from bench.identity import code, digest
 from bench.plan import ENTRY, Stage, entry_modules
 from bench.store import Store, iso, tail
+from maect.datasets import DataInfo
 
 #: seconds between two lines of an attempt's log
 LOG_EVERY_S = 5.0
+#: how many unreadable files a record names
+NAMED_FILES = 100
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,23 @@ class Task:
             "name": stage.data.name,
             "fingerprint": stage.data.fingerprint,
             "counts": stage.data.counts,
+            **unusual(stage.data),
         }
         inputs = {name: source.key for name, source in stage.inputs.items()}
         return cls(
             stage.kind, stage.key, stage.title, stage.settings, inputs, data, stage.places,
             stage.code, stage.flops, stage.steps,
         )  # fmt: skip
+
+
+def unusual(data: DataInfo) -> dict[str, Any]:
+    """What was left out of a folder or shards and what was converted: counts, and first names."""
+    names = [f"{file}: {reason}" for file, reason in data.broken]
+    return {
+        "broken": len(names),
+        "broken_files": names[:NAMED_FILES],
+        "converted": {kind: len(files) for kind, files in data.converted.items()},
+    }
 
 
 class StageFailed(Exception):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_helpers import SMOKE
+from bench_helpers import SMOKE, Bench, completed, run_bench
 from PIL import Image
 
 from bench.data import prepare_data
@@ -70,3 +70,59 @@ def test_broken_images_are_named(folder: Path, tmp_path: Path, capsys):
         prepare_data(suite_over(folder, tmp_path))
     prepare_data(suite_over(folder, tmp_path, ", max_broken: 0.1"))
     assert "cat/3.png" in capsys.readouterr().out
+
+
+def write_images(folder: Path, count: int) -> list[str]:
+    """That many training images of 10 classes and 20 for testing; ten of the former broken."""
+    random = np.random.default_rng(1)
+    for split, images in (("train", count), ("val", 20)):
+        for number in range(images):
+            place = folder / split / f"class{number % 10}"
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            image = Image.fromarray(pixels)
+            image = image.convert("CMYK") if split == "train" and number in (5, 6) else image
+            suffix = "jpg" if image.mode == "CMYK" else "png"
+            image.save(place / f"{number:04}.{suffix}")
+    broken = [f"train/class{n % 10}/{n:04}.png" for n in range(7, count, count // 10)]
+    for index, name in enumerate(broken):
+        file = folder / name
+        file.write_bytes([b"", b"no image", file.read_bytes()[:60]][index % 3])
+    return broken
+
+
+def test_ten_broken_images_among_a_thousand(tmp_path: Path, bench: Bench, monkeypatch):
+    """The run, its records and the report say which ten; past the stated share it is an error."""
+    monkeypatch.setenv("MAECT_DATA", str(tmp_path / "data"))
+    broken = write_images(tmp_path / "images", 1000)
+    assert len(broken) == 10
+    text = SMOKE.read_text().replace(
+        "data: {name: digits, image_size: 8}",
+        f"data: {{name: image_folder, path: '{tmp_path / 'images'}', image_size: 8, "
+        "train_images: 1000}",
+    )
+    suite, store = tmp_path / "folder.yaml", tmp_path / "store"
+    suite.write_text(text.replace("evaluate: [knn, probe]", "evaluate: [knn]")
+                     .replace("columns: [knn, probe, cost]", "columns: [knn]"))  # fmt: skip
+    arguments = ["run", suite, "--store", store, "--seeds", "1", "--only", "raw pixels"]
+    arguments += ["--workers", "0"]
+
+    refused = bench(*arguments)  # ten are more than the 0.1 % allowed by default
+    assert refused.code == 2
+    assert "10 of 1000 training images cannot be read" in refused.err
+    assert all(name in refused.err for name in broken)
+    assert not store.exists()
+
+    done = run_bench(*arguments, "--set", "data.max_broken=0.01")
+    assert done.code == 0, done.err
+    left_out = [line for line in done.out.splitlines() if line.startswith("left out: ")]
+    assert [line.split(": ")[1] for line in left_out] == sorted(broken)
+    assert "converted to RGB: 2 images that were CMYK" in done.out
+    for record in completed(store).values():
+        data = record["data"]
+        assert (data["broken"], data["converted"]) == (10, {"CMYK": 2})
+        assert [entry.split(": ")[0] for entry in data["broken_files"]] == sorted(broken)
+    page = next((store / "reports").glob("*.html")).read_text()
+    assert "10 training images cannot be read and are left out" in page
+    assert all(name in page for name in broken)
+    assert "Images converted to RGB: 2 CMYK." in done.out
