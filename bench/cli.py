@@ -346,7 +346,8 @@ def diff_runs(options: argparse.Namespace) -> int:
 def manage_data(options: argparse.Namespace) -> int:
     from bench import data
 
-    return data.run(options.action, options.names, options.from_path, as_json=options.json)
+    whole = data.run(options.action, options.names, options.from_path, as_json=options.json)
+    return OK if whole else MISMATCH
 
 
 def run_doctor(options: argparse.Namespace) -> int:

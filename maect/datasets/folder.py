@@ -56,8 +56,14 @@ def listing(path: Path) -> Listing:
             if folder.name not in number:
                 raise DataError(f"{pool}/{folder.name} is a class that train does not have")
             for entry in _entries(Path(folder.path)):
-                if entry.is_file():
-                    status = entry.stat()
+                if entry.is_dir():
+                    raise DataError(
+                        f"{pool}/{folder.name}/{entry.name} is a folder; images lie in the folder "
+                        f"of their class itself"
+                    )
+                # a link to nothing stands for an image that cannot be read
+                if entry.is_file() or entry.is_symlink():
+                    status = entry.stat(follow_symlinks=entry.is_file())
                     result.names.append(f"{pool}/{folder.name}/{entry.name}")
                     result.test.append(pool != "train")
                     result.labels.append(number[folder.name])

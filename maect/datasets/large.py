@@ -97,18 +97,30 @@ def prepare(settings: DataSettings, root: Path, progress: Callable[[str], None])
     Raises DataError where the layout is wrong, a test image cannot be read, or more training
     images than `max_broken` allows.
     """
-    path, known = _places(settings, root)
+    path, _ = _places(settings, root)
     if not path.is_dir():
         raise DataError(f"there is no folder {path}")
+    try:
+        return _info(settings, _updated(settings, root, progress))
+    except OSError as error:
+        raise DataError(
+            f"what is found in {path} could not be kept in {root}: {error}. MAECT_DATA names "
+            f"another data directory"
+        ) from None
+
+
+def _updated(settings: DataSettings, root: Path, progress: Callable[[str], None]) -> Index:
+    """The index of the set as it is now, kept for the next time."""
+    path, known = _places(settings, root)
     if settings.name == "parquet":
         shards.update(path, known, progress)
-        return _info(settings, shards.load(path, known)[0])
+        return shards.load(path, known)[0]
     file = known.with_suffix(".npz")
     index = Index.load(file)
     if index is None or not folder.is_current(index, folder.listing(path)):
         index = folder.update(path, index, progress)
         index.save(file)
-    return _info(settings, index)
+    return index
 
 
 def _opened(settings: DataSettings, root: Path) -> tuple[Index, Reader]:

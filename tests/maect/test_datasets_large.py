@@ -166,6 +166,26 @@ def test_a_broken_test_image_is_an_error_whatever_the_share(tmp_path: Path) -> N
         datasets.prepare(settings, tmp_path / "root")
 
 
+def test_nothing_in_a_class_folder_is_dropped_in_silence(tmp_path: Path) -> None:
+    settings, root = make_folder(tmp_path / "set"), tmp_path / "root"
+    link = tmp_path / "set" / "val" / "class1" / "gone.png"
+    link.symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"val/class1/gone\.png \(cannot be opened: No such file"):
+        datasets.prepare(settings, root)
+    link.unlink()
+    link.mkdir()
+    with pytest.raises(DataError, match=r"val/class1/gone\.png is a folder"):
+        datasets.prepare(settings, root)
+
+
+def test_a_data_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "file"
+    root.write_text("")
+    for make in (make_folder, make_shards):
+        with pytest.raises(DataError, match=f"could not be kept in {root}.*MAECT_DATA"):
+            datasets.prepare(make(tmp_path / make.__name__), root)
+
+
 def test_broken_rows_of_shards_are_named(tmp_path: Path) -> None:
     settings = make_shards(tmp_path / "set").model_copy(update={"max_broken": 0.5})
     file = tmp_path / "set" / "data" / "train-00001-of-00002.parquet"
