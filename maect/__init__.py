@@ -16,6 +16,7 @@ _PUBLIC = {
     "build_encoder": "maect.models",
     "sincos_positions": "maect.models",
     "load_encoder": "maect.checkpoints",
+    "save_encoder": "maect.checkpoints",
     "layer_decay": "maect.optim",
 }
 _MODULES = ("datasets", "evals")

@@ -28,7 +28,7 @@ from maect.models import Encoder, sincos_positions
 from maect.settings import SIZES, ModelSettings
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
-_IN_FOLDER = (_WEIGHTS, "pytorch_model.bin")
+_IN_FOLDER = (_WEIGHTS, "pytorch_model.bin", "encoder.safetensors")
 #: parts beside the encoder, which its features do not depend on
 _OTHER_PARTS = ("mask_token", "embeddings.mask_token", "decoder", "head.", "pooler.", "classifier.")
 _HUGGING_FACE = (
@@ -282,18 +282,21 @@ def _compare(
 
 
 def _config(file: Path) -> dict[str, Any]:
-    """`heads` and `image_size` by the `config.json` beside the weights, None where unknown.
+    """`heads` and `image_size` by the JSON file beside the weights, None where unknown.
 
-    Reads those of Hugging Face, timm and `save_encoder`.
+    Reads the `config.json` of Hugging Face, timm and `save_encoder`, and a stage's `encoder.json`.
     """
-    config = file.parent / _CONFIG
-    if not config.is_file():
+    names = (_CONFIG, "encoder.json")
+    config = next((c for name in names if (c := file.parent / name).is_file()), None)
+    if config is None:
         return {"heads": None, "image_size": None}
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
         sizes = values.get("model_args", {})
         return {
-            "heads": values.get("num_attention_heads") or sizes.get("num_heads"),
+            "heads": values.get("num_attention_heads")
+            or sizes.get("num_heads")
+            or values.get("heads"),
             "image_size": values.get("image_size") or sizes.get("img_size"),
         }
     except (ValueError, AttributeError) as error:

@@ -21,6 +21,7 @@ from maect.streams import Stream
 FIRST_LOGGED = 20
 LOGGED_POINTS = 500
 PROGRESS_S = 0.5
+REMEDY = "lower lr, lengthen the warm-up or set clip_grad"
 
 Values = dict[str, Tensor | float]
 
@@ -165,8 +166,7 @@ class Log:
             self.loss = numbers["loss"]
             if not math.isfinite(self.loss):
                 raise TrainingError(
-                    f"the loss is {self.loss} at step {step} of {self.steps}; lower lr, lengthen "
-                    f"the warm-up or set clip_grad"
+                    f"the loss is {self.loss} at step {step} of {self.steps}; {REMEDY}"
                 )
             if is_logged(step, self.steps):
                 for name, number in {"step": float(step), **numbers}.items():
@@ -198,12 +198,23 @@ def train(training: Training) -> Output:
             last, last_step = now, done
         if job.checkpoints is not None and done < steps and job.checkpoints.due():
             log.flush()  # a loss that is not finite ends the stage before it is kept
-            job.checkpoints.save(State(done, training.state(), log.copy()))
+            state = training.state()
+            _require_finite(state, done, steps)
+            job.checkpoints.save(State(done, state, log.copy()))
     output = training.output()
+    for tensors in output.tensors.values():
+        _require_finite(tensors, steps, steps)
     output.curves = log.curves
     trained = sum(p.numel() for optimizer, _ in training.optimizers for p in _parameters(optimizer))
     output.summary |= {"final_loss": log.loss, "trained_parameters": trained, "resumed_at": began}
     return output
+
+
+def _require_finite(tensors: dict[str, Tensor], done: int, steps: int) -> None:
+    """TrainingError where weights are not worth keeping, although the last loss was finite."""
+    bad = next((name for name, tensor in tensors.items() if not tensor.sum().isfinite()), None)
+    if bad is not None:
+        raise TrainingError(f"{bad} is not finite after step {done - 1} of {steps}; {REMEDY}")
 
 
 def _own_batches(training: Training, began: int) -> Iterator[np.ndarray]:

@@ -21,8 +21,9 @@ from bench.store import Store
 from maect.parallel import GradientSum, Group
 
 CASES = {
-    "fp32": ["numerics.precision=fp32"],
-    "fp64": ["numerics.precision=fp64"],
+    "fp32": ["numerics.shards=1"],
+    "fp32 again": ["numerics.shards=1"],
+    "fp64": ["numerics.shards=1", "numerics.precision=fp64"],
     "exact": ["numerics.shards=4"],
 }
 WORKERS = (1, 2, 4)
@@ -103,6 +104,13 @@ def test_two_workers_compute_the_gradient_of_one(case: str, bound: float, kind: 
         for name in ("ids", "labels", "pointer"):
             name = next(n for n in one if n.endswith(name))
             assert torch.equal(two[name], one[name])
+
+
+@pytest.mark.parametrize("kind", list(TRAININGS))
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_same_worker_count_is_repeatable_to_the_bit(workers: int, kind: str, found):
+    first, second = found[workers, 0, "fp32", kind], found[workers, 0, "fp32 again", kind]
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
 
 
 @pytest.mark.parametrize("kind", list(TRAININGS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from stage_helpers import TRAININGS, chain, job_of, trained_inputs, training_of
 
 from bench.store import Store
 from maect import datasets
+from maect.checkpoints import load_encoder
 from maect.settings import DataSettings
 from maect.stages import features
 from maect.stages.contrastive import ContrastiveTraining
-from maect.stages.job import Output, Progress, TrainingError
+from maect.stages.job import Output, Progress, State, TrainingError
 from maect.stages.loop import FIRST_LOGGED, LOGGED_POINTS, Batches, Log, train
 
 NOWHERE = Store(Path("none"))
@@ -64,6 +66,42 @@ def test_training_lowers_the_loss(kind: str, inputs: dict[str, Path]):
 def test_a_loss_that_is_not_finite_ends_the_stage_and_names_the_step(inputs: dict[str, Path]):
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+ of 40; lower lr"):
         output_of("mae", inputs, "mae.lr=1e30")
+
+
+class Keeper:
+    """Checkpoints that are due after every step."""
+
+    def __init__(self) -> None:
+        self.kept: list[State] = []
+
+    def load(self) -> None:
+        return None
+
+    def due(self) -> bool:
+        return True
+
+    def save(self, state: State) -> None:
+        self.kept.append(state)
+
+
+@pytest.mark.parametrize("bad_step", [5, 39])
+def test_weights_that_are_not_finite_are_never_kept(bad_step: int, inputs: dict[str, Path]):
+    """A gradient can overflow while the loss is finite, in the last step too."""
+    training = training_of(chain(NOWHERE)[0], inputs)
+    training.job.checkpoints = keeper = Keeper()
+    step = training.step
+
+    def overflowing(number: int) -> dict[str, torch.Tensor | float]:
+        values = step(number)
+        if number == bad_step:
+            training.encoder.norm.bias.data[3] = torch.nan
+        return values
+
+    training.step = overflowing
+    message = rf"norm\.bias is not finite after step {bad_step} of 40; lower lr"
+    with pytest.raises(TrainingError, match=message):
+        train(training)
+    assert [state.step for state in keeper.kept] == list(range(1, bad_step + 1))
 
 
 @pytest.mark.parametrize("patience", [1, 20])
@@ -173,6 +211,45 @@ def test_tuning_changes_the_upper_blocks_only(inputs: dict[str, Path]):
     assert {name for name in before if name.startswith("blocks.1.")} <= changed | {
         name for name in before if before[name].numel() == 0
     }
+
+
+@pytest.mark.parametrize("kind", ["mae", "tune"])
+def test_recomputed_activations_change_no_bit(kind: str, inputs: dict[str, Path]):
+    whole = output_of(kind, inputs)
+    again = output_of(kind, inputs, "numerics.checkpoint_activations=true")
+    assert again.curves == whole.curves
+    assert all(torch.equal(t, tensors(again)[n]) for n, t in tensors(whole).items())
+
+
+@pytest.mark.parametrize("kind", list(TRAININGS))
+def test_bf16_trains_as_fp32_does_up_to_rounding(kind: str, inputs: dict[str, Path]):
+    whole = output_of(kind, inputs, f"{kind}.steps=10")
+    half = output_of(kind, inputs, f"{kind}.steps=10", "numerics.precision=bf16")
+    assert half.curves["loss"] != whole.curves["loss"]
+    assert half.curves["loss"] == pytest.approx(whole.curves["loss"], rel=0.05)
+    assert all(t.dtype != torch.bfloat16 for t in tensors(half).values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_stages_train_as_plain_ones_do(inputs: dict[str, Path]):
+    for kind in ("mae", "tune"):
+        plain = output_of(kind, inputs, f"{kind}.steps=5")
+        compiled = output_of(
+            kind, inputs, f"{kind}.steps=5", "numerics.compile=true",
+            "numerics.checkpoint_activations=true",
+        )  # fmt: skip
+        assert compiled.curves["loss"] == pytest.approx(plain.curves["loss"], rel=1e-4)
+        assert tensors(compiled).keys() == tensors(plain).keys()
+
+
+def test_an_encoder_that_a_stage_left_is_loaded_by_its_path(inputs: dict[str, Path]):
+    images = torch.rand(2, 1, 8, 8)
+    expected = job_of(chain(NOWHERE)[1], inputs).encoder(1)
+    for path in (inputs["encoder"], inputs["encoder"] / "encoder.safetensors"):
+        encoder = load_encoder(path)
+        assert encoder.heads == 2  # which no shape shows
+        assert torch.equal(encoder.forward_features(images), expected.forward_features(images))
 
 
 def test_features_are_those_of_the_encoder_given(inputs: dict[str, Path]):
