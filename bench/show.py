@@ -60,8 +60,11 @@ def _assumed(plan: Plan) -> list[str]:
     if found is None:
         return []
     return [
-        f"predicted {found}, each shared stage counted once. This assumes {estimate.assumption()}, "
-        f"as the store has no measured rate; k-NN, probes and the like are not counted"
+        (
+            f"predicted {found}, each shared stage counted once. This assumes "
+            f"{estimate.assumption()}, as the store has no measured rate; k-NN, probes and the "
+            f"like are not counted"
+        )
     ]
 
 
