@@ -85,6 +85,8 @@ def rates(stages: Iterable[Stage]) -> dict[str, float]:
 def seconds(stage: Stage, known: dict[str, float]) -> float | None:
     """Expected wall time of one stage; None where no like stage has run."""
     rate = known.get(stage.kind)
+    if rate is None and stage.flops:  # an evaluation that runs the encoder, about as features do
+        rate = known.get("features")
     return None if rate is None else (stage.flops or 1.0) / rate
 
 

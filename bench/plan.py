@@ -304,14 +304,19 @@ class Planner:
         }
         inputs = {"features": features}
         label = f"{variant.name} {name}"
-        if evaluation.evaluator.needs_encoder:
+        cost, passes = 0.0, evaluation.evaluator.passes
+        if passes is not None:
             settings = features.settings | settings
             inputs |= features.inputs
+            counts = {"train": 0, "selection": 0, "test": 0} | data.counts
+            images = passes(evaluation.settings, counts, data.classes)
+            size = variant.row.data.image_size
+            cost = images * flops.forward_pass(variant.row.model, size, data.channels, 1)
         if evaluation.evaluator.uses_seed:
             settings["seed"] = seed
         if evaluation.evaluator.uses_seed or "seed" in features.settings:
             label += f", seed {seed}"
-        return self.add(evaluation.kind, label, settings, inputs, data, variant)
+        return self.add(evaluation.kind, label, settings, inputs, data, variant, cost=cost)
 
 
 def make_plan(suite: Suite, store: Store, *, keep_stale: bool = False, only: str = "*") -> Plan:

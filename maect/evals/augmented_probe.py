@@ -46,11 +46,11 @@ def _run(data: EvalInput, settings: AugmentedProbeSettings, rows: slice) -> Eval
 
 EVALUATOR = Evaluator(
     name="probe_augmented",
-    label="linear probe on fresh crops",
+    label="augmented probe",
     settings=AugmentedProbeSettings,
-    metrics=lambda settings: probe_metrics("linear probe, fresh crops"),
+    metrics=lambda settings: probe_metrics("augmented probe"),
     run=_run,
     derive=derive,
     uses_seed=True,
-    needs_encoder=True,
+    passes=lambda settings, images, classes: settings.epochs * images["train"],
 )

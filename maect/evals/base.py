@@ -111,8 +111,13 @@ class Evaluator:
     uses_seed: bool
     #: whether disjoint `rows` may be computed apart and joined by `merge`; else rows is everything
     shardable: bool = False
-    #: whether it asks for `EvalInput.images`
-    needs_encoder: bool = False
+    #: of one that asks for `EvalInput.images`: (settings, images of each split, classes) -> images
+    #: that the encoder sees, a backward pass counted as two more
+    passes: Callable[[Any, Mapping[str, int], int], float] | None = None
+
+    @property
+    def needs_encoder(self) -> bool:
+        return self.passes is not None
 
 
 ALL_ROWS = slice(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,12 @@ def at_blocks(evaluator: Evaluator, blocks: list[int]) -> Evaluator:
             notes |= {f"block {block}: {note}": None for note in result.notes}
         return EvalResult(values, predictions, chosen, result.protocol, list(notes))
 
-    return dataclasses.replace(evaluator, metrics=metrics, derive=derive, run=run)
+    def passes(settings: Any, images: Mapping[str, int], classes: int) -> float:
+        return len(blocks) * one(settings, images, classes) if one else 0.0
+
+    one = evaluator.passes
+    own = dataclasses.replace(evaluator, metrics=metrics, derive=derive, run=run)
+    return dataclasses.replace(own, passes=passes) if one else own
 
 
 def _ending(found: dict[str, Any], block: int) -> dict[str, Any]:

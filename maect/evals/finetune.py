@@ -171,6 +171,18 @@ def _run(data: EvalInput, settings: FineTuneSettings, rows: slice) -> EvalResult
     return EvalResult(values, predictions, chosen, protocol)
 
 
+def _passes(settings: FineTuneSettings, images: Mapping[str, int], classes: int) -> float:
+    total = 0.0
+    for budget in settings.budgets:
+        share = budget.endswith("%")
+        draws = 1 if share else 3
+        labelled = images["train"] * int(budget[:-1]) / 100 if share else int(budget) * classes
+        chosen = images["selection"] if len(settings.lrs) > 1 else 0
+        tried = len(settings.lrs) * (3 * settings.epochs * labelled + chosen)
+        total += draws * (tried + images["test"])
+    return total
+
+
 EVALUATOR = Evaluator(
     name="low_shot_finetune",
     label="low-shot, fine-tuned",
@@ -179,5 +191,5 @@ EVALUATOR = Evaluator(
     run=_run,
     derive=_derive,
     uses_seed=True,
-    needs_encoder=True,
+    passes=_passes,
 )

@@ -174,7 +174,7 @@ def test_two_workers_train_exactly_like_one(smoke, tmp_path: Path):
     done = run_bench("run", SMOKE, "--store", store, "--seeds", "1", "--workers", "2")
     assert done.code == 0, done
     trained = [r for r in completed(store).values() if r["kind"] in ("mae", "head", "tune")]
-    assert len(trained) == 6
+    assert len(trained) == 7
     assert {(r["env"]["workers"], r["cost"]["devices"]) for r in trained} == {(2, 2)}
     assert artifacts(store).items() <= artifacts(smoke.store).items()
     assert measured(store).items() <= measured(smoke.store).items()
