@@ -20,7 +20,6 @@ from ray.tune.schedulers import ASHAScheduler
 from bench import explore
 from bench.plan import Plan, Row
 from bench.store import Store
-from maect import evals
 
 #: a resource that every cluster has once; trials hold a crumb of it, and so no core or GPU that
 #: the worker groups need
@@ -162,10 +161,18 @@ class Search(threading.Thread):
         return "its trial ended early" if failed else None
 
     def run(self) -> None:
+        try:
+            results = self._tuner().fit()
+            for index in range(len(results)):
+                self._note(results[index])
+        except Exception as error:  # the driver tells of it; the stages have records of their own
+            self.problem = str(error) or repr(error)
+
+    def _tuner(self) -> tune.Tuner:
         trainable = tune.with_parameters(
             run_trial, trials=self.todo, store=self.store, board=self.board
         )
-        tuner = tune.Tuner(
+        return tune.Tuner(
             tune.with_resources(trainable, tune.PlacementGroupFactory([_HEAD])),
             param_space=self._space(),
             tune_config=self._config(),
@@ -173,12 +180,6 @@ class Search(threading.Thread):
                 name=f"{self.run_id}-tune", storage_path=str(self.store.root / "ray"), verbose=0
             ),
         )
-        try:
-            results = tuner.fit()
-            for index in range(len(results)):
-                self._note(results[index])
-        except Exception as error:  # the driver tells of it; the stages have records of their own
-            self.problem = str(error) or repr(error)
 
     def _note(self, result: Any) -> None:
         label = _trial(result.config, self.todo).label
@@ -202,10 +203,8 @@ class Search(threading.Thread):
         if not self.settings.explores:
             return tune.TuneConfig(**common)
         variant = self.plan.suite.variants[self.todo[0].label]
-        evaluation = evals.get(self.settings.metric)
-        primary = next(
-            m for m in evaluation.metrics(variant.evaluations[self.settings.metric]) if m.primary
-        )
+        evaluation = variant.evaluations[self.settings.metric]
+        primary = next(metric for metric in evaluation.metrics() if metric.primary)
         common |= {"metric": self.settings.metric}
         common |= {"mode": "max" if primary.higher_is_better else "min"}
         searcher = scheduler = None

@@ -32,6 +32,8 @@ pytestmark = pytest.mark.slow
 DRIVERS = 10
 #: killed under each driver before it goes itself; a stage may lose three under one driver
 WORKERS = 2
+PATIENCE_S = 6.0
+CHAIN = ("mae", "head", "tune")
 CROSS = SMOKE.with_name("sweep_cross.yaml")
 
 
@@ -61,15 +63,19 @@ class Kills:
         return found
 
     def kill_worker(self, process: subprocess.Popen[str]) -> bool:
-        """End a worker in the middle of a stage; False if the run ended before."""
+        """End a worker in the middle of a stage; False if the run ended before.
+
+        For some seconds it waits for a kind of stage that was spared so far.
+        """
+        times, patience = Counter(self.workers.values()), None
+        spared = min(times[kind] for kind in CHAIN)
         while process.poll() is None:
             if self.running():
-                time.sleep(self.rng.uniform(0.0, 1.0))
-            times = Counter(self.workers.values())
-            # any of them, rather of a kind that was spared so far
-            for attempt, (pid, kind) in sorted(
-                self.running().items(), key=lambda one: (times[one[1][1]], self.rng.random())
-            ):
+                patience = patience or time.monotonic() + PATIENCE_S
+                time.sleep(self.rng.uniform(0.0, 0.5))
+            for attempt, (pid, kind) in self.running().items():
+                if times[kind] > spared and time.monotonic() < (patience or 0.0):
+                    continue
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     self.workers[attempt] = kind
@@ -117,7 +123,7 @@ def test_whatever_is_killed_the_end_is_the_same(smoke, tmp_path: Path):
     kinds = Counter(kind for kills in rounds for kind in kills.workers.values())
     print(f"killed: {dict(kinds)}, {DRIVERS} drivers, in {len(rounds)} round(s)")
     assert kinds.total() >= DRIVERS * WORKERS
-    assert kinds.keys() >= {"mae", "head", "tune"}
+    assert kinds.keys() >= {*CHAIN}
 
 
 def _as_if_left_alone(kills: Kills, alone: Path) -> None:
