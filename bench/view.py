@@ -22,6 +22,7 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
     stages = [row for r in shown for row in _stage_rows(r, plan)]
     metrics = [row for r in shown for row in _metric_rows(r)]
     attempts = [row for stage in plan.stages.values() for row in _attempt_rows(stage)]
+    gallery, unreadable = _gallery(plan, store)
     return SuiteView(
         suite=suite.name,
         title=suite.title,
@@ -40,8 +41,9 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
         runs=[
             r for r in store.runs() if r["suite"] == suite.name and r["profile"] == suite.profile
         ],
-        problems=[p for stage in plan.stages.values() for p in stage.state.problems],
         cells=list(suite.cells),
+        problems=[p for stage in plan.stages.values() for p in stage.state.problems] + unreadable,
+        gallery=gallery,
     )
 
 
@@ -215,6 +217,24 @@ def _curves(plan: Plan, store: Store) -> dict[str, dict[str, list[float]]]:
             if path.exists():
                 curves[stage.key] = json.loads(path.read_text(encoding="utf-8"))
     return curves
+
+
+def _gallery(plan: Plan, store: Store) -> tuple[dict[str, Any] | None, list[str]]:
+    """What the gallery stage left, if it is complete; and what cannot be read of it."""
+    stage = next((row.gallery for row in plan.rows if row.gallery is not None), None)
+    if stage is None or stage.record is None or stage.status != "cached":
+        return None, []
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = store.folder(stage.key) / "gallery.safetensors"
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        return None, [f"{path.relative_to(store.root)} is damaged: {error}"]
+    told = {name: stage.settings[name] for name in ("seed", "split", "mask_ratio", "norm_pix")}
+    rows, summary = list(plan.suite.gallery), stage.record["summary"]
+    return told | {"key": stage.key, "rows": rows, "summary": summary, "arrays": arrays}, []
 
 
 def _provenance(plan: Plan, store: Store, command: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from reports import ablations, charts, costs, findings, records
 from reports.costs import Ledger
 from reports.display import amount, duration, fixed, plain, plural, short, signed, slug, time_unit
 from reports.facts import DONE, Facts
+from reports.gallery import gallery
 from reports.published import PUBLISHED
 from reports.table import Cell, Column, Row, Table, full_label, number, remark, row_label
 from reports.tables import build_tables
@@ -41,6 +42,7 @@ def render_html(view: SuiteView) -> str:
         status=_status(facts),
         tables=[_TableView(table, i, facts) for i, table in enumerate(tables)],
         figures=_figures(facts, tables),
+        gallery=gallery(view.gallery),
         ledger=ledger,
         ledger_rows=_ledger_rows(ledger),
         published_costs=_published_costs(),

@@ -97,3 +97,6 @@ class SuiteView:
     problems: list[str]
     #: the rows that a search made
     cells: list[str] = field(default_factory=list)
+    #: what a gallery stage left: key, rows, seed, split, mask_ratio, norm_pix, summary, and its
+    #: `arrays` by name (see `maect.stages.gallery`)
+    gallery: dict[str, Any] | None = None
