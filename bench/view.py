@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import polars as pl
 import yaml
 
-from bench import environment, explore
+from bench import environment, estimate, explore
 from bench.plan import Plan, Row, Stage
 from bench.store import Store
 from reports.view import ATTEMPTS, METRICS, STAGES, SuiteView
@@ -44,6 +45,7 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
         cells=list(suite.cells),
         problems=[p for stage in plan.stages.values() for p in stage.state.problems] + unreadable,
         gallery=gallery,
+        predicted=estimate.in_hindsight(plan.stages.values()),
     )
 
 
@@ -157,10 +159,18 @@ def _stage_rows(row: Row, plan: Plan) -> list[dict[str, Any]]:
             "worker": f"{record['env']['host']}:{record['pid']}" if record else None,
             "record": json.dumps(record, ensure_ascii=False) if record else None,
         }
-        for name in STAGES:
-            values.setdefault(name, cost.get(name))
+        values |= _measured(cost, STAGES.keys() - values.keys())
         rows.append(values)
     return rows
+
+
+def _measured(cost: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Columns of a record's cost."""
+    found = {name: cost.get(name) for name in names}
+    if found.get("gpus") is not None:
+        told = [{part: gpu[part] for part in ("uuid", "model", "host")} for gpu in found["gpus"]]
+        found["gpus"] = json.dumps(told)
+    return found
 
 
 def _metric_rows(row: Row) -> list[dict[str, Any]]:
@@ -199,13 +209,12 @@ def _attempt_rows(stage: Stage) -> list[dict[str, Any]]:
                 "name": stage.title,
                 "attempt": attempt["attempt"],
                 "status": attempt["status"],
-                "wall_s": attempt["cost"].get("wall_s"),
-                "device_hours": attempt["cost"].get("device_hours"),
                 "started": attempt["started"],
                 "ended": attempt.get("ended"),
                 "error": error.get("message"),
             }
         )
+        rows[-1] |= _measured(attempt["cost"], ATTEMPTS.keys() - rows[-1].keys())
     return rows
 
 

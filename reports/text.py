@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from reports.costs import Ledger, ledger
+from reports.costs import ENERGY, Ledger, ledger
 from reports.display import amount, duration, plain, plural, short, time_unit, width
 from reports.facts import Facts
 from reports.findings import numerics, ranking, tests
@@ -108,6 +108,9 @@ def ledger_text(found: Ledger) -> list[str]:
         if found.saved.get(kind):
             text += f"; sharing stages saved {amount(found.saved[kind] * factor)}"
         lines.append(text + ".")
+    energy, _ = found.total.measured(ENERGY)
+    if energy is not None:
+        lines.append(f"Energy: {amount(energy)} kWh.")
     for line in found.lines:
         if line.apart:
             lines.append(f"Apart: {line.label.lower()}, {line.count}, {duration(line.wall_s)}.")

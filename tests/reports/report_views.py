@@ -97,7 +97,7 @@ def view_of(
     """A view over rows; seeds and variants as they come, one table of everything."""
     if attempts is None:
         known = {s["key"]: s for s in stages if s["status"] in ("complete", "stale")}
-        attempts = [{name: s[name] for name in ATTEMPTS if name != "error"} for s in known.values()]
+        attempts = [{name: s.get(name) for name in ATTEMPTS} for s in known.values()]
     values: dict[str, Any] = {
         "suite": "paper_table", "title": "The paper's table", "profile": "digits",
         "scale": "digits 8x8, ViT 0.1 M parameters, CPU", "notes": [],
