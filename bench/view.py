@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import polars as pl
@@ -20,7 +20,7 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
     suite = plan.suite
     untried = explore.untried(plan)
     shown = [row for row in plan.rows if row.variant.name not in untried]
-    stages = [row for r in shown for row in _stage_rows(r, plan)]
+    stages = list(_stage_rows(shown, plan))
     metrics = [row for r in shown for row in _metric_rows(r)]
     attempts = [row for stage in plan.stages.values() for row in _attempt_rows(stage)]
     gallery, unreadable = _gallery(plan, store)
@@ -105,14 +105,10 @@ def _matched_notes(plan: Plan) -> list[str]:
     return notes
 
 
-def _own(row: Row, plan: Plan) -> set[str]:
-    """The row's last stages: those past the longest chain that is another row's whole."""
-    own = [stage.key for stage in row.chain]
-    shared = 0
-    for other in plan.rows:
-        keys = [stage.key for stage in other.chain]
-        if len(keys) < len(own) and own[: len(keys)] == keys:
-            shared = max(shared, len(keys))
+def _own(row: Row, chains: set[tuple[str, ...]]) -> set[str]:
+    """The row's last stages: those past the longest of `chains` that is a part of its own."""
+    own = tuple(stage.key for stage in row.chain)
+    shared = next((n for n in range(len(own) - 1, 0, -1) if own[:n] in chains), 0)
     return set(own[shared:])
 
 
@@ -133,44 +129,48 @@ def _shown_status(stage: Stage) -> tuple[str, str | None]:
     return "pending", stage.reason
 
 
-def _stage_rows(row: Row, plan: Plan) -> list[dict[str, Any]]:
-    own = _own(row, plan)
-    rows = []
-    named = {stage.key: name for name, stage in row.evaluations.items()}
-    for stage in row.stages():
-        status, reason = _shown_status(stage)
-        record = stage.record if status in ("complete", "stale") else None
-        cost = record["cost"] if record else {}
-        values = {
-            "key": stage.key,
-            # two evaluations of a suite may be the same one of maect on other tokens
-            "kind": named.get(stage.key, stage.kind),
-            "name": stage.title,
-            "group": "train" if stage.trains else "evaluate",
-            "variant": row.variant.name,
-            "seed": row.seed,
-            "own": stage.key in own,
-            "status": status,
-            "reason": reason,
-            "attempt": record["attempt"] if record else None,
-            "steps": stage.steps,
-            "started": record["started"] if record else None,
-            "ended": record["ended"] if record else None,
-            "worker": f"{record['env']['host']}:{record['pid']}" if record else None,
-            "record": json.dumps(record, ensure_ascii=False) if record else None,
-        }
-        values |= _measured(cost, STAGES.keys() - values.keys())
-        rows.append(values)
-    return rows
+def _stage_rows(rows: list[Row], plan: Plan) -> Iterator[dict[str, Any]]:
+    """A row for every variant and seed that a stage serves."""
+    known = {key: _stage_row(stage) for key, stage in plan.stages.items()}
+    chains = {tuple(stage.key for stage in row.chain) for row in plan.rows}
+    for row in rows:
+        own = _own(row, chains)
+        # two evaluations of a suite may be the same one of maect on other tokens
+        named = {stage.key: name for name, stage in row.evaluations.items()}
+        for stage in row.stages():
+            yield known[stage.key] | {
+                "kind": named.get(stage.key, stage.kind),
+                "variant": row.variant.name,
+                "seed": row.seed,
+                "own": stage.key in own,
+            }
+
+
+def _stage_row(stage: Stage) -> dict[str, Any]:
+    status, reason = _shown_status(stage)
+    record = stage.record if status in ("complete", "stale") else None
+    values = {
+        "key": stage.key,
+        "name": stage.title,
+        "group": "train" if stage.trains else "evaluate",
+        "status": status,
+        "reason": reason,
+        "attempt": record["attempt"] if record else None,
+        "steps": stage.steps,
+        "started": record["started"] if record else None,
+        "ended": record["ended"] if record else None,
+        "worker": f"{record['env']['host']}:{record['pid']}" if record else None,
+        "record": json.dumps(record, ensure_ascii=False) if record else None,
+    }
+    return _measured(record["cost"] if record else {}, STAGES.keys()) | values
 
 
 def _measured(cost: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Columns of a record's cost."""
     found = {name: cost.get(name) for name in names}
-    if found.get("gpus") is not None:
-        told = [{part: gpu[part] for part in ("uuid", "model", "host")} for gpu in found["gpus"]]
-        found["gpus"] = json.dumps(told)
-    return found
+    gpus = cost.get("gpus")
+    told = [{part: gpu[part] for part in ("uuid", "model", "host")} for gpu in gpus or []]
+    return found | {"gpus": None if gpus is None else json.dumps(told)}
 
 
 def _metric_rows(row: Row) -> list[dict[str, Any]]:

@@ -31,10 +31,15 @@ _SUITE = re.compile(r'<script type="application/json" id="suite">(.*?)</script>'
 _RUN = ("started", "wall_s", "status", "command")
 
 
-def render_html(view: SuiteView) -> str:
-    """The whole page. Every string of the view is escaped; scripts and styles are ours alone."""
-    facts = Facts(view)
-    tables = build_tables(view, facts)
+def render_html(
+    view: SuiteView, facts: Facts | None = None, tables: list[Table] | None = None
+) -> str:
+    """The whole page. Every string of the view is escaped; scripts and styles are ours alone.
+
+    `facts` and `tables` are those of the view, where they are at hand.
+    """
+    facts = facts or Facts(view)
+    tables = tables or build_tables(view, facts)
     style, script = _asset("style.css"), _asset("script.js")
     ledger = costs.ledger(facts)
     return _environment().get_template("page.html").render(

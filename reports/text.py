@@ -16,12 +16,14 @@ from reports.view import SuiteView
 _WIDTH = 100
 
 
-def render_text(view: SuiteView) -> str:
+def render_text(
+    view: SuiteView, facts: Facts | None = None, tables: list[Table] | None = None
+) -> str:
     """Scale, tables, costs and problems of a suite, ending with a newline."""
-    facts = Facts(view)
+    facts = facts or Facts(view)
     lines = [f"{short(view.title, 80)} · profile {short(view.profile, 30)}", short(view.scale, 120)]
     lines += [part for note in view.notes for part in _wrap(note)]
-    for table in build_tables(view, facts):
+    for table in tables or build_tables(view, facts):
         lines += ["", *table_text(table), *_said(table, facts)]
     lines += ["", *ledger_text(ledger(facts))]
     if view.problems:
