@@ -87,4 +87,3 @@ def test_ten_thousand_records_render_in_ten_seconds_and_a_gibibyte(tmp_path: Pat
     assert f"{damaged} problems in the store" in text
     page = (store.root / "reports" / "smoke-tiny.html").read_text(encoding="utf-8")
     assert page.count("its checksum does not fit") == (damaged + 1) // 2
-    assert f"{damaged} pending" in page or "pending" in page
