@@ -5,6 +5,8 @@ They are looked at, nothing is measured by them; no evaluation reads them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -40,10 +42,16 @@ def run(job: Job) -> Output:
     """
     job.prepare()
     split = job.split(job.settings["split"])
+    labels = np.asarray(split.labels).astype(np.int64)
     rows = _spread(len(split), LOOKED_AT)
-    features = [_features(job, name, rows) for name in ("before", "after")]
-    strips, counts = _strips(job, split, rows, features)
-    tensors = {**_reconstructions(job, split, rows), **strips, **_map(job, split, rows, features)}
+    few = (labels < CLASSES).nonzero()[0]
+    few = few[_spread(len(few), LOOKED_AT)]
+    near, shown = zip(
+        *(_features(job, name, rows, few) for name in ("before", "after")), strict=True
+    )
+    strips, counts = _strips(job, split, rows, np.stack(near))
+    tensors = _reconstructions(job, split, rows) | strips | {"map": _map(shown)}
+    tensors["map_label"] = torch.from_numpy(labels[few])
     return Output(tensors={"gallery": tensors}, summary=counts)
 
 
@@ -52,11 +60,17 @@ def _spread(count: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
-def _features(job: Job, name: str, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Standardised features of the training split [N, D] and of rows of the shown one [M, D]."""
+def _features(
+    job: Job, name: str, rows: np.ndarray, few: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows nearest to `rows` [M, 5], standardised features of `few` [F, D]."""
     tensors = job.tensors(name, "features")
-    shown = tensors[f"{job.settings['split']}_x"][torch.from_numpy(rows)]
-    return standardized(tensors["train_x"].to(job.device), shown.to(job.device))
+    shown = tensors[f"{job.settings['split']}_x"].to(job.device)
+    train, shown = standardized(tensors["train_x"].to(job.device), shown)
+    count = min(NEIGHBORS, len(train))
+    wanted = normalize_rows(shown[torch.from_numpy(rows).to(job.device)])
+    _, near = nearest(normalize_rows(train), wanted, count)
+    return near.numpy(), shown[torch.from_numpy(few).to(job.device)].float().cpu().numpy()
 
 
 def _images(job: Job, split: Split, rows: np.ndarray) -> Tensor:
@@ -120,21 +134,17 @@ def _reconstructions(job: Job, split: Split, rows: np.ndarray) -> dict[str, Tens
 
 
 def _strips(
-    job: Job, split: Split, rows: np.ndarray, features: list[tuple[Tensor, Tensor]]
+    job: Job, split: Split, rows: np.ndarray, near: np.ndarray
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """The training images nearest to some images, before and after; and how many changed.
+
+    near: training rows [2, M, 5].
 
     Half of the images shown are ones whose nearest neighbour came to be of their class, half ones
     where it ceased to be, as far as there are any; the first of each, chosen by nothing else.
     """
     train = job.split("train")
     labels, trained = np.asarray(split.labels)[rows], np.asarray(train.labels)
-    near = np.stack(
-        [
-            nearest(normalize_rows(x), normalize_rows(shown), min(NEIGHBORS, len(x)))[1].numpy()
-            for x, shown in features
-        ]
-    )
     right = trained[near[:, :, 0]] == labels
     gained, lost = (~right[0] & right[1]).nonzero()[0], (right[0] & ~right[1]).nonzero()[0]
     half = STRIPS // 2
@@ -160,23 +170,16 @@ def _strips(
 # --------------------------------------------------------------------------------------- the map
 
 
-def _map(
-    job: Job, split: Split, rows: np.ndarray, features: list[tuple[Tensor, Tensor]]
-) -> dict[str, Tensor]:
-    """t-SNE (van der Maaten and Hinton 2008) of the features to two dimensions, from their PCA."""
+def _map(features: Sequence[np.ndarray]) -> Tensor:
+    """t-SNE (van der Maaten and Hinton 2008) from the PCA: [F, D] of each -> [2, F, 2] float32."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    labels = np.asarray(split.labels)[rows].astype(np.int64)
-    some = torch.from_numpy((labels < CLASSES).nonzero()[0])
-    perplexity = min(PERPLEXITY, (len(some) - 1) / 3)
     maps = []
-    for _, shown in features:
+    for shown in features:
+        perplexity = min(PERPLEXITY, (len(shown) - 1) / 3)
         # sums over threads would differ from run to run
         with threadpool_limits(limits=1):
             found = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500)
-            maps.append(found.fit_transform(shown[some.to(shown.device)].cpu().numpy()))
-    return {
-        "map": torch.from_numpy(np.stack(maps).astype(np.float32)),
-        "map_label": torch.from_numpy(labels)[some],
-    }
+            maps.append(found.fit_transform(shown).astype(np.float32))
+    return torch.from_numpy(np.stack(maps))

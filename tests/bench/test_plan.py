@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from bench_helpers import PAPER, SMOKE, SWEEP, Bench, write_record
 
-from bench.errors import UserError
 from bench import estimate, explore
+from bench.errors import UserError
 from bench.plan import Plan, Row, Stage, assess, make_plan
 from bench.runner import RunOptions, execute
 from bench.show import plan_summary
