@@ -100,8 +100,7 @@ def plan_text(plan: Plan) -> str:
 
 
 def _predicted_data(plan: Plan) -> dict[str, Any] | None:
-    todo = [stage for stage in plan.stages.values() if stage.status != "cached"]
-    found = estimate.device_hours(plan, todo)
+    found = estimate.device_hours(plan, _todo(plan))
     if found is None:
         return None
     device, (hours, low, high), unknown = found

@@ -269,7 +269,7 @@ def ledger(facts: Facts) -> Ledger:
         again = len(facts.users[row["key"]]) - 1
         saved[_word(row)] += again * (row["device_hours"] or 0.0)
     found = Ledger(
-        [line for line in groups.values() if line.count] + _wasted(facts),
+        [line for line in groups.values() if line.count] + _wasted(facts) + _given_up(facts, spent),
         total,
         {kind: hours for kind, hours in saved.items() if hours},
         overheads(facts),
@@ -299,6 +299,16 @@ def _wasted(facts: Facts) -> list[LedgerLine]:
             known = attempt["device_kind"] or stage.get("device_kind") or _only_kind(facts)
             line.add(device_word([known]), attempt)
     return list(lines.values())
+
+
+def _given_up(facts: Facts, spent: list[dict[str, Any]]) -> list[LedgerLine]:
+    """Complete stages that serve no row but those that a search gave up: a part of the total."""
+    rows = {row["variant"] for row in facts.rows if row["status"] == "pruned"}
+    line = LedgerLine("Of the suite, for rows that the search gave up", apart=True)
+    for row in spent:
+        if all(variant in rows for variant, _ in facts.users[row["key"]]):
+            line.add(_word(row), row)
+    return [line] if line.count else []
 
 
 def _current(stage: dict[str, Any], attempt: dict[str, Any]) -> bool:

@@ -179,3 +179,16 @@ def test_predicted_cost_stands_beside_the_actual_one() -> None:
     html = render_html(view_of(rows, [], predicted=predicted))
     assert "Predicted against actual" in html
     assert ">+50 %<" in html
+
+
+def test_what_a_search_gave_up_is_told_apart() -> None:
+    rows = [
+        stage("shared", "mae", "A", 0, wall_s=100.0),
+        stage("shared", "mae", "B", 0, wall_s=100.0, own=False),
+        stage("b", "tune", "B", 0, wall_s=10.0),
+        stage("c", "tune", "B", 1, status="pruned"),
+    ]
+    found = ledger(Facts(view_of(rows, [])))
+    (line,) = [line for line in found.lines if line.apart]
+    assert (line.count, line.wall_s) == (1, 10.0)
+    assert found.total.wall_s == 110.0
