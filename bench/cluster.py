@@ -141,16 +141,17 @@ def end_local_processes() -> None:
 def lay_out(workers: int, threads: int) -> Layout:
     """Worker groups that fit the cluster. Raises `UserError` if not even one does."""
     total = ray.cluster_resources()
-    gpu = total.get("GPU", 0) >= 1
-    held = max(workers, 1)
-    have, need = (total.get("GPU", 0), held) if gpu else (total.get("CPU", 1), held * threads)
-    if need > have:
-        what = "GPUs" if gpu else f"cores ({threads} thread(s) each)"
-        raise UserError(
-            f"{workers} workers need {need} {what}; Ray has {int(have)}. Lower --workers or "
-            f"join a larger cluster with --address"
-        )
-    return Layout(workers, threads, gpu, 1 if workers == 0 else int(have // need))
+    gpu, held = total.get("GPU", 0) >= 1, max(workers, 1)
+    need = {"CPU": held * threads, **({"GPU": held} if gpu else {})}
+    for name, count in need.items():
+        if count > total.get(name, 0):
+            what = "GPUs" if name == "GPU" else f"cores ({threads} thread(s) each)"
+            raise UserError(
+                f"{workers} workers need {count} {what}; Ray has {int(total.get(name, 0))}. Lower "
+                f"--workers or join a larger cluster with --address"
+            )
+    fitting = min(int(total[name] // count) for name, count in need.items())
+    return Layout(workers, threads, gpu, 1 if workers == 0 else fitting)
 
 
 @ray.remote(num_cpus=0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
@@ -105,3 +108,67 @@ def remaining(plan: Plan, left: list[Stage], slots: int) -> float | None:
             continue
         total += expected
     return total / max(slots, 1)
+
+
+# ------------------------------------------------------------------------------------ device-hours
+
+#: device-hours: expected, and at the fast and slow ends of the middle 80 % of rates
+Interval = tuple[float, float, float]
+_MIDDLE, _SLOW, _FAST = 0.5, 0.1, 0.9
+
+
+def _device_rates(stages: Iterable[Stage]) -> dict[tuple[str, str], list[float]]:
+    """FLOPs (or evaluations) per device-second of every record, in order, by kind and device."""
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for stage in stages:
+        if stage.record is not None:
+            found[stage.kind, stage.record["cost"]["device_kind"]].append(_rate(stage))
+    return {key: sorted(values) for key, values in found.items()}
+
+
+def _rate(stage: Stage) -> float:
+    assert stage.record is not None
+    cost = stage.record["cost"]
+    return (stage.flops or 1.0) / max(cost["devices"] * cost["wall_s"], 1e-3)
+
+
+def _interval(stage: Stage, ordered: list[float], without: int | None = None) -> Interval:
+    """Device-hours at rates in order, the one at place `without` left out."""
+    count = len(ordered) - (without is not None)
+
+    def at(share: float) -> float:
+        place = round(share * (count - 1))
+        place += without is not None and place >= without
+        return (stage.flops or 1.0) / ordered[place] / 3600
+
+    return at(_MIDDLE), at(_FAST), at(_SLOW)
+
+
+def in_hindsight(stages: Iterable[Stage]) -> dict[str, Interval]:
+    """What each complete stage would have been expected to cost from the other records alone."""
+    stages = list(stages)
+    known, found = _device_rates(stages), {}
+    for stage in stages:
+        if stage.record is None:
+            continue
+        ordered = known[stage.kind, stage.record["cost"]["device_kind"]]
+        if len(ordered) > 1:
+            found[stage.key] = _interval(stage, ordered, bisect_left(ordered, _rate(stage)))
+    return found
+
+
+def device_hours(plan: Plan, todo: list[Stage]) -> tuple[str, Interval, list[str]] | None:
+    """Expected device-hours of `todo` on the device that ran last: its kind, and the hours.
+
+    Also the kinds of stages that have not run on it, which are not counted. None without records.
+    """
+    records = [stage.record for stage in plan.stages.values() if stage.record is not None]
+    if not records:
+        return None
+    device = max(records, key=lambda record: str(record["started"]))["cost"]["device_kind"]
+    known = _device_rates(plan.stages.values())
+    counted = [stage for stage in todo if (stage.kind, device) in known]
+    each = [_interval(stage, known[stage.kind, device]) for stage in counted]
+    unknown = sorted({stage.kind for stage in todo} - {stage.kind for stage in counted})
+    hours, low, high = (math.fsum(one[i] for one in each) for i in range(3))
+    return device, (hours, low, high), unknown

@@ -15,6 +15,8 @@ from bench.yamlfile import Map
 if TYPE_CHECKING:
     from bench.suite import SuiteSettings, Variant
 
+#: what the two rows of a gallery must have in common
+_SAME = ("data", "report_on")
 TRAINING = ("mae", "head", "tune")
 CHAINS: tuple[tuple[str, ...], ...] = ((), ("mae",), ("mae", "head"), TRAINING, ("mae", "tune"))
 CHAINS += (("head",), ("head", "tune"), ("tune",))
@@ -168,6 +170,7 @@ def check_references(spec: SuiteSettings, variants: dict[str, Variant], tree: Ma
             message = "match_compute goes with 'stages: [mae]' or 'stages: [tune]' and names a "
             message += "variant that tunes and has no match_compute of its own"
             raise fault(message, tree, where)
+    _check_gallery(spec, variants, tree)
     columns = _columns(variants)
     for index, table in enumerate(spec.tables):
         at = ("tables", index)
@@ -189,6 +192,26 @@ def check_references(spec: SuiteSettings, variants: dict[str, Variant], tree: Ma
                     hint = suggestion(member, {*variants, *columns})
                     message = f"there is no row or column '{short(member)}'{hint}"
                     raise fault(message, tree, (*at, "groups", group, i))
+
+
+def _check_gallery(spec: SuiteSettings, variants: dict[str, Variant], tree: Map) -> None:
+    """Two rows of the same data, one of which has an MAE's decoder."""
+    shown, at = spec.gallery, ("gallery",)
+    if not shown:
+        return
+    known = [name for name in variants if name in spec.variants]
+    for index, name in enumerate(shown):
+        if name not in known:
+            message = f"there is no variant '{short(name)}'{suggestion(name, known)}"
+            raise fault(message, tree, (*at, index))
+    if len(shown) != 2 or shown[0] == shown[1]:
+        raise fault("gallery shows two rows beside each other, e.g. [MAE, MAE-CT]", tree, at)
+    rows = [variants[name] for name in shown]
+    if not any("mae" in row.stages for row in rows):
+        message = "gallery shows what an MAE reconstructs; one of its rows must have a stage 'mae'"
+        raise fault(message, tree, at)
+    if any(getattr(rows[0].row, part) != getattr(rows[1].row, part) for part in _SAME):
+        raise fault("the rows of gallery must report on the same images", tree, at)
 
 
 def _columns(variants: dict[str, Variant]) -> set[str]:

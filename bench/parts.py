@@ -76,14 +76,14 @@ def run_all(
 
 def run_part(task: Task, store: Store, device: Any, part: int, parts: int) -> Part:
     """Part `part` of `parts`; the features are on the CPU, the encoder on `device`."""
-    import torch
     from safetensors.torch import load_file
 
     from maect import datasets
+    from maect.parallel import make_deterministic
     from maect.settings import DataSettings
 
     began = time.process_time()
-    torch.set_num_threads(task.settings["numerics"]["threads"])
+    make_deterministic(task.settings["numerics"]["threads"])
     evaluation = Evaluation.of(task.kind, task.settings)
     images = None
     if evaluation.evaluator.needs_encoder:

@@ -27,6 +27,7 @@ ENTRY = {
     "head": "maect.stages.head",
     "tune": "maect.stages.tune",
     "features": "maect.stages.features",
+    "gallery": "maect.stages.gallery",
 }
 TRAIN_KINDS = ("mae", "head", "tune")
 
@@ -72,12 +73,16 @@ class Row:
     #: features of other tokens that evaluations declare
     more_features: list[Stage]
     evaluations: dict[str, Stage]
+    #: pictures of the suite, kept with the second row that they show
+    gallery: Stage | None = None
 
     def stages(self) -> Iterator[Stage]:
         yield from self.chain
         yield self.features
         yield from self.more_features
         yield from self.evaluations.values()
+        if self.gallery is not None:
+            yield self.gallery
 
 
 @dataclass
@@ -127,6 +132,7 @@ class Planner:
             known = ", ".join(f"'{name}'" for name in self.suite.variants)
             raise UserError(f"--only '{only}' fits no row; rows are {known}", file=self.suite.path)
         rows = [self.row(variant, seed) for variant in chosen for seed in self.suite.seeds]
+        self.gallery(rows)
         return Plan(self.suite, rows, self.stages, rows[0].features.data)
 
     def row(self, variant: Variant, seed: int) -> Row:
@@ -143,6 +149,21 @@ class Planner:
                 more.append(source)
             evaluations[name] = self.evaluation(variant, seed, data, name, evaluation, source)
         return Row(variant, seed, chain, features, more, evaluations)
+
+    def gallery(self, rows: list[Row]) -> None:
+        """The stage of the suite's pictures, for its first seed, where both rows are planned."""
+        first = {row.variant.name: row for row in rows if row.seed == self.suite.seeds[0]}
+        if not self.suite.gallery or not all(name in first for name in self.suite.gallery):
+            return
+        before, after = (first[name] for name in self.suite.gallery)
+        mae = next(s for row in (before, after) for s in row.chain if s.kind == "mae")
+        settings = {name: mae.settings[name] for name in ("data", "model", "numerics", "seed")}
+        settings |= {name: mae.settings["train"][name] for name in ("mask_ratio", "norm_pix")}
+        settings["split"] = before.variant.row.report_on
+        inputs = {"encoder": mae, "before": before.features, "after": after.features}
+        label = f"gallery, {before.variant.name} beside {after.variant.name}, seed {before.seed}"
+        data, variant = before.features.data, before.variant
+        after.gallery = self.add("gallery", label, settings, inputs, data, variant)
 
     def add(
         self,

@@ -13,6 +13,7 @@ from bench.view import build_view
 from reports.check import check
 from reports.compare import side_by_side
 from reports.exports import FORMATS
+from reports.facts import Facts
 from reports.html import extract_suite, render_html
 from reports.tables import build_tables
 from reports.text import render_text
@@ -32,10 +33,11 @@ def write_report(plan: Plan, store: Store, command: str, exports: list[str] | No
 
 def _write(view: SuiteView, path: Path, exports: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, render_html(view).encode())
-    print(render_text(view))
+    facts = Facts(view)
+    tables = build_tables(view, facts)
+    write_atomic(path, render_html(view, facts, tables).encode())
+    print(render_text(view, facts, tables))
     print(f"\nreport: {path}")
-    tables = build_tables(view) if exports else []
     for name in exports:
         suffix, export = FORMATS[name]
         data = export(tables)

@@ -13,6 +13,7 @@ from bench.plan import Plan, Stage
 from bench.progress import duration
 from bench.store import StageState, Store
 from bench.view import scale
+from reports.display import amount, time_unit
 
 SHOWN_KEY = 10
 
@@ -50,13 +51,25 @@ def plan_summary(plan: Plan) -> str:
         line += (
             f", expected time {f'about {duration(left)}' if left is not None else 'unknown yet'}"
         )
-    return "\n".join([*lines, line, *_assumed(plan)])
+    return "\n".join([*lines, line, *_predicted(plan, todo), *_assumed(plan)])
+
+
+def _predicted(plan: Plan, todo: list[Stage]) -> list[str]:
+    """Device-hours of the stages to run, by the rates in the store."""
+    found = estimate.device_hours(plan, todo) if todo else None
+    if found is None or not found[1][0]:
+        return []
+    device, hours, unknown = found
+    unit, factor = time_unit(hours[0])
+    middle, low, high = (amount(value * factor) for value in hours)
+    line = f"predicted {middle} {device.upper()}-{unit} ({low} to {high} by the middle 80 % of the "
+    line += "rates in the store)"
+    return [f"{line}; not counted, as none has run: {', '.join(unknown)}" if unknown else line]
 
 
 def _assumed(plan: Plan) -> list[str]:
     """What the stages to run would cost, where only an assumed rate can tell."""
-    todo = [stage for stage in plan.stages.values() if stage.status != "cached"]
-    found = estimate.assumed(todo, estimate.rates(plan.stages.values()))
+    found = estimate.assumed(_todo(plan), estimate.rates(plan.stages.values()))
     if found is None:
         return []
     return [
@@ -103,6 +116,14 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def _predicted_data(plan: Plan) -> dict[str, Any] | None:
+    found = estimate.device_hours(plan, _todo(plan))
+    if found is None:
+        return None
+    device, (hours, low, high), unknown = found
+    return {"device": device, "hours": hours, "low": low, "high": high, "not_counted": unknown}
+
+
 def plan_data(plan: Plan) -> dict[str, Any]:
     """The plan as JSON data."""
     known = estimate.rates(plan.stages.values())
@@ -131,6 +152,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "seeds": plan.suite.seeds,
         "unresolved": plan.unresolved,
         "assumed_gpu_hours": assumed([s for s in plan.stages.values() if s.status != "cached"]),
+        "predicted_device_hours": _predicted_data(plan),
         "stages": [one(stage) for stage in plan.stages.values()],
     }
 

@@ -101,6 +101,8 @@ class SuiteSettings(Settings):
     evaluate: Annotated[list[str], Field(min_length=1)]
     variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
     tables: list[TableSettings] = []
+    #: two rows whose encoders are shown beside each other in pictures, e.g. [MAE, MAE-CT]
+    gallery: list[str] = []
     search: SearchSettings | None = None
     #: suite files whose profiles this one takes over; its own are laid over them
     profiles_from: str | list[str] | None = None
@@ -138,6 +140,8 @@ class Suite:
     search: SearchSettings | None
     #: cell of the search behind a generated row: variant name to its settings
     cells: dict[str, grid.Cell] = field(default_factory=dict)
+    #: the two rows of the gallery, or none
+    gallery: tuple[str, ...] = ()
 
     def resolved(self) -> dict[str, Any]:
         """The suite as plain data, every default written out, this profile only."""
@@ -157,6 +161,7 @@ class Suite:
                 for v in self.variants.values()
             },
             "tables": [t.resolved() for t in self.tables],
+            "gallery": list(self.gallery),
         }
 
 
@@ -304,6 +309,7 @@ class _Builder:
             tables=spec.tables or [TableSettings(columns=[*spec.evaluate, "cost"])],
             search=search,
             cells=cells,
+            gallery=tuple(spec.gallery),
         )
 
     def seeds(self, count: int | None) -> list[int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import polars as pl
 import yaml
 
-from bench import environment, explore
+from bench import environment, estimate, explore
 from bench.plan import Plan, Row, Stage
 from bench.store import Store
 from bench.worker import unusual
@@ -23,9 +24,10 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
     suite = plan.suite
     untried = explore.untried(plan)
     shown = [row for row in plan.rows if row.variant.name not in untried]
-    stages = [row for r in shown for row in _stage_rows(r, plan)]
+    stages = list(_stage_rows(shown, plan))
     metrics = [row for r in shown for row in _metric_rows(r)]
     attempts = [row for stage in plan.stages.values() for row in _attempt_rows(stage)]
+    gallery, unreadable = _gallery(plan, store)
     return SuiteView(
         suite=suite.name,
         title=suite.title,
@@ -44,8 +46,10 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
         runs=[
             r for r in store.runs() if r["suite"] == suite.name and r["profile"] == suite.profile
         ],
-        problems=[p for stage in plan.stages.values() for p in stage.state.problems],
         cells=list(suite.cells),
+        problems=[p for stage in plan.stages.values() for p in stage.state.problems] + unreadable,
+        gallery=gallery,
+        predicted=estimate.in_hindsight(plan.stages.values()),
     )
 
 
@@ -119,14 +123,10 @@ def _data_notes(plan: Plan) -> list[str]:
     return notes
 
 
-def _own(row: Row, plan: Plan) -> set[str]:
-    """The row's last stages: those past the longest chain that is another row's whole."""
-    own = [stage.key for stage in row.chain]
-    shared = 0
-    for other in plan.rows:
-        keys = [stage.key for stage in other.chain]
-        if len(keys) < len(own) and own[: len(keys)] == keys:
-            shared = max(shared, len(keys))
+def _own(row: Row, chains: set[tuple[str, ...]]) -> set[str]:
+    """The row's last stages: those past the longest of `chains` that is a part of its own."""
+    own = tuple(stage.key for stage in row.chain)
+    shared = next((n for n in range(len(own) - 1, 0, -1) if own[:n] in chains), 0)
     return set(own[shared:])
 
 
@@ -147,36 +147,48 @@ def _shown_status(stage: Stage) -> tuple[str, str | None]:
     return "pending", stage.reason
 
 
-def _stage_rows(row: Row, plan: Plan) -> list[dict[str, Any]]:
-    own = _own(row, plan)
-    rows = []
-    named = {stage.key: name for name, stage in row.evaluations.items()}
-    for stage in row.stages():
-        status, reason = _shown_status(stage)
-        record = stage.record if status in ("complete", "stale") else None
-        cost = record["cost"] if record else {}
-        values = {
-            "key": stage.key,
-            # two evaluations of a suite may be the same one of maect on other tokens
-            "kind": named.get(stage.key, stage.kind),
-            "name": stage.title,
-            "group": "train" if stage.trains else "evaluate",
-            "variant": row.variant.name,
-            "seed": row.seed,
-            "own": stage.key in own,
-            "status": status,
-            "reason": reason,
-            "attempt": record["attempt"] if record else None,
-            "steps": stage.steps,
-            "started": record["started"] if record else None,
-            "ended": record["ended"] if record else None,
-            "worker": f"{record['env']['host']}:{record['pid']}" if record else None,
-            "record": json.dumps(record, ensure_ascii=False) if record else None,
-        }
-        for name in STAGES:
-            values.setdefault(name, cost.get(name))
-        rows.append(values)
-    return rows
+def _stage_rows(rows: list[Row], plan: Plan) -> Iterator[dict[str, Any]]:
+    """A row for every variant and seed that a stage serves."""
+    known = {key: _stage_row(stage) for key, stage in plan.stages.items()}
+    chains = {tuple(stage.key for stage in row.chain) for row in plan.rows}
+    for row in rows:
+        own = _own(row, chains)
+        # two evaluations of a suite may be the same one of maect on other tokens
+        named = {stage.key: name for name, stage in row.evaluations.items()}
+        for stage in row.stages():
+            yield known[stage.key] | {
+                "kind": named.get(stage.key, stage.kind),
+                "variant": row.variant.name,
+                "seed": row.seed,
+                "own": stage.key in own,
+            }
+
+
+def _stage_row(stage: Stage) -> dict[str, Any]:
+    status, reason = _shown_status(stage)
+    record = stage.record if status in ("complete", "stale") else None
+    values = {
+        "key": stage.key,
+        "name": stage.title,
+        "group": "train" if stage.trains else "evaluate",
+        "status": status,
+        "reason": reason,
+        "attempt": record["attempt"] if record else None,
+        "steps": stage.steps,
+        "started": record["started"] if record else None,
+        "ended": record["ended"] if record else None,
+        "worker": f"{record['env']['host']}:{record['pid']}" if record else None,
+        "record": json.dumps(record, ensure_ascii=False) if record else None,
+    }
+    return _measured(record["cost"] if record else {}, STAGES.keys()) | values
+
+
+def _measured(cost: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Columns of a record's cost."""
+    found = {name: cost.get(name) for name in names}
+    gpus = cost.get("gpus")
+    told = [{part: gpu[part] for part in ("uuid", "model", "host")} for gpu in gpus or []]
+    return found | {"gpus": None if gpus is None else json.dumps(told)}
 
 
 def _metric_rows(row: Row) -> list[dict[str, Any]]:
@@ -215,13 +227,12 @@ def _attempt_rows(stage: Stage) -> list[dict[str, Any]]:
                 "name": stage.title,
                 "attempt": attempt["attempt"],
                 "status": attempt["status"],
-                "wall_s": attempt["cost"].get("wall_s"),
-                "device_hours": attempt["cost"].get("device_hours"),
                 "started": attempt["started"],
                 "ended": attempt.get("ended"),
                 "error": error.get("message"),
             }
         )
+        rows[-1] |= _measured(attempt["cost"], ATTEMPTS.keys() - rows[-1].keys())
     return rows
 
 
@@ -233,6 +244,24 @@ def _curves(plan: Plan, store: Store) -> dict[str, dict[str, list[float]]]:
             if path.exists():
                 curves[stage.key] = json.loads(path.read_text(encoding="utf-8"))
     return curves
+
+
+def _gallery(plan: Plan, store: Store) -> tuple[dict[str, Any] | None, list[str]]:
+    """What the gallery stage left, if it is complete; and what cannot be read of it."""
+    stage = next((row.gallery for row in plan.rows if row.gallery is not None), None)
+    if stage is None or stage.record is None or stage.status != "cached":
+        return None, []
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = store.folder(stage.key) / "gallery.safetensors"
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        return None, [f"{path.relative_to(store.root)} is damaged: {error}"]
+    told = {name: stage.settings[name] for name in ("seed", "split", "mask_ratio", "norm_pix")}
+    rows, summary = list(plan.suite.gallery), stage.record["summary"]
+    return told | {"key": stage.key, "rows": rows, "summary": summary, "arrays": arrays}, []
 
 
 def _provenance(plan: Plan, store: Store, command: str) -> dict[str, Any]:

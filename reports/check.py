@@ -20,7 +20,7 @@ _WHERE = (
     ("torch", ("env", "torch")),
 )
 #: columns that are open when another one is
-_IMPLIED = ("cost.own", "cost.wall")
+_IMPLIED = ("cost.own", "cost.wall", "cost.energy")
 #: words by which a metric or its label says that it looked at the test split
 _ON_TEST = ("test_selected", "chosen on test", "by test labels")
 

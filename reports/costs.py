@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import mul
 from typing import Any
 
-from reports.display import amount, plural, short, time_unit
+from reports.display import amount, short, time_unit
 from reports.facts import DONE, Facts, distinct
+from reports.predictions import Prediction, predictions
 from reports.published import PUBLISHED
 from reports.table import Cell, Column, Value
 
 #: stages of tuning, whose cost over the MAE's is its overhead
 _TUNING = ("head", "tune")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something metered: its column in a view, that of the reason where it is blank, its words."""
+
+    name: str
+    reason: str
+    label: str
+    unit: str
+
+
+ENERGY = Quantity("energy_kwh", "energy_reason", "Energy", "kWh")
+UTILISATION = Quantity("utilisation_percent", "utilisation_reason", "GPU utilisation", "%")
+MEMORY = Quantity("peak_memory_mib", "peak_memory_reason", "Peak memory", "MiB")
+QUANTITIES = (ENERGY, UTILISATION, MEMORY)
 
 #: why a cost has no sum, the most telling first
 _UNSUMMED = ("failed", "running", "interrupted", "pending", "pruned", "not measured")
@@ -29,7 +48,10 @@ def device_word(kinds: Iterable[str]) -> str:
 def cost_cells(
     facts: Facts, variants: Sequence[str]
 ) -> tuple[list[Column], dict[tuple[str, str], Cell]]:
-    """Columns `cost.own`, `cost.total` (device time) and `cost.wall`, training only, per seed."""
+    """Columns `cost.own`, `cost.total` (device time), `cost.wall` and, of GPUs, `cost.energy`.
+
+    Training only, per seed.
+    """
     rows = [row for variant in variants for row in facts.by_variant[variant]]
     kinds = {row["device_kind"] for row in rows if _spent(row)} or {r["device_kind"] for r in rows}
     hours: dict[tuple[str, str], Cell] = {}
@@ -56,7 +78,25 @@ def cost_cells(
                 f"cost.{column_id}", label, shown, "cost", digits, "Training cost per seed", False
             )
         )
+    if "gpu" in kinds:
+        columns.append(_energy_column(facts, variants, hours))
     return columns, hours
+
+
+def _energy_column(
+    facts: Facts, variants: Sequence[str], cells: dict[tuple[str, str], Cell]
+) -> Column:
+    """Energy with ancestors; its cells go into `cells`."""
+    unit, factor = "kWh", 1.0
+    for variant in variants:
+        cells[variant, "cost.energy"] = _sum_cell(facts.training(variant), "energy_kwh")
+    known = [c.mean for (_, i), c in cells.items() if i == "cost.energy" and c.mean]
+    if known and max(known) < 0.1:
+        unit, factor = "Wh", 1000.0
+    for variant in variants:
+        cells[variant, "cost.energy"] = _scaled(cells[variant, "cost.energy"], factor)
+    digits = _digits([value * factor for value in known])
+    return Column("cost.energy", "energy", unit, "cost", digits, "Training cost per seed", False)
 
 
 def _spent(row: dict[str, Any]) -> bool:
@@ -85,7 +125,9 @@ def _sum_cell(by_seed: dict[int, list[dict[str, Any]]], what: str, factor: float
             reasons.append(f"seed {seed}: {unfinished[0]['kind']} {unfinished[0]['status']}")
         elif unmeasured:
             missing.add("not measured")
-            reasons.append(f"seed {seed}: {unmeasured[0]['kind']} was not measured")
+            why = unmeasured[0]["energy_reason"] if what == ENERGY.name else None
+            said = f" ({short(why, 120)})" if why else ""
+            reasons.append(f"seed {seed}: {unmeasured[0]['kind']} was not measured{said}")
         else:
             sums[keys] = math.fsum(row[what] for row in stages.values()) * factor
             kinds |= {str(row["device_kind"]) for row in stages.values()}
@@ -125,14 +167,49 @@ class LedgerLine:
     unmeasured: int = 0
     #: not part of the total above it
     apart: bool = False
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, kind: str, hours: float | None, wall_s: float | None) -> None:
+    def add(self, kind: str, row: dict[str, Any]) -> None:
+        """A stage or an attempt, as the view has it."""
         self.count += 1
-        self.wall_s += wall_s or 0.0
-        if hours is None:
+        self.rows.append(row)
+        self.wall_s += row["wall_s"] or 0.0
+        if row["device_hours"] is None:
             self.unmeasured += 1
         else:
-            self.hours[kind] += hours
+            self.hours[kind] += row["device_hours"]
+
+    def measured(self, quantity: Quantity) -> tuple[float | None, str | None]:
+        """Sum of the energy, mean utilisation over device time, largest peak of memory.
+
+        None, with the reason, unless all of the line was measured: never a part passed off as the
+        whole.
+        """
+        known = [row for row in self.rows if row[quantity.name] is not None]
+        if known and len(known) == len(self.rows):
+            return _together(quantity, known), None
+        found = {_why_blank(row, quantity) for row in self.rows if row[quantity.name] is None}
+        reason = "; ".join(sorted(found)) or "no stage is complete"
+        if known:
+            part = f"{amount(_together(quantity, known))} {quantity.unit}"
+            reason = f"{part} over {len(known)} of {len(self.rows)}; the others: {reason}"
+        return None, reason
+
+
+def _together(quantity: Quantity, rows: list[dict[str, Any]]) -> float:
+    values = [row[quantity.name] for row in rows]
+    if quantity is ENERGY:
+        return math.fsum(values)
+    if quantity is MEMORY:
+        return float(max(values))
+    hours = [row["device_hours"] or 0.0 for row in rows]
+    return math.fsum(map(mul, values, hours)) / (math.fsum(hours) or 1.0)
+
+
+def _why_blank(row: dict[str, Any], quantity: Quantity) -> str:
+    if row[quantity.reason]:
+        return short(row[quantity.reason], 120)
+    return "no GPU" if row["device_kind"] == "cpu" else "not measured"
 
 
 @dataclass
@@ -150,15 +227,26 @@ class Overhead:
 
 
 @dataclass
+class Gpu:
+    """One device by its UUID, and the time that attempts held it."""
+
+    uuid: str
+    model: str
+    host: str
+    attempts: int = 0
+    hours: float = 0.0
+
+
+@dataclass
 class Ledger:
     lines: list[LedgerLine]
     total: LedgerLine
     #: what the same rows would have cost had nothing been shared, less the total
     saved: dict[str, float]
     overheads: list[Overhead]
-    energy_kwh: float | None
-    energy_reason: str | None
     models: list[str]
+    gpus: list[Gpu]
+    predictions: list[Prediction]
     sentences: list[str] = field(default_factory=list)
 
     @property
@@ -175,18 +263,19 @@ def ledger(facts: Facts) -> Ledger:
     total = LedgerLine("Suite, each stage once")
     for row in spent:
         for line in (groups.setdefault(row["group"], LedgerLine(row["group"])), total):
-            line.add(_word(row), row["device_hours"], row["wall_s"])
+            line.add(_word(row), row)
     saved: dict[str, float] = defaultdict(float)
     for row in spent:
         again = len(facts.users[row["key"]]) - 1
         saved[_word(row)] += again * (row["device_hours"] or 0.0)
     found = Ledger(
-        [line for line in groups.values() if line.count] + _wasted(facts),
+        [line for line in groups.values() if line.count] + _wasted(facts) + _given_up(facts, spent),
         total,
         {kind: hours for kind, hours in saved.items() if hours},
         overheads(facts),
-        *_energy(spent),
         sorted({row["device_model"] for row in spent if row["device_model"]}),
+        _gpus(facts),
+        predictions(facts),
     )
     found.sentences = [*_overhead_sentences(found.overheads)]
     return found
@@ -207,9 +296,19 @@ def _wasted(facts: Facts) -> list[LedgerLine]:
                 continue
             label = "superseded" if status == "complete" else status
             line = lines.setdefault(label, LedgerLine(f"Attempts {label}", apart=True))
-            kind = device_word([stage.get("device_kind") or _only_kind(facts)])
-            line.add(kind, attempt["device_hours"], attempt["wall_s"])
+            known = attempt["device_kind"] or stage.get("device_kind") or _only_kind(facts)
+            line.add(device_word([known]), attempt)
     return list(lines.values())
+
+
+def _given_up(facts: Facts, spent: list[dict[str, Any]]) -> list[LedgerLine]:
+    """Complete stages that serve no row but those that a search gave up: a part of the total."""
+    rows = {row["variant"] for row in facts.rows if row["status"] == "pruned"}
+    line = LedgerLine("Of the suite, for rows that the search gave up", apart=True)
+    for row in spent:
+        if all(variant in rows for variant, _ in facts.users[row["key"]]):
+            line.add(_word(row), row)
+    return [line] if line.count else []
 
 
 def _current(stage: dict[str, Any], attempt: dict[str, Any]) -> bool:
@@ -221,23 +320,19 @@ def _only_kind(facts: Facts) -> str:
     return kinds.pop() if len(kinds) == 1 else ""
 
 
-def _energy(spent: list[dict[str, Any]]) -> tuple[float | None, str | None]:
-    """Energy of all stages, or why it is blank; never a part of it passed off as the whole."""
-    measured = [row["energy_kwh"] for row in spent if row["energy_kwh"] is not None]
-    reasons = sorted(
-        {r["energy_reason"] for r in spent if r["energy_kwh"] is None and r["energy_reason"]}
-    )
-    if measured and len(measured) == len(spent):
-        return math.fsum(measured), None
-    reason = "; ".join(short(r, 120) for r in reasons) or (
-        "no stage is complete" if not spent else "not measured"
-    )
-    if measured:
-        reason = (
-            f"{amount(math.fsum(measured))} kWh over {len(measured)} of "
-            f"{plural(len(spent), 'stage')}; the others: {reason}"
-        )
-    return None, reason
+def _gpus(facts: Facts) -> list[Gpu]:
+    """Every GPU that an attempt held, failed ones included, by host."""
+    found: dict[str, Gpu] = {}
+    for attempts in facts.attempts.values():
+        for attempt in attempts:
+            held = json.loads(attempt["gpus"] or "[]")
+            for one in held:
+                gpu = found.setdefault(
+                    one["uuid"], Gpu(one["uuid"], one["model"] or "unknown model", one["host"])
+                )
+                gpu.attempts += 1
+                gpu.hours += (attempt["device_hours"] or 0.0) / len(held)
+    return sorted(found.values(), key=lambda gpu: (gpu.host, gpu.uuid))
 
 
 def overheads(facts: Facts) -> list[Overhead]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 
@@ -93,6 +94,8 @@ def amount(value: float) -> str:
     """Three significant digits without an exponent, for costs in running text."""
     magnitude = abs(value)
     digits = 0 if magnitude >= 100 else 1 if magnitude >= 10 else 2 if magnitude >= 1 else 3
+    if 0 < magnitude < 0.1:
+        digits = min(2 - math.floor(math.log10(magnitude)), 9)
     return f"{value:,.{digits}f}"
 
 

@@ -18,6 +18,7 @@ from reports import ablations, charts, costs, findings, records
 from reports.costs import Ledger
 from reports.display import amount, duration, fixed, plain, plural, short, signed, slug, time_unit
 from reports.facts import DONE, Facts
+from reports.gallery import gallery
 from reports.published import PUBLISHED
 from reports.table import Cell, Column, Row, Table, full_label, number, remark, row_label
 from reports.tables import build_tables
@@ -30,10 +31,15 @@ _SUITE = re.compile(r'<script type="application/json" id="suite">(.*?)</script>'
 _RUN = ("started", "wall_s", "status", "command")
 
 
-def render_html(view: SuiteView) -> str:
-    """The whole page. Every string of the view is escaped; scripts and styles are ours alone."""
-    facts = Facts(view)
-    tables = build_tables(view, facts)
+def render_html(
+    view: SuiteView, facts: Facts | None = None, tables: list[Table] | None = None
+) -> str:
+    """The whole page. Every string of the view is escaped; scripts and styles are ours alone.
+
+    `facts` and `tables` are those of the view, where they are at hand.
+    """
+    facts = facts or Facts(view)
+    tables = tables or build_tables(view, facts)
     style, script = _asset("style.css"), _asset("script.js")
     ledger = costs.ledger(facts)
     return _environment().get_template("page.html").render(
@@ -41,8 +47,11 @@ def render_html(view: SuiteView) -> str:
         status=_status(facts),
         tables=[_TableView(table, i, facts) for i, table in enumerate(tables)],
         figures=_figures(facts, tables),
+        gallery=gallery(view.gallery),
         ledger=ledger,
         ledger_rows=_ledger_rows(ledger),
+        unmeasured=_quantity_sentences(ledger),
+        prediction_rows=_prediction_rows(ledger),
         published_costs=_published_costs(),
         runs=[{name: run.get(name) for name in _RUN} for run in view.runs],
         entries=records.entries(facts),
@@ -233,6 +242,7 @@ def _p(value: float | None) -> str:
 def _ledger_rows(ledger: Ledger) -> list[dict[str, Any]]:
     """Lines of the cost table, each kind of device in its own unit."""
     units = {kind: time_unit(max(ledger.total.hours.get(kind, 0.0), 1e-9)) for kind in ledger.kinds}
+    shown = _shown_quantities(ledger)
     rows = []
     included = [line for line in ledger.lines if not line.apart]
     for line in [*included, ledger.total, *(line for line in ledger.lines if line.apart)]:
@@ -244,6 +254,7 @@ def _ledger_rows(ledger: Ledger) -> list[dict[str, Any]]:
                     amount(line.hours[k] * units[k][1]) if k in line.hours else "–" for k in units
                 ],
                 "wall": duration(line.wall_s),
+                "measured": [line.measured(quantity) for quantity in shown],
                 "unmeasured": line.unmeasured,
                 "total": line is ledger.total,
                 "apart": line.apart,
@@ -251,7 +262,36 @@ def _ledger_rows(ledger: Ledger) -> list[dict[str, Any]]:
         )
     saved = [amount(ledger.saved[k] * units[k][1]) if k in ledger.saved else "–" for k in units]
     heads = [f"{kind}-{unit}" for kind, (unit, _) in units.items()]
-    return [{"heads": heads, "saved": saved}, *rows]
+    return [{"heads": heads, "saved": saved, "measured": shown}, *rows]
+
+
+def _shown_quantities(ledger: Ledger) -> list[costs.Quantity]:
+    """Those that some line of the ledger has; the others are one sentence."""
+    lines = [*ledger.lines, ledger.total]
+    return [q for q in costs.QUANTITIES if any(line.measured(q)[0] is not None for line in lines)]
+
+
+def _quantity_sentences(ledger: Ledger) -> list[str]:
+    """What of the suite's whole was not measured, and why."""
+    found = ((q, *ledger.total.measured(q)) for q in costs.QUANTITIES)
+    return [f"{q.label}: blank ({reason})." for q, value, reason in found if value is None]
+
+
+def _prediction_rows(ledger: Ledger) -> list[list[str]]:
+    """Predicted and actual device time, each line in a unit that suits it."""
+    rows = []
+    for line in ledger.predictions:
+        unit, factor = time_unit(max(line.hours, line.actual))
+        low, middle, high, actual = (
+            amount(hours * factor) for hours in (line.low, line.hours, line.high, line.actual)
+        )
+        rows.append(
+            [
+                line.kind, str(line.count), f"{line.device}-{unit}", middle, f"{low} to {high}",
+                actual, f"{signed(line.off, 0)} %",
+            ]
+        )  # fmt: skip
+    return rows
 
 
 def _published_costs() -> list[tuple[str, str, str]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from reports.display import duration, plain, short, slug, tail
+from reports.costs import ENERGY, MEMORY, UTILISATION, Quantity
+from reports.display import amount, duration, plain, short, slug, tail
 from reports.facts import Facts
 
 #: stages beyond which complete ones are printed without settings, files and log
@@ -85,8 +87,10 @@ def _facts(stage: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str
         ("wall time", duration(stage["wall_s"]) if stage["wall_s"] is not None else None),
         ("held", _held(stage)),
         ("device time", None if hours is None else f"{duration(hours * 3600)}"),
-        ("peak memory", _mib(cost.get("peak_memory_mib"))),
-        ("energy", _energy(stage)),
+        ("peak memory", _metered(stage, MEMORY)),
+        ("energy", _energy(stage, cost)),
+        ("GPU utilisation", _metered(stage, UTILISATION)),
+        ("GPUs", _uuids(stage)),
         ("worker", stage["worker"]),
         ("steps", stage["steps"]),
         ("protocol", record.get("protocol_fingerprint")),
@@ -103,14 +107,23 @@ def _held(stage: dict[str, Any]) -> str | None:
     return f"{stage['devices']} {kind}{model}"
 
 
-def _mib(value: float | None) -> str | None:
-    return None if value is None else f"{value:,.0f} MiB"
+def _metered(stage: dict[str, Any], quantity: Quantity) -> str | None:
+    """A value with its unit, or why there is none."""
+    if stage[quantity.name] is not None:
+        return f"{amount(stage[quantity.name])} {quantity.unit}"
+    return f"not measured: {stage[quantity.reason]}" if stage[quantity.reason] else None
 
 
-def _energy(stage: dict[str, Any]) -> str | None:
-    if stage["energy_kwh"] is not None:
-        return f"{stage['energy_kwh']:.4g} kWh"
-    return f"not measured: {stage['energy_reason']}" if stage["energy_reason"] else None
+def _energy(stage: dict[str, Any], cost: dict[str, Any]) -> str | None:
+    """With where it comes from, if not from the device's own counter."""
+    found = _metered(stage, ENERGY)
+    integrated = stage[ENERGY.name] is not None and cost.get("energy_from") not in (None, "counter")
+    return f"{found}, from the power drawn" if integrated else found
+
+
+def _uuids(stage: dict[str, Any]) -> str | None:
+    held = json.loads(stage["gpus"] or "[]")
+    return ", ".join(f"{one['uuid']} ({one['model']}, {one['host']})" for one in held) or None
 
 
 def _inputs(facts: Facts, record: dict[str, Any]) -> list[tuple[str, str, str]]:

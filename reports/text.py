@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from reports.costs import Ledger, ledger
+from reports.costs import ENERGY, Ledger, ledger
 from reports.display import amount, duration, plain, plural, short, time_unit, width
 from reports.facts import Facts
 from reports.findings import numerics, ranking, tests
@@ -16,12 +16,14 @@ from reports.view import SuiteView
 _WIDTH = 100
 
 
-def render_text(view: SuiteView) -> str:
+def render_text(
+    view: SuiteView, facts: Facts | None = None, tables: list[Table] | None = None
+) -> str:
     """Scale, tables, costs and problems of a suite, ending with a newline."""
-    facts = Facts(view)
+    facts = facts or Facts(view)
     lines = [f"{short(view.title, 80)} · profile {short(view.profile, 30)}", short(view.scale, 120)]
     lines += [part for note in view.notes for part in _wrap(note)]
-    for table in build_tables(view, facts):
+    for table in tables or build_tables(view, facts):
         lines += ["", *table_text(table), *_said(table, facts)]
     lines += ["", *ledger_text(ledger(facts))]
     if view.problems:
@@ -108,6 +110,9 @@ def ledger_text(found: Ledger) -> list[str]:
         if found.saved.get(kind):
             text += f"; sharing stages saved {amount(found.saved[kind] * factor)}"
         lines.append(text + ".")
+    energy, _ = found.total.measured(ENERGY)
+    if energy is not None:
+        lines.append(f"Energy: {amount(energy)} kWh.")
     for line in found.lines:
         if line.apart:
             lines.append(f"Apart: {line.label.lower()}, {line.count}, {duration(line.wall_s)}.")

@@ -26,8 +26,14 @@ STAGES: dict[str, Any] = {
     "device_kind": pl.String,
     "device_model": pl.String,
     "device_hours": pl.Float64,
+    # what was not measured is null, with the reason
     "energy_kwh": pl.Float64,
     "energy_reason": pl.String,
+    "utilisation_percent": pl.Float64,
+    "utilisation_reason": pl.String,
+    "peak_memory_mib": pl.Float64,
+    "peak_memory_reason": pl.String,
+    "gpus": pl.String,  # JSON: [{uuid, model, host}, ...]; null where none was held
     "started": pl.String,
     "ended": pl.String,
     "worker": pl.String,
@@ -42,7 +48,15 @@ ATTEMPTS: dict[str, Any] = {
     "attempt": pl.Int64,
     "status": pl.String,
     "wall_s": pl.Float64,
+    "device_kind": pl.String,
     "device_hours": pl.Float64,
+    "energy_kwh": pl.Float64,
+    "energy_reason": pl.String,
+    "utilisation_percent": pl.Float64,
+    "utilisation_reason": pl.String,
+    "peak_memory_mib": pl.Float64,
+    "peak_memory_reason": pl.String,
+    "gpus": pl.String,
     "started": pl.String,
     "ended": pl.String,
     "error": pl.String,
@@ -97,3 +111,9 @@ class SuiteView:
     problems: list[str]
     #: the rows that a search made
     cells: list[str] = field(default_factory=list)
+    #: what a gallery stage left: key, rows, seed, split, mask_ratio, norm_pix, summary, and its
+    #: `arrays` by name (see `maect.stages.gallery`)
+    gallery: dict[str, Any] | None = None
+    #: key of a complete stage -> device-hours that the rates of the others of its kind predict:
+    #: (expected, low, high); a kind with one record has none
+    predicted: dict[str, tuple[float, float, float]] = field(default_factory=dict)

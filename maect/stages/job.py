@@ -17,7 +17,7 @@ from torch import Tensor
 from maect import datasets
 from maect.datasets import Split
 from maect.models import Encoder, encoder_from
-from maect.parallel import Group
+from maect.parallel import Group, make_deterministic
 from maect.settings import DataSettings, ModelSettings, NumericsSettings
 
 
@@ -108,12 +108,7 @@ class Job:
 
     def prepare(self) -> Group:
         """Set the process up for these numerics, deterministically; returns its group."""
-        torch.set_num_threads(self.numerics.threads)
-        torch.use_deterministic_algorithms(True)
-        # a guard against reads of unset memory, at 4 % of a small step
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        make_deterministic(self.numerics.threads)
         return Group(self.numerics.shards)
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_helpers import SMOKE, write_record
+from bench_helpers import SMOKE, Bench, write_record
 
 from bench.gpus import collect
 from bench.plan import make_plan
 from bench.runner import close_running
 from bench.store import Store
 from bench.suite import load_suite
+from reports.display import amount
 
 GIB = 2**30
 DEVICE = "device GPU-aaaa Stand-in-1\n"
@@ -215,7 +216,9 @@ def only_record(root: Path) -> dict[str, Any]:
 STEADY = DEVICE + f"at 0 250000 60 {GIB} 1\n"
 
 
-def test_a_stage_records_its_devices_and_their_cost(driver: StandIn, tmp_path: Path) -> None:
+def test_a_stage_records_its_devices_and_their_cost(
+    driver: StandIn, tmp_path: Path, bench: Bench
+) -> None:
     driver.run(STEADY, STAGE, SMOKE, tmp_path / "store", "run")
     record = only_record(tmp_path / "store")
     cost = record["cost"]
@@ -228,6 +231,12 @@ def test_a_stage_records_its_devices_and_their_cost(driver: StandIn, tmp_path: P
     assert cost["utilisation_percent"] == pytest.approx(60)
     assert cost["peak_memory_mib"] == 1024
     assert (cost["energy_from"], cost["energy_reason"]) == ("counter", None)
+    done = bench("report", SMOKE, "--seeds", 1, "--store", tmp_path / "store")
+    page = (tmp_path / "store" / "reports" / "smoke-tiny.html").read_text(encoding="utf-8")
+    assert f"Energy: {amount(cost['energy_kwh'])} kWh." in done.out
+    assert f"GPU-aaaa (Stand-in-1, {gpu['host']})" in page
+    for shown in ("60.0 %", "1,024 MiB", '<code>GPU-aaaa</code></th><td class="row">Stand-in-1'):
+        assert shown in page, shown
 
 
 def test_a_failed_stage_has_its_cost_too(driver: StandIn, tmp_path: Path) -> None:

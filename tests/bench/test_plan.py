@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from bench_helpers import PAPER, SMOKE, SWEEP, Bench, write_record
 
-from bench import explore
+from bench import estimate, explore
 from bench.errors import UserError
 from bench.plan import Plan, Row, Stage, assess, make_plan
 from bench.runner import RunOptions, execute
@@ -390,3 +390,25 @@ def test_only_takes_the_rows_that_fit(plan_of, store):
     # the length of a compute-matched row does not depend on which others are run
     matched = make_plan(suite, store, only="*matched")
     assert matched.stages.keys() < whole.stages.keys()
+
+
+def test_device_hours_are_predicted_from_the_rates_of_like_stages(bench: Bench, plan_of, store):
+    maes = [row_of(plan_of(store=store.root), "MAE", seed).chain[0] for seed in (0, 1)]
+    for stage, wall_s in zip(maes, (1.0, 3.0), strict=True):
+        write_record(store, stage, wall_s=wall_s)
+    plan = plan_of(store=store.root)
+    hindsight = estimate.in_hindsight(plan.stages.values())
+    # each from the other one's rate alone
+    assert hindsight[maes[0].key] == pytest.approx((3 / 3600,) * 3)
+    assert hindsight[maes[1].key] == pytest.approx((1 / 3600,) * 3)
+    longer = row_of(plan, "MAE, compute-matched").chain[0]
+    device, hours, unknown = estimate.device_hours(plan, [longer, row_of(plan, "MAE").features])
+    times = longer.flops / maes[0].flops / 3600
+    assert hours == pytest.approx((3 * times, 1 * times, 3 * times))
+    assert (device, unknown) == ("cpu", ["features"])
+    out = bench("plan", SMOKE, "--store", store.root).out
+    assert "CPU-s (" in out
+    assert "by the middle 80 % of the rates in the store)" in out
+    assert "not counted, as none has run: features, head, knn, probe, tune" in out
+    data = json.loads(bench("plan", SMOKE, "--store", store.root, "--json").out)
+    assert data["predicted_device_hours"]["low"] <= data["predicted_device_hours"]["hours"]

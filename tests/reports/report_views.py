@@ -7,6 +7,7 @@ import json
 from datetime import datetime, timedelta
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from reports.view import ATTEMPTS, METRICS, STAGES, SuiteView
@@ -96,7 +97,7 @@ def view_of(
     """A view over rows; seeds and variants as they come, one table of everything."""
     if attempts is None:
         known = {s["key"]: s for s in stages if s["status"] in ("complete", "stale")}
-        attempts = [{name: s[name] for name in ATTEMPTS if name != "error"} for s in known.values()]
+        attempts = [{name: s.get(name) for name in ATTEMPTS} for s in known.values()]
     values: dict[str, Any] = {
         "suite": "paper_table", "title": "The paper's table", "profile": "digits",
         "scale": "digits 8x8, ViT 0.1 M parameters, CPU", "notes": [],
@@ -173,8 +174,34 @@ def full_view(seeds: tuple[int, ...] = (0, 1, 2), **changes: Any) -> SuiteView:
     ]  # fmt: skip
     return view_of(
         stages, metrics, [failed, *attempts],
-        **({"curves": curves, "tables": tables, "seeds": list(seeds)} | changes),
+        **({
+            "curves": curves, "tables": tables, "seeds": list(seeds),
+            "gallery": gallery_of(mae_key("MAE", seeds[0]), "MAE", "MAE-CT"),
+        } | changes),
     )  # fmt: skip
+
+
+def gallery_of(key: str, *rows: str, channels: int = 1) -> dict[str, Any]:
+    """Pictures of noise as a gallery stage leaves them; of 6 strips 2 came right, 1 went wrong."""
+    random = np.random.default_rng(0)
+
+    def images(*shape: int) -> np.ndarray:
+        return random.integers(0, 256, (*shape, channels, 8, 8), dtype=np.uint8)
+
+    labels = np.arange(6)
+    near = np.tile(labels[:, None], (2, 1, 5))
+    near[0, :2, 0] = near[1, 2, 0] = near[1, 3, 4] = 9
+    arrays = {
+        "original": images(8), "masked": images(8), "reconstructed": images(8),
+        "query": images(6), "query_row": labels, "query_label": labels,
+        "neighbor": images(2, 6, 5), "neighbor_row": near, "neighbor_label": near,
+        "map": random.normal(size=(2, 60, 2)).astype(np.float32), "map_label": np.arange(60) % 10,
+    }  # fmt: skip
+    summary = {"images": 60, "gained": 2, "lost": 1, "right": 50}
+    return {
+        "key": key, "rows": list(rows), "seed": 0, "split": "test", "mask_ratio": 0.75,
+        "norm_pix": True, "summary": summary, "arrays": arrays,
+    }  # fmt: skip
 
 
 def curve(kind: str, seed: int) -> dict[str, list[float]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from report_views import full_view, key_of, stage, view_of
 
-from reports.costs import ledger
+from reports.costs import ENERGY, QUANTITIES, ledger
 from reports.facts import Facts
+from reports.html import render_html
 from reports.table import cell_text
 from reports.tables import build_tables
 from reports.text import render_text
@@ -37,8 +40,10 @@ def test_device_time_counts_every_device() -> None:
     )
     view = view_of([row], [], tables=COST)
     table = build_tables(view)[0]
-    assert [c.unit for c in table.columns] == ["GPU-h", "GPU-h", "min"]
-    assert texts(view, "A") == {"cost.own": "4.00", "cost.total": "4.00", "cost.wall": "30.0"}
+    assert [c.unit for c in table.columns] == ["GPU-h", "GPU-h", "min", "kWh"]
+    assert texts(view, "A") == {
+        "cost.own": "4.00", "cost.total": "4.00", "cost.wall": "30.0", "cost.energy": "not measured"
+    }  # fmt: skip
 
 
 def test_a_seed_that_is_not_done_makes_the_cost_short() -> None:
@@ -69,7 +74,7 @@ def test_cpu_and_gpu_time_are_not_added_up() -> None:
     ]
     assert texts(view_of(rows, [], tables=COST), "A") == {
         "cost.own": "mixed hardware", "cost.total": "mixed hardware",
-        "cost.wall": "mixed hardware",
+        "cost.wall": "mixed hardware", "cost.energy": "not measured",
     }  # fmt: skip
 
 
@@ -124,9 +129,66 @@ def test_overheads_of_many_rows_are_a_range() -> None:
 
 
 def test_energy_is_blank_with_its_reason_unless_all_was_measured() -> None:
-    rows = [stage(key_of(s), "mae", "A", s, energy_kwh=0.5) for s in (0, 1)]
-    assert ledger(Facts(view_of(rows, []))).energy_kwh == 1.0
+    rows = [
+        stage(key_of(s), "mae", "A", s, energy_kwh=0.5, wall_s=3600.0 * (1 + s), device_kind="gpu",
+              utilisation_percent=30.0 + 30 * s, peak_memory_mib=100.0 * s)
+        for s in (0, 1)
+    ]  # fmt: skip
+    total = ledger(Facts(view_of(rows, []))).total
+    assert [total.measured(quantity) for quantity in QUANTITIES] == [
+        (1.0, None), (pytest.approx(50.0), None), (100.0, None)
+    ]  # fmt: skip
     rows[1] |= {"energy_kwh": None, "energy_reason": "MIG"}
+    view = view_of(rows, [], tables=COST)
+    assert ledger(Facts(view)).total.measured(ENERGY) == (
+        None, "0.500 kWh over 1 of 2; the others: MIG"
+    )  # fmt: skip
+    assert texts(view, "A")["cost.energy"] == "0.50 (1 of 2)"
+    assert build_tables(view)[0].cells["A", "cost.energy"].reason == (
+        "seed 1: mae was not measured (MIG)"
+    )
+
+
+def test_a_failed_attempt_names_its_gpu_and_its_energy() -> None:
+    gpu = {"uuid": "GPU-1", "model": "H100", "host": "n1"}
+    row = stage("k", "mae", "A", 0, attempt=2, device_kind="gpu", wall_s=3600.0,
+                energy_kwh=0.5, gpus=json.dumps([gpu]))  # fmt: skip
+    tries = [
+        {"key": "k", "attempt": n, "status": status, "wall_s": 3600.0, "device_hours": hours,
+         "device_kind": "gpu", "energy_kwh": hours / 2, "gpus": row["gpus"]}
+        for n, status, hours in ((1, "failed", 0.5), (2, "complete", 1.0))
+    ]  # fmt: skip
+    view = view_of([row], [], tries)
+    found = ledger(Facts(view))
+    (wasted,) = [line for line in found.lines if line.apart]
+    assert (wasted.label, wasted.hours["GPU"]) == ("Attempts failed", 0.5)
+    assert wasted.measured(ENERGY) == (0.25, None)
+    assert [(g.uuid, g.attempts, g.hours) for g in found.gpus] == [("GPU-1", 2, 1.5)]
+    html = render_html(view)
+    assert "GPU-1 (H100, n1)" in html
+    assert "GPU utilisation: blank (not measured)." in html
+
+
+def test_predicted_cost_stands_beside_the_actual_one() -> None:
+    rows = [stage(str(s), "mae", "A", s, wall_s=60.0 * (s + 1)) for s in (0, 1)]
+    predicted = {"0": (1 / 60, 1 / 120, 1 / 30), "1": (1 / 60, 1 / 120, 1 / 30)}
+    (line,) = ledger(Facts(view_of(rows, [], predicted=predicted))).predictions
+    assert (line.kind, line.device, line.count) == ("mae", "CPU", 2)
+    assert (line.hours, line.low, line.high) == pytest.approx((2 / 60, 1 / 60, 4 / 60))
+    assert line.off == pytest.approx(50.0)
+    html = render_html(view_of(rows, [], predicted=predicted))
+    assert "Predicted against actual" in html
+    assert ">+50 %<" in html
+
+
+def test_what_a_search_gave_up_is_told_apart() -> None:
+    rows = [
+        stage("shared", "mae", "A", 0, wall_s=100.0),
+        stage("shared", "mae", "B", 0, wall_s=100.0, own=False),
+        stage("b", "tune", "B", 0, wall_s=10.0),
+        stage("c", "tune", "B", 1, status="pruned"),
+    ]
     found = ledger(Facts(view_of(rows, [])))
-    assert found.energy_kwh is None
-    assert found.energy_reason == "0.500 kWh over 1 of 2 stages; the others: MIG"
+    (line,) = [line for line in found.lines if line.apart]
+    assert (line.count, line.wall_s) == (1, 10.0)
+    assert found.total.wall_s == 110.0

@@ -8,7 +8,7 @@ import time
 from html.parser import HTMLParser
 
 import pytest
-from report_views import RESOLVED, full_view, key_of, metric, record, stage, view_of
+from report_views import RESOLVED, full_view, gallery_of, key_of, metric, record, stage, view_of
 
 from reports.html import extract_suite, render_html
 from reports.text import render_text
@@ -74,7 +74,8 @@ def nasty_view():
         [row, evaluation, done],
         [metric("x" * 10_000, 0, key_of(3), 90.0, label=NASTY, unit=NASTY)], tries,
         suite=NASTY, title=NASTY, profile=NASTY, scale=NASTY, notes=[NASTY], resolved=NASTY,
-        problems=[NASTY], provenance={NASTY: {NASTY: [NASTY]}}, curves={key_of(1): {
+        problems=[NASTY], gallery=gallery_of(key_of(1), NASTY, "x" * 10_000, channels=3),
+        provenance={NASTY: {NASTY: [NASTY]}}, curves={key_of(1): {
             "step": [0.0, 1.0], "loss": [1.0, 0.5], NASTY: [1.0, 2.0]}},
         runs=[{"started": NASTY, "ended": None, "wall_s": 1.0, "status": NASTY, "command": NASTY}],
         tables=[{"title": NASTY, "columns": ["knn", "cost"], "groups": {NASTY: ["knn"]}}],
@@ -87,7 +88,7 @@ def test_page_is_well_formed_and_asks_for_nothing(make) -> None:
     assert page.open == []
     assert len(page.ids) == len(set(page.ids))
     assert page.handlers == []
-    assert page.sources == []
+    assert [s for s in page.sources if not s.startswith("data:image/png;base64,")] == []
     assert [script.get("type") for script in page.scripts] == ["application/json", None]
     assert [link for link in page.links if not link.startswith("#")] == []
     assert {link[1:] for link in page.links} <= set(page.ids)
@@ -126,6 +127,19 @@ def test_page_is_complete_without_javascript() -> None:
     assert text.index("digits 8x8") < text.index("Table 1.")
     for figure in ("pareto", "seeds", "curves", "timeline"):
         assert f'id="{figure}"' in html
+
+
+def test_the_gallery_says_what_changed_and_marks_other_classes() -> None:
+    html = render_html(full_view())
+    part = html[html.index('<section id="gallery"') :]
+    part = part[: part.index("</section>")]
+    text = " ".join("".join(Page(part).text).split())
+    assert "came to be of the image's class for 2 of 60 images, and ceased to be for 1" in text
+    assert [text.count(s) for s in ("came right", "went wrong", "right in both")] == [2, 1, 3]
+    assert part.count('class="pic other"') == 4
+    assert part.count("<img ") == 3 * 8 + 6 * 11
+    assert part.count("<circle ") == 2 * 60
+    assert "gallery" not in render_html(full_view(gallery=None)).split("</style>")[1]
 
 
 def test_every_cell_leads_to_its_records() -> None:
