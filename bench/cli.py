@@ -212,8 +212,9 @@ def _run(options: argparse.Namespace, suite: Any, *, tune: bool) -> int:
     from bench import show
     from bench.data import prepare_data
     from bench.plan import make_plan
+    from bench.recovery import clear_damage, take_over
     from bench.render import write_report
-    from bench.runner import Interrupted, RunOptions, clear_damage, execute, take_over
+    from bench.runner import Interrupted, RunOptions, execute
     from bench.store import Store
 
     store = Store(options.store)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
-
-from bench import environment, estimate, explore
+from bench import environment, estimate, explore, recovery
 from bench.budget import Spent
 from bench.errors import UserError
 from bench.plan import Plan, Stage, assess
@@ -204,7 +201,7 @@ class _Driver:
 
     def _look_again(self) -> None:
         """Workers of a run killed just before this one may have ended a stage or begun another."""
-        take_over(self.plan, self.store)
+        recovery.take_over(self.plan, self.store)
         for stage in self.scheduler.left():
             if stage.status == "pending":
                 assess(stage, self.store, keep_stale=self.options.keep_stale)
@@ -335,7 +332,7 @@ class _Driver:
                 self._lost(self.plan.stages[key], problem or "the worker group ended")
 
     def _lost(self, stage: Stage, why: str) -> None:
-        close_running(self.store, stage.key, "lost", f"its worker died: {why}")
+        recovery.close_running(self.store, stage.key, "lost", f"its worker died: {why}")
         assess(stage, self.store, keep_stale=self.options.keep_stale)
         if stage.status == "cached":  # it had written its record, but not told
             self.scheduler.complete(stage)
@@ -365,54 +362,5 @@ class _Driver:
         for key in self.plan.stages:
             for attempt in self.store.state(key).attempts:
                 if attempt["status"] == "running" and attempt["env"]["host"] == platform.node():
-                    _kill(attempt["pid"])
-            close_running(self.store, key, "interrupted", "the run was stopped")
-
-
-def _kill(pid: int) -> None:
-    """End a worker of ours that is in the middle of a stage."""
-    if pid != os.getpid():
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def take_over(plan: Plan, store: Store) -> None:
-    """Close what a killed run left open; the caller holds the store.
-
-    Ray's workers outlive their driver by seconds, so those that are still at it are ended first.
-    """
-    for key in plan.stages:
-        for attempt in store.state(key).attempts:
-            if attempt["status"] == "running" and _lives(attempt):
-                _kill(attempt["pid"])
-        close_running(store, key, "lost", "its run ended without a word (killed?)")
-
-
-def _lives(attempt: dict[str, Any]) -> bool:
-    """Whether the worker that began an attempt still runs, here; its pid may be another's now."""
-    if attempt["env"]["host"] != platform.node():
-        return False
-    with suppress(psutil.Error):
-        process = psutil.Process(attempt["pid"])
-        old = process.create_time() <= attempt["started_s"]
-        return old and " ".join(process.cmdline()).startswith("ray::")
-    return False
-
-
-def close_running(store: Store, key: str, status: str, why: str) -> None:
-    """Write the records of attempts that nobody works on any more."""
-    for attempt in store.state(key).attempts:
-        if attempt["status"] == "running":
-            store.close_abandoned(key, attempt, status, why)
-
-
-def clear_damage(plan: Plan, store: Store) -> list[str]:
-    """Set aside what does not fit its checksum, so that it is made again; says what."""
-    lines = []
-    for stage in plan.stages.values():
-        lines += [f"{problem}; it is left out" for problem in stage.state.problems]
-        reason = store.damage(stage.state) if stage.record is not None else None
-        if reason is not None:
-            store.set_aside(stage.state, reason)
-            lines.append(f"{stage.title}: {reason}; set aside, it is made again")
-    return lines
+                    recovery.kill(attempt["pid"])
+            recovery.close_running(self.store, key, "interrupted", "the run was stopped")

@@ -20,7 +20,7 @@ from bench_helpers import SMOKE, Bench, write_record
 
 from bench.gpus import collect
 from bench.plan import make_plan
-from bench.runner import close_running
+from bench.recovery import close_running
 from bench.store import Store
 from bench.suite import load_suite
 from reports.display import amount

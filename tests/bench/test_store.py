@@ -19,7 +19,7 @@ from bench_helpers import SMOKE, Bench, write_record
 from bench.budget import Spent
 from bench.errors import UserError
 from bench.plan import Plan, Stage, make_plan
-from bench.runner import clear_damage, close_running, take_over
+from bench.recovery import clear_damage, close_running, take_over
 from bench.store import Store, record_checksum, write_atomic
 from bench.suite import load_suite
 
