@@ -58,7 +58,7 @@ def assumption() -> str:
 def assumed(stages: Iterable[Stage], known: dict[str, float]) -> GpuHours | None:
     """GPU-hours of the stages whose kind has no measured rate in `known`; None if none counts.
 
-    Of evaluations only the features are counted, which take nearly all of their FLOPs.
+    Evaluations of stored features are not counted, those that run the encoder are.
     """
     operations = sum(
         stage.flops for stage in stages if stage.kind not in known and _fills_a_gpu(stage)

@@ -75,8 +75,8 @@ def _assumed(plan: Plan) -> list[str]:
     return [
         (
             f"predicted {found}, each shared stage counted once. This assumes "
-            f"{estimate.assumption()}, as the store has no measured rate; k-NN, probes and the "
-            f"like are not counted"
+            f"{estimate.assumption()}, as the store has no measured rate; evaluations of "
+            f"stored features are not counted"
         )
     ]
 
