@@ -96,6 +96,7 @@ def code_modules(*entries: str) -> dict[str, str]:
     return dict(sorted(hashes.items()))
 
 
+@cache
 def code(*entries: str) -> dict[str, Any]:
     """The code a stage runs: one hash over all, and one a module to name what changed."""
     modules = code_modules(*entries)
