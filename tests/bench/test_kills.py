@@ -119,9 +119,9 @@ def test_whatever_is_killed_the_end_is_the_same(smoke, tmp_path: Path):
                 assert process.poll() in (None, 0, -signal.SIGKILL), process.communicate()
         last = run_bench(*arguments)
         assert last.code == 0, last
+        print(f"killed: {Counter(kills.workers.values())}, {kills.drivers} drivers")
         _as_if_left_alone(kills, smoke.store)
     kinds = Counter(kind for kills in rounds for kind in kills.workers.values())
-    print(f"killed: {dict(kinds)}, {DRIVERS} drivers, in {len(rounds)} round(s)")
     assert kinds.total() >= DRIVERS * WORKERS
     assert kinds.keys() >= {*CHAIN}
 
@@ -145,8 +145,9 @@ def _as_if_left_alone(kills: Kills, alone: Path) -> None:
     survived = [attempt for attempt in kills.workers if status[attempt] == "complete"]
     assert len(survived) <= len(kills.workers) // 4
     runs = Counter(json.loads(p.read_text())["status"] for p in kills.store.glob("runs/*.json"))
-    assert runs["complete"] == 1
-    assert runs.total() == runs["lost"] + 1 <= kills.drivers + 1
+    # a driver killed as it ended leaves the next one nothing to run
+    assert runs["complete"] <= 1
+    assert runs.total() - runs["complete"] == runs["lost"] <= kills.drivers
     assert gone(kills.below, 90) == []
 
 
