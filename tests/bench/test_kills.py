@@ -163,6 +163,8 @@ def test_a_crossed_search_killed_half_way_ends_with_the_same_cells(tmp_path: Pat
         below = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
+    # an orphan may still end its stage
+    assert gone([p for p in below if not (p.is_running() and p.name().endswith("Agent"))]) == []
     before = completed(killed)
     assert len(before) < 34
     again = run_bench(*arguments, killed)
