@@ -44,11 +44,13 @@ def _lives(attempt: dict[str, Any]) -> bool:
     return False
 
 
-def close_running(store: Store, key: str, status: str, why: str) -> None:
-    """Write the records of attempts that nobody works on any more."""
+def close_running(
+    store: Store, key: str, status: str, why: str, ended: float | None = None
+) -> None:
+    """Write the records of attempts that nobody works on any more; `ended` is since when."""
     for attempt in store.state(key).attempts:
         if attempt["status"] == "running":
-            store.close_abandoned(key, attempt, status, why)
+            store.close_abandoned(key, attempt, status, why, ended)
 
 
 def clear_damage(plan: Plan, store: Store) -> list[str]:

@@ -363,4 +363,5 @@ class _Driver:
             for attempt in self.store.state(key).attempts:
                 if attempt["status"] == "running" and attempt["env"]["host"] == platform.node():
                     recovery.kill(attempt["pid"])
-            recovery.close_running(self.store, key, "interrupted", "the run was stopped")
+            why, now = "the run was stopped", time.time()
+            recovery.close_running(self.store, key, "interrupted", why, now)

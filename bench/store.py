@@ -237,11 +237,22 @@ class Store:
         attempts = self.folder(record["key"]) / "attempts"
         return attempts / str(record["attempt"]) / "record.json"
 
-    def close_abandoned(self, key: str, attempt: dict[str, Any], status: str, why: str) -> None:
-        """Write the record of an attempt whose process died before it could."""
+    def close_abandoned(
+        self,
+        key: str,
+        attempt: dict[str, Any],
+        status: str,
+        why: str,
+        ended: float | None = None,
+    ) -> None:
+        """Write the record of an attempt whose process died before it could.
+
+        `ended` is when, in seconds since the epoch; where nobody saw it, its last sign of life.
+        """
         folder = self.folder(key) / "attempts" / str(attempt["attempt"])
-        beats = [p.stat().st_mtime for p in folder.iterdir() if p.name != "record.json"]
-        wall = max(0.0, max(beats) - attempt["started_s"])
+        if ended is None:
+            ended = max(p.stat().st_mtime for p in folder.iterdir() if p.name != "record.json")
+        wall = max(0.0, ended - attempt["started_s"])
         cost = attempt["cost"] | {"wall_s": wall}
         cost["device_hours"] = cost["devices"] * wall / 3600
         if cost["device_kind"] == "gpu":

@@ -157,8 +157,7 @@ def test_a_run_stops_at_its_budget_and_says_what_is_left(smoke, tmp_path: Path):
     assert f"): {complete} of 28 stages are complete and kept; left: " in stopped.err
     assert "Traceback" not in stopped.err
     spent = [a["cost"]["device_hours"] for tries in records(store).values() for a in tries]
-    # of an attempt that was ended the record knows the time up to its last sign of life only
-    assert 0 < sum(spent) < 0.003
+    assert 0.0005 <= sum(spent) < 0.003
     (run,) = [json.loads(path.read_text()) for path in (store / "runs").glob("*.json")]
     assert run["status"] == "interrupted"
     refused = run_bench(*arguments, "--max-gpu-hours", "1")
