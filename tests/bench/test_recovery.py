@@ -183,10 +183,12 @@ def test_two_workers_train_exactly_like_one(smoke, tmp_path: Path):
 def test_two_workers_without_shards_train_like_one(tmp_path: Path):
     """`fast` gradients: the first 20 losses of each stage, on the same inputs, within 1e-5.
 
-    Run for run the losses part more: later stages start from weights that differ in the last bits,
-    and a nearest neighbour that changes is no small change.
+    Or up to the first image that is given another neighbour, which is no small change: the queue of
+    so small a model holds rows that are equally near to six digits. It happens at step 4, not at
+    all, and at step 9 with peak rates of 1e-3, 2e-3 and 4e-3; this is the second.
     """
-    arguments = ("run", SMOKE, "--seeds", "1", "--only", "MAE-CT", "--set", "numerics.shards=1")
+    arguments = ("run", SMOKE, "--seeds", "1", "--only", "MAE-CT")
+    arguments += ("--set", "numerics.shards=1", "--set", "tune.lr=2e-3")
     one, two = tmp_path / "one", tmp_path / "two"
     done = run_bench(*arguments, "--store", one)
     assert done.code == 0, done
@@ -202,12 +204,15 @@ def test_two_workers_without_shards_train_like_one(tmp_path: Path):
         assert done.code == 0, done
         (record,) = records(two)[trained[kind]]
         assert record["env"]["workers"] == 2
-        losses, expected = (
-            json.loads((root / "stages" / trained[kind] / "curves.json").read_text())["loss"][:20]
+        curves, expected = (
+            json.loads((root / "stages" / trained[kind] / "curves.json").read_text())
             for root in (two, one)
         )
-        assert len(losses) == 20
-        assert losses == pytest.approx(expected, rel=1e-5), kind
+        ages = zip(curves.get("queue_age", []), expected.get("queue_age", []), strict=True)
+        parted = [step for step, (age, other) in enumerate(ages) if age != other]
+        steps = min([20, *parted])
+        assert steps >= 5
+        assert curves["loss"][:steps] == pytest.approx(expected["loss"][:steps], rel=1e-5), kind
         shutil.rmtree(two)
 
 
