@@ -71,6 +71,9 @@ CLICKS = """
   const knn = heads.find((b) => b.textContent.startsWith("k-NN"));
   const rows = () => [...page.querySelectorAll(".result tbody tr th")].map((t) => t.textContent);
   const extra = {};
+  const mean = page.querySelector("td.metric a");
+  mean.parentElement.classList.add("bold");
+  extra.bold = view.getComputedStyle(mean).fontWeight;
   knn.click(); extra.descending = rows().slice(0, 6);
   knn.click(); extra.ascending = rows().slice(0, 6);
   page.querySelector(".tools input[type=checkbox]").click();
@@ -124,6 +127,7 @@ def test_sorting_columns_and_filters_work(tmp_path: Path) -> None:
     assert found["descending"][-1] == "random encoder"
     assert found["ascending"] == found["descending"][::-1]
     assert found["hidden"] is True
+    assert found["bold"] == "700"
     assert found["records"] == 3
 
 
