@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
 from maect.evals.base import EvalInput, EvalResult, Evaluator, Images, Metric, labels_of
+from maect.evals.low_shot import Budget, budget_label, check_draws, derive, metric_name
 from maect.settings import NonNegative, Positive, Settings, Share, ViewSettings
 from maect.streams import Stream, generator
 
 #: images evaluated at a time
 _IMAGES = 256
-
-Budget = Literal["1", "2", "5", "1%", "10%"]
 
 
 class FineTuneSettings(Settings):
@@ -37,24 +36,17 @@ class FineTuneSettings(Settings):
     view: ViewSettings = ViewSettings()
 
 
-def _name(what: str, budget: str) -> str:
-    return f"{what}_{budget.replace('%', 'pct')}"
-
-
 def _metrics(settings: FineTuneSettings) -> list[Metric]:
-    names = {b: b if b.endswith("%") else f"{b}-shot" for b in settings.budgets}
     return [
-        Metric(_name("accuracy", budget), f"{name}, fine-tuned", "%", True, primary=i == 0)
-        for i, (budget, name) in enumerate(names.items())
+        Metric(
+            metric_name("accuracy", budget),
+            f"{budget_label(budget)}, fine-tuned",
+            "%",
+            True,
+            primary=i == 0,
+        )
+        for i, budget in enumerate(settings.budgets)
     ]
-
-
-def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
-    """Mean over the draws of the accuracy on the whole test split."""
-    return {
-        key.replace("class", "accuracy"): 100.0 * float((drawn == labels[:, None]).mean())
-        for key, drawn in predictions.items()
-    }
 
 
 class _Classifier:
@@ -149,14 +141,14 @@ def _tuned(
 def _run(data: EvalInput, settings: FineTuneSettings, rows: slice) -> EvalResult:
     if data.images is None:
         raise ValueError("fine-tuning needs the encoder; it was given cached features only")
-    missing = [budget for budget in settings.budgets if budget not in data.low_shot]
-    if missing:
-        raise ValueError(f"the data set's split has no low-shot draws for {', '.join(missing)}")
+    check_draws(data, settings.budgets)
     predictions, chosen = {}, {}
     for budget in settings.budgets:
         draws = [_tuned(data, settings, budget, i) for i in range(len(data.low_shot[budget]))]
-        predictions[_name("class", budget)] = np.stack([classes for classes, _ in draws], axis=1)
-        chosen[_name("accuracy", budget)] = [found for _, found in draws]
+        predictions[metric_name("class", budget)] = np.stack(
+            [classes for classes, _ in draws], axis=1
+        )
+        chosen[metric_name("accuracy", budget)] = [found for _, found in draws]
     protocol: dict[str, Any] = {
         "evaluation": "low_shot_finetune",
         **settings.resolved(),
@@ -167,7 +159,7 @@ def _run(data: EvalInput, settings: FineTuneSettings, rows: slice) -> EvalResult
         "selection_images": len(data.selection.y),
         "test_images": len(data.test.y),
     }
-    values = _derive(predictions, labels_of(data.test.y))
+    values = derive(predictions, labels_of(data.test.y))
     return EvalResult(values, predictions, chosen, protocol)
 
 
@@ -189,7 +181,7 @@ EVALUATOR = Evaluator(
     settings=FineTuneSettings,
     metrics=_metrics,
     run=_run,
-    derive=_derive,
+    derive=derive,
     uses_seed=True,
     passes=_passes,
 )

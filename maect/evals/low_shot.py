@@ -45,22 +45,24 @@ def centred_rows(x: Tensor) -> Tensor:
     return x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
-def _name(what: str, budget: str) -> str:
+def metric_name(what: str, budget: str) -> str:
+    """Of what a budget gives, as records and predictions call it: accuracy_1, class_10pct."""
     return f"{what}_{budget.replace('%', 'pct')}"
 
 
-def _label(budget: str) -> str:
+def budget_label(budget: str) -> str:
+    """A budget as tables call it: 1-shot, 10%."""
     return budget if budget.endswith("%") else f"{budget}-shot"
 
 
 def _metrics(settings: LowShotSettings) -> list[Metric]:
     return [
-        Metric(_name("accuracy", budget), _label(budget), "%", True, primary=i == 0)
+        Metric(metric_name("accuracy", budget), budget_label(budget), "%", True, primary=i == 0)
         for i, budget in enumerate(settings.budgets)
     ]
 
 
-def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+def derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
     """Mean over the draws of the accuracy on the whole test split."""
     return {
         key.replace("class", "accuracy"): 100.0 * float((drawn == labels[:, None]).mean())
@@ -68,12 +70,17 @@ def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[s
     }
 
 
+def check_draws(data: EvalInput, budgets: list[Budget]) -> None:
+    """Raise ValueError if the data set's split has no draws for one of the budgets."""
+    missing = [budget for budget in budgets if budget not in data.low_shot]
+    if missing:
+        raise ValueError(f"the data set's split has no low-shot draws for {', '.join(missing)}")
+
+
 def _run(data: EvalInput, settings: LowShotSettings, rows: slice) -> EvalResult:
     from maect.evals.logistic import fit_logistic
 
-    missing = [budget for budget in settings.budgets if budget not in data.low_shot]
-    if missing:
-        raise ValueError(f"the data set's split has no low-shot draws for {', '.join(missing)}")
+    check_draws(data, settings.budgets)
     test = centred_rows(data.test.x)
     predictions, chosen, notes = {}, {}, []
     for group in _groups(data, settings.budgets):
@@ -81,12 +88,14 @@ def _run(data: EvalInput, settings: LowShotSettings, rows: slice) -> EvalResult:
         x, y = _stacked(data.train, draws)
         fitted = fit_logistic(x, y, data.classes, settings.l2, settings.tolerance)
         if not fitted.converged:
-            notes.append(f"{', '.join(map(_label, group))}: a regression missed its tolerance")
+            notes.append(
+                f"{', '.join(map(budget_label, group))}: a regression missed its tolerance"
+            )
         classes, first = _classes(test, fitted.weight), 0
         for budget in group:
             own = slice(first, first + len(data.low_shot[budget]))
-            predictions[_name("class", budget)] = classes[:, own]
-            chosen[_name("accuracy", budget)] = {
+            predictions[metric_name("class", budget)] = classes[:, own]
+            chosen[metric_name("accuracy", budget)] = {
                 "images": [len(draw) for draw in draws[own]],
                 "objective": fitted.objective[own].tolist(),
             }
@@ -100,7 +109,7 @@ def _run(data: EvalInput, settings: LowShotSettings, rows: slice) -> EvalResult:
         "ties": "lower class",
         "test_images": len(data.test.y),
     }
-    values = _derive(predictions, labels_of(data.test.y))
+    values = derive(predictions, labels_of(data.test.y))
     return EvalResult(values, predictions, chosen, protocol, notes)
 
 
@@ -140,6 +149,6 @@ EVALUATOR = Evaluator(
     settings=LowShotSettings,
     metrics=_metrics,
     run=_run,
-    derive=_derive,
+    derive=derive,
     uses_seed=False,
 )
