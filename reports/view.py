@@ -7,6 +7,16 @@ from typing import Any
 
 import polars as pl
 
+#: what the GPUs of an attempt told; what was not measured is null, with the reason
+METERED: dict[str, Any] = {
+    "energy_kwh": pl.Float64,
+    "energy_reason": pl.String,
+    "utilisation_percent": pl.Float64,
+    "utilisation_reason": pl.String,
+    "peak_memory_mib": pl.Float64,
+    "peak_memory_reason": pl.String,
+}
+
 #: one row per (variant, seed, stage) of the plan; a shared stage has the same key in each row
 STAGES: dict[str, Any] = {
     "key": pl.String,
@@ -26,13 +36,7 @@ STAGES: dict[str, Any] = {
     "device_kind": pl.String,
     "device_model": pl.String,
     "device_hours": pl.Float64,
-    # what was not measured is null, with the reason
-    "energy_kwh": pl.Float64,
-    "energy_reason": pl.String,
-    "utilisation_percent": pl.Float64,
-    "utilisation_reason": pl.String,
-    "peak_memory_mib": pl.Float64,
-    "peak_memory_reason": pl.String,
+    **METERED,
     "gpus": pl.String,  # JSON: [{uuid, model, host}, ...]; null where none was held
     "started": pl.String,
     "ended": pl.String,
@@ -50,12 +54,7 @@ ATTEMPTS: dict[str, Any] = {
     "wall_s": pl.Float64,
     "device_kind": pl.String,
     "device_hours": pl.Float64,
-    "energy_kwh": pl.Float64,
-    "energy_reason": pl.String,
-    "utilisation_percent": pl.Float64,
-    "utilisation_reason": pl.String,
-    "peak_memory_mib": pl.Float64,
-    "peak_memory_reason": pl.String,
+    **METERED,
     "gpus": pl.String,
     "started": pl.String,
     "ended": pl.String,
