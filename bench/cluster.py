@@ -36,7 +36,7 @@ from ray.train.torch import TorchTrainer
 from bench.errors import UserError
 from bench.parts import Part, run_part
 from bench.store import Store
-from bench.worker import StageFailed, Task, check_code, run_task
+from bench.worker import StageFailed, Task, check_code, from_first, run_task
 
 #: how long an idle group waits for the driver to offer it another stage
 PATIENCE_S = 3.0
@@ -226,8 +226,7 @@ def serve(config: dict[str, Any]) -> None:
     board, group = config["board"], config["group"]
     first = ray.train.get_context().get_world_rank() == 0
     while True:
-        task = _take(board, group) if first else None
-        task = _share(task)
+        task = from_first(_take(board, group) if first else None)
         if task is None:
             return
         try:
@@ -245,17 +244,6 @@ def _take(board: Any, group: int) -> Task | None:
         if task is not None or not stay or time.monotonic() > deadline:
             return task
         time.sleep(POLL_S)
-
-
-def _share(task: Task | None) -> Task | None:
-    """The first worker's task, on every worker."""
-    import torch.distributed as dist
-
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return task
-    box = [task]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 @ray.remote(max_retries=3)  # leaves nothing behind, so it may run again

@@ -90,7 +90,7 @@ def run_task(
         importlib.import_module(module)  # not part of the stage's time
     store = Store(root)
     writer = Attempt(task, store, run_id, report) if _rank() == 0 else None
-    folder = _common(writer.folder if writer is not None else None)
+    folder = from_first(writer.folder if writer is not None else None)
     stop_meter = gpus.meter(_gpu(), folder, _rank())
     if writer is not None:
         writer.stop_meter = stop_meter
@@ -102,7 +102,7 @@ def run_task(
             output = _evaluate(task, store, writer, workers, spread)
         if writer is None:
             stop_meter()
-        _common(None)  # now all other workers' meters have told what they know
+        from_first(None)  # now all other workers' meters have told what they know
         if writer is not None:
             writer.complete(output)
             store.clear_checkpoints(task.key)
@@ -116,7 +116,7 @@ def run_task(
         stop_meter()
 
 
-def _common(value: Any) -> Any:
+def from_first(value: Any) -> Any:
     """The first worker's value, on every worker; returns when all have come here."""
     import torch.distributed as dist
 
