@@ -2,12 +2,14 @@
 
 A worker group is one `TorchTrainer.fit()`. Starting one costs ten seconds and more, so a group
 takes stage after stage from the board until none is ready for it; each stage still leaves its own
-artifact, attempt and record. Groups run side by side where the machine allows.
+artifact, attempt and record. Groups run side by side where the machine allows. A group of one
+worker evaluates as well; beside larger ones, evaluations are tasks of their own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import socket
@@ -25,24 +27,20 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's banner ignores verbose=0 otherwise
-# how soon the end of a worker group is noticed
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1.5")
 
 import psutil
-import ray
-import ray.train
-from ray.train.torch import TorchTrainer
+import ray  # and no more of it here: this module starts it, and what trains is imported meanwhile
 
 from bench.errors import UserError
 from bench.parts import Part, run_part
 from bench.store import Store
 from bench.worker import StageFailed, Task, check_code, from_first, run_task
 
-#: how long an idle group waits for the driver to offer it another stage
-PATIENCE_S = 3.0
+#: how long an idle group waits for the driver to offer it another stage; longer where no
+#: evaluation waits for what it holds
+PATIENCE_S, LONG_PATIENCE_S = 3.0, 60.0
 #: a group that is older makes way for waiting evaluations
 RETIRE_S = 600.0
-POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -55,29 +53,45 @@ class Layout:
     #: worker groups side by side
     slots: int
 
-    def scaling(self) -> ray.train.ScalingConfig:
-        """Of one worker group."""
+    @property
+    def groups_evaluate(self) -> bool:
+        """Of several workers all but the first would idle meanwhile."""
+        return self.workers <= 1
+
+    def scaling(self) -> Any:
+        """Ray Train's `ScalingConfig` of one worker group."""
+        from ray.train import ScalingConfig
+
         held = {"CPU": float(self.threads), **({"GPU": 1.0} if self.gpu else {})}
-        return ray.train.ScalingConfig(
-            num_workers=self.workers, use_gpu=self.gpu, resources_per_worker=held
-        )
+        return ScalingConfig(num_workers=self.workers, use_gpu=self.gpu, resources_per_worker=held)
 
     def evaluation(self) -> dict[str, int]:
         """Resources of one evaluation task."""
         return {"num_cpus": self.threads, "num_gpus": int(self.gpu)}
 
 
-def start(address: str | None) -> None:
-    """Start Ray on this machine, or join a running cluster. Raises `UserError` if none answers."""
+def start(address: str | None, cores: int) -> bool:
+    """Start Ray on this machine, or join a running cluster. Raises `UserError` if none answers.
+
+    `cores` is what a worker group wants. Where this machine has fewer, threads share them, two to
+    a core at the most: they compute the same, only slower. Does it come to that?
+    """
+    own = len(os.sched_getaffinity(0))
+    shared = not address and own < cores <= 2 * own
     if address:
         _knock(address)
+    # the parts of Ray Train import it; that takes as long as Ray takes to start
+    threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address:
             ray.init(address=address, **quiet)
         else:
             # "local": without it Ray would join what another user's `ray start` left noted in /tmp
-            ray.init("local", include_dashboard=False, object_store_memory=256 * 2**20, **quiet)
+            ray.init(
+                "local", num_cpus=cores if shared else None, include_dashboard=False,
+                object_store_memory=256 * 2**20, **quiet,
+            )  # fmt: skip
     except (ConnectionError, ValueError, RuntimeError) as error:
         if not address:
             raise
@@ -90,6 +104,7 @@ def start(address: str | None) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     # a trial that ends with a failed stage is told of by the driver
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    return shared
 
 
 def _knock(address: str) -> None:
@@ -154,64 +169,6 @@ def lay_out(workers: int, threads: int) -> Layout:
     return Layout(workers, threads, gpu, 1 if workers == 0 else fitting)
 
 
-@ray.remote(num_cpus=0)
-class Board:
-    """Where the driver lays out training stages and workers take them and tell how they go."""
-
-    def __init__(self) -> None:
-        self.offers: list[tuple[Task, int]] = []
-        self.taken: set[tuple[str, int]] = set()
-        self.retired: set[int] = set()
-        self.closed = False
-        self.events: list[tuple[str, dict[str, Any]]] = []
-        self.ended: dict[str, str] = {}
-
-    def offer(self, offers: list[tuple[Task, int]], retired: set[int]) -> None:
-        """Replace what is on offer, the most pressing first, each with the number of its try.
-
-        What was taken once is not given out again under the same number: the driver may not have
-        heard of it yet. Groups in `retired` get nothing more.
-        """
-        self.offers = [
-            (task, number) for task, number in offers if (task.key, number) not in self.taken
-        ]
-        self.retired = retired
-
-    def take(self, group: int) -> tuple[Task | None, bool]:
-        """The next stage for a group, if any; and whether it should stay and ask again."""
-        if self.closed or group in self.retired:
-            return None, False
-        if not self.offers:
-            return None, True
-        task, number = self.offers.pop(0)
-        self.taken.add((task.key, number))
-        self.events.append((task.key, {"state": "taken", "group": group}))
-        return task, True
-
-    def close(self) -> None:
-        """Nothing more is given out; idle groups end at once."""
-        self.closed = True
-
-    def report(self, key: str, event: dict[str, Any]) -> None:
-        self.events.append((key, event))
-
-    def want(self, keys: list[str]) -> None:
-        """A trial asks the driver to run these stages."""
-        self.events.extend((key, {"state": "wanted"}) for key in keys)
-
-    def settle(self, ended: dict[str, str]) -> None:
-        """The driver tells how stages ended."""
-        self.ended.update(ended)
-
-    def outcomes(self, keys: list[str]) -> dict[str, str]:
-        """Those of `keys` that have ended, and how."""
-        return {key: self.ended[key] for key in keys if key in self.ended}
-
-    def drain(self) -> list[tuple[str, dict[str, Any]]]:
-        events, self.events = self.events, []
-        return events
-
-
 def reporter(board: Any) -> Callable[[str, dict[str, Any]], None]:
     """How a stage tells the driver about itself."""
 
@@ -223,27 +180,22 @@ def reporter(board: Any) -> Callable[[str, dict[str, Any]], None]:
 
 def serve(config: dict[str, Any]) -> None:
     """The train function of a group: take stages from the board until none is left."""
+    from ray.train import get_context
+
     board, group = config["board"], config["group"]
-    first = ray.train.get_context().get_world_rank() == 0
+    first = get_context().get_world_rank() == 0
     while True:
-        task = from_first(_take(board, group) if first else None)
+        task = from_first(
+            ray.get(board.take.remote(group, config["patience_s"])) if first else None
+        )
         if task is None:
             return
         try:
             run_task(task, config["root"], config["run_id"], reporter(board))
         except StageFailed:
             # one worker can go on; of several, the others may hang in a collective call
-            if ray.train.get_context().get_world_size() > 1:
+            if get_context().get_world_size() > 1:
                 raise
-
-
-def _take(board: Any, group: int) -> Task | None:
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        task, stay = ray.get(board.take.remote(group))
-        if task is not None or not stay or time.monotonic() > deadline:
-            return task
-        time.sleep(POLL_S)
 
 
 @ray.remote(max_retries=3)  # leaves nothing behind, so it may run again
@@ -288,6 +240,9 @@ class Groups:
         thread.start()
 
     def _fit(self, group: int) -> None:
+        from ray.train import FailureConfig, RunConfig
+        from ray.train.torch import TorchTrainer
+
         trainer = TorchTrainer(
             serve,
             train_loop_config={
@@ -295,13 +250,14 @@ class Groups:
                 "group": group,
                 "root": self.store.root,
                 "run_id": self.run_id,
+                "patience_s": LONG_PATIENCE_S if self.layout.groups_evaluate else PATIENCE_S,
             },
             scaling_config=self.layout.scaling(),
-            run_config=ray.train.RunConfig(
+            run_config=RunConfig(
                 name=f"{self.run_id}-{group}",
                 storage_path=str(self.store.root / "ray"),
                 # the driver starts a new group itself, so that every attempt is in the ledger
-                failure_config=ray.train.FailureConfig(max_failures=0),
+                failure_config=FailureConfig(max_failures=0),
             ),
         )
         problem = None

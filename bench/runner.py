@@ -20,8 +20,8 @@ from bench.store import Store, iso
 from bench.worker import Task
 from maect.settings import ModelSettings
 
-#: between two looks, while things move and when nothing has for a while
-LOOP_S, SLOW_LOOP_S = 0.1, 0.8
+#: between two looks: at least this, and this and more where nothing moves
+LOOP_S, QUIET_S = 0.1, 0.8
 #: between two looks at what has been spent of a budget
 BUDGET_S = 1.0
 #: how long the worker groups may take to end once there is nothing more to do
@@ -174,30 +174,30 @@ class _Driver:
     def run(self) -> None:
         self.display.say("starting Ray ...")
         from bench import cluster
+        from bench.board import Board
 
         self.cluster = cluster
         threads = max(s.settings["numerics"]["threads"] for s in self.plan.stages.values())
-        cluster.start(self.options.address)
+        if cluster.start(self.options.address, self.options.workers * threads):
+            self.display.say(f"{self.options.workers} workers share this machine's cores")
         self._look_again()
         self.layout = cluster.lay_out(self.options.workers, threads)
         self.slots = self.layout.slots
         self.limit = self._limit()
-        self.board: Any = cluster.Board.remote()  # type: ignore[attr-defined]
+        self.board: Any = Board.remote()  # type: ignore[attr-defined]
         self.groups = cluster.Groups(self.layout, self.store, self.run_id, self.board)
         if self.options.tune:
             from bench import sweep
 
             self.held = sweep.held(self.plan)
-        pause, before = LOOP_S, None
         with self.display:
             while not self.scheduler.finished:
                 self._turn()
                 self._check_budget()
                 self.display.refresh()
-                now = len(self.scheduler.done), set(self.scheduler.running), len(self.held)
-                pause = LOOP_S if now != before else min(1.2 * pause, SLOW_LOOP_S)
-                before = now
-                time.sleep(pause)
+                time.sleep(LOOP_S)
+                for key, event in cluster.ray.get(self.board.drain.remote(QUIET_S)):
+                    self._event(self.plan.stages[key], event)
 
     def _look_again(self) -> None:
         """Workers of a run killed just before this one may have ended a stage or begun another."""
@@ -211,23 +211,25 @@ class _Driver:
     def _turn(self) -> None:
         """One look at everything."""
         ray = self.cluster.ray
-        for key, event in ray.get(self.board.drain.remote()):
-            self._event(self.plan.stages[key], event)
         self._reap_groups()
         self._reap_tasks()
         ready = [stage for stage in self.scheduler.ready() if stage.key not in self.held]
-        training = [stage for stage in ready if stage.trains]
-        offers = [(Task.of(stage), self.scheduler.lost.get(stage.key, 0)) for stage in training]
+        for_groups = [stage for stage in ready if self._by_group(stage)]
+        offers = [(Task.of(stage), self.scheduler.lost.get(stage.key, 0)) for stage in for_groups]
         ray.get(self.board.offer.remote(offers, self.groups.old() if self.tasks else set()))
         busy = len(self.groups.alive)
         idle = busy - len(self.group_of)
-        for _ in range(min(len(training) - idle, self.slots - busy)):
+        for _ in range(min(len(for_groups) - idle, self.slots - busy)):
             self.groups.start()
         for stage in ready:
-            if not stage.trains:
+            if not self._by_group(stage):
                 self._evaluate(stage)
         if self.options.tune:
             self._tune()
+
+    def _by_group(self, stage: Stage) -> bool:
+        """Does a worker group run it, or a task?"""
+        return stage.trains or self.layout.groups_evaluate
 
     def _limit(self) -> float | None:
         """Device-hours that the run may spend. Raises `UserError` for those of other devices."""
@@ -283,10 +285,10 @@ class _Driver:
             case "taken":
                 self.scheduler.begin(stage)
                 self.group_of[event["group"]] = stage.key
-            case "complete" if stage.trains:
+            case "complete" if self._by_group(stage):
                 self._let_go(stage)
                 self.scheduler.complete(stage)
-            case "failed" if stage.trains:
+            case "failed" if self._by_group(stage):
                 self._let_go(stage)
                 self.scheduler.fail(stage, event["message"])
             case _:
@@ -327,8 +329,9 @@ class _Driver:
 
     def _reap_groups(self) -> None:
         for group, problem in self.groups.reap():
-            key = self.group_of.pop(group, None)
-            if key is not None and key in self.scheduler.running:
+            self.group_of.pop(group, None)
+            held = {*self.group_of.values(), *(stage.key for stage in self.tasks.values())}
+            for key in self.scheduler.running - held:
                 self._lost(self.plan.stages[key], problem or "the worker group ended")
 
     def _lost(self, stage: Stage, why: str) -> None:

@@ -8,7 +8,6 @@ shares with others (the MAE, say) runs once, and a finished trial never runs aga
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -24,7 +23,6 @@ from bench.store import Store
 #: a resource that every cluster has once; trials hold a crumb of it, and so no core or GPU that
 #: the worker groups need
 _HEAD = {"node:__internal_head__": 0.001}
-_POLL_S = 0.2
 #: what a trial reports as its age
 SEEDS = "seeds_done"
 #: trials are light, waiting processes; more at once keep the worker groups busy
@@ -118,14 +116,10 @@ def _trial(config: dict[str, Any], trials: list[Trial]) -> Trial:
 
 def _wait_for(keys: list[str], board: Any) -> None:
     ray.get(board.want.remote(keys))
-    while True:
-        states = ray.get(board.outcomes.remote(keys))
-        failed = [state for state in states.values() if state != "complete"]
-        if failed:
-            raise RuntimeError(f"a stage of the trial ended: {failed[0]}")
-        if len(states) == len(keys):
-            return
-        time.sleep(_POLL_S)
+    states = ray.get(board.outcomes.remote(keys))
+    failed = [state for state in states.values() if state != "complete"]
+    if failed:
+        raise RuntimeError(f"a stage of the trial ended: {failed[0]}")
 
 
 def _metrics(evaluations: dict[str, str], store: Store) -> dict[str, float]:

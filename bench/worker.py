@@ -325,13 +325,18 @@ def _workers() -> int:
 
 
 def _devices(threads: int) -> tuple[int, str, str]:
-    """Devices held by the stage, their kind and model; a CPU stage holds its threads' cores."""
+    """Devices held by the stage, their kind and model.
+
+    A CPU stage holds its threads' cores, or all there are where more threads share them.
+    """
     device = _device()
     if device.type == "cuda":
         import torch
 
         return _workers(), "gpu", torch.cuda.get_device_name(device)
-    return _workers() * threads, "cpu", environment.processor()["cpu"]
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * threads
+    share = min(1.0, len(os.sched_getaffinity(0)) / here)
+    return round(_workers() * threads * share), "cpu", environment.processor()["cpu"]
 
 
 def _cpu_s() -> float:
