@@ -41,7 +41,6 @@ STAGES: dict[str, Any] = {
     "started": pl.String,
     "ended": pl.String,
     "worker": pl.String,
-    "record": pl.String,  # the whole record as JSON
 }
 
 #: one row per attempt at any planned key, successful or not
@@ -97,6 +96,8 @@ class SuiteView:
     tables: list[dict[str, Any]]
     stages: pl.DataFrame
     attempts: pl.DataFrame
+    #: key of a complete or stale stage -> its whole record
+    records: dict[str, dict[str, Any]]
     metrics: pl.DataFrame
     #: key -> columns of its training log, e.g. {"step": [..], "loss": [..]}, thinned
     curves: dict[str, dict[str, list[float]]]

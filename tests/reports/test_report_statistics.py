@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from report_views import full_view, key_of, metric, record, stage, view_of
 from scipy import stats
@@ -182,11 +180,9 @@ def trained(shards: int, *groups: tuple[int, str | None]):
     rows = []
     for seed, (workers, backend) in enumerate(groups):
         row = stage(key_of("mae", seed), "mae", "A", seed)
-        row["record"] = json.dumps(
-            record(
-                row, settings={"numerics": {"shards": shards}},
-                env={"workers": workers, "backend": backend}, cost={"device_kind": "cpu"},
-            )
+        row["record"] = record(
+            row, settings={"numerics": {"shards": shards}},
+            env={"workers": workers, "backend": backend}, cost={"device_kind": "cpu"},
         )  # fmt: skip
         rows.append(row)
     view = view_of(rows, [], tables=[{"title": "T", "columns": ["cost"]}])
