@@ -16,6 +16,7 @@ from bench.view import scale
 from reports.display import amount, time_unit
 
 SHOWN_KEY = 10
+_NOT_RUN = ("cached", "pruned")
 
 
 def _slots(plan: Plan) -> int:
@@ -24,7 +25,7 @@ def _slots(plan: Plan) -> int:
 
 
 def _todo(plan: Plan) -> list[Stage]:
-    return [s for s in plan.stages.values() if s.status not in ("cached", "pruned")]
+    return [s for s in plan.stages.values() if s.status not in _NOT_RUN]
 
 
 def plan_summary(plan: Plan) -> str:
@@ -142,7 +143,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "steps": stage.steps,
             "flops": stage.flops,
             "expected_s": estimate.seconds(stage, known),
-            "assumed_gpu_hours": None if stage.status == "cached" else assumed([stage]),
+            "assumed_gpu_hours": None if stage.status in _NOT_RUN else assumed([stage]),
             "inputs": {name: source.title for name, source in stage.inputs.items()},
         }
 
@@ -151,7 +152,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "profile": plan.suite.profile,
         "seeds": plan.suite.seeds,
         "unresolved": plan.unresolved,
-        "assumed_gpu_hours": assumed([s for s in plan.stages.values() if s.status != "cached"]),
+        "assumed_gpu_hours": assumed(_todo(plan)),
         "predicted_device_hours": _predicted_data(plan),
         "stages": [one(stage) for stage in plan.stages.values()],
     }

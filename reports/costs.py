@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from operator import mul
 from typing import Any
 
-from reports.display import amount, short, time_unit
+from reports.display import amount, plural, short, time_unit
 from reports.facts import DONE, Facts, distinct
 from reports.predictions import Prediction, predictions
 from reports.published import PUBLISHED
@@ -196,6 +196,11 @@ class LedgerLine:
         return None, reason
 
 
+def integrated(row: dict[str, Any]) -> bool:
+    """Whether a stage's or attempt's energy is, in part at least, no reading of a counter."""
+    return row[ENERGY.name] is not None and row["energy_from"] not in (None, "counter")
+
+
 def _together(quantity: Quantity, rows: list[dict[str, Any]]) -> float:
     values = [row[quantity.name] for row in rows]
     if quantity is ENERGY:
@@ -277,8 +282,18 @@ def ledger(facts: Facts) -> Ledger:
         _gpus(facts),
         predictions(facts),
     )
-    found.sentences = [*_overhead_sentences(found.overheads)]
+    found.sentences = [*_overhead_sentences(found.overheads), *_integrated(spent)]
     return found
+
+
+def _integrated(spent: list[dict[str, Any]]) -> list[str]:
+    count, known = sum(map(integrated, spent)), sum(r[ENERGY.name] is not None for r in spent)
+    if not count:
+        return []
+    text = (
+        f"Energy of {count} of {plural(known, 'stage')} is integrated from the power drawn, once a "
+    )
+    return [f"{text}second, as their devices have no counter of it."]
 
 
 def _word(row: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from reports.costs import ENERGY, MEMORY, UTILISATION, Quantity
+from reports.costs import ENERGY, MEMORY, UTILISATION, Quantity, integrated
 from reports.display import amount, duration, plain, short, slug, tail
 from reports.facts import Facts
 
@@ -79,7 +79,6 @@ def _users(facts: Facts, key: str) -> str:
 
 def _facts(stage: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str]]:
     """The lines at the head of an entry; what is not known has no line."""
-    cost = record.get("cost") or {}
     hours = stage["device_hours"]
     found = [
         ("began", stage["started"]),
@@ -88,7 +87,7 @@ def _facts(stage: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str
         ("held", _held(stage)),
         ("device time", None if hours is None else f"{duration(hours * 3600)}"),
         ("peak memory", _metered(stage, MEMORY)),
-        ("energy", _energy(stage, cost)),
+        ("energy", _energy(stage)),
         ("GPU utilisation", _metered(stage, UTILISATION)),
         ("GPUs", _uuids(stage)),
         ("worker", stage["worker"]),
@@ -114,11 +113,10 @@ def _metered(stage: dict[str, Any], quantity: Quantity) -> str | None:
     return f"not measured: {stage[quantity.reason]}" if stage[quantity.reason] else None
 
 
-def _energy(stage: dict[str, Any], cost: dict[str, Any]) -> str | None:
+def _energy(stage: dict[str, Any]) -> str | None:
     """With where it comes from, if not from the device's own counter."""
     found = _metered(stage, ENERGY)
-    integrated = stage[ENERGY.name] is not None and cost.get("energy_from") not in (None, "counter")
-    return f"{found}, from the power drawn" if integrated else found
+    return f"{found}, integrated from the power drawn" if integrated(stage) else found
 
 
 def _uuids(stage: dict[str, Any]) -> str | None:

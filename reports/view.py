@@ -11,6 +11,7 @@ import polars as pl
 METERED: dict[str, Any] = {
     "energy_kwh": pl.Float64,
     "energy_reason": pl.String,
+    "energy_from": pl.String,  # counter, power (integrated), or both joined by +
     "utilisation_percent": pl.Float64,
     "utilisation_reason": pl.String,
     "peak_memory_mib": pl.Float64,

@@ -14,7 +14,7 @@ from bench import estimate, explore
 from bench.errors import UserError
 from bench.plan import Plan, Row, Stage, assess, make_plan
 from bench.runner import RunOptions, execute
-from bench.show import plan_summary
+from bench.show import plan_data, plan_summary
 from bench.store import Store
 from bench.suite import load_suite
 from bench.view import build_view
@@ -270,6 +270,15 @@ def test_what_a_search_left_out_stays_out(plan_of, tmp_path: Path):
     again = make_plan(plan.suite, store)
     assert {stage.key for stage in again.with_status("pruned")} == pruned.keys()
     assert "0 to run, " in plan_summary(again)
+    # what was left out costs nothing, however wide its encoder
+    wide = make_plan(plan.suite, store)
+    for stage in wide.stages.values():
+        stage.settings |= {"model": {"dim": 1024}, "numerics": {"precision": "bf16"}}
+        stage.state.record = None  # so that no rate is measured
+    assert estimate.assumed(wide.with_status("pruned"), {}) is not None
+    told = plan_data(wide)
+    assert told["assumed_gpu_hours"] is None
+    assert {stage["assumed_gpu_hours"] for stage in told["stages"]} == {None}
     assert execute(again, store, RunOptions()) == {}  # starts nothing
     view = build_view(again, store, "")
     assert view.variants == ["MAE-CT topk=1", "MAE-CT topk=2"]
