@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +58,7 @@ def _entry(facts: Facts, key: str, whole: bool) -> Entry:
         facts=_facts(stage, record),
         inputs=_inputs(facts, record),
         attempts=[
-            a | {"took": duration(a["wall_s"]), "said": short(a["error"] or "", 400)}
+            a | {"cost": ", ".join(_cost(a)), "said": short(a["error"] or "", 400)}
             for a in facts.attempts.get(key, [])
         ],
         files=_files(record) if full else [],
@@ -75,6 +76,16 @@ def _users(facts: Facts, key: str) -> str:
     more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
     listed = ", ".join(map(str, seeds[:10])) + (" …" if len(seeds) > 10 else "")
     return f"{names}{more}: seed {listed}"
+
+
+def _cost(attempt: dict[str, Any]) -> Iterator[str]:
+    """Wall time, device time where that is more, and energy of an attempt."""
+    yield duration(attempt["wall_s"])
+    hours = attempt["device_hours"]
+    if hours is not None and attempt["device_kind"] == "gpu":
+        yield f"{amount(hours)} GPU-h"
+    if attempt[ENERGY.name] is not None:
+        yield str(_energy(attempt))
 
 
 def _facts(stage: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -128,7 +139,7 @@ def _inputs(facts: Facts, record: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(name, what it is, anchor or "") of each input."""
     found = []
     for name, given in (record.get("inputs") or {}).items():
-        key = given.get("key", "") if isinstance(given, dict) else str(given)
+        key = given["key"]
         stage = facts.stages.get(key)
         label = short(f"{stage['name']} {key[:12]}" if stage else key, 100)
         found.append((short(name, 40), label, anchor(key) if stage else ""))
@@ -140,7 +151,6 @@ def _files(record: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [
         (short(name, 80), f"{entry.get('bytes', 0):,}", short(entry.get("sha256", ""), 80))
         for name, entry in (record.get("files") or {}).items()
-        if isinstance(entry, dict)
     ]
 
 
@@ -149,7 +159,6 @@ def _blocks(record: dict[str, Any]) -> list[tuple[str, str]]:
     metrics = {
         f"{m.get('name')}": f"{m.get('value')} {m.get('unit', '')}".strip()
         for m in record.get("metrics") or []
-        if isinstance(m, dict)
     }
     parts = [
         ("Settings", record.get("settings")),

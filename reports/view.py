@@ -23,7 +23,7 @@ STAGES: dict[str, Any] = {
     "key": pl.String,
     "kind": pl.String,
     "name": pl.String,
-    "group": pl.String,  # train | evaluate | data
+    "group": pl.String,  # train | evaluate
     "variant": pl.String,
     "seed": pl.Int64,
     "own": pl.Boolean,  # among this row's own last stages, not its ancestors'

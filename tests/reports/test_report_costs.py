@@ -158,7 +158,8 @@ def test_integrated_energy_is_marked_in_the_sum() -> None:
     assert found.startswith("Energy of 2 of 3 stages is integrated from the power drawn")
     assert ledger(Facts(view_of(rows[:1], []))).sentences == []
     page = render_html(view_of(rows, []))
-    assert page.count("0.500 kWh, integrated from the power drawn") == 2
+    # a stage and its attempt each
+    assert page.count("0.500 kWh, integrated from the power drawn") == 4
 
 
 def test_a_failed_attempt_names_its_gpu_and_its_energy() -> None:
@@ -178,6 +179,7 @@ def test_a_failed_attempt_names_its_gpu_and_its_energy() -> None:
     assert [(g.uuid, g.attempts, g.hours) for g in found.gpus] == [("GPU-1", 2, 1.5)]
     html = render_html(view)
     assert "GPU-1 (H100, n1)" in html
+    assert "<li>1: failed, 1 h 0 min, 0.500 GPU-h, 0.250 kWh" in html
     assert "GPU utilisation: blank (not measured)." in html
 
 
