@@ -294,7 +294,6 @@ def _report(options: argparse.Namespace) -> int:
         other = _existing(IndexedStore(options.compare))
         render.compare(suite, (store, other), options.only, options.command_line)
         store.save()
-        other.save()
         return OK
     plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
     if plan.unresolved:
