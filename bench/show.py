@@ -58,10 +58,10 @@ def plan_summary(plan: Plan) -> str:
 def _predicted(plan: Plan, todo: list[Stage]) -> list[str]:
     """Device-hours of the stages to run, by the rates in the store."""
     found = estimate.device_hours(plan, todo) if todo else None
-    if found is None or not found[1][0]:
+    if found is None or not found[1].hours:
         return []
     device, hours, unknown = found
-    unit, factor = time_unit(hours[0])
+    unit, factor = time_unit(hours.hours)
     middle, low, high = (amount(value * factor) for value in hours)
     line = f"predicted {middle} {device.upper()}-{unit} ({low} to {high} by the middle 80 % of the "
     line += "rates in the store)"
@@ -121,8 +121,8 @@ def _predicted_data(plan: Plan) -> dict[str, Any] | None:
     found = estimate.device_hours(plan, _todo(plan))
     if found is None:
         return None
-    device, (hours, low, high), unknown = found
-    return {"device": device, "hours": hours, "low": low, "high": high, "not_counted": unknown}
+    device, hours, unknown = found
+    return {"device": device, **hours._asdict(), "not_counted": unknown}
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
 
     def assumed(stages: list[Stage]) -> dict[str, Any] | None:
         found = estimate.assumed(stages, known)
-        return None if found is None else found.data()
+        return None if found is None else found._asdict() | {"assumed": estimate.assumption()}
 
     def one(stage: Stage) -> dict[str, Any]:
         return {

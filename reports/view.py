@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,4 +118,4 @@ class SuiteView:
     gallery: dict[str, Any] | None = None
     #: key of a complete stage -> device-hours that the rates of the others of its kind predict:
     #: (expected, low, high); a kind with one record has none
-    predicted: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    predicted: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
