@@ -421,3 +421,17 @@ def test_device_hours_are_predicted_from_the_rates_of_like_stages(bench: Bench, 
     assert "not counted, as none has run: features, head, knn, probe, tune" in out
     data = json.loads(bench("plan", SMOKE, "--store", store.root, "--json").out)
     assert data["predicted_device_hours"]["low"] <= data["predicted_device_hours"]["hours"]
+
+
+def test_times_are_of_as_many_devices_as_like_stages_held(plan_of, store):
+    """And of the kind of device that ran last: a CPU tells nothing of a GPU."""
+    first, second, third = (
+        row_of(plan_of(store=store.root, seeds=3), "MAE", seed).chain[0] for seed in range(3)
+    )
+    on = {"cost": {"devices": 2, "device_kind": "gpu", "device_model": "a GPU"}}
+    write_record(store, first, wall_s=30.0)  # began long before the other
+    write_record(store, second, wall_s=4.0, **on)
+    plan = plan_of(store=store.root, seeds=3)
+    known = estimate.rates(plan.stages.values())
+    assert estimate.seconds(third, known) == pytest.approx(4.0)
+    assert estimate.device_hours(plan, [third]) == ("gpu", pytest.approx((8 / 3600,) * 3), [])
