@@ -135,6 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true")
     ls = add("ls", ls_store, "list the records of a store", suite=False)
     ls.add_argument("--json", action="store_true")
+    ls.add_argument("--reindex", action="store_true",
+                    help="read every record and make the index of the store anew")  # fmt: skip
     show = add("show", show_record, "show one record, its lineage and its log", suite=False)
     show.add_argument("key", help="a stage's key, or the beginning of one")
     show.add_argument("--json", action="store_true")
@@ -277,24 +279,27 @@ def report_suite(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from bench import render
+    from bench.index import IndexedStore
     from bench.plan import make_plan
-    from bench.store import Store
 
     if options.extract_suite is not None:
         print(render.extract(options.extract_suite), end="")
         return OK
     if options.suite is None:
         raise UserError("say which suite: python -m bench report suites/paper_table.yaml")
-    store = _existing(Store(options.store))
+    # whether the table is sound is a question to the records themselves
+    store = _existing(IndexedStore(options.store, rebuild=options.check))
     suite = _load(options)
     if options.compare is not None:
-        other = _existing(Store(options.compare))
+        other = _existing(IndexedStore(options.compare))
         render.compare(suite, (store, other), options.only, options.command_line)
+        store.save()
         return OK
     plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
     if plan.unresolved:
         raise UserError(f"the data are not here, so no key is known: {plan.unresolved}")
     render.write_report(plan, store, options.command_line, options.export)
+    store.save()
     found = render.problems(plan, store, options.command_line) if options.check else []
     for problem in found:
         print(f"check: {problem}", file=sys.stderr)
@@ -327,10 +332,11 @@ def evaluate_weights(options: argparse.Namespace) -> int:
 
 def ls_store(options: argparse.Namespace) -> int:
     from bench import show
-    from bench.store import Store
+    from bench.index import IndexedStore
 
-    store = _existing(Store(options.store))
+    store = _existing(IndexedStore(options.store, rebuild=options.reindex))
     rows = show.records(store)
+    store.save()
     print(json.dumps(rows, indent=1) if options.json else show.records_text(rows))
     return OK
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
-from statistics import median
-from typing import Any
+from collections.abc import Collection, Container, Iterable
+from statistics import median_low
+from typing import NamedTuple
 
 from bench.plan import Plan, Stage
 
@@ -21,28 +20,15 @@ ASSUMED_SHARES = (0.1, 0.3, 0.45)
 ASSUMED_DIM = 384
 
 
-@dataclass(frozen=True)
-class GpuHours:
-    """GPU-hours that an assumed rate gives: the middle, and from the high to the low rate."""
+class Hours(NamedTuple):
+    """Device-hours: expected, and the least and the most that are likely."""
 
     hours: float
-    at_least: float
-    at_most: float
-
-    def data(self) -> dict[str, Any]:
-        """As JSON data, the assumption in words."""
-        return {
-            "hours": self.hours,
-            "at_least": self.at_least,
-            "at_most": self.at_most,
-            "assumed": assumption(),
-        }
+    low: float
+    high: float
 
     def __str__(self) -> str:
-        low, middle, high = (
-            f"{h:,.0f}" if h >= 10 else f"{h:.1f}"
-            for h in (self.at_least, self.hours, self.at_most)
-        )
+        middle, low, high = (f"{h:,.0f}" if h >= 10 else f"{h:.1f}" for h in self)
         return f"{middle} GPU-hours ({low} to {high})"
 
 
@@ -55,7 +41,7 @@ def assumption() -> str:
     )
 
 
-def assumed(stages: Iterable[Stage], known: dict[str, float]) -> GpuHours | None:
+def assumed(stages: Iterable[Stage], known: Container[str]) -> Hours | None:
     """GPU-hours of the stages whose kind has no measured rate in `known`; None if none counts.
 
     Evaluations of stored features are not counted, those that run the encoder are.
@@ -66,7 +52,7 @@ def assumed(stages: Iterable[Stage], known: dict[str, float]) -> GpuHours | None
     if not operations:
         return None
     low, middle, high = (operations / share / ASSUMED_PEAK / 3600 for share in ASSUMED_SHARES)
-    return GpuHours(middle, high, low)
+    return Hours(middle, high, low)  # the lowest rate takes the longest
 
 
 def _fills_a_gpu(stage: Stage) -> bool:
@@ -74,23 +60,63 @@ def _fills_a_gpu(stage: Stage) -> bool:
     return bool(stage.settings["numerics"]["precision"] == "bf16" and dim >= ASSUMED_DIM)
 
 
-def rates(stages: Iterable[Stage]) -> dict[str, float]:
-    """Median FLOP/s (training, features) or 1/s (evaluations) of each kind with a record."""
-    seen: dict[str, list[float]] = {}
+# ------------------------------------------------------------------------- by the store's records
+
+#: shares of the rates in order: middle, fast and slow end
+_MIDDLE, _FAST, _SLOW = 0.5, 0.9, 0.1
+
+
+class Rates(NamedTuple):
+    """What the records of a kind of stage tell of one kind of device."""
+
+    #: FLOPs (of evaluations of stored features, one) per device-second, in order
+    speeds: list[float]
+    #: that a stage held, the median
+    devices: int
+
+
+def last_device(stages: Collection[Stage]) -> str | None:
+    """The kind of device that ran last."""
+    records = [stage.record for stage in stages if stage.record is not None]
+    newest = max(records, key=lambda record: str(record["started"]), default=None)
+    return newest["cost"]["device_kind"] if newest else None
+
+
+def rates(stages: Collection[Stage], device: str | None = None) -> dict[str, Rates]:
+    """Of each kind with a record on `device`, or on the one that ran last."""
+    device = device or last_device(stages)
+    speeds, held = defaultdict(list), defaultdict(list)
     for stage in stages:
-        if stage.record is None:
-            continue
-        wall = stage.record["cost"]["wall_s"]
-        seen.setdefault(stage.kind, []).append((stage.flops or 1.0) / max(wall, 1e-3))
-    return {kind: median(values) for kind, values in seen.items()}
+        if stage.record is not None and stage.record["cost"]["device_kind"] == device:
+            speeds[stage.kind].append(_speed(stage))
+            held[stage.kind].append(stage.record["cost"]["devices"])
+    return {kind: Rates(sorted(speeds[kind]), median_low(held[kind])) for kind in speeds}
 
 
-def seconds(stage: Stage, known: dict[str, float]) -> float | None:
+def _speed(stage: Stage) -> float:
+    assert stage.record is not None
+    cost = stage.record["cost"]
+    return (stage.flops or 1.0) / max(cost["devices"] * cost["wall_s"], 1e-3)
+
+
+def _hours(stage: Stage, speeds: list[float], without: int | None = None) -> Hours:
+    """Device-hours at the middle 80 % of speeds in order, the one at place `without` left out."""
+    count = len(speeds) - (without is not None)
+
+    def at(share: float) -> float:
+        place = round(share * (count - 1))
+        place += without is not None and place >= without
+        return (stage.flops or 1.0) / speeds[place] / 3600
+
+    return Hours(at(_MIDDLE), at(_FAST), at(_SLOW))
+
+
+def seconds(stage: Stage, known: dict[str, Rates]) -> float | None:
     """Expected wall time of one stage; None where no like stage has run."""
-    rate = known.get(stage.kind)
-    if rate is None and stage.flops:  # an evaluation that runs the encoder, about as features do
-        rate = known.get("features")
-    return None if rate is None else (stage.flops or 1.0) / rate
+    rates = known.get(stage.kind)
+    if rates is None and stage.flops:  # an evaluation that runs the encoder, about as features do
+        rates = known.get("features")
+    return None if rates is None else 3600 * _hours(stage, rates.speeds).hours / rates.devices
 
 
 def remaining(plan: Plan, left: list[Stage], slots: int) -> float | None:
@@ -110,65 +136,30 @@ def remaining(plan: Plan, left: list[Stage], slots: int) -> float | None:
     return total / max(slots, 1)
 
 
-# ------------------------------------------------------------------------------------ device-hours
-
-#: device-hours: expected, and at the fast and slow ends of the middle 80 % of rates
-Interval = tuple[float, float, float]
-_MIDDLE, _SLOW, _FAST = 0.5, 0.1, 0.9
-
-
-def _device_rates(stages: Iterable[Stage]) -> dict[tuple[str, str], list[float]]:
-    """FLOPs (or evaluations) per device-second of every record, in order, by kind and device."""
-    found: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for stage in stages:
-        if stage.record is not None:
-            found[stage.kind, stage.record["cost"]["device_kind"]].append(_rate(stage))
-    return {key: sorted(values) for key, values in found.items()}
-
-
-def _rate(stage: Stage) -> float:
-    assert stage.record is not None
-    cost = stage.record["cost"]
-    return (stage.flops or 1.0) / max(cost["devices"] * cost["wall_s"], 1e-3)
-
-
-def _interval(stage: Stage, ordered: list[float], without: int | None = None) -> Interval:
-    """Device-hours at rates in order, the one at place `without` left out."""
-    count = len(ordered) - (without is not None)
-
-    def at(share: float) -> float:
-        place = round(share * (count - 1))
-        place += without is not None and place >= without
-        return (stage.flops or 1.0) / ordered[place] / 3600
-
-    return at(_MIDDLE), at(_FAST), at(_SLOW)
-
-
-def in_hindsight(stages: Iterable[Stage]) -> dict[str, Interval]:
+def in_hindsight(stages: Iterable[Stage]) -> dict[str, Hours]:
     """What each complete stage would have been expected to cost from the other records alone."""
-    stages = list(stages)
-    known, found = _device_rates(stages), {}
-    for stage in stages:
-        if stage.record is None:
-            continue
-        ordered = known[stage.kind, stage.record["cost"]["device_kind"]]
-        if len(ordered) > 1:
-            found[stage.key] = _interval(stage, ordered, bisect_left(ordered, _rate(stage)))
+    done = [stage for stage in stages if stage.record is not None]
+    found = {}
+    for device in {stage.record["cost"]["device_kind"] for stage in done if stage.record}:
+        known = rates(done, device)
+        for stage in done:
+            assert stage.record is not None
+            if stage.record["cost"]["device_kind"] == device:
+                speeds = known[stage.kind].speeds
+                if len(speeds) > 1:
+                    found[stage.key] = _hours(stage, speeds, bisect_left(speeds, _speed(stage)))
     return found
 
 
-def device_hours(plan: Plan, todo: list[Stage]) -> tuple[str, Interval, list[str]] | None:
+def device_hours(plan: Plan, todo: list[Stage]) -> tuple[str, Hours, list[str]] | None:
     """Expected device-hours of `todo` on the device that ran last: its kind, and the hours.
 
     Also the kinds of stages that have not run on it, which are not counted. None without records.
     """
-    records = [stage.record for stage in plan.stages.values() if stage.record is not None]
-    if not records:
+    device = last_device(plan.stages.values())
+    if device is None:
         return None
-    device = max(records, key=lambda record: str(record["started"]))["cost"]["device_kind"]
-    known = _device_rates(plan.stages.values())
-    counted = [stage for stage in todo if (stage.kind, device) in known]
-    each = [_interval(stage, known[stage.kind, device]) for stage in counted]
-    unknown = sorted({stage.kind for stage in todo} - {stage.kind for stage in counted})
-    hours, low, high = (math.fsum(one[i] for one in each) for i in range(3))
-    return device, (hours, low, high), unknown
+    known = rates(plan.stages.values(), device)
+    each = [_hours(stage, known[stage.kind].speeds) for stage in todo if stage.kind in known]
+    unknown = sorted({stage.kind for stage in todo} - known.keys())
+    return device, Hours(*(math.fsum(one[i] for one in each) for i in range(3))), unknown

@@ -123,6 +123,7 @@ class Planner:
     def __init__(self, suite: Suite) -> None:
         self.suite = suite
         self.stages: dict[str, Stage] = {}
+        self.data_root = str(datasets.data_root())
         #: SHA-256 of each file of released weights
         self.checksums: dict[str, str] = {}
 
@@ -180,7 +181,7 @@ class Planner:
         keys = {name: stage.key for name, stage in inputs.items()}
         key = stage_key(kind, settings, keys, data.fingerprint)
         if key not in self.stages:
-            places = {"data_root": str(datasets.data_root()), "data_path": variant.row.data.path}
+            places = {"data_root": self.data_root, "data_path": variant.row.data.path}
             if "weights" in settings:
                 places["weights"] = str(Path(variant.init).expanduser().resolve())
             self.stages[key] = Stage(

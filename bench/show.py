@@ -16,6 +16,7 @@ from bench.view import scale
 from reports.display import amount, time_unit
 
 SHOWN_KEY = 10
+_NOT_RUN = ("cached", "pruned")
 
 
 def _slots(plan: Plan) -> int:
@@ -24,7 +25,7 @@ def _slots(plan: Plan) -> int:
 
 
 def _todo(plan: Plan) -> list[Stage]:
-    return [s for s in plan.stages.values() if s.status not in ("cached", "pruned")]
+    return [s for s in plan.stages.values() if s.status not in _NOT_RUN]
 
 
 def plan_summary(plan: Plan) -> str:
@@ -57,10 +58,10 @@ def plan_summary(plan: Plan) -> str:
 def _predicted(plan: Plan, todo: list[Stage]) -> list[str]:
     """Device-hours of the stages to run, by the rates in the store."""
     found = estimate.device_hours(plan, todo) if todo else None
-    if found is None or not found[1][0]:
+    if found is None or not found[1].hours:
         return []
     device, hours, unknown = found
-    unit, factor = time_unit(hours[0])
+    unit, factor = time_unit(hours.hours)
     middle, low, high = (amount(value * factor) for value in hours)
     line = f"predicted {middle} {device.upper()}-{unit} ({low} to {high} by the middle 80 % of the "
     line += "rates in the store)"
@@ -120,8 +121,8 @@ def _predicted_data(plan: Plan) -> dict[str, Any] | None:
     found = estimate.device_hours(plan, _todo(plan))
     if found is None:
         return None
-    device, (hours, low, high), unknown = found
-    return {"device": device, "hours": hours, "low": low, "high": high, "not_counted": unknown}
+    device, hours, unknown = found
+    return {"device": device, **hours._asdict(), "not_counted": unknown}
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
 
     def assumed(stages: list[Stage]) -> dict[str, Any] | None:
         found = estimate.assumed(stages, known)
-        return None if found is None else found.data()
+        return None if found is None else found._asdict() | {"assumed": estimate.assumption()}
 
     def one(stage: Stage) -> dict[str, Any]:
         return {
@@ -142,7 +143,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "steps": stage.steps,
             "flops": stage.flops,
             "expected_s": estimate.seconds(stage, known),
-            "assumed_gpu_hours": None if stage.status == "cached" else assumed([stage]),
+            "assumed_gpu_hours": None if stage.status in _NOT_RUN else assumed([stage]),
             "inputs": {name: source.title for name, source in stage.inputs.items()},
         }
 
@@ -151,7 +152,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "profile": plan.suite.profile,
         "seeds": plan.suite.seeds,
         "unresolved": plan.unresolved,
-        "assumed_gpu_hours": assumed([s for s in plan.stages.values() if s.status != "cached"]),
+        "assumed_gpu_hours": assumed(_todo(plan)),
         "predicted_device_hours": _predicted_data(plan),
         "stages": [one(stage) for stage in plan.stages.values()],
     }

@@ -6,6 +6,7 @@
     stages/<key>/checkpoints/                    while the stage is not complete
     stages/<key>/attempts/<n>/record.json        written last, atomically: the attempt's authority
     runs/<time>.json                             one run of the command line
+    index-<version>-<sha256>.parquet             for speed only, see `bench.index`
 
 A file is written under a temporary name and renamed, so what has its final name is whole. What a
 record says of its files (SHA-256) is checked before a stage builds on them.
@@ -161,21 +162,23 @@ class Store:
 
     def _attempt(self, folder: Path, state: StageState) -> dict[str, Any] | None:
         path = folder / "record.json"
-        running = not path.exists()
-        if running:
+        try:
+            if path.exists():
+                return self.read(path, state.key)
             path = folder / "started.json"
             if not path.exists():
                 return None
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if running:
-                return record | {"status": "running"}
-            if record["key"] != state.key or record["checksum"] != record_checksum(record):
-                raise ValueError("its checksum does not fit")
-            return dict(record)
+            return json.loads(path.read_text(encoding="utf-8")) | {"status": "running"}
         except (OSError, ValueError, KeyError, TypeError) as error:
             state.problems.append(f"record {path.relative_to(self.root)} is damaged: {error}")
             return None
+
+    def read(self, path: Path, key: str) -> dict[str, Any]:
+        """A record of `key`. Raises ValueError, KeyError or TypeError where it is not sound."""
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["key"] != key or record["checksum"] != record_checksum(record):
+            raise ValueError("its checksum does not fit")
+        return dict(record)
 
     def damage(self, state: StageState) -> str | None:
         """Check a complete stage's files against its record: what is wrong, or None."""

@@ -39,6 +39,7 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
         tables=[table.resolved() for table in suite.tables],
         stages=pl.DataFrame(stages, schema=STAGES, orient="row"),
         attempts=pl.DataFrame(attempts, schema=ATTEMPTS, orient="row"),
+        records={key: r for key, s in plan.stages.items() if (r := _shown_record(s)) is not None},
         metrics=pl.DataFrame(metrics, schema=METRICS, orient="row"),
         curves=_curves(plan, store),
         provenance=_provenance(plan, store, command),
@@ -147,6 +148,10 @@ def _shown_status(stage: Stage) -> tuple[str, str | None]:
     return "pending", stage.reason
 
 
+def _shown_record(stage: Stage) -> dict[str, Any] | None:
+    return stage.record if _shown_status(stage)[0] in ("complete", "stale") else None
+
+
 def _stage_rows(rows: list[Row], plan: Plan) -> Iterator[dict[str, Any]]:
     """A row for every variant and seed that a stage serves."""
     known = {key: _stage_row(stage) for key, stage in plan.stages.items()}
@@ -166,7 +171,7 @@ def _stage_rows(rows: list[Row], plan: Plan) -> Iterator[dict[str, Any]]:
 
 def _stage_row(stage: Stage) -> dict[str, Any]:
     status, reason = _shown_status(stage)
-    record = stage.record if status in ("complete", "stale") else None
+    record = _shown_record(stage)
     values = {
         "key": stage.key,
         "name": stage.title,
@@ -178,7 +183,6 @@ def _stage_row(stage: Stage) -> dict[str, Any]:
         "started": record["started"] if record else None,
         "ended": record["ended"] if record else None,
         "worker": f"{record['env']['host']}:{record['pid']}" if record else None,
-        "record": json.dumps(record, ensure_ascii=False) if record else None,
     }
     return _measured(record["cost"] if record else {}, STAGES.keys()) | values
 

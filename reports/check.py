@@ -76,7 +76,7 @@ def _with_ancestors(facts: Facts, keys: set[str]) -> list[str]:
             continue
         found[key] = None
         inputs = facts.record(key).get("inputs") or {}
-        waiting += [i["key"] for i in inputs.values() if isinstance(i, dict) and "key" in i]
+        waiting += [given["key"] for given in inputs.values()]
     return list(found)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +37,7 @@ def side_by_side(a: SuiteView, b: SuiteView, names: tuple[str, str] = ("A", "B")
         tables=[_paired(table, order, pairs) for table in a.tables],
         stages=pl.concat([ours.stages, theirs.stages]),
         attempts=pl.concat([ours.attempts, theirs.attempts]),
+        records=ours.records | theirs.records,
         metrics=pl.concat([ours.metrics, theirs.metrics]),
         curves=ours.curves | theirs.curves,
         provenance={names[0]: a.provenance, names[1]: b.provenance},
@@ -68,26 +68,18 @@ def _marked(view: SuiteView, name: str) -> SuiteView:
     """The view with its name in its variants' names and in all of its keys."""
     key = pl.concat_str([pl.lit(f"{name}:"), pl.col("key")]).alias("key")
     variant = pl.concat_str([pl.col("variant"), pl.lit(f" ({name})")]).alias("variant")
-    records = [_marked_inputs(text, name) for text in view.stages["record"]]
-    stages = view.stages.with_columns(key, variant, pl.Series("record", records, dtype=pl.String))
     return replace(
         view,
-        stages=stages,
+        stages=view.stages.with_columns(key, variant),
+        records={f"{name}:{k}": _marked_inputs(r, name) for k, r in view.records.items()},
         attempts=view.attempts.with_columns(key),
         metrics=view.metrics.with_columns(key, variant),
         curves={f"{name}:{k}": columns for k, columns in view.curves.items()},
     )
 
 
-def _marked_inputs(record: str | None, name: str) -> str | None:
+def _marked_inputs(record: dict[str, Any], name: str) -> dict[str, Any]:
     """The record with its inputs' keys marked like all others."""
-    try:
-        data = json.loads(record) if record else None
-    except ValueError:
-        return record
-    if not isinstance(data, dict):
-        return record
-    for given in (data.get("inputs") or {}).values():
-        if isinstance(given, dict) and "key" in given:
-            given["key"] = f"{name}:{given['key']}"
-    return json.dumps(data)
+    inputs = record.get("inputs") or {}
+    marked = {n: given | {"key": f"{name}:{given['key']}"} for n, given in inputs.items()}
+    return record | {"inputs": marked}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from operator import mul
 from typing import Any
 
-from reports.display import amount, short, time_unit
+from reports.display import amount, plural, short, time_unit
 from reports.facts import DONE, Facts, distinct
 from reports.predictions import Prediction, predictions
 from reports.published import PUBLISHED
@@ -196,6 +196,11 @@ class LedgerLine:
         return None, reason
 
 
+def integrated(row: dict[str, Any]) -> bool:
+    """Whether a stage's or attempt's energy is, in part at least, no reading of a counter."""
+    return row[ENERGY.name] is not None and row["energy_from"] not in (None, "counter")
+
+
 def _together(quantity: Quantity, rows: list[dict[str, Any]]) -> float:
     values = [row[quantity.name] for row in rows]
     if quantity is ENERGY:
@@ -247,7 +252,7 @@ class Ledger:
     models: list[str]
     gpus: list[Gpu]
     predictions: list[Prediction]
-    sentences: list[str] = field(default_factory=list)
+    sentences: list[str]
 
     @property
     def kinds(self) -> list[str]:
@@ -258,27 +263,36 @@ class Ledger:
 def ledger(facts: Facts) -> Ledger:
     """The suite's costs: each distinct stage once; failed and superseded attempts apart."""
     spent = [row for row in facts.stages.values() if row["status"] in DONE]
-    names = {"train": "Training", "evaluate": "Evaluation", "data": "Data"}
-    groups = {group: LedgerLine(name) for group, name in names.items()}
+    groups = {"train": LedgerLine("Training"), "evaluate": LedgerLine("Evaluation")}
     total = LedgerLine("Suite, each stage once")
     for row in spent:
-        for line in (groups.setdefault(row["group"], LedgerLine(row["group"])), total):
+        for line in (groups[row["group"]], total):
             line.add(_word(row), row)
     saved: dict[str, float] = defaultdict(float)
     for row in spent:
         again = len(facts.users[row["key"]]) - 1
         saved[_word(row)] += again * (row["device_hours"] or 0.0)
-    found = Ledger(
+    overhead = overheads(facts)
+    return Ledger(
         [line for line in groups.values() if line.count] + _wasted(facts) + _given_up(facts, spent),
         total,
         {kind: hours for kind, hours in saved.items() if hours},
-        overheads(facts),
+        overhead,
         sorted({row["device_model"] for row in spent if row["device_model"]}),
         _gpus(facts),
         predictions(facts),
+        [*_overhead_sentences(overhead), *_integrated(spent)],
     )
-    found.sentences = [*_overhead_sentences(found.overheads)]
-    return found
+
+
+def _integrated(spent: list[dict[str, Any]]) -> list[str]:
+    count, known = sum(map(integrated, spent)), sum(r[ENERGY.name] is not None for r in spent)
+    if not count:
+        return []
+    text = (
+        f"Energy of {count} of {plural(known, 'stage')} is integrated from the power drawn, once a "
+    )
+    return [f"{text}second, as their devices have no counter of it."]
 
 
 def _word(row: dict[str, Any]) -> str:

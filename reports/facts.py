@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
@@ -34,7 +33,6 @@ class Facts:
         for row in view.metrics.to_dicts():
             self.metrics[row["variant"], row["column"]].append(row)
             self.columns.setdefault(row["column"], row)
-        self._records: dict[str, dict[str, Any]] = {}
 
     @cached_property
     def attempts(self) -> dict[str, list[dict[str, Any]]]:
@@ -47,15 +45,8 @@ class Facts:
         return found
 
     def record(self, key: str) -> dict[str, Any]:
-        """The record behind a stage; empty where there is none or it cannot be read."""
-        if key not in self._records:
-            text = self.stages.get(key, {}).get("record")
-            try:
-                found = json.loads(text) if text else {}
-            except ValueError:
-                found = {}
-            self._records[key] = found if isinstance(found, dict) else {}
-        return self._records[key]
+        """The record behind a stage; empty where there is none."""
+        return self.view.records.get(key, {})
 
     def training(self, variant: str, *, own: bool = False) -> dict[int, list[dict[str, Any]]]:
         """seed -> training stages of a row; only its own last ones if `own`."""

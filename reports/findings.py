@@ -8,7 +8,7 @@ from collections import defaultdict
 from reports.display import fixed, plural, short
 from reports.facts import DONE, Facts, lookup
 from reports.statistics import ALPHA, MOST, SHUFFLES, shuffled_spread
-from reports.table import Comparison, Table
+from reports.table import Cell, Column, Comparison, Table
 
 
 def findings(table: Table, facts: Facts) -> list[str]:
@@ -147,27 +147,33 @@ def _shared_over_seeds(table: Table, facts: Facts) -> list[str]:
 def _test_images(table: Table, facts: Facts) -> list[str]:
     """The sampling error of a finite test split, which the spread over seeds does not contain."""
     for column in table.columns:
-        if column.unit != "%" or "accuracy" not in _metric(facts, column.id):
-            continue
         for row in table.rows:
             cell = table.cell(row, column)
-            if not cell.valued or cell.mean is None or not 0 < cell.mean < 100:
-                continue
-            record = facts.record(cell.keys[0])
-            split = str(lookup(record, "protocol", "split") or "test")
-            images = lookup(record, "data", "counts", split)
-            if isinstance(images, int) and images > 0:
-                error = math.sqrt(cell.mean * (100 - cell.mean) / images)
+            found = sampling_error(facts, column, cell)
+            if found is not None:
+                error, images = found
                 sentence = (
-                    f"± is over seeds, all measured on one {split} split. That split's own "
-                    f"sampling error comes on top: with {plural(images, f'{split} image')}, one "
-                    f"standard error is {error:.1f} points at {cell.mean:.1f} % "
-                    f"({short(column.label)}, {short(row.variant)}; binomial). All rows see the "
-                    "same images, which affects differences between rows less."
+                    f"± is over seeds, all measured on the same {images}. Their own sampling error "
+                    f"comes on top: one standard error is {error:.1f} points at {cell.mean:.1f} % "
+                    f"({short(column.label)}, {short(row.variant)}; binomial); the values by seed "
+                    "have it for each cell. All rows see the same images, which affects "
+                    "differences between rows less."
                 )
                 return [sentence]
     return []
 
 
-def _metric(facts: Facts, column: str) -> str:
-    return str(facts.columns.get(column, {}).get("metric", ""))
+def sampling_error(facts: Facts, column: Column, cell: Cell) -> tuple[float, str] | None:
+    """One standard error of an accuracy over the images it was measured on, in points; and those.
+
+    Binomial. None of what is no accuracy, or where the record does not say how many images.
+    """
+    metric = str(facts.columns.get(column.id, {}).get("metric", ""))
+    if column.unit != "%" or "accuracy" not in metric or not cell.valued or cell.mean is None:
+        return None
+    record = facts.record(cell.keys[0])
+    split = str(lookup(record, "protocol", "split") or "test")
+    images = lookup(record, "data", "counts", split)
+    if not isinstance(images, int) or images < 1 or not 0 < cell.mean < 100:
+        return None
+    return math.sqrt(cell.mean * (100 - cell.mean) / images), plural(images, f"{split} image")

@@ -163,7 +163,7 @@ class _TableView:
     """A table with what only the page needs: anchors, markup of cells, header cells."""
 
     def __init__(self, table: Table, index: int, facts: Facts) -> None:
-        self.table, self.index = table, index
+        self.table, self.index, self.facts = table, index, facts
         self.row_at = {row.variant: i for i, row in enumerate(table.rows)}
         self.column_at = {column.id: i for i, column in enumerate(table.columns)}
         self.findings = findings.findings(table, facts)
@@ -196,6 +196,11 @@ class _TableView:
         mean, _, sd = text.partition(" ± ")
         spread = f" ± {sd}" if sd else ""
         return Markup('{}<span class="sd">{}</span>').format(mean, spread)
+
+    def images(self, cell: Cell, column: Column) -> str:
+        """The spread that the images measured on give a cell, seeds apart."""
+        found = findings.sampling_error(self.facts, column, cell)
+        return "" if found is None else f"± {fixed(found[0], column.digits)} ({found[1]})"
 
     def remark(self, cell: Cell) -> str:
         return remark(cell)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from reports.costs import ENERGY, MEMORY, UTILISATION, Quantity
+from reports.costs import ENERGY, MEMORY, UTILISATION, Quantity, integrated
 from reports.display import amount, duration, plain, short, slug, tail
 from reports.facts import Facts
 
@@ -57,7 +58,7 @@ def _entry(facts: Facts, key: str, whole: bool) -> Entry:
         facts=_facts(stage, record),
         inputs=_inputs(facts, record),
         attempts=[
-            a | {"took": duration(a["wall_s"]), "said": short(a["error"] or "", 400)}
+            a | {"cost": ", ".join(_cost(a)), "said": short(a["error"] or "", 400)}
             for a in facts.attempts.get(key, [])
         ],
         files=_files(record) if full else [],
@@ -77,9 +78,18 @@ def _users(facts: Facts, key: str) -> str:
     return f"{names}{more}: seed {listed}"
 
 
+def _cost(attempt: dict[str, Any]) -> Iterator[str]:
+    """Wall time, device time where that is more, and energy of an attempt."""
+    yield duration(attempt["wall_s"])
+    hours = attempt["device_hours"]
+    if hours is not None and attempt["device_kind"] == "gpu":
+        yield f"{amount(hours)} GPU-h"
+    if attempt[ENERGY.name] is not None:
+        yield str(_energy(attempt))
+
+
 def _facts(stage: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str]]:
     """The lines at the head of an entry; what is not known has no line."""
-    cost = record.get("cost") or {}
     hours = stage["device_hours"]
     found = [
         ("began", stage["started"]),
@@ -88,7 +98,7 @@ def _facts(stage: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str
         ("held", _held(stage)),
         ("device time", None if hours is None else f"{duration(hours * 3600)}"),
         ("peak memory", _metered(stage, MEMORY)),
-        ("energy", _energy(stage, cost)),
+        ("energy", _energy(stage)),
         ("GPU utilisation", _metered(stage, UTILISATION)),
         ("GPUs", _uuids(stage)),
         ("worker", stage["worker"]),
@@ -114,11 +124,10 @@ def _metered(stage: dict[str, Any], quantity: Quantity) -> str | None:
     return f"not measured: {stage[quantity.reason]}" if stage[quantity.reason] else None
 
 
-def _energy(stage: dict[str, Any], cost: dict[str, Any]) -> str | None:
+def _energy(stage: dict[str, Any]) -> str | None:
     """With where it comes from, if not from the device's own counter."""
     found = _metered(stage, ENERGY)
-    integrated = stage[ENERGY.name] is not None and cost.get("energy_from") not in (None, "counter")
-    return f"{found}, from the power drawn" if integrated else found
+    return f"{found}, integrated from the power drawn" if integrated(stage) else found
 
 
 def _uuids(stage: dict[str, Any]) -> str | None:
@@ -130,7 +139,7 @@ def _inputs(facts: Facts, record: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(name, what it is, anchor or "") of each input."""
     found = []
     for name, given in (record.get("inputs") or {}).items():
-        key = given.get("key", "") if isinstance(given, dict) else str(given)
+        key = given["key"]
         stage = facts.stages.get(key)
         label = short(f"{stage['name']} {key[:12]}" if stage else key, 100)
         found.append((short(name, 40), label, anchor(key) if stage else ""))
@@ -142,7 +151,6 @@ def _files(record: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [
         (short(name, 80), f"{entry.get('bytes', 0):,}", short(entry.get("sha256", ""), 80))
         for name, entry in (record.get("files") or {}).items()
-        if isinstance(entry, dict)
     ]
 
 
@@ -151,7 +159,6 @@ def _blocks(record: dict[str, Any]) -> list[tuple[str, str]]:
     metrics = {
         f"{m.get('name')}": f"{m.get('value')} {m.get('unit', '')}".strip()
         for m in record.get("metrics") or []
-        if isinstance(m, dict)
     }
     parts = [
         ("Settings", record.get("settings")),

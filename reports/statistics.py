@@ -79,21 +79,21 @@ def power(n: int, effect: float, alpha: float = ALPHA) -> float:
 
 
 @lru_cache(maxsize=256)
-def detectable_effect(n: int) -> float:
+def detectable_effect(n: int, alpha: float = ALPHA) -> float:
     """Smallest true difference, in sd of the paired differences, found with 80 % power."""
-    return _solve(lambda effect: power(n, effect), POWER)
+    return _solve(lambda effect: power(n, effect, alpha), POWER)
 
 
-def needed_pairs(effect: float, most: int = MOST) -> int | None:
+def needed_pairs(effect: float, alpha: float = ALPHA, most: int = MOST) -> int | None:
     """Smallest n that finds a true difference of `effect` sd with 80 % power; None above `most`."""
-    if effect == 0.0 or power(most, effect) < POWER:
+    if effect == 0.0 or power(most, effect, alpha) < POWER:
         return None
     low, high = 1, 2  # power(low) < POWER <= power(high)
-    while power(high, effect) < POWER:
+    while power(high, effect, alpha) < POWER:
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(middle, effect) >= POWER else (middle, high)
+        low, high = (low, middle) if power(middle, effect, alpha) >= POWER else (middle, high)
     return high
 
 
@@ -141,15 +141,16 @@ def paired(cell: Cell, baseline: Cell, row: Row, against: str, column: Column) -
         )
     t = mean / (sd / math.sqrt(n))
     return Comparison(
-        row.variant, against, column.id, n, mean, sd, t, t_two_sided(t, n - 1), None,
-        detectable_effect(n) * sd, needed_pairs(abs(mean) / sd), False,
+        row.variant, against, column.id, n, mean, sd, t, t_two_sided(t, n - 1), None, None, None,
+        False,
     )  # fmt: skip
 
 
 def compare(table: Table, *, deltas: bool = False) -> None:
     """Compare each row with the table's baseline; mark what survives; add deltas if asked.
 
-    Holm's correction is over all comparisons of the table: a reader picks from all of them.
+    Holm's correction is over all comparisons of the table: a reader picks from all of them. What
+    n could show, and which n would settle it, is at the level of its first step, which suffices.
     """
     assert table.baseline is not None
     metrics = [column for column in table.columns if column.kind == "metric"]
@@ -165,8 +166,15 @@ def compare(table: Table, *, deltas: bool = False) -> None:
     adjusted = holm([p for i in tested if (p := comparisons[i].p) is not None])
     direction = {column.id: 1 if column.higher_is_better else -1 for column in metrics}
     for i, p_holm in zip(tested, adjusted, strict=True):
-        better = comparisons[i].mean * direction[comparisons[i].column] > 0
-        comparisons[i] = replace(comparisons[i], p_holm=p_holm, survives=better and p_holm < ALPHA)
+        one, level = comparisons[i], ALPHA / len(tested)
+        assert one.sd
+        comparisons[i] = replace(
+            one,
+            p_holm=p_holm,
+            survives=one.mean * direction[one.column] > 0 and p_holm < ALPHA,
+            detectable=detectable_effect(one.n, level) * one.sd,
+            needed=needed_pairs(abs(one.mean) / one.sd, level),
+        )
     table.comparisons = comparisons
     for comparison in comparisons:
         table.update(

@@ -35,7 +35,7 @@ class Comparison:
     t: float | None
     p: float | None
     p_holm: float | None
-    #: smallest true difference that this n would show with 80 % power at 0.05 (uncorrected)
+    #: smallest true difference that this n would show with 80 % power at 0.05 / tests
     detectable: float | None
     #: seeds that would show the difference seen, with the same power; None if more than 1,000
     needed: int | None

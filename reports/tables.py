@@ -190,12 +190,12 @@ def _notes(table: Table) -> list[str]:
             notes.append(
                 f"{short(row.variant)}{where}: the same for all seeds, so n = 1, no spread."
             )
-    notes += [
-        f"{short(row.variant)}, {short(column.label)}: {remark_of(cell)}"
-        for row in table.rows
-        for column in metrics
-        if (cell := table.cell(row, column)).state in _SAID
-    ]
+    said: dict[tuple[str, str], list[str]] = {}
+    for row in table.rows:
+        for column in metrics:
+            if (cell := table.cell(row, column)).state in _SAID:
+                said.setdefault((row.variant, remark_of(cell)), []).append(short(column.label))
+    notes += [f"{short(v)}, {', '.join(labels)}: {why}" for (v, why), labels in said.items()]
     return notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import polars as pl
 METERED: dict[str, Any] = {
     "energy_kwh": pl.Float64,
     "energy_reason": pl.String,
+    "energy_from": pl.String,  # counter, power (integrated), or both joined by +
     "utilisation_percent": pl.Float64,
     "utilisation_reason": pl.String,
     "peak_memory_mib": pl.Float64,
@@ -22,7 +24,7 @@ STAGES: dict[str, Any] = {
     "key": pl.String,
     "kind": pl.String,
     "name": pl.String,
-    "group": pl.String,  # train | evaluate | data
+    "group": pl.String,  # train | evaluate
     "variant": pl.String,
     "seed": pl.Int64,
     "own": pl.Boolean,  # among this row's own last stages, not its ancestors'
@@ -41,7 +43,6 @@ STAGES: dict[str, Any] = {
     "started": pl.String,
     "ended": pl.String,
     "worker": pl.String,
-    "record": pl.String,  # the whole record as JSON
 }
 
 #: one row per attempt at any planned key, successful or not
@@ -97,6 +98,8 @@ class SuiteView:
     tables: list[dict[str, Any]]
     stages: pl.DataFrame
     attempts: pl.DataFrame
+    #: key of a complete or stale stage -> its whole record
+    records: dict[str, dict[str, Any]]
     metrics: pl.DataFrame
     #: key -> columns of its training log, e.g. {"step": [..], "loss": [..]}, thinned
     curves: dict[str, dict[str, list[float]]]
@@ -115,4 +118,4 @@ class SuiteView:
     gallery: dict[str, Any] | None = None
     #: key of a complete stage -> device-hours that the rates of the others of its kind predict:
     #: (expected, low, high); a kind with one record has none
-    predicted: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    predicted: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)

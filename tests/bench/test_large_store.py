@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from bench_helpers import ROOT, SMOKE, command, environment
 
+from bench import index
 from bench.environment import describe
 from bench.plan import Plan, Stage, make_plan
 from bench.store import Store, record_checksum
@@ -63,15 +65,9 @@ def fill(store: Store, plan: Plan) -> int:
     return damaged
 
 
-@pytest.mark.slow
-def test_ten_thousand_records_render_in_ten_seconds_and_a_gibibyte(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
-    store.create()
-    plan = make_plan(load_suite(SMOKE, seeds=SEEDS), store)
-    assert len(plan.stages) >= 10_000
-    damaged = fill(store, plan)
-    assert damaged >= 100
-    out = tmp_path / "out.txt"
+def report(store: Store) -> tuple[float, float, str, str]:
+    """Processor's seconds, MiB at the most, what the command printed and the page."""
+    out = store.root / "out.txt"
     with out.open("w") as file:
         process = subprocess.Popen(
             command("report", SMOKE, "--seeds", SEEDS, "--store", store.root),
@@ -81,9 +77,29 @@ def test_ten_thousand_records_render_in_ten_seconds_and_a_gibibyte(tmp_path: Pat
         process.returncode = os.waitstatus_to_exitcode(status)
     text = out.read_text(encoding="utf-8")
     assert process.returncode == 0, text[-2000:]
-    # of the processor's time, since others may be using it too; alone it is the wall time
-    assert used.ru_utime + used.ru_stime < 10
-    assert used.ru_maxrss / 1024 < 1024
-    assert f"{damaged} problems in the store" in text
     page = (store.root / "reports" / "smoke-tiny.html").read_text(encoding="utf-8")
-    assert page.count("its checksum does not fit") == (damaged + 1) // 2
+    # of the processor's time, since others may be using it too; alone it is the wall time
+    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, text, page
+
+
+@pytest.mark.slow
+def test_ten_thousand_records_render_in_ten_seconds_and_a_gibibyte(tmp_path: Path) -> None:
+    """On a Xeon with 2 cores, the files in its cache: 5.7 s and 457 MiB without an index, 7.2 s and
+    555 MiB when it is written, 3.9 s and 359 MiB with it.
+    """
+    store = Store(tmp_path / "store")
+    store.create()
+    plan = make_plan(load_suite(SMOKE, seeds=SEEDS), store)
+    assert len(plan.stages) >= 10_000
+    damaged = fill(store, plan)
+    assert damaged >= 100
+    time.sleep(index.SETTLED_S)
+    first, second = report(store), report(store)
+    for seconds, mib, text, page in (first, second):
+        assert seconds < 10
+        assert mib < 1024
+        assert f"{damaged} problems in the store" in text
+        assert page.count("its checksum does not fit") == (damaged + 1) // 2
+    assert second[2:] == first[2:]
+    assert second[0] < 0.8 * first[0]
+    assert second[1] < first[1]

@@ -14,7 +14,7 @@ from bench import estimate, explore
 from bench.errors import UserError
 from bench.plan import Plan, Row, Stage, assess, make_plan
 from bench.runner import RunOptions, execute
-from bench.show import plan_summary
+from bench.show import plan_data, plan_summary
 from bench.store import Store
 from bench.suite import load_suite
 from bench.view import build_view
@@ -270,6 +270,15 @@ def test_what_a_search_left_out_stays_out(plan_of, tmp_path: Path):
     again = make_plan(plan.suite, store)
     assert {stage.key for stage in again.with_status("pruned")} == pruned.keys()
     assert "0 to run, " in plan_summary(again)
+    # what was left out costs nothing, however wide its encoder
+    wide = make_plan(plan.suite, store)
+    for stage in wide.stages.values():
+        stage.settings |= {"model": {"dim": 1024}, "numerics": {"precision": "bf16"}}
+        stage.state.record = None  # so that no rate is measured
+    assert estimate.assumed(wide.with_status("pruned"), {}) is not None
+    told = plan_data(wide)
+    assert told["assumed_gpu_hours"] is None
+    assert {stage["assumed_gpu_hours"] for stage in told["stages"]} == {None}
     assert execute(again, store, RunOptions()) == {}  # starts nothing
     view = build_view(again, store, "")
     assert view.variants == ["MAE-CT topk=1", "MAE-CT topk=2"]
@@ -412,3 +421,17 @@ def test_device_hours_are_predicted_from_the_rates_of_like_stages(bench: Bench, 
     assert "not counted, as none has run: features, head, knn, probe, tune" in out
     data = json.loads(bench("plan", SMOKE, "--store", store.root, "--json").out)
     assert data["predicted_device_hours"]["low"] <= data["predicted_device_hours"]["hours"]
+
+
+def test_times_are_of_as_many_devices_as_like_stages_held(plan_of, store):
+    """And of the kind of device that ran last: a CPU tells nothing of a GPU."""
+    first, second, third = (
+        row_of(plan_of(store=store.root, seeds=3), "MAE", seed).chain[0] for seed in range(3)
+    )
+    on = {"cost": {"devices": 2, "device_kind": "gpu", "device_model": "a GPU"}}
+    write_record(store, first, wall_s=30.0)  # began long before the other
+    write_record(store, second, wall_s=4.0, **on)
+    plan = plan_of(store=store.root, seeds=3)
+    known = estimate.rates(plan.stages.values())
+    assert estimate.seconds(third, known) == pytest.approx(4.0)
+    assert estimate.device_hours(plan, [third]) == ("gpu", pytest.approx((8 / 3600,) * 3), [])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -94,7 +93,10 @@ def view_of(
     attempts: list[dict[str, Any]] | None = None,
     **changes: Any,
 ) -> SuiteView:
-    """A view over rows; seeds and variants as they come, one table of everything."""
+    """A view over rows; seeds and variants as they come, one table of everything.
+
+    A stage's record, where it has one, stands in its row as `record`.
+    """
     if attempts is None:
         known = {s["key"]: s for s in stages if s["status"] in ("complete", "stale")}
         attempts = [{name: s.get(name) for name in ATTEMPTS} for s in known.values()]
@@ -104,6 +106,7 @@ def view_of(
         "seeds": sorted({s["seed"] for s in stages}),
         "variants": list(dict.fromkeys(s["variant"] for s in stages)),
         "tables": [], "stages": frame(stages, STAGES),
+        "records": {s["key"]: s["record"] for s in stages if "record" in s},
         "attempts": frame([dict.fromkeys(ATTEMPTS) | a for a in attempts], ATTEMPTS),
         "metrics": frame(metrics, METRICS), "curves": {}, "provenance": {"commit": "abc123"},
         "resolved": RESOLVED, "runs": [], "problems": [],
@@ -136,7 +139,7 @@ def full_view(seeds: tuple[int, ...] = (0, 1, 2), **changes: Any) -> SuiteView:
             inputs = (
                 {"encoder": {"key": parent, "files": {"out.json": "ab" * 32}}} if parent else {}
             )
-            row["record"] = json.dumps(record(row, inputs=inputs))
+            row["record"] = record(row, inputs=inputs)
             done[key] = row
         stages.append(done[key] | {"variant": variant, "seed": seed, "own": own})
 

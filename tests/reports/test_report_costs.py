@@ -149,6 +149,19 @@ def test_energy_is_blank_with_its_reason_unless_all_was_measured() -> None:
     )
 
 
+def test_integrated_energy_is_marked_in_the_sum() -> None:
+    rows = [
+        stage(source, "mae", "A", seed, device_kind="gpu", energy_kwh=0.5, energy_from=source)
+        for seed, source in enumerate(("counter", "power", "counter+power"))
+    ]
+    (found,) = ledger(Facts(view_of(rows, []))).sentences
+    assert found.startswith("Energy of 2 of 3 stages is integrated from the power drawn")
+    assert ledger(Facts(view_of(rows[:1], []))).sentences == []
+    page = render_html(view_of(rows, []))
+    # a stage and its attempt each
+    assert page.count("0.500 kWh, integrated from the power drawn") == 4
+
+
 def test_a_failed_attempt_names_its_gpu_and_its_energy() -> None:
     gpu = {"uuid": "GPU-1", "model": "H100", "host": "n1"}
     row = stage("k", "mae", "A", 0, attempt=2, device_kind="gpu", wall_s=3600.0,
@@ -166,6 +179,7 @@ def test_a_failed_attempt_names_its_gpu_and_its_energy() -> None:
     assert [(g.uuid, g.attempts, g.hours) for g in found.gpus] == [("GPU-1", 2, 1.5)]
     html = render_html(view)
     assert "GPU-1 (H100, n1)" in html
+    assert "<li>1: failed, 1 h 0 min, 0.500 GPU-h, 0.250 kWh" in html
     assert "GPU utilisation: blank (not measured)." in html
 
 

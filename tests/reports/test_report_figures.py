@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import datetime, timedelta
 
@@ -111,11 +110,11 @@ def test_ablation_joins_rows_that_differ_in_one_number() -> None:
             variant = f"{augment} {size}"
             head = stage(key_of("head", variant), "head", variant, 0)
             settings = {"queue_size": size, "augment": augment, "steps": 100}
-            head["record"] = json.dumps(record(head, settings=settings))
+            head["record"] = record(head, settings=settings)
             # the tuning stage repeats the head's queue in its own settings
             tune = stage(key_of("tune", variant), "tune", variant, 0)
             repeated = {"head": {"queue_size": size}, "steps": 300}
-            tune["record"] = json.dumps(record(tune, settings=repeated))
+            tune["record"] = record(tune, settings=repeated)
             rows += [head, tune, stage(key_of(variant), "knn", variant, 0)]
             metrics.append(metric(variant, 0, key_of(variant), 90.0 + size / 512))
     view = view_of(rows, metrics, tables=[{"title": "T", "columns": ["knn"]}])

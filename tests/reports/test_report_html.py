@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from html.parser import HTMLParser
@@ -61,9 +60,8 @@ class Page(HTMLParser):
 def nasty_view():
     """Every string of a view that comes from elsewhere is hostile or long."""
     row = stage(key_of(1), "mae", NASTY, 0, name=NASTY, worker=NASTY, device_model=NASTY)
-    row["record"] = json.dumps(
-        record(row, settings={NASTY: NASTY}, log_tail=NASTY + "x" * 10_000, env={"host": NASTY})
-    )
+    log = NASTY + "x" * 10_000
+    row["record"] = record(row, settings={NASTY: NASTY}, log_tail=log, env={"host": NASTY})
     evaluation = stage(key_of(2), "knn", NASTY, 0, status="failed", reason=NASTY)
     done = stage(key_of(3), "knn", "x" * 10_000, 0)
     tries = [
@@ -203,7 +201,7 @@ def large_view(rows: int = 1000, seeds: int = 5):
                 stage(mae, "mae", f"row {i}", seed),
                 stage(knn, "knn", f"row {i}", seed),
             ):
-                row["record"] = json.dumps(record(row))
+                row["record"] = record(row)
                 stages.append(row)
             metrics.append(metric(f"row {i}", seed, knn, 90 + (i * 7 + seed * 13) % 100 / 20))
     tables = [{"title": "T", "columns": ["knn", "cost"], "baseline": "row 0"}]

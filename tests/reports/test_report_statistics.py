@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from report_views import full_view, key_of, metric, record, stage, view_of
 from scipy import stats
 
 from reports.facts import Facts
 from reports.findings import findings, numerics, ranking
+from reports.html import render_html
 from reports.statistics import (
     detectable_effect,
     holm,
@@ -90,6 +89,30 @@ BASE = [90.0, 90.4, 89.8, 90.1, 90.3]
 BETTER = [93.1, 93.3, 92.9, 93.2, 93.2]
 
 
+def test_what_n_could_show_is_judged_as_what_it_shows() -> None:
+    """By the level that Holm's correction asks of the best of all tests, not by 0.05."""
+    table = build_tables(full_view())[0]
+    tested = [c for c in table.comparisons if c.p is not None]
+    for found in tested:
+        level = 0.05 / len(tested)
+        assert found.sd is not None
+        assert found.detectable == pytest.approx(detectable_effect(3, level) * found.sd)
+        assert found.needed == needed_pairs(abs(found.mean) / found.sd, level)
+        if found.needed:  # scipy's noncentral t
+            reach = []
+            for n in (found.needed - 1, found.needed):
+                critical = stats.t.isf(level / 2, n - 1)
+                shift = abs(found.mean) / found.sd * n**0.5
+                reach.append(stats.nct.sf(critical, n - 1, shift) if n > 1 else 0.0)
+            assert reach[0] < 0.8 <= reach[1]
+    # p = 0.02 alone, but 0.2 among ten: three seeds do not settle it
+    (one,) = [c for c in tested if (c.variant, c.column) == ("MAE-CT", "probe")]
+    assert one.p is not None
+    assert one.p < 0.05
+    assert not one.survives
+    assert (one.needed or 0) > 3
+
+
 def test_bold_is_what_survives_and_is_better() -> None:
     view = rows_of(
         {"base": BASE, "up": BETTER, "same": BASE[::-1], "down": [80.0, 80.5, 79.9, 80, 80.2]}
@@ -125,7 +148,12 @@ def test_sampling_error_of_the_test_images_is_told_apart() -> None:
     view = full_view()
     said = " ".join(findings(build_tables(view)[0], Facts(view)))
     # raw pixels: sqrt(96.6 x 3.4 / 500) = 0.81
-    assert "500 test images, one standard error is 0.8 points at 96.6 %" in said
+    assert "500 test images. Their own sampling error" in said
+    assert "one standard error is 0.8 points at 96.6 %" in said
+    page = render_html(view)
+    # random encoder, probe: sqrt(86.3 x 13.7 / 500) = 1.54
+    assert page.count("± 1.5 (500 test images)") == 1
+    assert page.count("(500 test images)</td>") == 12
 
 
 def test_seeds_that_share_an_ancestor_are_named() -> None:
@@ -182,11 +210,9 @@ def trained(shards: int, *groups: tuple[int, str | None]):
     rows = []
     for seed, (workers, backend) in enumerate(groups):
         row = stage(key_of("mae", seed), "mae", "A", seed)
-        row["record"] = json.dumps(
-            record(
-                row, settings={"numerics": {"shards": shards}},
-                env={"workers": workers, "backend": backend}, cost={"device_kind": "cpu"},
-            )
+        row["record"] = record(
+            row, settings={"numerics": {"shards": shards}},
+            env={"workers": workers, "backend": backend}, cost={"device_kind": "cpu"},
         )  # fmt: skip
         rows.append(row)
     view = view_of(rows, [], tables=[{"title": "T", "columns": ["cost"]}])
