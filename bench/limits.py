@@ -178,6 +178,8 @@ def check_references(spec: SuiteSettings, variants: dict[str, Variant], tree: Ma
         named = [((*at, "rows", i), row) for i, row in enumerate(table.rows or [])]
         if table.baseline is not None:
             named.append(((*at, "baseline"), table.baseline))
+        elif table.deltas:
+            raise fault("deltas need a 'baseline' to be taken from", tree, (*at, "deltas"))
         for place, row in named:
             if row not in variants:
                 message = f"there is no variant '{short(row)}'{suggestion(row, variants)}"
