@@ -76,6 +76,16 @@ def test_csv_parquet_and_json_read_back_to_the_same_values() -> None:
     assert (cell["mean"], cell["text"]) == (row["mean"], row["text"])
 
 
+def test_csv_starts_no_formula() -> None:
+    names = ["=1+1", "+x", "-x", "@x", "\t=x", "a=b"]
+    rows = [stage(key_of(name), "knn", name, 0) for name in names]
+    metrics = [metric(name, 0, key_of(name), 90.0, label="=2") for name in names]
+    tables = build_tables(view_of(rows, metrics, tables=[{"title": "@T", "columns": ["knn"]}]))
+    csv = pl.read_csv(io.StringIO(to_csv(tables)))
+    assert csv["row"].to_list() == [*(f"'{name}" for name in names[:5]), "a=b"]
+    assert (csv["label"][0], csv["table"][0]) == ("'=2", "'@T")
+
+
 def test_withheld_numbers_are_not_exported_as_means() -> None:
     rows = [stage(key_of(s), "knn", "A", s) for s in (0, 1)]
     metrics = [metric("A", s, key_of(s), 90.0, protocol=f"p{s}") for s in (0, 1)]
