@@ -26,7 +26,7 @@ def render_text(
     """Scale, tables, costs and problems of a suite, ending with a newline."""
     facts = facts or Facts(view)
     lines = [f"{short(view.title, 80)} · profile {short(view.profile, 30)}", short(view.scale, 120)]
-    lines += [part for note in view.notes for part in _wrap(note)]
+    lines += [part for note in view.notes for part in _wrap(short(note, 600))]
     for table in tables or build_tables(view, facts):
         lines += ["", *table_text(table), *_said(table, facts)]
     lines += ["", *ledger_text(ledger(facts))]

@@ -119,3 +119,18 @@ def test_latex_compiles(make, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
     assert (tmp_path / "t.pdf").stat().st_size > 1000
+    assert "Overfull" not in (tmp_path / "t.log").read_text(errors="replace")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_of_a_wide_table_fits_the_page(tmp_path: Path) -> None:
+    columns = [f"metric {i}" for i in range(20)]
+    rows = [stage(key_of(c), c, "A", 0) for c in columns]
+    metrics = [metric("A", 0, key_of(c), 90.0, c) for c in columns]
+    view = view_of(rows, metrics, tables=[{"title": "T", "columns": columns}])
+    (tmp_path / "t.tex").write_text(to_latex(build_tables(view)), encoding="utf-8")
+    subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
+        cwd=tmp_path, capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "Overfull" not in (tmp_path / "t.log").read_text(errors="replace")
