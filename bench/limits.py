@@ -221,6 +221,5 @@ def _columns(variants: dict[str, Variant]) -> set[str]:
     known = {"cost"}
     for variant in variants.values():
         for name, evaluation in variant.evaluations.items():
-            for metric in evaluation.metrics():
-                known.add(name if metric.primary else f"{name}.{metric.name}")
+            known |= evaluation.columns(name).keys()
     return known
