@@ -65,8 +65,11 @@ document.getElementById("f").addEventListener("load", (event) => {{
     const ink = light(parent.closest("svg") ? style.fill : style.color);
     const contrast = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
     if (contrast < 4.5) pale.push(node.data.trim() + " " + contrast.toFixed(1));
-    const words = node.data.trim().split(/[\\s/-]+/);
-    if (own.length > words.length && parent.closest("thead")) broken.push(node.data.trim());
+    for (const word of parent.closest("thead") ? node.data.matchAll(/[^\\s/-]+/g) : []) {{
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      if (range.getClientRects().length > 1) broken.push(word[0]);
+    }}
     if (own[0].height < 10 && !parent.closest("sup")) small.push(node.data.trim());
   }}
   lines.sort((a, b) => a[0].top - b[0].top);
