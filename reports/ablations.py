@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from reports.charts import Figure, colour, legend_of, with_unit
+from reports.charts import Figure, colour, legend_of, off_scale, with_unit
 from reports.display import short, slug
 from reports.facts import DONE, Facts
 from reports.svg import LEFT, PALETTE, RIGHT, Panel, polyline, spanning, tag
@@ -187,7 +188,22 @@ def _over_rows(
     return found
 
 
+def _beyond(lines: list[tuple[str, str, _Points]]) -> list[tuple[str, str, _Points]]:
+    """Lines so far from all others that these would be flat: told in words."""
+    values = {name: [y for _, y, _ in points] for _, name, points in lines}
+    apart = off_scale({name: math.fsum(ys) / len(ys) for name, ys in values.items()})
+    rest = [y for name, ys in values.items() if name not in apart for y in ys]
+    return [
+        line
+        for line in lines
+        if line[1] in apart
+        and (max(values[line[1]]) < min(rest) or min(values[line[1]]) > max(rest))
+    ]
+
+
 def _panel(title: str, x_label: str, lines: list[tuple[str, str, _Points]]) -> Markup:
+    beyond = _beyond(lines)
+    lines = [line for line in lines if line not in beyond]
     xs = [x for _, _, points in lines for x, _, _ in points]
     ends = [y + s * (sd or 0.0) for _, _, points in lines for _, y, sd in points for s in (-1, 1)]
     log = min(xs) > 0 and max(xs) / min(xs) >= 8
@@ -198,6 +214,11 @@ def _panel(title: str, x_label: str, lines: list[tuple[str, str, _Points]]) -> M
         title, scale, spanning(ends, 214, 26), marks=None if crowded else marks,
         x_label=short(x_label, 50) + (", log scale" if log else ""),
     )  # fmt: skip
+    for i, (shade, name, points) in enumerate(beyond):
+        text = f"off the scale: {short(name, 24)}, {points[0][1]:.1f} to {points[-1][1]:.1f}"
+        at = panel.y.start - 8 - 16 * i
+        end = {"x": RIGHT - 4, "text_anchor": "end"}
+        panel.body.append(tag("text", text, y=at, class_=f"edge {shade}", **end))
     for shade, name, points in lines:
         panel.body.append(
             polyline([(panel.x(x), panel.y(y)) for x, y, _ in points], f"line {shade}")

@@ -148,6 +148,19 @@ def test_the_paper_table_has_no_ablation() -> None:
     assert ablations.ablation(Facts(view), build_tables(view)[0]) is None
 
 
+def test_a_curve_far_below_all_others_leaves_them_the_scale() -> None:
+    levels = {"random": 20.0, "A": 80.0, "B": 84.0, "C": 90.0}
+    rows = [stage(key_of(v), "few", v, 0) for v in levels]
+    metrics = [
+        metric(v, 0, key_of(v), level + labels, f"few.accuracy_{labels}",
+               metric=f"accuracy_{labels}", label=f"{labels}-shot", primary=False)
+        for v, level in levels.items() for labels in (1, 2, 5)
+    ]  # fmt: skip
+    (figure,) = ablations.by_number(Facts(view_of(rows, metrics)))
+    assert figure.panels[0].count("<polyline") == 3
+    assert "off the scale: random, 21.0 to 25.0" in figure.panels[0]
+
+
 def test_numbered_metrics_make_a_curve() -> None:
     row = stage(key_of(0), "depth", "A", 0)
     metrics = [
@@ -165,6 +178,7 @@ def test_numbered_metrics_make_a_curve() -> None:
     assert "k-NN, k=1, %<" in panel
     assert panel.count("<circle") == 4
     assert "few: accuracy, %" in few.panels[0]
+    assert "off the scale" not in few.panels[0]
     # the axis is marked where something was measured
     marks = re.findall(r'class="tick" text-anchor="middle">([^<]+)', few.panels[0])
     assert marks == ["1", "2", "5"]
