@@ -64,15 +64,20 @@ def render_html(
 
 
 def extract_suite(html: str) -> str:
-    """The resolved suite (YAML text) that a report embeds. Raises ValueError if it has none."""
+    """The resolved suite that a report embeds as YAML text, its provenance behind it in comments.
+
+    Raises ValueError if it embeds none.
+    """
     found = _SUITE.search(html)
     try:
-        suite = json.loads(found.group(1))["suite"] if found else None
+        embedded = json.loads(found.group(1)) if found else {}
+        suite, provenance = embedded["suite"], embedded["provenance"]
     except (ValueError, KeyError, TypeError):
-        suite = None
+        suite = provenance = None
     if not isinstance(suite, str):
         raise ValueError("this file embeds no suite: it is no report, or it was changed")
-    return suite
+    told = records.outline({"provenance": provenance}).splitlines()
+    return suite + "".join(f"# {line}\n" for line in told)
 
 
 def _environment() -> Environment:
