@@ -63,6 +63,10 @@ class Evaluation:
             for metric in self.evaluator.metrics(self.settings)
         ]
 
+    def columns(self, name: str) -> dict[str, evals.Metric]:
+        """Its metrics by the ids that tables know them by, where a suite calls it `name`."""
+        return {name if m.primary else f"{name}.{m.name}": m for m in self.metrics()}
+
     def resolved(self) -> dict[str, Any]:
         """Its part of a stage's settings."""
         return {"settings": self.settings.resolved(), **self.tokens}

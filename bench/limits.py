@@ -178,6 +178,8 @@ def check_references(spec: SuiteSettings, variants: dict[str, Variant], tree: Ma
         named = [((*at, "rows", i), row) for i, row in enumerate(table.rows or [])]
         if table.baseline is not None:
             named.append(((*at, "baseline"), table.baseline))
+        elif table.deltas:
+            raise fault("deltas need a 'baseline' to be taken from", tree, (*at, "deltas"))
         for place, row in named:
             if row not in variants:
                 message = f"there is no variant '{short(row)}'{suggestion(row, variants)}"
@@ -219,6 +221,5 @@ def _columns(variants: dict[str, Variant]) -> set[str]:
     known = {"cost"}
     for variant in variants.values():
         for name, evaluation in variant.evaluations.items():
-            for metric in evaluation.metrics():
-                known.add(name if metric.primary else f"{name}.{metric.name}")
+            known |= evaluation.columns(name).keys()
     return known

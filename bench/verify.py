@@ -12,6 +12,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from safetensors.numpy import load_file
 
 from bench.environment import describe
 from bench.errors import UserError
-from bench.evaluation import Evaluation
+from bench.evaluation import Evaluation, metric_rows
+from bench.identity import digest
 from bench.plan import TRAIN_KINDS, Plan, Stage
 from bench.store import Store, sha256
 from bench.view import build_view
 from maect import evals
+from reports.facts import lookup
 from reports.table import number
 from reports.tables import build_tables
 
@@ -68,6 +71,7 @@ def verify(plan: Plan, store: Store, rerun: str | None = None) -> Verified:
             continue
         records[stage.key] = record
         found.stages += 1
+        _check_identity(stage, record, plan, found)
         _check_files(stage, record, store, found)
         _check_inputs(stage, record, records, found)
         if stage.kind in evals.names():
@@ -103,17 +107,32 @@ def _record(stage: Stage, store: Store, found: Verified) -> dict[str, Any] | Non
 
 
 def _check_cost(stage: Stage, attempt: dict[str, Any], found: Verified) -> None:
-    """Device hours are devices held × wall time, in every attempt."""
+    """Device hours are devices held × wall time, from start to end, in every attempt."""
     cost = attempt["cost"]
     hours, wall = cost.get("device_hours"), cost.get("wall_s")
     if hours is None or wall is None:
         return
+    began, ended = (datetime.fromisoformat(attempt[name]) for name in ("started", "ended"))
+    took = (ended - began).total_seconds()
+    if abs(took - wall) > 0.01:  # written to the millisecond
+        found.wrong(stage, f"attempt {attempt['attempt']} says {wall} s, but took {took} s")
     if not math.isclose(hours, cost["devices"] * wall / 3600, rel_tol=1e-9, abs_tol=1e-12):
         found.wrong(
             stage,
             f"attempt {attempt['attempt']} says {hours} device-hours, but held {cost['devices']} "
             f"for {wall} s",
         )
+
+
+def _check_identity(stage: Stage, record: dict[str, Any], plan: Plan, found: Verified) -> None:
+    """The record is of what its key was made of, and of the protocol that it names."""
+    if record["settings"] != stage.settings:
+        found.wrong(stage, "its settings are not those of its key")
+    if lookup(record, "data", "fingerprint") != plan.data.fingerprint:
+        found.wrong(stage, "its data are not those of its key")
+    protocol = record.get("protocol")
+    if protocol and digest(protocol, 16) != record["protocol_fingerprint"]:
+        found.wrong(stage, "its protocol's fingerprint is of another protocol")
 
 
 def _check_files(stage: Stage, record: dict[str, Any], store: Store, found: Verified) -> None:
@@ -146,8 +165,8 @@ def _check_metrics(
     try:
         predictions = load_file(store.folder(stage.key) / "predictions.safetensors")
         labels = predictions.pop("labels")
-        evaluator = Evaluation.of(stage.kind, stage.settings).evaluator
-        values = evaluator.derive(predictions, labels)
+        evaluation = Evaluation.of(stage.kind, stage.settings)
+        values = evaluation.evaluator.derive(predictions, labels)
     except (OSError, SafetensorError, KeyError, ValueError, IndexError, TypeError) as error:
         found.wrong(stage, f"its predictions cannot be read: {error}")
         return {}
@@ -155,8 +174,13 @@ def _check_metrics(
     truth = _labels(stage, store)
     if truth is not None and not np.array_equal(labels, truth):
         found.wrong(stage, "its labels are not those of the features it evaluated")
-    for metric in record.get("metrics", []):
-        name, said = metric["name"], metric["value"]
+    told = {metric["name"]: metric for metric in record.get("metrics", [])}
+    if stage.reason is None:  # older code may have had other words
+        for row in metric_rows(evaluation, values):
+            if told.get(row["name"], {}) | {"value": None} != row | {"value": None}:
+                found.wrong(stage, f"metric {row['name']} is not in its record as it is defined")
+    for name, metric in told.items():
+        said = metric["value"]
         found.metrics += 1
         if name not in values:
             found.wrong(stage, f"metric {name} cannot be derived from its predictions")

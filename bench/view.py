@@ -48,6 +48,7 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
             r for r in store.runs() if r["suite"] == suite.name and r["profile"] == suite.profile
         ],
         cells=list(suite.cells),
+        columns=_column_heads(plan),
         problems=[p for stage in plan.stages.values() for p in stage.state.problems] + unreadable,
         gallery=gallery,
         predicted=estimate.in_hindsight(plan.stages.values()),
@@ -218,6 +219,23 @@ def _metric_rows(row: Row) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _column_heads(plan: Plan) -> dict[str, dict[str, Any]]:
+    """What each column measures, for tables whose cells are all still open."""
+    return {
+        column: {
+            "evaluation": name,
+            "metric": metric.name,
+            "label": metric.label,
+            "unit": metric.unit,
+            "higher_is_better": metric.higher_is_better,
+            "primary": metric.primary,
+        }
+        for variant in plan.suite.variants.values()
+        for name, evaluation in variant.evaluations.items()
+        for column, metric in evaluation.columns(name).items()
+    }
 
 
 def _attempt_rows(stage: Stage) -> list[dict[str, Any]]:

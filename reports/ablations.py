@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
 
-from reports.charts import Figure, colour, legend_of, with_unit
-from reports.display import short
+from reports.charts import Figure, colour, legend_of, off_scale, with_unit
+from reports.display import short, slug
 from reports.facts import DONE, Facts
 from reports.svg import LEFT, PALETTE, RIGHT, Panel, polyline, spanning, tag
 from reports.table import Column, Table
@@ -19,6 +21,12 @@ from reports.tables import metric_cell
 #: panels and lines beyond which a figure says nothing more
 _PANELS, _LINES = 8, 24
 _NUMBERED = re.compile(r"^(.*?)_?([a-z]*?)(\d+)$")
+#: what a metric's number counts, by the word beside it in the label: (title, label of the axis)
+_COUNTED = {
+    "block": ("By encoder depth", "after encoder block, before any norm"),
+    "shot": ("By number of labels", "labelled images a class"),
+    "k": ("By number of neighbours", "neighbours"),
+}
 
 #: (x, mean, sd) of one line
 _Points = list[tuple[float, float, float | None]]
@@ -124,27 +132,48 @@ def _measured(
 # --------------------------------------------------------------------------- numbered metrics
 
 
-def by_number(facts: Facts) -> Figure | None:
-    """Metrics of one evaluation that differ by a number, such as an encoder's block or k."""
+def by_number(facts: Facts) -> list[Figure]:
+    """Metrics of one evaluation that differ by a number, a figure for each that is counted: the
+    encoder's blocks, labels, neighbours.
+    """
     series: dict[tuple[str, str, str], list[tuple[float, str]]] = defaultdict(list)
     for column, row in facts.columns.items():
         match = _NUMBERED.match(str(row["metric"]))
         if match:
             stem, unit, value = match.groups()
             series[row["evaluation"], stem, unit].append((float(value), column))
-    panels, shown = [], set()
-    for (evaluation, stem, unit), columns in series.items():
-        if len({x for x, _ in columns}) < 3:
-            continue
+    figures: dict[str, Figure] = {}
+    for (evaluation, stem, _), columns in series.items():
         lines = _over_rows(facts, sorted(columns))
-        if lines:
-            title = f"{short(evaluation, 20)}: {short(stem.replace('_', ' '), 30)}"
-            panels.append(_panel(title, unit or "number in its name", lines))
-            shown |= {name for _, name, _ in lines}
-    if not panels:
-        return None
-    caption = "Mean over seeds of metrics that differ by a number; whiskers are one sd."
-    return Figure("series", "By number", caption, panels[:_PANELS], legend_of(facts, list(shown)))
+        if len({x for x, _ in columns}) < 3 or not lines:
+            continue
+        row = facts.columns[columns[0][1]]
+        word, rest = _counted(str(row["label"]), columns[0][0])
+        label = rest or f"{evaluation}: {stem}".replace("_", " ")
+        title, x_label = _COUNTED.get(word, ("By number", word or "number in the metric's name"))
+        names = legend_of(facts, [name for _, name, _ in lines])
+        figure = figures.setdefault(
+            title,
+            Figure(f"by-{slug(title)}", title, "Mean over seeds; whiskers are one sd.", [], names),
+        )
+        told = f"{short(label, 40)}, {row['unit']}" if row["unit"] else short(label, 40)
+        figure.panels.append(_panel(told, x_label, lines))
+    for figure in figures.values():
+        del figure.panels[_PANELS:]
+    return list(figures.values())
+
+
+def _counted(label: str, value: float) -> tuple[str, str]:
+    """The word beside a number in a label, and the label without the two."""
+    spot = rf"(?:, *)?(?:([a-z]+)[ =]?)?(?<!\d){value:g}(?!\d)(?:-([a-z]+))?"
+    found = list(re.finditer(spot, label))
+    if not found:
+        return "", label
+    match = found[-1]
+    rest = (label[: match.start()] + label[match.end() :]).strip(" ,")
+    while len(rest) > 40 and ", " in rest:  # a panel has no room for more
+        rest = rest.rpartition(", ")[0]
+    return match.group(1) or match.group(2) or "", rest
 
 
 def _over_rows(
@@ -159,14 +188,37 @@ def _over_rows(
     return found
 
 
+def _beyond(lines: list[tuple[str, str, _Points]]) -> list[tuple[str, str, _Points]]:
+    """Lines so far from all others that these would be flat: told in words."""
+    values = {name: [y for _, y, _ in points] for _, name, points in lines}
+    apart = off_scale({name: math.fsum(ys) / len(ys) for name, ys in values.items()})
+    rest = [y for name, ys in values.items() if name not in apart for y in ys]
+    return [
+        line
+        for line in lines
+        if line[1] in apart
+        and (max(values[line[1]]) < min(rest) or min(values[line[1]]) > max(rest))
+    ]
+
+
 def _panel(title: str, x_label: str, lines: list[tuple[str, str, _Points]]) -> Markup:
+    beyond = _beyond(lines)
+    lines = [line for line in lines if line not in beyond]
     xs = [x for _, _, points in lines for x, _, _ in points]
     ends = [y + s * (sd or 0.0) for _, _, points in lines for _, y, sd in points for s in (-1, 1)]
     log = min(xs) > 0 and max(xs) / min(xs) >= 8
+    scale = spanning(xs, LEFT, RIGHT, log=log)
+    marks = sorted(set(xs))
+    crowded = any(scale(b) - scale(a) < 24 for a, b in pairwise(marks))
     panel = Panel(
-        title, spanning(xs, LEFT, RIGHT, log=log), spanning(ends, 214, 26),
+        title, scale, spanning(ends, 214, 26), marks=None if crowded else marks,
         x_label=short(x_label, 50) + (", log scale" if log else ""),
     )  # fmt: skip
+    for i, (shade, name, points) in enumerate(beyond):
+        text = f"off the scale: {short(name, 24)}, {points[0][1]:.1f} to {points[-1][1]:.1f}"
+        at = panel.y.start - 8 - 16 * i
+        end = {"x": RIGHT - 4, "text_anchor": "end"}
+        panel.body.append(tag("text", text, y=at, class_=f"edge {shade}", **end))
     for shade, name, points in lines:
         panel.body.append(
             polyline([(panel.x(x), panel.y(y)) for x, y, _ in points], f"line {shade}")

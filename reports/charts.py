@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from markupsafe import Markup
 
@@ -16,7 +17,7 @@ from reports.table import Cell, Column, Table, number, row_label
 
 #: lines in one panel, points in one line, rows in one panel: a picture with more gets heavier,
 #: not clearer
-_LINES, _POINTS, _ROWS = 60, 160, 40
+_LINES, _POINTS, _ROWS = 60, 80, 40
 _STAGES = {"mae": "MAE", "head": "head", "tune": "tuning"}
 
 
@@ -63,8 +64,8 @@ def curves(facts: Facts) -> Figure | None:
     )
     shown = {facts.users[key][0][0] for _, keys in chosen for key in keys[:_LINES]}
     return Figure(
-        "curves", "Training", "Training curves, one line a seed. A stage that rows share has the "
-        "colour of the first of them.",
+        "curves", "Training", "Training curves, one line a seed, over long runs means of "
+        "neighbouring steps. A stage that rows share has the colour of the first of them.",
         [_curve_panel(facts, kind, name, keys) for (kind, name), keys in chosen],
         legend_of(facts, list(shown)),
     )  # fmt: skip
@@ -76,10 +77,11 @@ def _curve_panel(facts: Facts, kind: str, name: str, keys: list[str]) -> Markup:
         columns = facts.view.curves[key]
         points = list(zip(columns["step"], columns[name], strict=False))
         points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-        lines.append((key, points[:: max(1, len(points) // _POINTS)]))
-    xs = [x for _, points in lines for x, _ in points] or [0.0, 1.0]
+        lines.append((key, smoothed(points)))
+    xs = [x for key, _ in lines for x in facts.view.curves[key]["step"] if math.isfinite(x)]
     ys = [y for _, points in lines for _, y in points] or [0.0, 1.0]
-    x = Scale(min(xs), max(max(xs), min(xs) + 1), LEFT, RIGHT)
+    low, high = min(xs, default=0.0), max(xs, default=1.0)
+    x = Scale(low, max(high, low + 1), LEFT, RIGHT)
     # a loss that falls far at first would be a corner and a flat line on a linear axis
     log = name == "loss" and min(ys) > 0 and max(ys) / min(ys) > 4
     title = f"{_STAGES.get(kind, short(kind, 20))}: {_readable(name)}{', log scale' if log else ''}"
@@ -90,6 +92,13 @@ def _curve_panel(facts: Facts, kind: str, name: str, keys: list[str]) -> Markup:
         panel.body.append(tag("g", tag("title", f"{short(variant)}, seed {seed}") + line))
     more = f" The first {_LINES} of {len(keys):,} are drawn." if len(keys) > _LINES else ""
     return panel.svg(f"{plural(len(lines), 'line')} against the step.{more}")
+
+
+def smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Means of as many consecutive points as leave no more than `_POINTS`."""
+    size = math.ceil(len(points) / _POINTS)
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in parts]
 
 
 def _readable(name: str) -> str:
@@ -127,10 +136,10 @@ def _seed_panel(facts: Facts, table: Table, column: Column, rows: list[str]) -> 
     ]
     height = 26 + 24 * len(rows) + 46
     y = Scale(len(rows) - 0.5, -0.5, height - 46, 26)
-    labels = [middle(variant, 28) for variant in rows]
+    labels = [middle(label, 28) for label in told_apart(rows)]
     left = 12 + GLYPH * max(width(label) for label in labels)
     panel = Panel(
-        with_unit(column), spanning(values, min(left, 220), RIGHT), y, height=height,
+        with_unit(column), spanning(values, min(left, 240), RIGHT), y, height=height,
         categories=list(enumerate(labels)),
     )  # fmt: skip
     for i, (variant, cell) in enumerate(cells.items()):
@@ -151,6 +160,14 @@ def _seed_panel(facts: Facts, table: Table, column: Column, rows: list[str]) -> 
                 tag("circle", title, cx=panel.x(value.value), cy=at, r=4, class_=f"dot {shade}")
             )
     return panel.svg(_spoken(cells, column))
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """The names, those too long without the words that they all begin with."""
+    long = [name.split()[:-1] for name in names if len(name) > 28]
+    alike = takewhile(lambda words: len(set(words)) == 1, zip(*long, strict=False))
+    shared = len(list(alike)) if len(long) > 1 else 0
+    return [" ".join(name.split()[shared:]) if len(name) > 28 else name for name in names]
 
 
 def off_scale(means: dict[str, float]) -> set[str]:
@@ -178,7 +195,9 @@ def _edge(cell: Cell, column: Column, x: Scale, at: float, shade: str) -> Markup
 
 
 def with_unit(column: Column) -> str:
-    return f"{short(column.label, 40)}, {column.unit}" if column.unit else short(column.label, 40)
+    label = short(column.label, 40)
+    told = not column.unit or label.endswith(column.unit)  # "10%" says it already
+    return label if told else f"{label}, {column.unit}"
 
 
 def _spoken(cells: dict[str, Cell], column: Column) -> str:

@@ -61,8 +61,14 @@ def _long(table: Table, row: Row, column: Column) -> dict[str, Any]:
 
 
 def to_csv(tables: Sequence[Table]) -> str:
-    """The long form; numbers in full precision, `text` as printed."""
-    return to_frame(tables).write_csv()
+    """The long form; numbers in full precision, `text` as printed.
+
+    A name from a suite that a spreadsheet would take for a formula has an apostrophe before it.
+    """
+    foreign = pl.col("table", "row_group", "row", "label", "reason")
+    formula = foreign.str.contains(r"^\s*[=+\-@]")
+    safe = pl.when(formula).then("'" + foreign).otherwise(foreign).name.keep()
+    return to_frame(tables).with_columns(safe).write_csv()
 
 
 def to_parquet(tables: Sequence[Table]) -> bytes:

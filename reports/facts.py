@@ -28,11 +28,12 @@ class Facts:
             self.stages.setdefault(row["key"], row)
             self.users[row["key"]].append((row["variant"], row["seed"]))
         self.metrics: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-        #: column id -> a metric row of it, for its label, unit and direction
-        self.columns: dict[str, dict[str, Any]] = {}
+        measured: dict[str, dict[str, Any]] = {}
         for row in view.metrics.to_dicts():
             self.metrics[row["variant"], row["column"]].append(row)
-            self.columns.setdefault(row["column"], row)
+            measured.setdefault(row["column"], row)
+        #: column id -> a metric row of it, for its label, unit and direction
+        self.columns: dict[str, dict[str, Any]] = view.columns | measured
 
     @cached_property
     def attempts(self) -> dict[str, list[dict[str, Any]]]:

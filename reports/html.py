@@ -56,7 +56,6 @@ def render_html(
         runs=[{name: run.get(name) for name in _RUN} for run in view.runs],
         entries=records.entries(facts),
         full=records.FULL,
-        outline=records.outline,
         style=Markup(style),
         script=Markup(script),
         policy=_policy(style, script),
@@ -65,15 +64,20 @@ def render_html(
 
 
 def extract_suite(html: str) -> str:
-    """The resolved suite (YAML text) that a report embeds. Raises ValueError if it has none."""
+    """The resolved suite that a report embeds as YAML text, its provenance behind it in comments.
+
+    Raises ValueError if it embeds none.
+    """
     found = _SUITE.search(html)
     try:
-        suite = json.loads(found.group(1))["suite"] if found else None
+        embedded = json.loads(found.group(1)) if found else {}
+        suite, provenance = embedded["suite"], embedded["provenance"]
     except (ValueError, KeyError, TypeError):
-        suite = None
+        suite = provenance = None
     if not isinstance(suite, str):
         raise ValueError("this file embeds no suite: it is no report, or it was changed")
-    return suite
+    told = records.outline({"provenance": provenance}).splitlines()
+    return suite + "".join(f"# {line}\n" for line in told)
 
 
 def _environment() -> Environment:
@@ -92,6 +96,8 @@ def _finalize(value: Any) -> Any:
     """Every printed string loses its control characters; markup of ours passes as it is."""
     if value is None:
         return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -146,7 +152,7 @@ def _figures(facts: Facts, tables: list[Table]) -> list[charts.Figure]:
             drawn.add((rows, metrics))
             made = (charts.pareto, charts.by_seed, ablations.ablation)
             found += [_numbered(make(facts, table), i) for make in made]
-    found += [ablations.by_number(facts), charts.curves(facts), timeline(facts)]
+    found += [*ablations.by_number(facts), charts.curves(facts), timeline(facts)]
     return [figure for figure in found if figure is not None]
 
 
@@ -181,8 +187,12 @@ class _TableView:
         """The column's name out of the table, where its header does not stand above it."""
         return short(full_label(self.table, column), 60)
 
+    def named(self, column: Column) -> str:
+        """The same with its unit."""
+        return charts.with_unit(replace(column, label=self.name(column)))
+
     def label(self, variant: str) -> str:
-        return row_label(variant)
+        return row_label(variant, 80)
 
     def classes(self, cell: Cell, column: Column) -> str:
         bold = " bold" if cell.bold else ""
@@ -219,9 +229,8 @@ class _TableView:
         columns = {column.id: column for column in self.table.columns}
         return [
             {
-                "row": row_label(c.variant),
+                "row": c.variant,
                 "column": short(columns[c.column].label),
-                "unit": columns[c.column].unit,
                 "difference": signed(c.mean, columns[c.column].digits),
                 "sd": "" if c.sd is None else fixed(c.sd, columns[c.column].digits),
                 "n": c.n,

@@ -19,11 +19,11 @@ _SPECIAL = {
     "²": r"$^2$", "³": r"$^3$", "\u00a0": "~",
 }  # fmt: skip
 
-_PREAMBLE = r"""% Needs: \usepackage{booktabs,xcolor}
+_PREAMBLE = r"""% Needs: \usepackage{booktabs,graphicx,xcolor}
 \documentclass{article}
 \usepackage[utf8]{inputenc}
 \usepackage[margin=2cm,landscape]{geometry}
-\usepackage{booktabs,xcolor}
+\usepackage{booktabs,graphicx,xcolor}
 \begin{document}
 """
 
@@ -61,6 +61,8 @@ def _table(table: Table) -> str:
     lines = [
         r"\begin{table}[htbp]", r"\centering\small\setlength{\tabcolsep}{4pt}",
         rf"\caption{{{escape(table.title)}}}",
+        # as wide as it is, but no wider than the page
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{{aligned}}}", r"\toprule", *_heads(table), r"\midrule",
     ]  # fmt: skip
     for i, (group, rows) in enumerate(table.row_groups()):
@@ -70,7 +72,7 @@ def _table(table: Table) -> str:
             wide = len(table.columns) + 1
             lines.append(rf"\multicolumn{{{wide}}}{{l}}{{\emph{{{escape(group, 60)}}}}} \\")
         lines += [_row(table, row) for row in rows]
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\bottomrule", r"\end{tabular}}"]
     said = [f"$^{{{mark}}}$ {escape(text)}" for mark, text in table.footnotes.items()]
     said = [*(escape(n) for n in [*table.notes, *table.reference_notes]), *said]
     if said:
@@ -94,11 +96,19 @@ def _heads(table: Table) -> list[str]:
                 rules.append(rf"\cmidrule(lr){{{at}-{at + wide - 1}}}")
             at += wide
         lines += [" & ".join(cells) + r" \\", "".join(rules)]
-    lines.append(" & ".join(["", *(_grey(c, escape(c.label, 40)) for c in table.columns)]) + r" \\")
+    lines.append(" & ".join(["", *(_grey(c, _label(c)) for c in table.columns)]) + r" \\")
     if any(column.unit for column in table.columns):
         units = [_grey(c, escape(_unit(c), 20)) for c in table.columns]
         lines.append(" & ".join(["", *units]) + r" \\")
     return lines
+
+
+def _label(column: Column) -> str:
+    """The label; a long one goes on below behind its commas."""
+    label = escape(column.label, 40)
+    if len(column.label) <= 12 or ", " not in label:
+        return label
+    return r"\shortstack[r]{" + label.replace(", ", r",\\") + "}"
 
 
 def _unit(column: Column) -> str:

@@ -117,10 +117,14 @@ def _notes(own: str | None, model: str, shown: dict[str, str]) -> list[str]:
             f"Published (grey): results of {name}, for reference only, measured at another scale."
         ]
     notes += [PUBLISHED["caveats"][field] for field in shown if field in PUBLISHED["caveats"]]
-    for field, label in shown.items():
-        others = [row for row in PUBLISHED["others"] if row["model"] == model and field in row]
-        if others:
-            listed = ", ".join(f"{row['method']} {row[field]}" for row in others)
-            sources = {PUBLISHED["sources"][row["source"]] for row in others}
-            notes.append(f"{label}, other methods: {listed} ({'; '.join(sorted(sources))}).")
+    others = [row for row in PUBLISHED["others"] if row["model"] == model and shown.keys() & row]
+    if others:
+        told = [field for field in shown if any(field in row for row in others)]
+        listed = "; ".join(
+            f"{row['method']} {' / '.join(str(row.get(field, '–')) for field in told)}"
+            for row in others
+        )
+        sources = sorted({PUBLISHED["sources"][row["source"]] for row in others})
+        labels = " / ".join(shown[field] for field in told)
+        notes.append(f"Other methods, {labels}: {listed} ({'; '.join(sources)}).")
     return list(dict.fromkeys(notes))

@@ -103,6 +103,8 @@ class Panel:
     x_label: str = ""
     #: labels of a categorical y axis, by position
     categories: Sequence[tuple[float, str]] | None = None
+    #: where the x axis is marked, if not at round numbers
+    marks: Sequence[float] | None = None
     body: list[Markup] = field(default_factory=list)
 
     def svg(self, description: str) -> Markup:
@@ -116,7 +118,7 @@ class Panel:
     def _axes(self) -> list[Markup]:
         left, right, bottom, top = self.x.start, self.x.end, self.y.start, self.y.end
         found = [tag("text", short(self.title, 44), x=0, y=13, class_="head")]
-        for value in self.x.ticks():
+        for value in self.marks or self.x.ticks():
             px = self.x(value)
             found.append(tag("line", x1=px, x2=px, y1=bottom, y2=top, class_="grid"))
             found.append(

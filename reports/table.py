@@ -192,8 +192,8 @@ def raised(mark: str) -> str:
     return dict(zip("abcdefghijklmnop", "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖ", strict=True)).get(mark, f"[{mark}]")
 
 
-def row_label(variant: str) -> str:
-    return middle(variant, 48)
+def row_label(variant: str, limit: int = 48) -> str:
+    return middle(variant, limit)
 
 
 def full_label(table: Table, column: Column) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ from reports.table import Cell, Column, Row, Table, Value
 from reports.view import SuiteView
 
 #: states whose reason is printed under the table
-_SAID = ("failed", "interrupted", "stale", "missing", "not finite", "mixed protocols")
+_SAID = ("failed", "short", "interrupted", "stale", "missing", "not finite", "mixed protocols")
 
 
 def build_tables(view: SuiteView, facts: Facts | None = None) -> list[Table]:
@@ -190,13 +190,25 @@ def _notes(table: Table) -> list[str]:
             notes.append(
                 f"{short(row.variant)}{where}: the same for all seeds, so n = 1, no spread."
             )
-    said: dict[tuple[str, str], list[str]] = {}
+    return notes + _open_notes(table, metrics)
+
+
+def _open_notes(table: Table, metrics: Sequence[Column]) -> list[str]:
+    """Why cells are open: a sentence a reason and row, or a reason where rows are open alike."""
+    columns: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in table.rows:
         for column in metrics:
-            if (cell := table.cell(row, column)).state in _SAID:
-                said.setdefault((row.variant, remark_of(cell)), []).append(short(column.label))
-    notes += [f"{short(v)}, {', '.join(labels)}: {why}" for (v, why), labels in said.items()]
-    return notes
+            cell = table.cell(row, column)
+            if cell.state in _SAID:
+                columns[remark_of(cell), row.variant].append(short(column.label))
+    rows: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (remark, variant), labels in columns.items():
+        rows[remark, ", ".join(labels)].append(short(variant))
+    return [
+        f"{'all rows' if 1 < len(table.rows) == len(names) else '; '.join(names)}, {labels}: "
+        f"{remark}"
+        for (remark, labels), names in rows.items()
+    ]
 
 
 def remark_of(cell: Cell) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Sequence
 
@@ -13,7 +14,10 @@ from reports.table import Column, Table, cell_text, row_label
 from reports.tables import build_tables
 from reports.view import SuiteView
 
+#: columns where no terminal tells, and of sentences at the most
 _WIDTH = 100
+#: columns of a heading before it goes on below
+_HEADING = 14
 
 
 def render_text(
@@ -22,7 +26,7 @@ def render_text(
     """Scale, tables, costs and problems of a suite, ending with a newline."""
     facts = facts or Facts(view)
     lines = [f"{short(view.title, 80)} · profile {short(view.profile, 30)}", short(view.scale, 120)]
-    lines += [part for note in view.notes for part in _wrap(note)]
+    lines += [part for note in view.notes for part in _wrap(short(note, 600))]
     for table in tables or build_tables(view, facts):
         lines += ["", *table_text(table), *_said(table, facts)]
     lines += ["", *ledger_text(ledger(facts))]
@@ -43,11 +47,16 @@ def table_text(table: Table) -> list[str]:
     lines = [short(table.title, 80)]
     while columns:
         count = len(columns)
-        while (part := _ruled(table, columns[:count])) and count > 1 and width(part[0]) > _WIDTH:
+        while (part := _ruled(table, columns[:count])) and count > 1 and width(part[0]) > _room():
             count -= 1
         lines += part
         columns = columns[count:]
     return lines
+
+
+def _room() -> int:
+    """Columns of the terminal."""
+    return shutil.get_terminal_size((_WIDTH, 24)).columns
 
 
 def _ruled(table: Table, columns: Sequence[Column]) -> list[str]:
@@ -60,8 +69,7 @@ def _ruled(table: Table, columns: Sequence[Column]) -> list[str]:
             indent = "  " if group is not None else ""
             cells = [_cell(table, row.variant, column) for column in columns]
             body.append([indent + row_label(row.variant), *cells])
-    heads = [["", *(_head(column)[i] for column in columns)] for i in (0, 1, 2)]
-    heads = [head for head in heads if any(head)]
+    heads = [["", *line] for line in zip(*_heads(columns), strict=True)]
     grid = [*heads, *(line for line in body if isinstance(line, list))]
     widths = [max(width(line[i]) for line in grid) for i in range(len(columns) + 1)]
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
@@ -73,13 +81,20 @@ def _ruled(table: Table, columns: Sequence[Column]) -> list[str]:
 def _cell(table: Table, variant: str, column: Column) -> str:
     cell = table.cells[variant, column.id]
     text = cell_text(cell, column)
-    return f"{text} *" if cell.bold else text
+    if any(table.cells[row.variant, column.id].bold for row in table.rows):
+        text += " *" if cell.bold else "  "
+    return text
 
 
-def _head(column: Column) -> tuple[str, str, str]:
-    """Group, label and unit of a column, one line each."""
-    group = "" if column.kind != "cost" else "training"
-    return group, short(column.label, 24), short(column.unit, 12)
+def _heads(columns: Sequence[Column]) -> list[list[str]]:
+    """The label of each column in lines of whole words, then its unit; all of one height."""
+    found = []
+    for column in columns:
+        lines = ["training"] if column.kind == "cost" else []
+        lines += textwrap.wrap(short(column.label, 80), _HEADING, break_on_hyphens=False)
+        found.append([*lines, column.unit])
+    height = max(map(len, found))
+    return [[""] * (height - len(lines)) + [short(line, 24) for line in lines] for lines in found]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -121,6 +136,7 @@ def ledger_text(found: Ledger) -> list[str]:
 
 
 def _wrap(text: str) -> list[str]:
-    return textwrap.wrap(plain(text), _WIDTH, subsequent_indent="  ", break_on_hyphens=False) or [
+    columns = max(40, min(_room(), _WIDTH))
+    return textwrap.wrap(plain(text), columns, subsequent_indent="  ", break_on_hyphens=False) or [
         ""
     ]

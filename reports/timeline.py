@@ -114,7 +114,7 @@ def _draw(bars: list[_Bar], lanes: list[str], pauses: list[tuple[float, float]])
                 "rect",
                 tag("title", bar.text),
                 x=x,
-                width=max(0.8, width),
+                width=max(1.0, width - 0.5),
                 y=rows[bar.lane] + 3,
                 height=14,
                 class_=f"bar {bar.css}",

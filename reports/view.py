@@ -111,6 +111,8 @@ class SuiteView:
     runs: list[dict[str, Any]]
     #: corrupt records and artifacts: named, skipped, counted
     problems: list[str]
+    #: column -> what it measures, as a row of METRICS has it; records go before it
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: the rows that a search made
     cells: list[str] = field(default_factory=list)
     #: what a gallery stage left: key, rows, seed, split, mask_ratio, norm_pix, summary, and its

@@ -69,8 +69,9 @@
     const groups = [...table.tHead.rows[0].cells].flatMap((th) =>
       th.rowSpan > 1 ? [null] : Array(th.colSpan).fill(th));
     const columns = all.map((head, i) => ({ head, group: groups[i] }));
-    const box = make("fieldset", { className: "tools" });
-    box.append(make("legend", { textContent: "Columns" }));
+    const box = make("details", {});
+    const tools = make("div", { className: "tools", role: "group", ariaLabel: "Columns" });
+    box.append(make("summary", { className: "note", textContent: "Columns" }), tools);
     all.forEach((head, index) => {
       if (index === 0) return;
       const label = make("label", {});
@@ -78,7 +79,7 @@
       check.addEventListener("change", () =>
         toggle(table, columns, index, head, groups[index], check.checked));
       label.append(check, head.dataset.name);
-      box.append(label);
+      tools.append(label);
     });
     table.closest(".scroll").before(box);
   }

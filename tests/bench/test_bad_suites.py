@@ -57,6 +57,7 @@ CASES = [
     case("unknown-stage", "MAE: {stages: [mae]}", "MAE: {stages: [mea]}", "mae"),
     case("unknown-augment", "augment: aug}", "augment: agu}", "did you mean 'aug'?"),
     case("unknown-baseline", "baseline: MAE", "baseline: MEA", "did you mean 'MAE'?"),
+    case("deltas-of-nothing", "baseline: MAE", "deltas: true", "'baseline'"),
     case("unknown-row", "columns: [knn", "rows: [MAE, MAE_CT]\n    columns: [knn",
          "did you mean 'MAE-CT'?"),
     case("unknown-column", "probe, cost]", "probe, costs]", "did you mean 'cost'?"),

@@ -20,6 +20,7 @@ from bench.suite import load_suite
 from bench.view import build_view
 from maect import flops
 from maect.settings import HeadSettings, MAESettings, ModelSettings, TuneSettings
+from reports.tables import build_tables
 
 
 def row_of(plan: Plan, variant: str, seed: int = 0) -> Row:
@@ -387,6 +388,14 @@ def test_a_finished_plan_is_all_cached(store):
         write_record(store, stage)
     plan = make_plan(load_suite(SMOKE), store)
     assert len(plan.with_status("cached")) == len(plan.stages)
+
+
+def test_columns_have_their_names_before_anything_is_measured(plan_of, store):
+    table, other = build_tables(build_view(plan_of(PAPER), store, ""))
+    metrics = [column for column in table.columns if column.kind == "metric"]
+    assert [(c.label, c.unit) for c in metrics] == [("k-NN, k=10", "%"), ("linear probe", "%")]
+    assert other.columns[0].label == "1-shot"
+    assert table.cells["MAE", "knn"].state == "pending"
 
 
 def test_only_takes_the_rows_that_fit(plan_of, store):

@@ -107,6 +107,33 @@ def test_a_changed_metric_is_named_with_and_without_a_new_checksum(verify, root)
     assert f"metric accuracy_k10 is {said + 2} in its record" in done.err
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        (("settings", "split"), "train", "its settings are not those of its key"),
+        (("data", "fingerprint"), "f00d", "its data are not those of its key"),
+        (("protocol", "k"), [1], "its protocol's fingerprint is of another protocol"),
+        (("metrics", 0, "label"), "k-NN, best", "metric accuracy_k10 is not in its record as it"),
+        (("metrics", 1, "name"), "accuracy_k5", "metric accuracy_k20 is not in its record as it"),
+        (("cost", "wall_s"), 0.0, "says 0.0 s, but took"),
+    ],
+)
+def test_a_changed_field_is_named_although_its_checksum_was_made_to_fit(
+    verify, root, path: tuple, value: object, expected: str
+) -> None:
+    store, record = stage(root, "raw pixels knn")
+    inner: Any = record
+    for step in path[:-1]:
+        inner = inner[step]
+    assert inner[path[-1]] != value
+    inner[path[-1]] = value
+    store.write_record(record)
+    done = verify()
+    assert done.code == 3
+    assert f"raw pixels knn (key {record['key'][:10]})" in done.err
+    assert expected in done.err
+
+
 def test_changed_costs_labels_and_missing_files_are_named(verify, root):
     store, record = stage(root, "MAE, seed 0")
     (store.folder(record["key"]) / "decoder.safetensors").unlink()

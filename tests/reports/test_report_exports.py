@@ -76,6 +76,16 @@ def test_csv_parquet_and_json_read_back_to_the_same_values() -> None:
     assert (cell["mean"], cell["text"]) == (row["mean"], row["text"])
 
 
+def test_csv_starts_no_formula() -> None:
+    names = ["=1+1", "+x", "-x", "@x", "\t=x", "a=b"]
+    rows = [stage(key_of(name), "knn", name, 0) for name in names]
+    metrics = [metric(name, 0, key_of(name), 90.0, label="=2") for name in names]
+    tables = build_tables(view_of(rows, metrics, tables=[{"title": "@T", "columns": ["knn"]}]))
+    csv = pl.read_csv(io.StringIO(to_csv(tables)))
+    assert csv["row"].to_list() == [*(f"'{name}" for name in names[:5]), "a=b"]
+    assert (csv["label"][0], csv["table"][0]) == ("'=2", "'@T")
+
+
 def test_withheld_numbers_are_not_exported_as_means() -> None:
     rows = [stage(key_of(s), "knn", "A", s) for s in (0, 1)]
     metrics = [metric("A", s, key_of(s), 90.0, protocol=f"p{s}") for s in (0, 1)]
@@ -109,3 +119,18 @@ def test_latex_compiles(make, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
     assert (tmp_path / "t.pdf").stat().st_size > 1000
+    assert "Overfull" not in (tmp_path / "t.log").read_text(errors="replace")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_of_a_wide_table_fits_the_page(tmp_path: Path) -> None:
+    columns = [f"metric {i}" for i in range(20)]
+    rows = [stage(key_of(c), c, "A", 0) for c in columns]
+    metrics = [metric("A", 0, key_of(c), 90.0, c) for c in columns]
+    view = view_of(rows, metrics, tables=[{"title": "T", "columns": columns}])
+    (tmp_path / "t.tex").write_text(to_latex(build_tables(view)), encoding="utf-8")
+    subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
+        cwd=tmp_path, capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "Overfull" not in (tmp_path / "t.log").read_text(errors="replace")

@@ -43,6 +43,14 @@ def test_names_are_cut_in_their_middle() -> None:
     assert middle("short", 28) == "short"
 
 
+def test_long_names_lose_what_they_share() -> None:
+    names = ["MAE", *(f"MAE-CT queue_size={size} augment=min" for size in (128, 1024))]
+    assert charts.told_apart(names) == [
+        "MAE", "queue_size=128 augment=min", "queue_size=1024 augment=min"
+    ]  # fmt: skip
+    assert charts.told_apart(["x" * 30, "x" * 30]) == ["x" * 30] * 2
+
+
 def test_svg_escapes() -> None:
     assert tag("text", "<b>", title='"x"', x=1.25) == (
         '<text title="&#34;x&#34;" x="1.2">&lt;b&gt;</text>'
@@ -59,6 +67,13 @@ def test_curves_have_a_panel_a_kind_and_column() -> None:
     ]  # fmt: skip
     # shared MAEs are drawn once: 3 short and 3 long ones
     assert figure.panels[0].count("<polyline") == 6
+
+
+def test_long_curves_are_means_of_neighbouring_steps() -> None:
+    points = charts.smoothed([(float(i), float(i % 2)) for i in range(320)])
+    assert len(points) == 80
+    assert points[0] == (1.5, 0.5)
+    assert charts.smoothed([(0.0, 1.0), (1.0, 2.0)]) == [(0.0, 1.0), (1.0, 2.0)]
 
 
 def test_a_loss_that_falls_far_has_a_logarithmic_axis() -> None:
@@ -132,15 +147,37 @@ def test_the_paper_table_has_no_ablation() -> None:
     assert ablations.ablation(Facts(view), build_tables(view)[0]) is None
 
 
+def test_a_curve_far_below_all_others_leaves_them_the_scale() -> None:
+    levels = {"random": 20.0, "A": 80.0, "B": 84.0, "C": 90.0}
+    rows = [stage(key_of(v), "few", v, 0) for v in levels]
+    metrics = [
+        metric(v, 0, key_of(v), level + labels, f"few.accuracy_{labels}",
+               metric=f"accuracy_{labels}", label=f"{labels}-shot", primary=False)
+        for v, level in levels.items() for labels in (1, 2, 5)
+    ]  # fmt: skip
+    (figure,) = ablations.by_number(Facts(view_of(rows, metrics)))
+    assert figure.panels[0].count("<polyline") == 3
+    assert "off the scale: random, 21.0 to 25.0" in figure.panels[0]
+
+
 def test_numbered_metrics_make_a_curve() -> None:
     row = stage(key_of(0), "depth", "A", 0)
     metrics = [
         metric("A", 0, row["key"], 60.0 + 10 * block, f"depth.accuracy_block{block}",
-               metric=f"accuracy_block{block}", primary=False)
+               metric=f"accuracy_block{block}", label=f"k-NN, k=1, block {block}", primary=False)
         for block in range(1, 5)
+    ] + [
+        metric("A", 0, row["key"], 50.0 + labels, f"few.accuracy_{labels}",
+               metric=f"accuracy_{labels}", label=f"{labels}-shot", primary=False)
+        for labels in (1, 2, 5)
     ]  # fmt: skip
-    figure = ablations.by_number(Facts(view_of([row], metrics)))
-    assert figure is not None
-    (panel,) = figure.panels
-    assert "depth: accuracy" in panel
+    depth, few = ablations.by_number(Facts(view_of([row], metrics)))
+    (panel,) = depth.panels
+    assert (depth.title, few.title) == ("By encoder depth", "By number of labels")
+    assert "k-NN, k=1, %<" in panel
     assert panel.count("<circle") == 4
+    assert "few: accuracy, %" in few.panels[0]
+    assert "off the scale" not in few.panels[0]
+    # the axis is marked where something was measured
+    marks = re.findall(r'class="tick" text-anchor="middle">([^<]+)', few.panels[0])
+    assert marks == ["1", "2", "5"]

@@ -7,6 +7,7 @@ import time
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 from report_views import RESOLVED, full_view, gallery_of, key_of, metric, record, stage, view_of
 
 from reports.html import extract_suite, render_html
@@ -100,7 +101,9 @@ def test_foreign_text_is_shown_and_not_run() -> None:
     assert "\x00" not in html
     text = "".join(page.text)
     assert "<script>alert(1)</script>{{ 7*7 }}{% raw %}" in text
-    assert extract_suite(html) == NASTY
+    suite, _, told = extract_suite(html).partition("# provenance:\n")
+    assert suite == NASTY
+    assert all(line.startswith("# ") for line in told.splitlines())
     terminal = render_text(nasty_view())
     assert "\x1b" not in terminal
     assert max(map(len, terminal.splitlines())) < 300
@@ -162,7 +165,9 @@ def test_scripts_and_styles_are_allowed_by_their_hash_only() -> None:
 
 
 def test_suite_can_be_taken_out_again() -> None:
-    assert extract_suite(render_html(full_view())) == RESOLVED
+    text = extract_suite(render_html(full_view()))
+    assert text == RESOLVED + "# provenance:\n#   commit: abc123\n"
+    assert yaml.safe_load(text) == yaml.safe_load(RESOLVED)
     with pytest.raises(ValueError, match="embeds no suite"):
         extract_suite("<html></html>")
 

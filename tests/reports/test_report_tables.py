@@ -185,7 +185,7 @@ def test_other_methods_are_named_under_the_table_only() -> None:
     tables = [{"title": "T", "columns": ["low_shot"], "published": True}]
     table = build_tables(view_of([row], values, tables=tables))[0]
     assert table.cells["MAE", "low_shot.published"].mean == 14.3
-    assert any("1-shot, other methods: iBOT 48.5, Mugs 52.9" in n for n in table.reference_notes)
+    assert any("Other methods, 1-shot: iBOT 48.5; Mugs 52.9" in n for n in table.reference_notes)
 
 
 def test_published_numbers_of_the_same_model_are_no_mere_reference() -> None:
@@ -207,6 +207,25 @@ def test_a_row_is_matched_to_its_method_however_it_is_spelled() -> None:
     assert published.find("vit_large_patch16", "MAE, compute-matched", "knn") is None
 
 
+def test_open_cells_are_explained_once_for_rows_that_are_open_alike() -> None:
+    rows, metrics = [], []
+    for variant in ("A", "B", "C"):
+        for column in ("knn", "probe"):
+            key = key_of(variant, column)
+            rows.append(stage(key, column, variant, 0, status="stale", reason="losses changed"))
+            metrics.append(metric(variant, 0, key, 90.0, column))
+    tables = [{"title": "T", "columns": ["knn", "probe"]}]
+    (note,) = build_tables(view_of(rows, metrics, tables=tables))[0].notes
+    assert note == (
+        "all rows, k-NN (k=10), linear probe: stale (measured by other code: losses changed)"
+    )
+    rows[0] |= {"status": "complete", "reason": None}
+    notes = build_tables(view_of(rows, metrics, tables=tables))[0].notes
+    assert [note.split(": ")[0] for note in notes] == [
+        "A, linear probe", "B; C, k-NN (k=10), linear probe"
+    ]  # fmt: skip
+
+
 def test_a_view_without_any_stage_renders() -> None:
     view = view_of([], [], variants=["A"], seeds=[0], tables=TABLE)
     assert build_tables(view)[0].cells["A", "knn"].state == "not planned"
@@ -220,6 +239,20 @@ def test_terminal_lines_are_aligned_also_with_wide_characters() -> None:
     wide, narrow = (next(x for x in lines if x.startswith(v)) for v in ("表", "plain"))
     # the ideograph takes two columns of the terminal
     assert wide.index("90.0") + 1 == narrow.index("90.0")
+
+
+@pytest.mark.parametrize("columns", [80, 100, 160])
+def test_headings_are_whole_words_within_the_terminal(columns: int, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    key = key_of(0)
+    label = "k-NN, k=10, block 1, mean of patches"
+    metrics = [metric("A", 0, key, 90.0, name, label=label) for name in ("knn", "probe")]
+    view = view_of([stage(key, "knn", "A", 0)], metrics, tables=[{"columns": ["knn", "probe"]}])
+    lines = render_text(view).splitlines()
+    assert max(map(width, lines)) <= columns
+    heads = [line for line in lines if "block" in line or "patches" in line]
+    assert [line.split("  ")[-1].strip() for line in heads] == ["block 1, mean", "of patches"]
+    assert not any("…" in line for line in lines)
 
 
 def test_a_wide_table_goes_on_below_within_the_terminal() -> None:
