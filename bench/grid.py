@@ -110,9 +110,9 @@ def cells(search: SearchSettings | None, variants: Iterable[str], tree: Map) -> 
     if (search.samples or 0) > min(total, MAX_CELLS):
         message = f"samples {search.samples} is more than the {min(total, MAX_CELLS)} cells"
         raise fault(f"{message} there can be", tree, ("search", "samples"))
-    names = _names(axes)
+    named = setting_names(axes)
     found = {
-        " ".join([search.variant, *(f"{names[p]}={c.name}" for p, c in cell.items())]): cell
+        " ".join([search.variant, *(f"{named[p]}={c.name}" for p, c in cell.items())]): cell
         for cell in _expand(search, axes, total)
     }
     for label in found:
@@ -147,7 +147,7 @@ def _axis(path: str, values: Any, tree: Map, at: tuple[Any, ...]) -> list[Choice
     return choices
 
 
-def _names(axes: Iterable[str]) -> dict[str, str]:
+def setting_names(axes: Iterable[str]) -> dict[str, str]:
     """Settings by the last part of their path where that tells them apart."""
     last = [path.split(".")[-1] for path in axes]
     return {

@@ -10,6 +10,7 @@ import polars as pl
 import yaml
 
 from bench import environment, estimate, explore
+from bench.grid import setting_names
 from bench.plan import Plan, Row, Stage
 from bench.store import Store
 from bench.worker import unusual
@@ -47,12 +48,22 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
         runs=[
             r for r in store.runs() if r["suite"] == suite.name and r["profile"] == suite.profile
         ],
-        cells=list(suite.cells),
+        cells=_cells(plan),
         columns=_column_heads(plan),
         problems=[p for stage in plan.stages.values() for p in stage.state.problems] + unreadable,
         gallery=gallery,
         predicted=estimate.in_hindsight(plan.stages.values()),
     )
+
+
+def _cells(plan: Plan) -> dict[str, dict[str, str]]:
+    """Settings of a search's rows by name: {"MAE-CT queue_size=128": {"queue_size": "128"}}."""
+    cells = plan.suite.cells
+    named = setting_names(dict.fromkeys(path for cell in cells.values() for path in cell))
+    return {
+        label: {named[path]: choice.name for path, choice in cell.items()}
+        for label, cell in cells.items()
+    }
 
 
 def scale(plan: Plan) -> str:

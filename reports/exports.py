@@ -11,7 +11,7 @@ import polars as pl
 
 from reports.display import plain, short
 from reports.latex import to_latex
-from reports.table import Cell, Column, Row, Table, cell_text, full_label, number, raised
+from reports.table import Cell, Column, Row, Table, cell_text, each, full_label, number, raised
 
 #: columns of the long form, one row a cell; `text` is the number as every format prints it
 SCHEMA: dict[str, Any] = {
@@ -115,8 +115,11 @@ def _cell(table: Table, row: Row, column: Column) -> dict[str, Any]:
 def to_markdown(tables: Sequence[Table]) -> str:
     """Pipe tables; bold where a difference survives its test."""
     parts = []
-    for table in tables:
-        heads = ["Row", *(_head(table, column) for column in table.columns)]
+    for table in each(tables):
+        heads = [
+            _escaped(table.corner or "Row"),
+            *(_head(table, column) for column in table.columns),
+        ]
         lines = [f"**{_escaped(table.title)}**", "", _piped(heads)]
         lines.append("| --- |" + " ---: |" * len(table.columns))
         for group, rows in table.row_groups():

@@ -168,7 +168,11 @@ def _numbered(figure: charts.Figure | None, index: int) -> charts.Figure | None:
 class _TableView:
     """A table with what only the page needs: anchors, markup of cells, header cells."""
 
-    def __init__(self, table: Table, index: int, facts: Facts) -> None:
+    def __init__(
+        self, table: Table, index: int, facts: Facts, whole: _TableView | None = None
+    ) -> None:
+        self.whole = whole
+        self.crossed = [_TableView(c, index, facts, self) for c in table.crossed]
         self.table, self.index, self.facts = table, index, facts
         self.row_at = {row.variant: i for i, row in enumerate(table.rows)}
         self.column_at = {column.id: i for i, column in enumerate(table.columns)}
@@ -181,7 +185,12 @@ class _TableView:
 
     def anchor(self, row: Row, column: Column) -> str:
         """Id of the cell's line among the values by seed."""
-        return f"v-{self.index}-{self.row_at[row.variant]}-{self.column_at[column.id]}"
+        return self._line(row.variant, column.id)
+
+    def _line(self, variant: str, column: str) -> str:
+        if self.whole is not None:
+            return self.whole._line(*self.table.origins[variant, column])
+        return f"v-{self.index}-{self.row_at[variant]}-{self.column_at[column]}"
 
     def name(self, column: Column) -> str:
         """The column's name out of the table, where its header does not stand above it."""
@@ -237,14 +246,18 @@ class _TableView:
                 "t": "–" if c.t is None else fixed(c.t, 2).replace("-", "−"),
                 "p": _p(c.p),
                 "p_holm": _p(c.p_holm),
-                "detectable": "–"
-                if c.detectable is None
-                else fixed(c.detectable, columns[c.column].digits),
+                "detectable": _detectable(c.detectable, columns[c.column]),
                 "needed": findings.needed_text(c),
                 "survives": c.survives,
             }
             for c in self.table.comparisons
         ]
+
+
+def _detectable(value: float | None, column: Column) -> str:
+    if value is None:
+        return "–"
+    return "> 100" if column.unit == "%" and value > 100 else fixed(value, column.digits)
 
 
 def _p(value: float | None) -> str:

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from reports.display import short
-from reports.table import Cell, Column, Row, Table, number, remark
+from reports.table import Cell, Column, Row, Table, each, number, remark
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\char36{}", "&": r"\&", "#": r"\#",
@@ -53,7 +53,7 @@ def _accented(char: str) -> bool:
 
 def to_latex(tables: Sequence[Table]) -> str:
     """A document that compiles by itself; each table stands alone for pasting elsewhere."""
-    return _PREAMBLE + "\n".join(_table(table) for table in tables) + "\\end{document}\n"
+    return _PREAMBLE + "\n".join(_table(table) for table in each(tables)) + "\\end{document}\n"
 
 
 def _table(table: Table) -> str:
@@ -96,7 +96,8 @@ def _heads(table: Table) -> list[str]:
                 rules.append(rf"\cmidrule(lr){{{at}-{at + wide - 1}}}")
             at += wide
         lines += [" & ".join(cells) + r" \\", "".join(rules)]
-    lines.append(" & ".join(["", *(_grey(c, _label(c)) for c in table.columns)]) + r" \\")
+    labels = (_grey(c, _label(c)) for c in table.columns)
+    lines.append(" & ".join([escape(table.corner, 40), *labels]) + r" \\")
     if any(column.unit for column in table.columns):
         units = [_grey(c, escape(_unit(c), 20)) for c in table.columns]
         lines.append(" & ".join(["", *units]) + r" \\")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from reports.display import fixed, mean_sd, middle, signed
@@ -127,6 +128,12 @@ class Table:
     #: what has to be said about the published columns
     reference_notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    #: what stands over the names of the rows
+    corner: str = ""
+    #: the same cells of a search by its settings, a table a metric
+    crossed: list[Table] = field(default_factory=list)
+    #: in a table of these: (row, column) -> (row, column) of the table it was made from
+    origins: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
 
     def cell(self, row: Row, column: Column) -> Cell:
         return self.cells[row.variant, column.id]
@@ -152,6 +159,13 @@ class Table:
                 groups.append((column.group, []))
             groups[-1][1].append(column)
         return groups
+
+
+def each(tables: Iterable[Table]) -> Iterator[Table]:
+    """All tables as they are printed: each, and behind it the same by the settings of a search."""
+    for table in tables:
+        yield table
+        yield from table.crossed
 
 
 def number(cell: Cell, column: Column) -> str:

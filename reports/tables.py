@@ -9,6 +9,7 @@ from typing import Any
 
 from reports import published, statistics
 from reports.costs import cost_cells
+from reports.crossed import cross
 from reports.display import plural, short
 from reports.facts import DONE, Facts, distinct
 from reports.table import Cell, Column, Row, Table, Value
@@ -49,6 +50,7 @@ def build_table(facts: Facts, declared: dict[str, Any]) -> Table:
     if table.baseline:
         statistics.compare(table, deltas=bool(declared.get("deltas")))
     table.notes += _notes(table)
+    table.crossed = cross(facts, table)
     if declared.get("published"):
         published.add(table, facts)
     return table

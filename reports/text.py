@@ -29,6 +29,7 @@ def render_text(
     lines += [part for note in view.notes for part in _wrap(short(note, 600))]
     for table in tables or build_tables(view, facts):
         lines += ["", *table_text(table), *_said(table, facts)]
+        lines += [line for crossed in table.crossed for line in ["", *table_text(crossed)]]
     lines += ["", *ledger_text(ledger(facts))]
     if view.problems:
         lines += ["", f"{plural(len(view.problems), 'problem')} in the store:"]
@@ -70,6 +71,7 @@ def _ruled(table: Table, columns: Sequence[Column]) -> list[str]:
             cells = [_cell(table, row.variant, column) for column in columns]
             body.append([indent + row_label(row.variant), *cells])
     heads = [["", *line] for line in zip(*_heads(columns), strict=True)]
+    heads[-1][0] = short(table.corner, 48)
     grid = [*heads, *(line for line in body if isinstance(line, list))]
     widths = [max(width(line[i]) for line in grid) for i in range(len(columns) + 1)]
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))

@@ -188,19 +188,22 @@ def search_view() -> SuiteView:
     """A search of eight cells with long names, whose stages are in every state."""
     rows, metrics = [], []
     states = ("complete", "pending", "running", "failed", "interrupted", "stale", "pruned")
-    cells = [f"MAE-CT queue_size={q} augment={a}" for q in (128, 1024) for a in ("min", "aug")]
-    cells += [f"{cell} head.hidden_dim=2048" for cell in cells]
+    cells = [
+        f"MAE-CT queue_size={q} augment={a} head.hidden_dim={d}"
+        for q in (128, 1024) for a in ("min", "aug") for d in (1024, 2048)
+    ]  # fmt: skip
     for i, cell in enumerate(cells):
         for seed in (0, 1):
             status = states[i % 7] if seed else "complete"
             reason = None if status == "complete" else "out of memory on a worker of another node"
             row = stage(key_of(cell, seed), "knn", cell, seed, status=status, reason=reason)
-            row["record"] = json.dumps(record(row))
+            row["record"] = record(row)
             rows.append(row)
             if status in ("complete", "stale"):
                 metrics.append(metric(cell, seed, row["key"], 90.0 + i + seed))
     tables = [{"title": "T", "columns": ["knn", "cost"], "baseline": cells[0], "deltas": True}]
-    return view_of(rows, metrics, tables=tables, cells=cells)
+    settings = {cell: dict(part.split("=") for part in cell.split()[1:]) for cell in cells}
+    return view_of(rows, metrics, tables=tables, cells=settings)
 
 
 def gallery_of(key: str, *rows: str, channels: int = 1) -> dict[str, Any]:

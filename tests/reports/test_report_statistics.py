@@ -190,7 +190,7 @@ def searched(*cells: list[float]):
     rows = [(f"cell {i}", seed, x) for i, c in enumerate(cells) for seed, x in enumerate(c)]
     stages = [stage(key_of(v, s), "knn", v, s) for v, s, _ in rows]
     metrics = [metric(v, s, key_of(v, s), x) for v, s, x in rows]
-    view = view_of(stages, metrics, cells=[f"cell {i}" for i in range(len(cells))])
+    view = view_of(stages, metrics, cells={f"cell {i}": {} for i in range(len(cells))})
     return build_tables(view)[0], Facts(view)
 
 

@@ -12,6 +12,9 @@ from report_views import full_view, key_of, metric, stage, view_of
 
 from reports import published
 from reports.display import width
+from reports.exports import to_frame, to_markdown
+from reports.html import render_html
+from reports.latex import to_latex
 from reports.table import cell_text
 from reports.tables import build_tables
 from reports.text import render_text, table_text
@@ -269,3 +272,36 @@ def test_a_wide_table_goes_on_below_within_the_terminal() -> None:
         found = " ".join(line.removeprefix(name) for line in lines if line.startswith(name))
         assert [f"{10 * i}.5 ± 0.7" for i in range(9)] == re.findall(r"[\d.]+ ± [\d.]+", found)
     assert sum(line.startswith("A ") for line in lines) == 2
+
+
+def test_a_grid_is_also_printed_by_its_settings() -> None:
+    """Four queue sizes down, two augmentations across; each cell leads to its values by seed."""
+    sizes, pipelines = ("128", "256", "512", "1024"), ("min", "aug")
+    cells = {
+        f"MAE-CT queue_size={q} augment={a}": {"queue_size": q, "augment": a}
+        for q in sizes for a in pipelines
+    }  # fmt: skip
+    rows = [(v, seed, 90.0 + i + seed) for i, v in enumerate(["MAE", *cells]) for seed in (0, 1)]
+    stages = [stage(key_of(v, s), "knn", v, s) for v, s, _ in rows]
+    metrics = [metric(v, s, key_of(v, s), x) for v, s, x in rows]
+    view = view_of(stages, metrics, cells=cells)
+    (table,) = build_tables(view)
+    (crossed,) = table.crossed
+    assert [row.variant for row in crossed.rows] == list(sizes)
+    assert [(c.label, c.group, c.unit) for c in crossed.columns] == [
+        ("min", "augment", "%"), ("aug", "augment", "%")
+    ]  # fmt: skip
+    assert crossed.cells["512", "aug"] is table.cells["MAE-CT queue_size=512 augment=aug", "knn"]
+    text = render_text(view)
+    assert "k-NN (k=10) by queue_size and augment\n" in text
+    assert "\n128         91.5 ± 0.7  92.5 ± 0.7\n" in text
+    assert "| queue\\_size | min (%) | aug (%) |" in to_markdown([table])
+    assert "queue\\_size & min & aug" in to_latex([table])
+    assert len(to_frame([table])) == len(table.rows) * len(table.columns)  # no cell twice
+    page = render_html(view)
+    assert "Table 1, crossed." in page
+    line = re.search(r'<th scope="row" title="1024">1024</th>\s*<td[^>]*><a href="#([^"]+)">', page)
+    assert line is not None
+    assert f'id="{line[1]}"' in page
+    del cells["MAE-CT queue_size=128 augment=min"]  # no longer all combinations
+    assert build_tables(view)[0].crossed == []
