@@ -1,6 +1,6 @@
-"""The board: an actor between the driver, the worker groups and the trials of a search.
+"""The board: a Ray actor between the driver, the worker groups and the trials of a search.
 
-A module of its own, because its process need not import torch.
+A module of its own, because the actor's process need not import torch.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import ray
-
 if TYPE_CHECKING:
     from bench.worker import Task
 
 
-@ray.remote(num_cpus=0)
 class Board:
     """Where the driver lays out stages and workers take them and tell how they go.
 

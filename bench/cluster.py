@@ -31,6 +31,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's banner ignores verbos
 import psutil
 import ray  # and no more of it here: this module starts it, and what trains is imported meanwhile
 
+from bench.board import Board
 from bench.errors import UserError
 from bench.parts import Part, run_part
 from bench.store import Store
@@ -167,6 +168,11 @@ def lay_out(workers: int, threads: int) -> Layout:
             )
     fitting = min(int(total[name] // count) for name, count in need.items())
     return Layout(workers, threads, gpu, 1 if workers == 0 else fitting)
+
+
+def board() -> Any:
+    """A board as an actor."""
+    return ray.remote(num_cpus=0)(Board).remote()
 
 
 def reporter(board: Any) -> Callable[[str, dict[str, Any]], None]:

@@ -174,7 +174,6 @@ class _Driver:
     def run(self) -> None:
         self.display.say("starting Ray ...")
         from bench import cluster
-        from bench.board import Board
 
         self.cluster = cluster
         threads = max(s.settings["numerics"]["threads"] for s in self.plan.stages.values())
@@ -184,7 +183,7 @@ class _Driver:
         self.layout = cluster.lay_out(self.options.workers, threads)
         self.slots = self.layout.slots
         self.limit = self._limit()
-        self.board: Any = Board.remote()  # type: ignore[attr-defined]
+        self.board = cluster.board()
         self.groups = cluster.Groups(self.layout, self.store, self.run_id, self.board)
         if self.options.tune:
             from bench import sweep
@@ -219,7 +218,9 @@ class _Driver:
         ray.get(self.board.offer.remote(offers, self.groups.old() if self.tasks else set()))
         busy = len(self.groups.alive)
         idle = busy - len(self.group_of)
-        for _ in range(min(len(for_groups) - idle, self.slots - busy)):
+        # what only reads stored features takes seconds, less than a group takes to start
+        long = max(sum(stage.flops > 0 for stage in for_groups), min(1, len(for_groups)))
+        for _ in range(min(long - idle, self.slots - busy)):
             self.groups.start()
         for stage in ready:
             if not self._by_group(stage):
