@@ -1,13 +1,20 @@
-"""The README's Python runs as it is printed, without Ray."""
+"""The README's Python runs as it is printed, without Ray; its figures are the measured ones."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean, stdev
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+#: column of the README's table -> the table and the column of the results
+COLUMNS = ((0, "knn"), (0, "probe"), (1, "low_shot.accuracy_5"), (0, "cost.total"))
 
 
 def test_the_python_example_runs_as_printed(tmp_path: Path):
@@ -22,3 +29,18 @@ def test_the_python_example_runs_as_printed(tmp_path: Path):
         cwd=tmp_path, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_the_table_is_of_the_measured_results():
+    results = json.loads((ROOT / "docs/results/digits.json").read_text(encoding="utf-8"))
+    body = README.partition("| --- | ---: |")[2].partition("\n\n")[0]
+    rows = [re.split(r" *\| *", line.strip("| ")) for line in body.splitlines()[1:]]
+    names = list(results["tables"][0]["rows"])
+    assert len(rows) == len(names) == 7
+    for name, (_, *cells) in zip(names, rows, strict=True):
+        for cell, (table, column) in zip(cells, COLUMNS, strict=False):
+            values = results["tables"][table]["rows"][name][column]["values"]
+            mean, _, sd = cell.partition(" ± ")
+            last = 10.0 ** -len(mean.partition(".")[2])
+            assert float(mean) == pytest.approx(fmean(values), abs=0.51 * last), name
+            assert not sd or float(sd) == pytest.approx(stdev(values), abs=0.051), name
