@@ -97,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", report_suite, "render a suite's report from the store alone")
     report.add_argument("--export", action="append", choices=FORMATS, metavar="FORMAT",
                         help=f"also write {', '.join(FORMATS)}; may be repeated")  # fmt: skip
-    report.add_argument("--compare", type=Path, metavar="STORE", help="beside another store's")
+    report.add_argument("--compare", type=Path, nargs="+", metavar="STORE", help="beside another "
+                        "store's; of two stores, the one's beside the other's")  # fmt: skip
     report.add_argument("--check", action="store_true", help="exit 3 if the table is not sound")
     report.add_argument("--extract-suite", type=Path, metavar="FILE",
                         help="print the suite that a report embeds, and nothing else")  # fmt: skip
@@ -287,14 +288,11 @@ def _report(options: argparse.Namespace) -> int:
         return OK
     if options.suite is None:
         raise UserError("say which suite: python -m bench report suites/paper_table.yaml")
+    if options.compare is not None:
+        return _compare([options.store, *options.compare][-2:], options)
     # whether the table is sound is a question to the records themselves
     store = _existing(IndexedStore(options.store, rebuild=options.check))
     suite = _load(options)
-    if options.compare is not None:
-        other = _existing(IndexedStore(options.compare))
-        render.compare(suite, (store, other), options.only, options.command_line)
-        store.save()
-        return OK
     plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
     if plan.unresolved:
         raise UserError(f"the data are not here, so no key is known: {plan.unresolved}")
@@ -304,6 +302,19 @@ def _report(options: argparse.Namespace) -> int:
     for problem in found:
         print(f"check: {problem}", file=sys.stderr)
     return MISMATCH if found else OK
+
+
+def _compare(stores: list[Path], options: argparse.Namespace) -> int:
+    """The suite of one store beside that of another."""
+    from bench import render
+    from bench.index import IndexedStore
+
+    if len(options.compare) > 2:
+        raise UserError("--compare sets two stores side by side; name one or two")
+    one, other = (_existing(IndexedStore(store)) for store in stores)
+    render.compare(_load(options), (one, other), options.only, options.command_line)
+    one.save()
+    return OK
 
 
 def verify_suite(options: argparse.Namespace) -> int:

@@ -122,6 +122,23 @@ def test_training_leaves_its_curves(smoke):
         assert len(curves["lr"]) == record["summary"]["steps"]
 
 
+def test_two_stores_stand_side_by_side(smoke, tmp_path: Path, bench: Bench):
+    """`--compare A B`, or B alone beside --store; the page goes into the first."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for store in (one, other):
+        shutil.copytree(smoke.store, store)
+    report = ("report", SMOKE, "--only", "MAE-CT")
+    done = bench(*report, "--compare", one, other)
+    assert done.code == 0, done
+    assert "MAE-CT (one)" in done.out
+    assert "MAE-CT (other)" in done.out
+    assert (one / "reports" / "smoke-tiny-beside-other.html").exists()
+    assert bench(*report, "--store", one, "--compare", other).out == done.out
+    refused = bench(*report, "--compare", one, other, one)
+    assert refused.code == 2
+    assert "--compare sets two stores side by side; name one or two" in refused.err
+
+
 def test_a_second_run_starts_no_ray_imports_no_torch_and_is_quick(smoke):
     script = (
         "import sys; from bench.cli import main; code = main(sys.argv[1:]);"
