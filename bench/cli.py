@@ -287,7 +287,8 @@ def _report(options: argparse.Namespace) -> int:
         print(render.extract(options.extract_suite), end="")
         return OK
     if options.suite is None:
-        raise UserError("say which suite: python -m bench report suites/paper_table.yaml")
+        after = " --compare A B" if options.compare else ""
+        raise UserError(f"say which suite: python -m bench report suites/paper_table.yaml{after}")
     if options.compare is not None:
         return _compare([options.store, *options.compare][-2:], options)
     # whether the table is sound is a question to the records themselves

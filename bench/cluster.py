@@ -29,7 +29,8 @@ os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's banner ignores verbose=0 otherwise
 
 import psutil
-import ray  # and no more of it here: this module starts it, and what trains is imported meanwhile
+import ray  # not ray.train: this module starts Ray, and what trains is imported meanwhile
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bench.board import Board
 from bench.errors import UserError
@@ -171,8 +172,9 @@ def lay_out(workers: int, threads: int) -> Layout:
 
 
 def board() -> Any:
-    """A board as an actor."""
-    return ray.remote(num_cpus=0)(Board).remote()
+    """A board as an actor, on the driver's own node."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 def reporter(board: Any) -> Callable[[str, dict[str, Any]], None]:
@@ -199,9 +201,17 @@ def serve(config: dict[str, Any]) -> None:
         try:
             run_task(task, config["root"], config["run_id"], reporter(board))
         except StageFailed:
-            # one worker can go on; of several, the others may hang in a collective call
+            # of several workers, the others may hang in a collective call
             if get_context().get_world_size() > 1:
                 raise
+            if _holds_a_gpu():  # what failed there may have left a context in which all fails
+                return
+
+
+def _holds_a_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_initialized()
 
 
 @ray.remote(max_retries=3)  # leaves nothing behind, so it may run again
@@ -236,6 +246,8 @@ class Groups:
         #: group -> when it was started, and its thread
         self.alive: dict[int, tuple[float, threading.Thread]] = {}
         self.ended: list[tuple[int, str | None]] = []
+        #: groups that ended; what such a one asked for before may still be given to it
+        self.gone: set[int] = set()
         self._count = 0
 
     def start(self) -> None:
@@ -283,4 +295,5 @@ class Groups:
         ended, self.ended = self.ended, []
         for group, _ in ended:
             del self.alive[group]
+            self.gone.add(group)
         return ended

@@ -61,7 +61,8 @@ def _module(name: str) -> tuple[str, frozenset[str]] | None:
             imported.add(base)
             imported.update(f"{base}.{alias.name}" for alias in node.names)
         _drop_docstring(node)
-    text = ast.dump(tree)
+    # Python 3.12 has a field more, which is empty in code for 3.11
+    text = ast.dump(tree).replace(", type_params=[]", "")
     return hashlib.sha256(text.encode()).hexdigest()[:16], frozenset(
         module for module in imported if module.split(".")[0] == "maect"
     )

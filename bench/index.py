@@ -83,7 +83,7 @@ class IndexedStore(Store):
     def _load(self) -> pl.DataFrame:
         """The index's rows; none where it is missing, damaged or of another version."""
         for path in self._files():
-            with suppress(OSError):
+            with suppress(OSError, pl.exceptions.PolarsError):
                 data = path.read_bytes()
                 if path.name == _name(data):
                     return pl.read_parquet(io.BytesIO(data))

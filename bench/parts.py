@@ -5,6 +5,7 @@ Knows nothing of Ray; whoever has other workers hands in a `Spread`.
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class Part:
 
     result: evals.EvalResult
     cpu_s: float
+    host: str
 
 
 #: (task, number of parts) starts all parts but the first elsewhere; what it returns waits for them
@@ -102,7 +104,7 @@ def run_part(task: Task, store: Store, device: Any, part: int, parts: int) -> Pa
     )
     rows = evals.cut(len(given.test.y), parts)[part] if parts > 1 else evals.ALL_ROWS
     result = evaluation.evaluator.run(given, evaluation.settings, rows)
-    return Part(result, time.process_time() - began)
+    return Part(result, time.process_time() - began, platform.node())
 
 
 def join(task: Task, store: Store, parts: list[Part]) -> Evaluated:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 from bench import environment, estimate, explore, recovery
@@ -24,6 +25,8 @@ from maect.settings import ModelSettings
 LOOP_S, QUIET_S = 0.1, 0.8
 #: between two looks at what has been spent of a budget
 BUDGET_S = 1.0
+#: evaluations of stored features for which a worker group is started
+SHORT_A_GROUP = 8
 #: how long the worker groups may take to end once there is nothing more to do
 JOIN_S = 60.0
 
@@ -215,12 +218,14 @@ class _Driver:
         ready = [stage for stage in self.scheduler.ready() if stage.key not in self.held]
         for_groups = [stage for stage in ready if self._by_group(stage)]
         offers = [(Task.of(stage), self.scheduler.lost.get(stage.key, 0)) for stage in for_groups]
-        ray.get(self.board.offer.remote(offers, self.groups.old() if self.tasks else set()))
+        retired = self.groups.gone | (self.groups.old() if self.tasks else set())
+        ray.get(self.board.offer.remote(offers, retired))
         busy = len(self.groups.alive)
         idle = busy - len(self.group_of)
-        # what only reads stored features takes seconds, less than a group takes to start
-        long = max(sum(stage.flops > 0 for stage in for_groups), min(1, len(for_groups)))
-        for _ in range(min(long - idle, self.slots - busy)):
+        # what only reads stored features mostly takes seconds, less than a group takes to start
+        long = sum(stage.flops > 0 for stage in for_groups)
+        wanted = long + ceil((len(for_groups) - long) / SHORT_A_GROUP)
+        for _ in range(min(wanted - idle, self.slots - busy)):
             self.groups.start()
         for stage in ready:
             if not self._by_group(stage):
@@ -286,6 +291,8 @@ class _Driver:
             case "taken":
                 self.scheduler.begin(stage)
                 self.group_of[event["group"]] = stage.key
+                if event["group"] in self.groups.gone:
+                    self._release(event["group"], "its worker group had ended")
             case "complete" if self._by_group(stage):
                 self._let_go(stage)
                 self.scheduler.complete(stage)
@@ -330,10 +337,14 @@ class _Driver:
 
     def _reap_groups(self) -> None:
         for group, problem in self.groups.reap():
-            self.group_of.pop(group, None)
-            held = {*self.group_of.values(), *(stage.key for stage in self.tasks.values())}
-            for key in self.scheduler.running - held:
-                self._lost(self.plan.stages[key], problem or "the worker group ended")
+            self._release(group, problem or "the worker group ended")
+
+    def _release(self, group: int, why: str) -> None:
+        """A group is no more: what nobody else holds is lost."""
+        self.group_of.pop(group, None)
+        held = {*self.group_of.values(), *(stage.key for stage in self.tasks.values())}
+        for key in self.scheduler.running - held:
+            self._lost(self.plan.stages[key], why)
 
     def _lost(self, stage: Stage, why: str) -> None:
         recovery.close_running(self.store, stage.key, "lost", f"its worker died: {why}")

@@ -46,7 +46,11 @@ class Scheduler:
         return [stage for key, stage in self.stages.items() if key not in ended]
 
     def ready(self) -> list[Stage]:
-        """Stages whose inputs are complete and that nobody runs, the most pressing first."""
+        """Stages whose inputs are complete and that nobody runs, the most pressing first.
+
+        Features and evaluations come before training: results show early, and a budget that ends
+        has paid for them.
+        """
         self._refresh()
         open_stages = [
             stage
@@ -54,7 +58,7 @@ class Scheduler:
             if stage.key not in self.running
             and all(source.key in self.done for source in stage.inputs.values())
         ]
-        return sorted(open_stages, key=self.weight, reverse=True)
+        return sorted(open_stages, key=lambda stage: (stage.trains, -self.weight(stage)))
 
     def weight(self, stage: Stage) -> float:
         """FLOPs of the longest path from this stage on: what most delays the end."""

@@ -11,6 +11,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -36,6 +37,10 @@ from reports.tables import build_tables
 
 #: of an environment, what bit for bit equality depends on
 _BITS = ("torch", "numpy", "cpu", "isa", "device")
+
+
+#: what reading a record raises that lacks or distorts what every record has
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
 
 
 @dataclass
@@ -71,14 +76,20 @@ def verify(plan: Plan, store: Store, rerun: str | None = None) -> Verified:
             continue
         records[stage.key] = record
         found.stages += 1
-        _check_identity(stage, record, plan, found)
-        _check_files(stage, record, store, found)
-        _check_inputs(stage, record, records, found)
-        if stage.kind in evals.names():
-            derived[stage.key] = _check_metrics(stage, record, store, found)
+        with _well_formed(stage, found):
+            _check_identity(stage, record, found)
+            _check_files(stage, record, store, found)
+            _check_inputs(stage, record, records, found)
+            if stage.kind in evals.names():
+                derived[stage.key] = _check_metrics(stage, record, store, found)
     if not found.stages:
         found.mismatches.append("no stage of this suite is in the store, so nothing was verified")
-    _check_cells(plan, store, derived, found)
+    try:
+        _check_cells(plan, store, derived, found)
+    except MALFORMED as error:
+        found.mismatches.append(f"no table can be made of these records: {error}")
+        if len(found.mismatches) == 1:  # they are as they should be; then it is our mistake
+            raise
     if rerun is not None:
         _rerun(plan, store, rerun, found)
     return found
@@ -87,13 +98,23 @@ def verify(plan: Plan, store: Store, rerun: str | None = None) -> Verified:
 # ---------------------------------------------------------------------------------- what is stored
 
 
+@contextmanager
+def _well_formed(stage: Stage, found: Verified) -> Iterator[None]:
+    """A record in which the checks do not find what every record has is itself a finding."""
+    try:
+        yield
+    except MALFORMED as error:
+        found.wrong(stage, f"its record is not as records are: {type(error).__name__} {error}")
+
+
 def _record(stage: Stage, store: Store, found: Verified) -> dict[str, Any] | None:
     """The stage's newest complete record; a damaged one as far as it can be read, and reported."""
     found.records += len(stage.state.attempts)
     for problem in stage.state.problems:
         found.wrong(stage, problem)
     for attempt in stage.state.attempts:
-        _check_cost(stage, attempt, found)
+        with _well_formed(stage, found):
+            _check_cost(stage, attempt, found)
     if stage.record is not None or not stage.state.problems:
         return stage.record
     for path in sorted(store.folder(stage.key).glob("attempts/*/record.json"), reverse=True):
@@ -124,11 +145,11 @@ def _check_cost(stage: Stage, attempt: dict[str, Any], found: Verified) -> None:
         )
 
 
-def _check_identity(stage: Stage, record: dict[str, Any], plan: Plan, found: Verified) -> None:
+def _check_identity(stage: Stage, record: dict[str, Any], found: Verified) -> None:
     """The record is of what its key was made of, and of the protocol that it names."""
     if record["settings"] != stage.settings:
         found.wrong(stage, "its settings are not those of its key")
-    if lookup(record, "data", "fingerprint") != plan.data.fingerprint:
+    if lookup(record, "data", "fingerprint") != stage.data.fingerprint:
         found.wrong(stage, "its data are not those of its key")
     protocol = record.get("protocol")
     if protocol and digest(protocol, 16) != record["protocol_fingerprint"]:
@@ -176,7 +197,8 @@ def _check_metrics(
         found.wrong(stage, "its labels are not those of the features it evaluated")
     told = {metric["name"]: metric for metric in record.get("metrics", [])}
     if stage.reason is None:  # older code may have had other words
-        for row in metric_rows(evaluation, values):
+        names = (metric.name for metric in evaluation.metrics())
+        for row in metric_rows(evaluation, dict.fromkeys(names, 0.0)):
             if told.get(row["name"], {}) | {"value": None} != row | {"value": None}:
                 found.wrong(stage, f"metric {row['name']} is not in its record as it is defined")
     for name, metric in told.items():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
+import platform
 import resource
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +91,7 @@ def run_task(
     """
     for module in entry_modules(task.kind):
         importlib.import_module(module)  # not part of the stage's time
+    _forget_memory()
     store = Store(root)
     writer = Attempt(task, store, run_id, report) if _rank() == 0 else None
     folder = from_first(writer.folder if writer is not None else None)
@@ -203,7 +207,9 @@ class Attempt:
         for name, key in self.task.inputs.items():
             record = self.store.state(key).record
             if record is None:
-                raise StageFailed(f"{self.task.title}: its input {key} is not in the store")
+                message = f"its input {key} is not in the store"
+                self.report(self.task.key, {"state": "failed", "message": message})
+                raise StageFailed(f"{self.task.title}: {message}")
             files = {file: entry["sha256"] for file, entry in record["files"].items()}
             inputs[name] = {"key": key, "files": files}
         devices, kind, model = _devices(self.task.settings["numerics"]["threads"])
@@ -294,7 +300,9 @@ class Attempt:
         ended = time.time()
         wall, cost = ended - self.began, self.start["cost"]
         if cost["device_kind"] == "cpu":  # parts elsewhere hold cores, never a GPU
-            cost["devices"] *= 1 + len(self.elsewhere)
+            cost["devices"] += _cores_elsewhere(
+                cost["devices"], self.task.settings["numerics"]["threads"], self.elsewhere
+            )
         cost |= {
             "wall_s": wall,
             "device_hours": cost["devices"] * wall / 3600,
@@ -339,11 +347,32 @@ def _devices(threads: int) -> tuple[int, str, str]:
     return round(_workers() * threads * share), "cpu", environment.processor()["cpu"]
 
 
+def _cores_elsewhere(here: int, threads: int, found: Sequence[parts.Part]) -> int:
+    """Cores that other workers held beside `here`, of this machine no more than it has."""
+    near = sum(part.host == platform.node() for part in found)
+    free = max(0, len(os.sched_getaffinity(0)) - here)
+    return min(near * threads, free) + (len(found) - near) * threads
+
+
 def _cpu_s() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
 
+def _forget_memory() -> None:
+    """Give back what earlier stages of this process left, so that peaks are of this one."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    with suppress(OSError):  # Linux: start the peak of resident memory anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def _peak_memory_mib() -> float:
-    """Peak of this process; a worker that ran several stages shows the largest so far."""
+    """Peak of this process since the stage began; where Linux does not tell, of its whole life."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -96,7 +96,7 @@ def _curve_panel(facts: Facts, kind: str, name: str, keys: list[str]) -> Markup:
 
 def smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Means of as many consecutive points as leave no more than `_POINTS`."""
-    size = math.ceil(len(points) / _POINTS)
+    size = max(1, math.ceil(len(points) / _POINTS))
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in parts]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
-from math import prod
 
 from reports.display import short
 from reports.facts import Facts
@@ -27,7 +26,8 @@ def cross(facts: Facts, table: Table) -> list[Table]:
         for name, value in settings.items():
             axes.setdefault(name, {})[value] = None
     axes = {name: values for name, values in axes.items() if len(values) > 1}
-    if len(axes) < 2 or prod(map(len, axes.values())) != len(cells):
+    found = {tuple(settings.get(name) for name in axes) for settings in cells.values()}
+    if len(axes) < 2 or found != set(product(*axes.values())):
         return []
     down = max(axes, key=lambda name: len(axes[name]))
     across = [name for name in axes if name != down]
@@ -48,7 +48,7 @@ def _crossed(
     metric = next(column for column in table.columns if column.id == column_id)
     group = " × ".join(short(name, 30) for name in across)
     columns = [
-        replace(metric, id=", ".join(names), label=", ".join(names), group=group)
+        replace(metric, id="\n".join(names), label=", ".join(names), group=group)
         for names in combinations
     ]
     origins = {

@@ -50,6 +50,8 @@ def t_cdf(t: float, df: int, noncentrality: float = 0.0) -> float:
 
 def t_two_sided(t: float, df: int) -> float:
     """P(|T| >= |t|)."""
+    if df == 1:  # Cauchy's; its far tail is no matter for quadrature
+        return 2.0 / math.pi * math.atan2(1.0, abs(t))
     return min(1.0, 2.0 * t_cdf(-abs(t), df))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from bench_helpers import write_record
 
 from bench.plan import Plan, Stage
+from bench.runner import RunOptions, _Driver
 from bench.scheduler import MAX_LOST, Scheduler
 from bench.store import Store
 from maect.datasets import DataInfo
@@ -99,7 +101,7 @@ def test_a_stage_waits_for_all_its_inputs(run: Run):
     assert run.ready() == ["long mae", "tune"]
     run.complete("tune")
     run.complete("features")
-    assert run.ready() == ["long mae", "probe", "knn"]
+    assert run.ready() == ["probe", "knn", "long mae"]  # evaluations come before training
 
 
 def test_a_run_ends_when_every_stage_has_ended(run: Run):
@@ -197,3 +199,16 @@ def test_other_weights_do_not_spare_it(tmp_path: Path):
     write_record(store, stages["mae"], content=b"other weights")
     scheduler.complete(stages["mae"])
     assert [s.title for s in scheduler.ready()] == ["long mae", "head"]
+
+
+def test_a_stage_given_to_a_group_that_has_died_is_tried_again(tmp_path: Path):
+    """What a dead worker asked for in its life may still be answered."""
+    run = Run(tmp_path)
+    driver = _Driver(run.scheduler.plan, run.store, RunOptions(), run.scheduler, {"id": "run"})
+    driver.groups = cast(Any, SimpleNamespace(gone={1}))
+    driver._event(run.stages["mae"], {"state": "taken", "group": 2})
+    driver._event(run.stages["long mae"], {"state": "taken", "group": 1})
+    assert driver.group_of == {2: "mae"}
+    assert run.scheduler.running == {"mae"}
+    assert run.scheduler.lost == {"long-mae": 1}
+    assert run.ready() == ["long mae"]

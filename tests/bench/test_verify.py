@@ -116,6 +116,9 @@ def test_a_changed_metric_is_named_with_and_without_a_new_checksum(verify, root)
         (("metrics", 0, "label"), "k-NN, best", "metric accuracy_k10 is not in its record as it"),
         (("metrics", 1, "name"), "accuracy_k5", "metric accuracy_k20 is not in its record as it"),
         (("cost", "wall_s"), 0.0, "says 0.0 s, but took"),
+        (("started",), "yesterday", "its record is not as records are: ValueError"),
+        (("protocol_fingerprint",), None, "its protocol's fingerprint is of another protocol"),
+        (("metrics",), None, "its record is not as records are: TypeError"),
     ],
 )
 def test_a_changed_field_is_named_although_its_checksum_was_made_to_fit(
@@ -132,6 +135,22 @@ def test_a_changed_field_is_named_although_its_checksum_was_made_to_fit(
     assert done.code == 3
     assert f"raw pixels knn (key {record['key'][:10]})" in done.err
     assert expected in done.err
+
+
+def test_a_prediction_that_is_missing_is_named_although_all_checksums_were_made_to_fit(
+    verify, root
+) -> None:
+    store, record = stage(root, "raw pixels knn")
+    path = store.folder(record["key"]) / "predictions.safetensors"
+    found = {name: array for name, array in load_file(path).items() if name != "class_k20"}
+    path.write_bytes(save(found))
+    data = path.read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    record["files"][path.name] = {"sha256": sha256, "bytes": len(data)}
+    store.write_record(record)
+    done = verify()
+    assert done.code == 3
+    assert "metric accuracy_k20 cannot be derived from its predictions" in done.err
 
 
 def test_changed_costs_labels_and_missing_files_are_named(verify, root):
