@@ -363,8 +363,8 @@ def _forget_memory() -> None:
     """Give back what earlier stages of this process left, so that peaks are of this one."""
     import torch
 
-    gc.collect()
     if torch.cuda.is_initialized():
+        gc.collect()  # takes a quarter of a second
         torch.cuda.empty_cache()
     with suppress(OSError):  # Linux: start the peak of resident memory anew
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
