@@ -248,4 +248,4 @@ def test_only_ls_and_report_look_into_an_index():
     assert [path.name for path in modules if "IndexedStore" in path.read_text()] == ["cli.py"]
     functions = inspect.getmembers(cli, inspect.isfunction)
     users = [name for name, code in functions if "IndexedStore" in inspect.getsource(code)]
-    assert users == ["_report", "ls_store"]
+    assert users == ["_compare", "_report", "ls_store"]
