@@ -245,6 +245,8 @@ def _run(options: argparse.Namespace, suite: Any, *, tune: bool) -> int:
         try:
             failed = execute(plan, store, run_options)
         except Interrupted as stopped:
+            # anew: a stage may have ended while the run stopped
+            plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
             print(
                 f"\n{stopped}: {show.left(plan)}. To continue: {options.command_line}",
                 file=sys.stderr,
