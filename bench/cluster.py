@@ -32,6 +32,7 @@ import psutil
 import ray  # not ray.train: this module starts Ray, and what trains is imported meanwhile
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from bench import environment
 from bench.board import Board
 from bench.errors import UserError
 from bench.parts import Part, run_part
@@ -78,7 +79,7 @@ def start(address: str | None, cores: int) -> bool:
     `cores` is what a worker group wants. Where this machine has fewer, threads share them, two to
     a core at the most: they compute the same, only slower. Does it come to that?
     """
-    own = len(os.sched_getaffinity(0))
+    own = environment.processor()["cores"]
     shared = not address and own < cores <= 2 * own
     if address:
         _knock(address)

@@ -65,7 +65,7 @@ class Evaluation:
 
     def columns(self, name: str) -> dict[str, evals.Metric]:
         """Its metrics by the ids that tables know them by, where a suite calls it `name`."""
-        return {name if m.primary else f"{name}.{m.name}": m for m in self.metrics()}
+        return {column_id(name, m.name, m.primary): m for m in self.metrics()}
 
     def resolved(self) -> dict[str, Any]:
         """Its part of a stage's settings."""
@@ -148,6 +148,11 @@ def eval_input(
         low_shot={budget: [draw.tolist() for draw in draws] for budget, draws in low_shot.items()},
         images=images,
     )
+
+
+def column_id(evaluation: str, metric: str, primary: bool) -> str:
+    """The id by which tables know a metric of what a suite calls `evaluation`."""
+    return evaluation if primary else f"{evaluation}.{metric}"
 
 
 def metric_rows(evaluation: Evaluation, values: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import polars as pl
 import yaml
 
 from bench import environment, estimate, explore
+from bench.evaluation import column_id
 from bench.grid import setting_names
 from bench.plan import Plan, Row, Stage
 from bench.store import Store
@@ -219,7 +220,7 @@ def _metric_rows(row: Row) -> list[dict[str, Any]]:
                     "seed": row.seed,
                     "key": stage.key,
                     "evaluation": name,
-                    "column": name if metric["primary"] else f"{name}.{metric['name']}",
+                    "column": column_id(name, metric["name"], metric["primary"]),
                     "label": metric["label"],
                     "metric": metric["name"],
                     "value": metric["value"],

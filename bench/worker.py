@@ -343,14 +343,15 @@ def _devices(threads: int) -> tuple[int, str, str]:
 
         return _workers(), "gpu", torch.cuda.get_device_name(device)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * threads
-    share = min(1.0, len(os.sched_getaffinity(0)) / here)
-    return round(_workers() * threads * share), "cpu", environment.processor()["cpu"]
+    processor = environment.processor()
+    share = min(1.0, processor["cores"] / here)
+    return round(_workers() * threads * share), "cpu", processor["cpu"]
 
 
 def _cores_elsewhere(here: int, threads: int, found: Sequence[parts.Part]) -> int:
     """Cores that other workers held beside `here`, of this machine no more than it has."""
     near = sum(part.host == platform.node() for part in found)
-    free = max(0, len(os.sched_getaffinity(0)) - here)
+    free = max(0, environment.processor()["cores"] - here)
     return min(near * threads, free) + (len(found) - near) * threads
 
 

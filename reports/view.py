@@ -113,7 +113,7 @@ class SuiteView:
     problems: list[str]
     #: column -> what it measures, as a row of METRICS has it; records go before it
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
-    #: the rows that a search made
+    #: row that a search made -> its settings by name
     cells: dict[str, dict[str, str]] = field(default_factory=dict)
     #: what a gallery stage left: key, rows, seed, split, mask_ratio, norm_pix, summary, and its
     #: `arrays` by name (see `maect.stages.gallery`)
