@@ -180,7 +180,7 @@ def _hours(text: str) -> float:
 
 
 def _load(options: argparse.Namespace) -> Any:
-    from bench.suite import load_suite
+    from bench.suite.load import load_suite
 
     return load_suite(
         options.suite, profile=options.profile, seeds=options.seeds, sets=options.sets
@@ -213,13 +213,13 @@ def sweep_suite(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, suite: Any, *, tune: bool) -> int:
-    from bench import show
-    from bench.data import prepare_data
-    from bench.plan import make_plan
-    from bench.recovery import clear_damage, take_over
-    from bench.render import write_report
-    from bench.runner import Interrupted, RunOptions, execute
-    from bench.store import Store
+    from bench.commands import ls
+    from bench.commands.data import prepare_data
+    from bench.plan.planner import make_plan
+    from bench.report.write import write_report
+    from bench.run.driver import Interrupted, RunOptions, execute
+    from bench.run.recovery import clear_damage, take_over
+    from bench.store.store import Store
 
     store = Store(options.store)
     if prepare_data(suite):
@@ -236,7 +236,7 @@ def _run(options: argparse.Namespace, suite: Any, *, tune: bool) -> int:
         for line in clear_damage(plan, store):
             print(line)
         plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
-        print(show.plan_summary(plan))
+        print(ls.plan_summary(plan))
         limits = {"gpu": options.max_gpu_hours, "cpu": options.max_cpu_hours}
         run_options = RunOptions(
             options.workers, options.address, options.keep_stale, options.command_line, tune,
@@ -248,7 +248,7 @@ def _run(options: argparse.Namespace, suite: Any, *, tune: bool) -> int:
             # anew: a stage may have ended while the run stopped
             plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
             print(
-                f"\n{stopped}: {show.left(plan)}. To continue: {options.command_line}",
+                f"\n{stopped}: {ls.left(plan)}. To continue: {options.command_line}",
                 file=sys.stderr,
             )
             return INTERRUPTED
@@ -259,14 +259,14 @@ def _run(options: argparse.Namespace, suite: Any, *, tune: bool) -> int:
 
 
 def plan_suite(options: argparse.Namespace) -> int:
-    from bench import show
-    from bench.plan import make_plan
-    from bench.store import Store
+    from bench.commands import ls
+    from bench.plan.planner import make_plan
+    from bench.store.store import Store
 
     plan = make_plan(
         _load(options), Store(options.store), keep_stale=options.keep_stale, only=options.only
     )
-    print(json.dumps(show.plan_data(plan), indent=1) if options.json else show.plan_text(plan))
+    print(json.dumps(ls.plan_data(plan), indent=1) if options.json else ls.plan_text(plan))
     return OK
 
 
@@ -281,12 +281,12 @@ def report_suite(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from bench import render
-    from bench.index import IndexedStore
-    from bench.plan import make_plan
+    from bench.plan.planner import make_plan
+    from bench.report import write
+    from bench.store.index import IndexedStore
 
     if options.extract_suite is not None:
-        print(render.extract(options.extract_suite), end="")
+        print(write.extract(options.extract_suite), end="")
         return OK
     if options.suite is None:
         after = " --compare A B" if options.compare else ""
@@ -299,9 +299,9 @@ def _report(options: argparse.Namespace) -> int:
     plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
     if plan.unresolved:
         raise UserError(f"the data are not here, so no key is known: {plan.unresolved}")
-    render.write_report(plan, store, options.command_line, options.export)
+    write.write_report(plan, store, options.command_line, options.export)
     store.save()
-    found = render.problems(plan, store, options.command_line) if options.check else []
+    found = write.problems(plan, store, options.command_line) if options.check else []
     for problem in found:
         print(f"check: {problem}", file=sys.stderr)
     return MISMATCH if found else OK
@@ -309,21 +309,21 @@ def _report(options: argparse.Namespace) -> int:
 
 def _compare(stores: list[Path], options: argparse.Namespace) -> int:
     """The suite of one store beside that of another."""
-    from bench import render
-    from bench.index import IndexedStore
+    from bench.report import write
+    from bench.store.index import IndexedStore
 
     if len(options.compare) > 2:
         raise UserError("--compare sets two stores side by side; name one or two")
     one, other = (_existing(IndexedStore(store)) for store in stores)
-    render.compare(_load(options), (one, other), options.only, options.command_line)
+    write.compare(_load(options), (one, other), options.only, options.command_line)
     one.save()
     return OK
 
 
 def verify_suite(options: argparse.Namespace) -> int:
-    from bench import verify
-    from bench.plan import make_plan
-    from bench.store import Store
+    from bench.commands import verify
+    from bench.plan.planner import make_plan
+    from bench.store.store import Store
 
     store = _existing(Store(options.store))
     plan = make_plan(_load(options), store, keep_stale=True, only=options.only)
@@ -337,37 +337,37 @@ def verify_suite(options: argparse.Namespace) -> int:
 
 
 def evaluate_weights(options: argparse.Namespace) -> int:
-    from bench import evaluate
+    from bench.commands import eval
 
-    found = evaluate.run(options)
-    print(json.dumps(found, indent=1) if options.json else evaluate.text(found))
+    found = eval.run(options)
+    print(json.dumps(found, indent=1) if options.json else eval.text(found))
     return OK
 
 
 def ls_store(options: argparse.Namespace) -> int:
-    from bench import show
-    from bench.index import IndexedStore
+    from bench.commands import ls
+    from bench.store.index import IndexedStore
 
     store = _existing(IndexedStore(options.store, rebuild=options.reindex))
-    rows = show.records(store)
+    rows = ls.records(store)
     store.save()
-    print(json.dumps(rows, indent=1) if options.json else show.records_text(rows))
+    print(json.dumps(rows, indent=1) if options.json else ls.records_text(rows))
     return OK
 
 
 def show_record(options: argparse.Namespace) -> int:
-    from bench import show
-    from bench.store import Store
+    from bench.commands import ls
+    from bench.store.store import Store
 
     store = _existing(Store(options.store))
-    state = show.find(store, options.key)
-    print(json.dumps(state.attempts, indent=1) if options.json else show.state_text(state))
+    state = ls.find(store, options.key)
+    print(json.dumps(state.attempts, indent=1) if options.json else ls.state_text(state))
     return OK
 
 
 def diff_runs(options: argparse.Namespace) -> int:
-    from bench import diff
-    from bench.store import Store
+    from bench.commands import diff
+    from bench.store.store import Store
 
     store = Store(options.store)
     found = diff.compare(diff.side(options.a, store), diff.side(options.b, store))
@@ -376,14 +376,14 @@ def diff_runs(options: argparse.Namespace) -> int:
 
 
 def manage_data(options: argparse.Namespace) -> int:
-    from bench import data
+    from bench.commands import data
 
     whole = data.run(options.action, options.names, options.from_path, as_json=options.json)
     return OK if whole else MISMATCH
 
 
 def run_doctor(options: argparse.Namespace) -> int:
-    from bench import doctor
+    from bench.commands import doctor
 
     checks = doctor.examine(options.store)
     print(json.dumps(checks, indent=1) if options.json else doctor.text(checks))

@@ -15,8 +15,8 @@ _PUBLIC = {
     "NNCLRHead": "maect.heads",
     "build_encoder": "maect.models",
     "sincos_positions": "maect.models",
-    "load_encoder": "maect.checkpoints",
-    "save_encoder": "maect.checkpoints",
+    "load_encoder": "maect.weights",
+    "save_encoder": "maect.weights",
     "layer_decay": "maect.optim",
 }
 _MODULES = ("datasets", "evals")

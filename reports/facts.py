@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
-from reports.view import SuiteView
+from reports.frames import SuiteView
 
 DONE = ("complete", "stale")
 

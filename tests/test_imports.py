@@ -17,7 +17,7 @@ FORBIDDEN = {
     "bench": {"timm", "torchvision", "sklearn"},
 }
 #: the only modules that import Ray
-RAY = {"bench/cluster.py", "bench/sweep.py"}
+RAY = {"bench/run/cluster.py", "bench/run/tune.py"}
 
 
 def sources(package: str) -> list[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maect.datasets import large, small
+from maect.datasets import named, on_disk
 from maect.datasets.base import SPLITS, ArraySplit, DataError, DataInfo, Split, data_root
 from maect.datasets.catalog import CATALOG
 from maect.datasets.encoded import EncodedSplit
@@ -41,8 +41,8 @@ def describe(settings: DataSettings, root: Path | None = None) -> DataInfo:
     """
     root = root or data_root()
     if settings.name in CATALOG:
-        return small.describe(settings.name, root)
-    return large.describe(settings, root)
+        return named.describe(settings.name, root)
+    return on_disk.describe(settings, root)
 
 
 def prepare(
@@ -57,11 +57,11 @@ def prepare(
     """
     root = root or data_root()
     if settings.name in CATALOG:
-        info = small.describe(settings.name, root)
+        info = named.describe(settings.name, root)
         if info.fingerprint is None:
             raise DataError(info.hint or f"{settings.name} is not here")
         return info
-    return large.prepare(settings, root, progress)
+    return on_disk.prepare(settings, root, progress)
 
 
 def load(settings: DataSettings, root: Path | None = None, split: str = "train") -> Split:
@@ -73,8 +73,8 @@ def load(settings: DataSettings, root: Path | None = None, split: str = "train")
         raise DataError(f"no split {split!r}; write one of {', '.join(SPLITS)}")
     root = root or data_root()
     if settings.name in CATALOG:
-        return small.load(settings.name, root, split)
-    return large.load(settings, root, split)
+        return named.load(settings.name, root, split)
+    return on_disk.load(settings, root, split)
 
 
 def low_shot(settings: DataSettings, root: Path | None = None) -> dict[str, list[np.ndarray]]:
@@ -82,5 +82,5 @@ def low_shot(settings: DataSettings, root: Path | None = None) -> dict[str, list
     "1%" and "10%" (one draw each): int64 arrays."""
     root = root or data_root()
     if settings.name in CATALOG:
-        return small.low_shot(settings.name, root)
-    return large.low_shot(settings, root)
+        return named.low_shot(settings.name, root)
+    return on_disk.low_shot(settings, root)

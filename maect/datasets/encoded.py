@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maect.datasets.base import DataError, Split, decode_threads
+from maect.datasets.image_index import Index
 from maect.datasets.images import decode
-from maect.datasets.index import Index
 
 if TYPE_CHECKING:
     import torch

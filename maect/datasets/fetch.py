@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from maect.datasets import cache, decode, small
+from maect.datasets import cache, decode, named
 from maect.datasets.base import DataError, data_root
 from maect.datasets.catalog import CATALOG, Entry, Source
 
@@ -224,7 +224,7 @@ def check(name: str, root: Path | None = None) -> str:
         raise DataError(f"no data set {name!r}; there are {', '.join(CATALOG)}")
     expected = CATALOG[name].content
     if name == "digits":
-        return cache.content_hash(small.read_digits())
+        return cache.content_hash(named.read_digits())
     content = str(cache.read(name, root, verify=True)[1]["content"])
     if expected is not None and content != expected:
         raise DataError(

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from maect.datasets.base import DataError, decode_threads
+from maect.datasets.image_index import Index
 from maect.datasets.images import Inspection, inspect
-from maect.datasets.index import Index
 
 TEST_FOLDERS = ("val", "validation", "test")
 _REPORT_EVERY = 2000

@@ -18,8 +18,8 @@ import numpy as np
 
 from maect.datasets import cache
 from maect.datasets.base import DataError, decode_threads
+from maect.datasets.image_index import Index
 from maect.datasets.images import inspect
-from maect.datasets.index import Index
 
 TEST_PREFIXES = ("val", "validation", "test")
 _ROWS = 64

@@ -24,9 +24,9 @@ from maect.evals.base import (
     cut,
     merge,
 )
-from maect.evals.depth import at_blocks
+from maect.evals.by_block import at_blocks
 
-_PUBLIC = {"knn": "maect.evals.nearest", "effective_rank": "maect.evals.collapse"}
+_PUBLIC = {"knn": "maect.evals.knn", "effective_rank": "maect.collapse"}
 
 __all__ = [
     "ALL_ROWS",

@@ -33,7 +33,7 @@ class Metric:
 class Features:
     """Features of one split: x [N, D] float32, y [N] int64; row i is image i of the split.
 
-    Of features at K blocks x is [N, K, D]; see `maect.evals.depth`.
+    Of features at K blocks x is [N, K, D]; see `maect.evals.by_block`.
     """
 
     x: Tensor

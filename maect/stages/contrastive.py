@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from maect.augment import Augment
-from maect.evals.collapse import effective_rank
+from maect.collapse import effective_rank
 from maect.heads import HeadOutput, NNCLRHead
 from maect.models import initialize, pool
 from maect.settings import AugmentSettings, ScheduleSettings, ViewSettings

@@ -144,7 +144,7 @@ class Job:
 
     def _released(self, channels: int) -> Encoder:
         """The encoder in the file of released weights, which must be the one that was planned."""
-        from maect.checkpoints import CheckpointError, load_for
+        from maect.weights import CheckpointError, load_for
 
         assert self.weights is not None
         with self.weights.open("rb") as file:

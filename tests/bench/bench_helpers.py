@@ -15,10 +15,10 @@ from typing import Any
 
 import psutil
 
-from bench.plan import Stage, make_plan
-from bench.store import Store, iso
-from bench.suite import load_suite
-from bench.worker import Task, run_task
+from bench.plan.planner import Stage, make_plan
+from bench.run.worker import Task, run_task
+from bench.store.store import Store, iso
+from bench.suite.load import load_suite
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "suites" / "smoke.yaml"

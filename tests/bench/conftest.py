@@ -10,9 +10,9 @@ import pytest
 from bench_helpers import SMOKE, Bench, Done, run_bench
 
 from bench.cli import main
-from bench.plan import Plan, make_plan
-from bench.store import Store
-from bench.suite import load_suite
+from bench.plan.planner import Plan, make_plan
+from bench.store.store import Store
+from bench.suite.load import load_suite
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from bench.board import Board
+from bench.run.mailbox import Board
 
 SHORT_S, LONG_S = 0.02, 30.0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from bench_helpers import SMOKE, fill_store
 
-from bench.store import Store
+from bench.store.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from maect import datasets, evals
 from maect.augment import evaluation_transform
-from maect.checkpoints import save_encoder
 from maect.models import Encoder, pool
 from maect.settings import DataSettings
+from maect.weights import save_encoder
 
 NAMES = (
     (r"^(cls_token|patch_embed)", r"vit.embeddings.\1"),

@@ -9,11 +9,11 @@ import pytest
 from bench_helpers import SMOKE, Bench
 from safetensors.numpy import load_file
 
-from bench.plan import Plan, make_plan
-from bench.store import Store
-from bench.suite import load_suite
-from bench.verify import verify
-from bench.worker import Task, run_task
+from bench.commands.verify import verify
+from bench.plan.planner import Plan, make_plan
+from bench.run.worker import Task, run_task
+from bench.store.store import Store
+from bench.suite.load import load_suite
 from maect import datasets, evals
 
 SUITE = SMOKE.read_text(encoding="utf-8").replace(

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 from bench_helpers import SMOKE, Bench, write_record
 
-from bench.gpus import collect
-from bench.plan import make_plan
-from bench.recovery import close_running
-from bench.store import Store
-from bench.suite import load_suite
+from bench.plan.planner import make_plan
+from bench.run.recovery import close_running
+from bench.store.gpu_meter import collect
+from bench.store.store import Store
+from bench.suite.load import load_suite
 from reports.display import amount
 
 GIB = 2**30
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 DRIVE = """
 import ctypes, json, sys
 from pathlib import Path
-from bench.gpus import Meter
+from bench.store.gpu_meter import Meter
 library, now = ctypes.CDLL("libnvidia-ml.so.1"), 0.0
 library.standin_set_time.argtypes = [ctypes.c_double]
 library.standin_set_time(0.0)
@@ -57,10 +57,10 @@ print(json.dumps(meter.reading()))
 STAGE = """
 import sys, time
 from pathlib import Path
-from bench import worker
-from bench.plan import make_plan
-from bench.store import Store
-from bench.suite import load_suite
+from bench.run import worker
+from bench.plan.planner import make_plan
+from bench.store.store import Store
+from bench.suite.load import load_suite
 worker._gpu = lambda: "aaaa"
 worker._devices = lambda threads: (1, "gpu", "Stand-in-1")
 if sys.argv[3] == "fail":

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from bench_helpers import ROOT, SMOKE
 
-from bench.identity import stage_key
-from bench.plan import Plan
+from bench.plan.identity import stage_key
+from bench.plan.planner import Plan
 
 TEXT = SMOKE.read_text()
 
@@ -63,7 +63,7 @@ def test_names_orders_paths_and_tables_are_not_in_a_key(plan_of, edited, tmp_pat
 
 
 def test_where_the_data_lie_is_not_in_a_key(plan_of, tmp_path, monkeypatch: pytest.MonkeyPatch):
-    from bench.suite import data_info
+    from bench.suite.load import data_info
 
     plain = keys(plan_of())
     monkeypatch.setenv("MAECT_DATA", str(tmp_path))
@@ -130,7 +130,7 @@ def test_kind_inputs_and_data_are_in_a_key():
 
 # ------------------------------------------------------------------------------------------ code
 
-ENTRIES = ("maect.stages.mae", "maect.stages.head", "maect.stages.features", "maect.evals.nearest")
+ENTRIES = ("maect.stages.mae", "maect.stages.head", "maect.stages.features", "maect.evals.knn")
 
 
 @pytest.fixture
@@ -144,9 +144,9 @@ def package(tmp_path: Path) -> Path:
 
 
 def code_of(package: Path) -> dict[str, dict]:
-    """What `bench.identity.code` says of each entry module of a copy."""
+    """What `bench.plan.identity.code` says of each entry module of a copy."""
     script = (
-        "import json, sys; from bench.identity import code, _ROOT;"
+        "import json, sys; from bench.plan.identity import code, _ROOT;"
         f"assert str(_ROOT).startswith({str(package)!r});"
         "print(json.dumps({name: code(name) for name in sys.argv[1:]}))"
     )
@@ -188,7 +188,7 @@ def test_a_changed_constant_is_a_change_and_is_named(package: Path):
             if before[entry]["modules"][name] != value
         }
         assert differ == {"maect.streams"}
-    assert after["maect.evals.nearest"] == before["maect.evals.nearest"]
+    assert after["maect.evals.knn"] == before["maect.evals.knn"]
 
 
 def test_a_training_module_is_not_code_of_an_evaluation(package: Path):
@@ -196,7 +196,7 @@ def test_a_training_module_is_not_code_of_an_evaluation(package: Path):
     edit(package / "maect" / "stages" / "loop.py", "FIRST_LOGGED = 20", "FIRST_LOGGED = 21")
     after = code_of(package)
     assert after["maect.stages.mae"]["hash"] != before["maect.stages.mae"]["hash"]
-    assert after["maect.evals.nearest"] == before["maect.evals.nearest"]
+    assert after["maect.evals.knn"] == before["maect.evals.knn"]
     assert after["maect.stages.features"] == before["maect.stages.features"]
 
 
@@ -206,5 +206,5 @@ def test_modules_found_through_other_modules_are_code(package: Path):
     assert {f"maect.stages.{name}" for name in expected} <= found["maect.stages.mae"]
     expected = {"models", "parallel", "augment", "streams", "losses", "optim"}
     assert {f"maect.{name}" for name in expected} <= found["maect.stages.mae"]
-    assert "maect.evals.neighbors" in found["maect.evals.nearest"]
-    assert not any(name.startswith("maect.stages") for name in found["maect.evals.nearest"])
+    assert "maect.evals.neighbors" in found["maect.evals.knn"]
+    assert not any(name.startswith("maect.stages") for name in found["maect.evals.knn"])

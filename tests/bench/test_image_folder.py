@@ -9,11 +9,11 @@ import pytest
 from bench_helpers import SMOKE, Bench, completed, run_bench
 from PIL import Image
 
-from bench.data import prepare_data
-from bench.plan import make_plan
-from bench.store import Store
-from bench.suite import data_info, load_suite
-from bench.worker import Task, run_task
+from bench.commands.data import prepare_data
+from bench.plan.planner import make_plan
+from bench.run.worker import Task, run_task
+from bench.store.store import Store
+from bench.suite.load import data_info, load_suite
 from maect.datasets import DataError
 
 STAGES = ("mae", "head", "tune")

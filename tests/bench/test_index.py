@@ -15,9 +15,10 @@ import polars as pl
 import pytest
 from bench_helpers import ROOT, SMOKE, Bench, fill_store
 
-from bench import cli, index
-from bench.index import IndexedStore
-from bench.store import Store, record_checksum, sealed
+from bench import cli
+from bench.store import index
+from bench.store.index import IndexedStore
+from bench.store.store import Store, record_checksum, sealed
 
 
 @pytest.fixture

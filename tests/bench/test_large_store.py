@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from bench_helpers import ROOT, SMOKE, environment
 
-from bench import index
 from bench.environment import describe
-from bench.plan import Plan, Stage, make_plan
-from bench.store import Store, record_checksum
-from bench.suite import load_suite
+from bench.plan.planner import Plan, Stage, make_plan
+from bench.store import index
+from bench.store.store import Store, record_checksum
+from bench.suite.load import load_suite
 from maect import evals
 
 SEEDS = 386

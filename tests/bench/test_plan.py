@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 from bench_helpers import PAPER, SMOKE, SWEEP, Bench, write_record
 
-from bench import estimate, explore
+from bench.commands.ls import plan_data, plan_summary
 from bench.errors import UserError
-from bench.plan import Plan, Row, Stage, assess, make_plan
-from bench.runner import RunOptions, execute
-from bench.show import plan_data, plan_summary
-from bench.store import Store
-from bench.suite import load_suite
-from bench.view import build_view
+from bench.plan import estimate
+from bench.plan.planner import Plan, Row, Stage, assess, make_plan
+from bench.report.frames import build_view
+from bench.run import explore
+from bench.run.driver import RunOptions, execute
+from bench.store.store import Store
+from bench.suite.load import load_suite
 from maect import flops
 from maect.settings import HeadSettings, MAESettings, ModelSettings, TuneSettings
-from reports.tables import build_tables
+from reports.tables.build import build_tables
 
 
 def row_of(plan: Plan, variant: str, seed: int = 0) -> Row:

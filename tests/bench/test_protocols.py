@@ -13,12 +13,12 @@ import torch
 from bench_helpers import PAPER, ROOT, fill_store
 from safetensors.torch import load_file
 
-from bench.evaluation import eval_input
-from bench.parts import Part, run_part
-from bench.plan import make_plan
-from bench.store import Store
-from bench.suite import load_suite
-from bench.worker import Task, run_task
+from bench.plan.planner import make_plan
+from bench.run.parts import Part, run_part
+from bench.run.worker import Task, run_task
+from bench.store.store import Store
+from bench.suite.evaluations import eval_input
+from bench.suite.load import load_suite
 from maect import evals
 from maect.datasets import data_root, low_shot
 from maect.settings import DataSettings

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from bench_helpers import PAPER, ROOT, Bench
 
-from bench import estimate
-from bench.plan import Plan, Row, make_plan
-from bench.store import Store
-from bench.suite import load_suite
+from bench.plan import estimate
+from bench.plan.planner import Plan, Row, make_plan
+from bench.store.store import Store
+from bench.suite.load import load_suite
 
 IMAGENET = ROOT / "suites" / "imagenet.yaml"
 IMAGES = 1_281_167

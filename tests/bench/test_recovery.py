@@ -29,9 +29,9 @@ from bench_helpers import (
     wait_for,
 )
 
-from bench.plan import make_plan
-from bench.store import Store
-from bench.suite import load_suite
+from bench.plan.planner import make_plan
+from bench.store.store import Store
+from bench.suite.load import load_suite
 
 pytestmark = pytest.mark.slow
 

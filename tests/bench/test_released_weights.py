@@ -14,10 +14,10 @@ import torch
 from bench_helpers import SMOKE, Bench, completed, run_bench
 from torch import Tensor
 
-from bench.plan import make_plan
-from bench.store import Store
-from bench.suite import load_suite
-from bench.worker import StageFailed, Task, run_task
+from bench.plan.planner import make_plan
+from bench.run.worker import StageFailed, Task, run_task
+from bench.store.store import Store
+from bench.suite.load import load_suite
 from maect.models import build_encoder
 
 State = dict[str, Tensor]

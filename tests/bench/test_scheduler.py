@@ -9,10 +9,10 @@ from typing import Any, cast
 import pytest
 from bench_helpers import write_record
 
-from bench.plan import Plan, Stage
-from bench.runner import RunOptions, _Driver
-from bench.scheduler import MAX_LOST, Scheduler
-from bench.store import Store
+from bench.plan.planner import Plan, Stage
+from bench.run.driver import RunOptions, _Driver
+from bench.run.scheduler import MAX_LOST, Scheduler
+from bench.store.store import Store
 from maect.datasets import DataInfo
 
 DATA = DataInfo("digits", (1, 8, 8), 10, {"train": 8}, "fingerprint", "here", (0.5,), (0.5,))

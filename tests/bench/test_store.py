@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from bench_helpers import SMOKE, Bench, write_record
 
-from bench.budget import Spent
 from bench.errors import UserError
-from bench.plan import Plan, Stage, make_plan
-from bench.recovery import clear_damage, close_running, take_over
-from bench.store import Store, record_checksum, write_atomic
-from bench.suite import load_suite
+from bench.plan.planner import Plan, Stage, make_plan
+from bench.run.budget import Spent
+from bench.run.recovery import clear_damage, close_running, take_over
+from bench.store.store import Store, record_checksum, write_atomic
+from bench.suite.load import load_suite
 
 
 @pytest.fixture
@@ -65,7 +65,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 def test_a_writer_killed_on_the_way_leaves_no_file(tmp_path: Path):
     """kill -9 between the bytes and the new name."""
     script = (
-        "import os, signal, sys; from pathlib import Path; from bench.store import write_atomic;"
+        "import os, signal, sys; from pathlib import Path;"
+        "from bench.store.store import write_atomic;"
         "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL);"
         "write_atomic(Path(sys.argv[1]) / 'file', b'x' * 1000)"
     )
@@ -271,7 +272,7 @@ def test_a_run_has_spent_what_its_attempts_held(store: Store, plan: Plan):
 HOLD = """
 import sys, time
 from pathlib import Path
-from bench.store import Store
+from bench.store.store import Store
 with Store(Path(sys.argv[1])).lock():
     print("held", flush=True)
     time.sleep(600)

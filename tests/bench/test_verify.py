@@ -13,7 +13,7 @@ import pytest
 from bench_helpers import SMOKE, fill_store
 from safetensors.numpy import load_file, save
 
-from bench.store import Store
+from bench.store.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
-from bench.plan import Stage, make_plan
-from bench.scheduler import Scheduler
-from bench.store import Store
-from bench.suite import load_suite
-from bench.worker import Task, run_task
+from bench.plan.planner import Stage, make_plan
+from bench.run.scheduler import Scheduler
+from bench.run.worker import Task, run_task
+from bench.store.store import Store
+from bench.suite.load import load_suite
 
 
 def _silent(key: str, event: dict[str, object]) -> None:

@@ -18,10 +18,10 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from bench.plan import Stage, make_plan
-from bench.store import Store
-from bench.suite import load_suite
-from bench.worker import Task, run_task
+from bench.plan.planner import Stage, make_plan
+from bench.run.worker import Task, run_task
+from bench.store.store import Store
+from bench.suite.load import load_suite
 from maect.stages.job import Job
 
 SUITE = Path(__file__).parents[2] / "suites" / "paper_table.yaml"

@@ -6,10 +6,10 @@ import importlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.plan import Stage, make_plan
-from bench.store import Store
-from bench.suite import load_suite
-from bench.worker import Task, run_task
+from bench.plan.planner import Stage, make_plan
+from bench.run.worker import Task, run_task
+from bench.store.store import Store
+from bench.suite.load import load_suite
 from maect.stages.job import Job
 from maect.stages.loop import Training
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from maect.checkpoints import CheckpointError, load_encoder, save_encoder
 from maect.models import Encoder, build_encoder, pool, sincos_positions
+from maect.weights import CheckpointError, load_encoder, save_encoder
 
 SIZES: dict[str, Any] = {
     "img_size": 32,

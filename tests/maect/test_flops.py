@@ -13,7 +13,7 @@ import torch
 from stage_helpers import TRAININGS, chain, trained_inputs, training_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.store import Store
+from bench.store.store import Store
 from maect import flops
 from maect.models import build_encoder
 from maect.settings import HeadSettings, MAESettings, ModelSettings, TuneSettings

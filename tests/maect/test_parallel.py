@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 from stage_helpers import TRAININGS, chain, trained_inputs, training_of
 from torch import Tensor
 
-from bench.store import Store
+from bench.store.store import Store
 from maect.parallel import GradientSum, Group
 
 CASES = {

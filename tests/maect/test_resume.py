@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.checkpoints import StageCheckpoints
-from bench.plan import Stage, make_plan
-from bench.store import Store
-from bench.suite import load_suite
-from bench.worker import Task, run_task
+from bench.plan.planner import Stage, make_plan
+from bench.run.worker import Task, run_task
+from bench.store.resume import StageCheckpoints
+from bench.store.store import Store
+from bench.suite.load import load_suite
 from maect.stages.job import Job, State
 from maect.stages.loop import train
 

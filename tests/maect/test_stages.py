@@ -9,14 +9,14 @@ import pytest
 import torch
 from stage_helpers import TRAININGS, chain, job_of, trained_inputs, training_of
 
-from bench.store import Store
+from bench.store.store import Store
 from maect import datasets
-from maect.checkpoints import load_encoder
 from maect.settings import DataSettings
 from maect.stages import features
 from maect.stages.contrastive import ContrastiveTraining
 from maect.stages.job import Output, Progress, State, TrainingError
 from maect.stages.loop import FIRST_LOGGED, LOGGED_POINTS, Batches, Log, train
+from maect.weights import load_encoder
 
 NOWHERE = Store(Path("none"))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from reports.view import ATTEMPTS, METRICS, STAGES, SuiteView
+from reports.frames import ATTEMPTS, METRICS, STAGES, SuiteView
 
 START = datetime(2026, 3, 1, 12, 0, 0)
 #: k-NN and probe accuracy in percent of seeds 0, 1, 2

@@ -14,7 +14,7 @@ from PIL import Image
 from report_views import full_view, search_view
 from test_report_html import nasty_view
 
-from reports.html import render_html
+from reports.formats.html import render_html
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not on the PATH")

@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 from report_views import full_view, key_of, metric, record, stage, view_of
 
-from reports.check import check
-from reports.compare import side_by_side
 from reports.facts import Facts
-from reports.html import render_html
-from reports.tables import build_tables
+from reports.formats.html import render_html
+from reports.tables.build import build_tables
+from reports.tables.check import check
+from reports.tables.compare import side_by_side
 
 
 def changed(key: str, **changes: Any):

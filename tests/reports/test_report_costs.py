@@ -7,12 +7,12 @@ import json
 import pytest
 from report_views import full_view, key_of, stage, view_of
 
-from reports.costs import ENERGY, QUANTITIES, ledger
 from reports.facts import Facts
-from reports.html import render_html
-from reports.table import cell_text
-from reports.tables import build_tables
-from reports.text import render_text
+from reports.formats.html import render_html
+from reports.formats.text import render_text
+from reports.tables.build import build_tables
+from reports.tables.costs import ENERGY, QUANTITIES, ledger
+from reports.tables.model import cell_text
 
 COST = [{"title": "T", "columns": ["cost"]}]
 

@@ -13,11 +13,11 @@ import polars as pl
 import pytest
 from report_views import full_view, key_of, metric, stage, view_of
 
-from reports.exports import to_csv, to_frame, to_json, to_latex, to_markdown, to_parquet
-from reports.html import render_html
-from reports.latex import escape
-from reports.table import number
-from reports.tables import build_tables
+from reports.formats.exports import to_csv, to_frame, to_json, to_latex, to_markdown, to_parquet
+from reports.formats.html import render_html
+from reports.formats.latex import escape
+from reports.tables.build import build_tables
+from reports.tables.model import number
 
 NASTY = (
     '<script>alert(1)</script> {{ 7*7 }} 100 % _under_ $x$ \\end & # ~ ^ | " ° 😀 éøÿÅñçßµ ð½ ± '

@@ -7,12 +7,12 @@ from datetime import datetime, timedelta
 
 from report_views import full_view, key_of, metric, record, stage, view_of
 
-from reports import ablations, charts
 from reports.display import middle
 from reports.facts import Facts
-from reports.svg import Scale, nice_step, spanning, tag
-from reports.tables import build_tables
-from reports.timeline import timeline
+from reports.figures import along, charts
+from reports.figures.svg import Scale, nice_step, spanning, tag
+from reports.figures.timeline import timeline
+from reports.tables.build import build_tables
 
 
 def test_pareto_front_is_what_nothing_beats_on_both() -> None:
@@ -133,7 +133,7 @@ def test_ablation_joins_rows_that_differ_in_one_number() -> None:
             rows += [head, tune, stage(key_of(variant), "knn", variant, 0)]
             metrics.append(metric(variant, 0, key_of(variant), 90.0 + size / 512))
     view = view_of(rows, metrics, tables=[{"title": "T", "columns": ["knn"]}])
-    figure = ablations.ablation(Facts(view), build_tables(view)[0])
+    figure = along.ablation(Facts(view), build_tables(view)[0])
     assert figure is not None
     (panel,) = figure.panels
     assert "queue_size (head)" in panel
@@ -144,7 +144,7 @@ def test_ablation_joins_rows_that_differ_in_one_number() -> None:
 
 def test_the_paper_table_has_no_ablation() -> None:
     view = full_view()
-    assert ablations.ablation(Facts(view), build_tables(view)[0]) is None
+    assert along.ablation(Facts(view), build_tables(view)[0]) is None
 
 
 def test_a_curve_far_below_all_others_leaves_them_the_scale() -> None:
@@ -155,7 +155,7 @@ def test_a_curve_far_below_all_others_leaves_them_the_scale() -> None:
                metric=f"accuracy_{labels}", label=f"{labels}-shot", primary=False)
         for v, level in levels.items() for labels in (1, 2, 5)
     ]  # fmt: skip
-    (figure,) = ablations.by_number(Facts(view_of(rows, metrics)))
+    (figure,) = along.by_number(Facts(view_of(rows, metrics)))
     assert figure.panels[0].count("<polyline") == 3
     assert "off the scale: random, 21.0 to 25.0" in figure.panels[0]
 
@@ -171,7 +171,7 @@ def test_numbered_metrics_make_a_curve() -> None:
                metric=f"accuracy_{labels}", label=f"{labels}-shot", primary=False)
         for labels in (1, 2, 5)
     ]  # fmt: skip
-    depth, few = ablations.by_number(Facts(view_of([row], metrics)))
+    depth, few = along.by_number(Facts(view_of([row], metrics)))
     (panel,) = depth.panels
     assert (depth.title, few.title) == ("By encoder depth", "By number of labels")
     assert "k-NN, k=1, %<" in panel

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from report_views import RESOLVED, full_view, gallery_of, key_of, metric, record, stage, view_of
 
-from reports.html import extract_suite, render_html
-from reports.text import render_text
+from reports.formats.html import extract_suite, render_html
+from reports.formats.text import render_text
 
 NASTY = "<script>alert(1)</script>{{ 7*7 }}{% raw %}\"'&😀\x1b[31m\x00</details></script><!--"
 

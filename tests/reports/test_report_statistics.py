@@ -7,9 +7,10 @@ from report_views import full_view, key_of, metric, record, stage, view_of
 from scipy import stats
 
 from reports.facts import Facts
-from reports.findings import findings, numerics, ranking
-from reports.html import render_html
-from reports.statistics import (
+from reports.formats.html import render_html
+from reports.tables.build import build_tables
+from reports.tables.findings import findings, numerics, ranking
+from reports.tables.statistics import (
     detectable_effect,
     holm,
     needed_pairs,
@@ -18,7 +19,6 @@ from reports.statistics import (
     t_cdf,
     t_critical,
 )  # fmt: skip
-from reports.tables import build_tables
 
 
 @pytest.mark.parametrize("df", [1, 2, 4, 9, 30, 999])

@@ -10,14 +10,14 @@ import polars as pl
 import pytest
 from report_views import full_view, key_of, metric, stage, view_of
 
-from reports import published
 from reports.display import width
-from reports.exports import to_frame, to_markdown
-from reports.html import render_html
-from reports.latex import to_latex
-from reports.table import cell_text
-from reports.tables import build_tables
-from reports.text import render_text, table_text
+from reports.formats.exports import to_frame, to_markdown
+from reports.formats.html import render_html
+from reports.formats.latex import to_latex
+from reports.formats.text import render_text, table_text
+from reports.tables import published
+from reports.tables.build import build_tables
+from reports.tables.model import cell_text
 
 TABLE = [{"title": "T", "rows": None, "columns": ["knn"], "baseline": None}]
 

@@ -1,0 +1,83 @@
+"""What a machine has and lacks for running suites, and how to get what is missing."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench import environment
+from bench.commands import data
+from bench.store import gpu_meter
+
+Check = dict[str, Any]
+
+
+def examine(store: Path) -> list[Check]:
+    """Every check: name, ok, what was found and, where it is not ok, what to do."""
+    checks = [_python(), *_packages(), _gpus(), _disk(store)]
+    return checks + [_data(row) for row in data.rows()]
+
+
+def text(checks: list[Check]) -> str:
+    lines = []
+    for check in checks:
+        mark = "ok     " if check["ok"] else "missing"
+        if check.get("optional") and not check["found_here"]:
+            mark = "absent "
+        line = f"{mark}  {check['name']}: {check['found']}"
+        lines.append(line if not check.get("hint") else f"{line}; {check['hint']}")
+    return "\n".join(lines)
+
+
+def _check(name: str, ok: bool, found: str, hint: str = "") -> Check:
+    return {"name": name, "ok": ok, "found": found, "hint": "" if ok else hint}
+
+
+def _optional(name: str, here: bool, found: str, hint: str = "") -> Check:
+    """Something a suite may need, but whose absence is no fault."""
+    return {
+        "name": name,
+        "ok": True,
+        "optional": True,
+        "found_here": here,
+        "found": found,
+        "hint": "" if here else hint,
+    }
+
+
+def _python() -> Check:
+    found = environment.versions()["python"]
+    ok = (3, 11) <= sys.version_info[:2] <= (3, 12)
+    return _check("Python", ok, found, "use Python 3.11 or 3.12")
+
+
+def _packages() -> list[Check]:
+    found = {k: v for k, v in environment.versions().items() if k != "python"}
+    hint = "install with: make install"
+    return [_check(name, v != "not installed", v, hint) for name, v in found.items()]
+
+
+def _gpus() -> Check:
+    names = gpu_meter.names()
+    processor = environment.processor()
+    cpu = f"{processor['cores']} cores of {processor['cpu']}"
+    if names:
+        return _optional("GPU", True, f"{len(names)} × {names[0]} (NVML answers), {cpu}")
+    return _optional("GPU", False, f"none (NVML finds no driver), {cpu}", "costs are in CPU-hours")
+
+
+def _disk(store: Path) -> Check:
+    place = store.expanduser().resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 2**30
+    return _check("disk", free > 2, f"{free:.0f} GiB free for {store}", "choose another --store")
+
+
+def _data(row: Check) -> Check:
+    if row["fingerprint"] is None:
+        return _optional(f"data {row['name']}", False, "not here", row["hint"])
+    found = f"{row['images']}, fingerprint {row['fingerprint'][:12]}"
+    return _optional(f"data {row['name']}", True, found)

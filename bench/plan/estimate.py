@@ -1,0 +1,165 @@
+"""How long what is left will take, from what the store's records say of like stages."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Collection, Container, Iterable
+from statistics import median_low
+from typing import NamedTuple
+
+from bench.plan.planner import Plan, Stage
+
+#: Where no record tells a rate: a device, its peak FLOP/s in dense bf16, and the share of it that
+#: training is taken to reach, low, middle and high. Of the published costs, 40 A100-hours for
+#: tuning ViT-L/16 are 43 % of the peak; 2,688 V100-hours for its MAE are 10 % of a V100's.
+ASSUMED_DEVICE, ASSUMED_PEAK = "A100", 312e12
+ASSUMED_SHARES = (0.1, 0.3, 0.45)
+#: encoders narrower than this, or not in bf16, are far from that peak: nothing is assumed of them
+ASSUMED_DIM = 384
+
+
+class Hours(NamedTuple):
+    """Device-hours: expected, and the least and the most that are likely."""
+
+    hours: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        middle, low, high = (f"{h:,.0f}" if h >= 10 else f"{h:.1f}" for h in self)
+        return f"{middle} GPU-hours ({low} to {high})"
+
+
+def assumption() -> str:
+    """What `assumed` assumes, in words."""
+    low, middle, high = (f"{share:.0%}" for share in ASSUMED_SHARES)
+    return (
+        f"{middle} ({low} to {high}) of the {ASSUMED_PEAK / 1e12:.0f} TFLOP/s in bf16 of an "
+        f"{ASSUMED_DEVICE}"
+    )
+
+
+def assumed(stages: Iterable[Stage], known: Container[str]) -> Hours | None:
+    """GPU-hours of the stages whose kind has no measured rate in `known`; None if none counts.
+
+    Evaluations of stored features are not counted, those that run the encoder are.
+    """
+    operations = sum(
+        stage.flops for stage in stages if stage.kind not in known and _fills_a_gpu(stage)
+    )
+    if not operations:
+        return None
+    low, middle, high = (operations / share / ASSUMED_PEAK / 3600 for share in ASSUMED_SHARES)
+    return Hours(middle, high, low)  # the lowest rate takes the longest
+
+
+def _fills_a_gpu(stage: Stage) -> bool:
+    dim = stage.settings.get("model", {}).get("dim", 0)
+    return bool(stage.settings["numerics"]["precision"] == "bf16" and dim >= ASSUMED_DIM)
+
+
+# ------------------------------------------------------------------------- by the store's records
+
+#: shares of the rates in order: middle, fast and slow end
+_MIDDLE, _FAST, _SLOW = 0.5, 0.9, 0.1
+
+
+class Rates(NamedTuple):
+    """What the records of a kind of stage tell of one kind of device."""
+
+    #: FLOPs (of evaluations of stored features, one) per device-second, in order
+    speeds: list[float]
+    #: that a stage held, the median
+    devices: int
+
+
+def last_device(stages: Collection[Stage]) -> str | None:
+    """The kind of device that ran last."""
+    records = [stage.record for stage in stages if stage.record is not None]
+    newest = max(records, key=lambda record: str(record["started"]), default=None)
+    return newest["cost"]["device_kind"] if newest else None
+
+
+def rates(stages: Collection[Stage], device: str | None = None) -> dict[str, Rates]:
+    """Of each kind with a record on `device`, or on the one that ran last."""
+    device = device or last_device(stages)
+    speeds, held = defaultdict(list), defaultdict(list)
+    for stage in stages:
+        if stage.record is not None and stage.record["cost"]["device_kind"] == device:
+            speeds[stage.kind].append(_speed(stage))
+            held[stage.kind].append(stage.record["cost"]["devices"])
+    return {kind: Rates(sorted(speeds[kind]), median_low(held[kind])) for kind in speeds}
+
+
+def _speed(stage: Stage) -> float:
+    assert stage.record is not None
+    cost = stage.record["cost"]
+    return (stage.flops or 1.0) / max(cost["devices"] * cost["wall_s"], 1e-3)
+
+
+def _hours(stage: Stage, speeds: list[float], without: int | None = None) -> Hours:
+    """Device-hours at the middle 80 % of speeds in order, the one at place `without` left out."""
+    count = len(speeds) - (without is not None)
+
+    def at(share: float) -> float:
+        place = round(share * (count - 1))
+        place += without is not None and place >= without
+        return (stage.flops or 1.0) / speeds[place] / 3600
+
+    return Hours(at(_MIDDLE), at(_FAST), at(_SLOW))
+
+
+def seconds(stage: Stage, known: dict[str, Rates]) -> float | None:
+    """Expected wall time of one stage; None where no like stage has run."""
+    rates = known.get(stage.kind)
+    if rates is None and stage.flops:  # an evaluation that runs the encoder, about as features do
+        rates = known.get("features")
+    return None if rates is None else 3600 * _hours(stage, rates.speeds).hours / rates.devices
+
+
+def remaining(plan: Plan, left: list[Stage], slots: int) -> float | None:
+    """Expected wall time of the stages left on `slots` places; None until all kinds have run.
+
+    Kinds of evaluations that have not run yet count nothing: they take a second or so.
+    """
+    known = rates(plan.stages.values())
+    total = 0.0
+    for stage in left:
+        expected = seconds(stage, known)
+        if expected is None:
+            if stage.trains:
+                return None
+            continue
+        total += expected
+    return total / max(slots, 1)
+
+
+def in_hindsight(stages: Iterable[Stage]) -> dict[str, Hours]:
+    """What each complete stage would have been expected to cost from the other records alone."""
+    done = [stage for stage in stages if stage.record is not None]
+    found = {}
+    for device in {stage.record["cost"]["device_kind"] for stage in done if stage.record}:
+        known = rates(done, device)
+        for stage in done:
+            assert stage.record is not None
+            if stage.record["cost"]["device_kind"] == device:
+                speeds = known[stage.kind].speeds
+                if len(speeds) > 1:
+                    found[stage.key] = _hours(stage, speeds, bisect_left(speeds, _speed(stage)))
+    return found
+
+
+def device_hours(plan: Plan, todo: list[Stage]) -> tuple[str, Hours, list[str]] | None:
+    """Expected device-hours of `todo` on the device that ran last: its kind, and the hours.
+
+    Also the kinds of stages that have not run on it, which are not counted. None without records.
+    """
+    device = last_device(plan.stages.values())
+    if device is None:
+        return None
+    known = rates(plan.stages.values(), device)
+    each = [_hours(stage, known[stage.kind].speeds) for stage in todo if stage.kind in known]
+    unknown = sorted({stage.kind for stage in todo} - known.keys())
+    return device, Hours(*(math.fsum(one[i] for one in each) for i in range(3))), unknown

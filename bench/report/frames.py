@@ -1,0 +1,323 @@
+"""From plan and store to what `reports` draws: frames of stages, attempts and metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import polars as pl
+import yaml
+
+from bench import environment
+from bench.plan import estimate
+from bench.plan.planner import Plan, Row, Stage
+from bench.run import explore
+from bench.run.worker import unusual
+from bench.store.store import Store
+from bench.suite.evaluations import column_id
+from bench.suite.search import setting_names
+from reports.frames import ATTEMPTS, METRICS, STAGES, SuiteView
+
+#: how many unreadable files a note names
+NOTED_FILES = 20
+
+
+def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
+    """Everything the report of a suite needs, read from the store alone."""
+    suite = plan.suite
+    untried = explore.untried(plan)
+    shown = [row for row in plan.rows if row.variant.name not in untried]
+    stages = list(_stage_rows(shown, plan))
+    metrics = [row for r in shown for row in _metric_rows(r)]
+    attempts = [row for stage in plan.stages.values() for row in _attempt_rows(stage)]
+    gallery, unreadable = _gallery(plan, store)
+    return SuiteView(
+        suite=suite.name,
+        title=suite.title,
+        profile=suite.profile,
+        scale=scale(plan),
+        notes=suite.notes + _matched_notes(plan) + explore.note(plan) + _data_notes(plan),
+        seeds=suite.seeds,
+        variants=[name for name in suite.variants if name not in untried],
+        tables=[table.resolved() for table in suite.tables],
+        stages=pl.DataFrame(stages, schema=STAGES, orient="row"),
+        attempts=pl.DataFrame(attempts, schema=ATTEMPTS, orient="row"),
+        records={key: r for key, s in plan.stages.items() if (r := _shown_record(s)) is not None},
+        metrics=pl.DataFrame(metrics, schema=METRICS, orient="row"),
+        curves=_curves(plan, store),
+        provenance=_provenance(plan, store, command),
+        resolved=yaml.safe_dump(suite.resolved(), sort_keys=False, allow_unicode=True),
+        runs=[
+            r for r in store.runs() if r["suite"] == suite.name and r["profile"] == suite.profile
+        ],
+        cells=_cells(plan),
+        columns=_column_heads(plan),
+        problems=[p for stage in plan.stages.values() for p in stage.state.problems] + unreadable,
+        gallery=gallery,
+        predicted=estimate.in_hindsight(plan.stages.values()),
+    )
+
+
+def _cells(plan: Plan) -> dict[str, dict[str, str]]:
+    """Settings of a search's rows by name: {"MAE-CT queue_size=128": {"queue_size": "128"}}."""
+    cells = plan.suite.cells
+    named = setting_names(dict.fromkeys(path for cell in cells.values() for path in cell))
+    return {
+        label: {named[path]: choice.name for path, choice in cell.items()}
+        for label, cell in cells.items()
+    }
+
+
+def scale(plan: Plan) -> str:
+    """What was trained on what, in one line."""
+    variant = max(plan.suite.variants.values(), key=lambda v: len(v.stages))
+    row = variant.row
+    model, size = row.model, row.data.image_size
+    name = f"ViT-{model.size.capitalize()}" if model.size != "custom" else "ViT"
+    devices = sorted({s.record["cost"]["device_model"] for s in plan.stages.values() if s.record})
+    kinds = {s.record["cost"]["device_kind"].upper() for s in plan.stages.values() if s.record}
+    where = ", ".join(sorted(kinds)) or "not run yet"
+    if devices:
+        where += f" ({', '.join(devices)})"
+    return (
+        f"{row.data.name} at {size}×{size}, {name} of {_millions(_parameters(plan))} parameters "
+        f"(patch {model.patch_size}, dim {model.dim}, depth {model.depth}), {where}"
+    )
+
+
+def _parameters(plan: Plan) -> float:
+    """Parameters of the encoder, from its sizes."""
+    row = max(plan.suite.variants.values(), key=lambda v: len(v.stages)).row
+    model = row.model
+    assert model.dim and model.depth
+    hidden = int(model.dim * model.mlp_ratio)
+    block = 4 * model.dim**2 + 2 * model.dim * hidden + 9 * model.dim + hidden
+    patch = (plan.data.channels * model.patch_size**2 + 1) * model.dim
+    return model.depth * block + patch + 3 * model.dim
+
+
+def _millions(count: float) -> str:
+    if count < 1e5:
+        return f"{count / 1e3:.0f} k"
+    return f"{count / 1e6:.1f} M" if count < 1e7 else f"{count / 1e6:.0f} M"
+
+
+def _matched_notes(plan: Plan) -> list[str]:
+    """How many steps each compute-matched row was given, and why."""
+    notes = []
+    for name, variant in plan.suite.variants.items():
+        row = next((r for r in plan.rows if r.variant.name == name), None)
+        if variant.match_compute is None or row is None:
+            continue
+        (stage,) = row.chain
+        total = stage.steps or 0
+        if stage.kind == "mae":
+            base = variant.row.mae.resolve(plan.data.counts["train"]).steps or 0
+            text = f"an MAE trained from scratch for {total} steps, its own {base} and "
+            text += f"{total - base} more, which cost as many FLOPs as the head and tuning stages"
+        else:
+            text = f"contrastive training without MAE for {total} steps, which cost as many FLOPs "
+            text += "as all stages"
+        notes.append(
+            f"{name}: {text} of {variant.match_compute} (counted from the settings, rounded up)."
+        )
+    return notes
+
+
+def _data_notes(plan: Plan) -> list[str]:
+    """Images that could not be read or were converted."""
+    notes, data = [], unusual(plan.data)
+    if data["broken"]:
+        named = ", ".join(data["broken_files"][:NOTED_FILES])
+        more = data["broken"] - NOTED_FILES
+        named += f" and {more} more" if more > 0 else ""
+        notes.append(f"{data['broken']} training images cannot be read and are left out: {named}.")
+    if data["converted"]:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in data["converted"].items())
+        notes.append(f"Images converted to RGB: {kinds}.")
+    return notes
+
+
+def _own(row: Row, chains: set[tuple[str, ...]]) -> set[str]:
+    """The row's last stages: those past the longest of `chains` that is a part of its own."""
+    own = tuple(stage.key for stage in row.chain)
+    shared = next((n for n in range(len(own) - 1, 0, -1) if own[:n] in chains), 0)
+    return set(own[shared:])
+
+
+def _shown_status(stage: Stage) -> tuple[str, str | None]:
+    """Status and reason as the report tells them."""
+    if stage.status == "stale" or (stage.status == "cached" and stage.reason):
+        return "stale", stage.reason  # kept or not, its code is not today's
+    if stage.status == "cached":
+        return "complete", None
+    if stage.status == "pruned":
+        return "pruned", stage.reason
+    attempts = stage.state.attempts
+    last = attempts[-1]["status"] if attempts else "pending"
+    if last in ("running", "failed", "interrupted", "lost"):
+        error = attempts[-1].get("error") or {}
+        status = "interrupted" if last == "lost" else last
+        return status, error.get("message")
+    return "pending", stage.reason
+
+
+def _shown_record(stage: Stage) -> dict[str, Any] | None:
+    return stage.record if _shown_status(stage)[0] in ("complete", "stale") else None
+
+
+def _stage_rows(rows: list[Row], plan: Plan) -> Iterator[dict[str, Any]]:
+    """A row for every variant and seed that a stage serves."""
+    known = {key: _stage_row(stage) for key, stage in plan.stages.items()}
+    chains = {tuple(stage.key for stage in row.chain) for row in plan.rows}
+    for row in rows:
+        own = _own(row, chains)
+        # two evaluations of a suite may be the same one of maect on other tokens
+        named = {stage.key: name for name, stage in row.evaluations.items()}
+        for stage in row.stages():
+            yield known[stage.key] | {
+                "kind": named.get(stage.key, stage.kind),
+                "variant": row.variant.name,
+                "seed": row.seed,
+                "own": stage.key in own,
+            }
+
+
+def _stage_row(stage: Stage) -> dict[str, Any]:
+    status, reason = _shown_status(stage)
+    record = _shown_record(stage)
+    values = {
+        "key": stage.key,
+        "name": stage.title,
+        "group": "train" if stage.trains else "evaluate",
+        "status": status,
+        "reason": reason,
+        "attempt": record["attempt"] if record else None,
+        "steps": stage.steps,
+        "started": record["started"] if record else None,
+        "ended": record["ended"] if record else None,
+        "worker": f"{record['env']['host']}:{record['pid']}" if record else None,
+    }
+    return _measured(record["cost"] if record else {}, STAGES.keys()) | values
+
+
+def _measured(cost: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Columns of a record's cost."""
+    found = {name: cost.get(name) for name in names}
+    gpus = cost.get("gpus")
+    told = [{part: gpu[part] for part in ("uuid", "model", "host")} for gpu in gpus or []]
+    return found | {"gpus": None if gpus is None else json.dumps(told)}
+
+
+def _metric_rows(row: Row) -> list[dict[str, Any]]:
+    rows = []
+    for name, stage in row.evaluations.items():
+        if stage.record is None or stage.status != "cached":
+            continue
+        for metric in stage.record["metrics"]:
+            rows.append(
+                {
+                    "variant": row.variant.name,
+                    "seed": row.seed,
+                    "key": stage.key,
+                    "evaluation": name,
+                    "column": column_id(name, metric["name"], metric["primary"]),
+                    "label": metric["label"],
+                    "metric": metric["name"],
+                    "value": metric["value"],
+                    "unit": metric["unit"],
+                    "higher_is_better": metric["higher_is_better"],
+                    "protocol": stage.record["protocol_fingerprint"],
+                    "primary": metric["primary"],
+                }
+            )
+    return rows
+
+
+def _column_heads(plan: Plan) -> dict[str, dict[str, Any]]:
+    """What each column measures, for tables whose cells are all still open."""
+    return {
+        column: {
+            "evaluation": name,
+            "metric": metric.name,
+            "label": metric.label,
+            "unit": metric.unit,
+            "higher_is_better": metric.higher_is_better,
+            "primary": metric.primary,
+        }
+        for variant in plan.suite.variants.values()
+        for name, evaluation in variant.evaluations.items()
+        for column, metric in evaluation.columns(name).items()
+    }
+
+
+def _attempt_rows(stage: Stage) -> list[dict[str, Any]]:
+    rows = []
+    for attempt in stage.state.attempts:
+        error = attempt.get("error") or {}
+        rows.append(
+            {
+                "key": stage.key,
+                "kind": stage.kind,
+                "name": stage.title,
+                "attempt": attempt["attempt"],
+                "status": attempt["status"],
+                "started": attempt["started"],
+                "ended": attempt.get("ended"),
+                "error": error.get("message"),
+            }
+        )
+        rows[-1] |= _measured(attempt["cost"], ATTEMPTS.keys() - rows[-1].keys())
+    return rows
+
+
+def _curves(plan: Plan, store: Store) -> dict[str, dict[str, list[float]]]:
+    curves = {}
+    for stage in plan.stages.values():
+        if stage.trains and stage.record is not None and stage.status == "cached":
+            path = store.folder(stage.key) / "curves.json"
+            if path.exists():
+                curves[stage.key] = json.loads(path.read_text(encoding="utf-8"))
+    return curves
+
+
+def _gallery(plan: Plan, store: Store) -> tuple[dict[str, Any] | None, list[str]]:
+    """What the gallery stage left, if it is complete; and what cannot be read of it."""
+    stage = next((row.gallery for row in plan.rows if row.gallery is not None), None)
+    if stage is None or stage.record is None or stage.status != "cached":
+        return None, []
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = store.folder(stage.key) / "gallery.safetensors"
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        return None, [f"{path.relative_to(store.root)} is damaged: {error}"]
+    told = {name: stage.settings[name] for name in ("seed", "split", "mask_ratio", "norm_pix")}
+    rows, summary = list(plan.suite.gallery), stage.record["summary"]
+    return told | {"key": stage.key, "rows": rows, "summary": summary, "arrays": arrays}, []
+
+
+def _provenance(plan: Plan, store: Store, command: str) -> dict[str, Any]:
+    """Where the numbers come from: of the records where there are any, else of this machine."""
+    records = [s.record for s in plan.stages.values() if s.record is not None]
+    env = records[-1]["env"] if records else environment.describe()
+    return {
+        **environment.commit(),
+        "command": command,
+        "environment": env,
+        "environments in these records": len({json.dumps(_versions(r["env"])) for r in records}),
+        "data": {
+            "name": plan.data.name,
+            "fingerprint": plan.data.fingerprint,
+            "images": plan.data.counts,
+            **{name: value for name, value in unusual(plan.data).items() if value},
+        },
+    }
+
+
+def _versions(env: dict[str, Any]) -> dict[str, Any]:
+    left_out = ("host", "device", "workers", "backend")
+    return {k: v for k, v in sorted(env.items()) if k not in left_out}

@@ -1,0 +1,71 @@
+"""Reports of a suite: terminal text, the HTML page, exports, comparison, checks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bench.errors import UserError
+from bench.plan.planner import Plan, make_plan
+from bench.report.frames import build_view
+from bench.store.store import Store, write_atomic
+from bench.suite.load import Suite
+from reports.facts import Facts
+from reports.formats.exports import FORMATS
+from reports.formats.html import extract_suite, render_html
+from reports.formats.text import render_text
+from reports.frames import SuiteView
+from reports.tables.build import build_tables
+from reports.tables.check import check
+from reports.tables.compare import side_by_side
+
+
+def page_path(plan: Plan, store: Store) -> Path:
+    """Where a suite's page goes; its name is the suite's, made safe for a file."""
+    name = re.sub(r"[^\w.-]+", "_", f"{plan.suite.name}-{plan.suite.profile}")
+    return store.root / "reports" / f"{name[:100]}.html"
+
+
+def write_report(plan: Plan, store: Store, command: str, exports: list[str] | None = None) -> None:
+    """Print the tables; write the page and what else is asked for beside it."""
+    _write(build_view(plan, store, command), page_path(plan, store), exports or [])
+
+
+def _write(view: SuiteView, path: Path, exports: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = Facts(view)
+    tables = build_tables(view, facts)
+    write_atomic(path, render_html(view, facts, tables).encode())
+    print(render_text(view, facts, tables))
+    print(f"\nreport: {path}")
+    for name in exports:
+        suffix, export = FORMATS[name]
+        data = export(tables)
+        target = path.with_suffix(suffix)
+        write_atomic(target, data.encode() if isinstance(data, str) else data)
+        print(f"{name}: {target}")
+
+
+def compare(suite: Suite, stores: tuple[Store, Store], only: str, command: str) -> None:
+    """The same suite of two stores side by side, written into the first."""
+    plans = [make_plan(suite, store, keep_stale=True, only=only) for store in stores]
+    names = (str(stores[0].root.name), str(stores[1].root.name))
+    if names[0] == names[1]:
+        names = (str(stores[0].root), str(stores[1].root))
+    views = [build_view(p, s, command) for p, s in zip(plans, stores, strict=True)]
+    path = page_path(plans[0], stores[0])
+    both = side_by_side(views[0], views[1], names)
+    _write(both, path.with_name(f"{path.stem}-beside-{stores[1].root.name}.html"), [])
+
+
+def problems(plan: Plan, store: Store, command: str) -> list[str]:
+    """What speaks against publishing the table."""
+    return check(build_view(plan, store, command))
+
+
+def extract(path: Path) -> str:
+    """The resolved suite that a page embeds. Raises `UserError`."""
+    try:
+        return extract_suite(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"no suite can be had from it: {error}", file=path) from None

@@ -1,0 +1,103 @@
+"""Searches that explore: not every cell is tried, and not every one of those to its end.
+
+Cells compete on the selection split, seed after seed: after each the search goes on with some and
+stops others. What was left out stands in the run's record, so that a finished search stays so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from bench.plan.identity import digest
+from bench.store.store import Store
+from bench.suite.load import Suite
+
+if TYPE_CHECKING:
+    from bench.plan.planner import Plan
+
+UNTRIED = "not tried"
+
+
+def of_cells(plan: Plan) -> dict[str, list[str]]:
+    """Keys of the stages that rows of the search alone need, with those rows' names."""
+    users: dict[str, dict[str, None]] = {}
+    for row in plan.rows:
+        for stage in row.stages():
+            users.setdefault(stage.key, {})[row.variant.name] = None
+    cells = plan.suite.cells.keys()
+    return {key: list(names) for key, names in users.items() if names.keys() <= cells}
+
+
+def identity(suite: Suite) -> str:
+    """What a search would have to be again for its decisions to hold."""
+    search = suite.search.resolved() if suite.search else {}
+    return digest([search, suite.seeds, sorted(suite.variants)])
+
+
+def mark(plan: Plan, store: Store) -> None:
+    """Take what the newest finished search left out as left out."""
+    if plan.suite.search is None or not plan.suite.search.explores:
+        return
+    search = identity(plan.suite)
+    found: dict[str, str] = {}
+    for run in store.runs():
+        if run.get("search") == search and "pruned" in run:
+            found = run["pruned"]
+    for key, reason in found.items():
+        stage = plan.stages.get(key)
+        if stage is not None and stage.status == "pending":
+            stage.status, stage.reason = "pruned", reason
+
+
+def reopen(plan: Plan) -> None:
+    """Where anything else is to do the search decides anew."""
+    for stage in plan.with_status("pruned"):
+        stage.status, stage.reason = "pending", None
+
+
+def why_left_out(labels: list[str], tried: dict[str, int], seeds: int) -> str:
+    """Of a stage that these cells need; `tried` has the seeds that each cell came to."""
+    most = max((tried.get(label, 0) for label in labels), default=0)
+    if not most:
+        return UNTRIED
+    return f"stopped after {most} of {seeds} seeds by ASHA, others did better"
+
+
+def untried(plan: Plan) -> set[str]:
+    """Names of the cells that the search never came to; they are no rows of the report."""
+    tried = {
+        row.variant.name
+        for row in plan.rows
+        if any(s.status != "pruned" or s.reason != UNTRIED for s in row.evaluations.values())
+    }
+    return {row.variant.name for row in plan.rows} - tried
+
+
+def note(plan: Plan) -> list[str]:
+    """What kind of search made the rows, in a sentence."""
+    suite = plan.suite
+    if suite.search is None:
+        return []
+    count, method = len(suite.cells), suite.search.method
+    how = {
+        "grid": "every combination",
+        "each": "one setting changed at a time",
+        "random": f"combinations drawn at random, seed {suite.search.seed}",
+        "optuna": f"combinations chosen by Optuna (TPE, seed {suite.search.seed})",
+    }[method]
+    if not suite.search.explores:
+        return [f"Search: {count} cells, {how}; every one of them is run to its end."]
+    states: dict[str, Any] = {}
+    for row in plan.rows:
+        if row.variant.name in suite.cells:
+            pruned = {s.reason for s in row.evaluations.values() if s.status == "pruned"}
+            states.setdefault(row.variant.name, set()).update(pruned)
+    left = Counter("untried" if UNTRIED in s else "stopped" if s else "" for s in states.values())
+    text = f"Exploration: {how}, compared by {suite.search.metric} on the selection split"
+    if suite.search.asha:
+        text += ", seed after seed (ASHA)"
+    text += f". {count - left['untried']} of {count} cells were tried, {left['stopped']} of them "
+    text += "stopped early; their cost is in the ledger. Such figures choose settings: what is "
+    text += "chosen is to be run with seeds of its own and reported on the test split."
+    return [text]

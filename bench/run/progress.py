@@ -1,0 +1,138 @@
+"""What a person sees while a suite runs: live lines on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from bench.plan.planner import Plan, Stage
+
+#: seconds between two plain lines on one stage
+PLAIN_EVERY_S = 10.0
+
+
+def duration(seconds: float) -> str:
+    """A time as people write it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+@dataclass
+class _Running:
+    stage: Stage
+    began: float
+    step: int = 0
+    steps: int = 0
+    detail: str = ""
+    printed: float = 0.0
+    task: TaskID | None = None
+
+
+@dataclass
+class Display:
+    """Shows stages as they begin, go on and end. `expected` gives the seconds still to go."""
+
+    plan: Plan
+    expected: Callable[[], float | None]
+    console: Console = field(default_factory=lambda: Console(highlight=False))
+
+    def __post_init__(self) -> None:
+        self.live = self.console.is_terminal
+        self.running: dict[str, _Running] = {}
+        self.total = len(self.plan.stages)
+        self.ended = len(self.plan.with_status("cached"))
+        self.began = time.monotonic()
+        self._refreshed = 0.0
+        self.bars = Progress(
+            TextColumn("{task.description}", justify="left"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[detail]}"),
+            console=self.console,
+            auto_refresh=False,
+        )
+        self._live = Live(self.bars, console=self.console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> Display:
+        if self.live:
+            self._overall = self.bars.add_task("all stages", total=self.total, detail="")
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.live:
+            self._live.stop()
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def event(self, stage: Stage, event: dict[str, Any]) -> None:
+        """One message from a worker."""
+        state = event["state"]
+        if state == "began":
+            running = _Running(stage, time.monotonic())
+            self.running[stage.key] = running
+            if self.live and stage.trains:
+                running.task = self.bars.add_task(stage.title, total=stage.steps, detail="")
+        elif state == "step" and stage.key in self.running:
+            self._step(self.running[stage.key], event)
+
+    def _step(self, running: _Running, event: dict[str, Any]) -> None:
+        running.step, running.steps = event["step"], event["steps"]
+        elapsed = time.monotonic() - running.began
+        eta = elapsed / running.step * (running.steps - running.step)
+        running.detail = (
+            f"{running.step}/{running.steps} epoch {event['epoch']} loss {event['loss']:.4f} "
+            f"{event['images_per_s']:.0f} images/s, {duration(eta)} left"
+        )
+        if running.task is not None:
+            self.bars.update(running.task, completed=running.step, detail=running.detail)
+        now = time.monotonic()
+        if not self.live and now - running.printed >= PLAIN_EVERY_S:
+            running.printed = now
+            self.say(f"  {running.stage.title}: {running.detail}")
+
+    def end(self, stage: Stage, state: str, why: str | None = None) -> None:
+        """A stage is done with: complete, failed, lost."""
+        running = self.running.pop(stage.key, None)
+        if running is not None and running.task is not None:
+            self.bars.remove_task(running.task)
+        if state == "lost":
+            self.say(f"  {stage.title}: its worker died; trying again ({why})")
+            return
+        self.ended += 1
+        number = f"[{self.ended}/{self.total}]"
+        if stage.record is not None and state == "complete":
+            took = duration(stage.record["cost"]["wall_s"])
+            self.say(f"{number} {stage.title}: {_result(stage.record)} in {took}")
+        else:
+            self.say(f"{number} {stage.title}: {state}: {why}")
+
+    def refresh(self) -> None:
+        if not self.live or time.monotonic() - self._refreshed < 0.25:
+            return
+        self._refreshed = time.monotonic()
+        left = self.expected()
+        detail = f"{self.ended}/{self.total}, {duration(self._refreshed - self.began)} so far"
+        if left is not None:
+            detail += f", about {duration(left)} left"
+        self.bars.update(self._overall, completed=self.ended, detail=detail)
+        self._live.refresh()
+
+
+def _result(record: dict[str, Any]) -> str:
+    """The figure a stage is known by."""
+    for metric in record["metrics"]:
+        if metric["primary"]:
+            return f"{metric['label']} {metric['value']:.1f} {metric['unit']}"
+    if "final_loss" in record["summary"]:
+        return f"loss {record['summary']['final_loss']:.4f}"
+    return "complete"

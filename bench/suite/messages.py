@@ -1,0 +1,131 @@
+"""What pydantic finds wrong with settings, in a sentence with its place and what to write."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from bench.errors import UserError, short, suggestion
+from bench.suite import yamlfile
+from maect.settings import Settings
+
+M = TypeVar("M", bound=Settings)
+Path = tuple[Any, ...]
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a text",
+    "list_type": "a list, e.g. [a, b]",
+    "tuple_type": "a list, e.g. [0.5, 1.0]",
+    "dict_type": "a mapping, e.g. {name: value}",
+    "model_type": "a mapping, e.g. {name: value}",
+}
+
+
+def fault(message: str, tree: yamlfile.Map, *places: Path) -> UserError:
+    """An error at the first of the places in `tree`, or at that one of them that `--set` gave."""
+    found = [yamlfile.locate(tree, place) for place in places]
+    given = [place for place in found if str(place[0]).startswith("--set")]
+    file, line = (given or found)[0]
+    return UserError(message, file=file, line=line)
+
+
+def check(kind: type[M], tree: Any, at: Path = (), root: yamlfile.Map | None = None) -> M:
+    """`tree` as settings. Raises `UserError`; `at` is where `tree` stands in `root`."""
+    try:
+        return kind.parse(tree)
+    except ValidationError as error:
+        _raise(kind, error, at, tree if root is None else root)
+
+
+def _raise(kind: type[Settings], error: ValidationError, at: Path, root: yamlfile.Map) -> NoReturn:
+    errors = error.errors()
+    # a misspelt key is told rather than that the right one is missing
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    loc = (*at, *first["loc"])
+    message = _explain(kind, first, loc)
+    places = [loc]
+    if first["type"] == "value_error":
+        section = root
+        for step in loc:
+            section = section[step]
+        mentioned = [word for word in re.findall(r"\w+", message) if word in section]
+        places = [(*loc, word) for word in mentioned] or places
+    raise fault(message, root, *places) from None
+
+
+def dotted(loc: Sequence[Any]) -> str:
+    """A place as people write it: `tables[0].columns`."""
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc]
+    return short("".join(steps).lstrip("."))
+
+
+def _explain(kind: type[BaseModel], error: Any, loc: Path) -> str:
+    name, given, sort = dotted(loc), error.get("input"), error["type"]
+    if sort == "extra_forbidden":
+        known = _fields_at(kind, error["loc"][:-1])
+        return f"unknown setting '{name}'{suggestion(str(loc[-1]), known)}"
+    if sort == "missing":
+        if isinstance(loc[-1], int):
+            return f"'{dotted(loc[:-1])}' has too few values; write {loc[-1] + 1}"
+        return f"'{name}' is missing; add it"
+    if sort == "value_error":
+        message = str(error["ctx"]["error"])
+        return f"{name}: {message}" if name else message
+    if sort == "literal_error":
+        words = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        return f"'{name}' cannot be {shown(given)}{suggestion(str(given), words)}"
+    if sort in ("too_short", "string_too_short"):
+        return f"'{name}' is empty; give it at least one value"
+    if sort == "too_long":
+        return f"'{name}' has too many values; write {error['ctx']['max_length']}"
+    if sort in _EXPECTED:
+        return f"'{name}' should be {_EXPECTED[sort]}, not {shown(given)}{_cure(sort, given)}"
+    message = error["msg"].replace("Input should be", "should be")
+    return f"'{name}' {message}, not {shown(given)}"
+
+
+def _cure(sort: str, given: Any) -> str:
+    """What to write, where that can be told from what was written."""
+    if sort.startswith("int") and isinstance(given, float) and given.is_integer():
+        return f"; write {int(given)}"
+    if sort.startswith(("int", "float")) and isinstance(given, str):
+        plain = yamlfile.number(given)
+        return "" if plain is None else f"; write {plain} without quotes"
+    if sort.startswith("bool") and isinstance(given, str):
+        word = {"on": "true", "yes": "true", "off": "false", "no": "false"}.get(given.lower())
+        return f"; write {word}" if word else ""
+    if sort == "string_type" and isinstance(given, int | float):
+        return f'; write it in quotes: "{shown(given)}"'
+    return ""
+
+
+def shown(value: Any) -> str:
+    """A value as it would be written in a suite, cut where it is long."""
+    return short(json.dumps(value, ensure_ascii=False))
+
+
+def _fields_at(kind: type[BaseModel], loc: Path) -> list[str]:
+    """Field names of the model that `loc` leads to, for suggestions."""
+    for step in loc:
+        info = kind.model_fields.get(str(step))
+        if info is None:
+            continue  # a key of a mapping, or an index: its type was reached with the field
+        candidates = [info.annotation, *getattr(info.annotation, "__args__", ())]
+        for candidate in candidates:
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                kind = candidate
+                break
+        else:
+            return []
+    return [*kind.model_fields]

@@ -1,0 +1,276 @@
+"""The report's figures as inline SVG: curves, seeds, accuracy against cost."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from markupsafe import Markup
+
+from reports.display import middle, plural, short, width
+from reports.facts import Facts
+from reports.figures.svg import GLYPH, LEFT, PALETTE, RIGHT, Panel, Scale, polyline, spanning, tag
+from reports.tables.model import Cell, Column, Table, number, row_label
+
+#: lines in one panel, points in one line, rows in one panel: a picture with more gets heavier,
+#: not clearer
+_LINES, _POINTS, _ROWS = 60, 80, 40
+_STAGES = {"mae": "MAE", "head": "head", "tune": "tuning"}
+
+
+@dataclass
+class Figure:
+    """Panels under one caption; `legend` is (colour class, text)."""
+
+    id: str
+    title: str
+    caption: str
+    panels: list[Markup]
+    legend: list[tuple[str, str]]
+    wide: bool = False
+
+
+def colour(facts: Facts, variant: str) -> str:
+    """The class that gives a variant its colour, the same in every figure."""
+    return f"c{facts.view.variants.index(variant) % PALETTE}"
+
+
+def legend_of(facts: Facts, variants: Sequence[str]) -> list[tuple[str, str]]:
+    ordered = [v for v in facts.view.variants if v in variants]
+    return [(colour(facts, v), row_label(v)) for v in ordered[:24]]
+
+
+# ------------------------------------------------------------------------------ training curves
+
+
+def curves(facts: Facts) -> Figure | None:
+    """Loss and every other logged column against the step, one panel a kind of stage."""
+    panels: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for key, columns in facts.view.curves.items():
+        stage = facts.stages.get(key)
+        if stage is None or len(columns.get("step", [])) < 2:
+            continue
+        for name, values in columns.items():
+            if name not in ("step", "lr") and any(math.isfinite(v) for v in values):
+                panels[stage["kind"], name].append(key)
+    if not panels:
+        return None
+    order = {kind: i for i, kind in enumerate(_STAGES)}
+    chosen = sorted(
+        panels.items(), key=lambda p: (p[0][1] != "loss", p[0][1], order.get(p[0][0], 9))
+    )
+    shown = {facts.users[key][0][0] for _, keys in chosen for key in keys[:_LINES]}
+    return Figure(
+        "curves", "Training", "Training curves, one line a seed, over long runs means of "
+        "neighbouring steps. A stage that rows share has the colour of the first of them.",
+        [_curve_panel(facts, kind, name, keys) for (kind, name), keys in chosen],
+        legend_of(facts, list(shown)),
+    )  # fmt: skip
+
+
+def _curve_panel(facts: Facts, kind: str, name: str, keys: list[str]) -> Markup:
+    lines = []
+    for key in keys[:_LINES]:
+        columns = facts.view.curves[key]
+        points = list(zip(columns["step"], columns[name], strict=False))
+        points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+        lines.append((key, smoothed(points)))
+    xs = [x for key, _ in lines for x in facts.view.curves[key]["step"] if math.isfinite(x)]
+    ys = [y for _, points in lines for _, y in points] or [0.0, 1.0]
+    low, high = min(xs, default=0.0), max(xs, default=1.0)
+    x = Scale(low, max(high, low + 1), LEFT, RIGHT)
+    # a loss that falls far at first would be a corner and a flat line on a linear axis
+    log = name == "loss" and min(ys) > 0 and max(ys) / min(ys) > 4
+    title = f"{_STAGES.get(kind, short(kind, 20))}: {_readable(name)}{', log scale' if log else ''}"
+    panel = Panel(title, x, spanning(ys, 214, 26, log=log), x_label="step")
+    for key, points in lines:
+        variant, seed = facts.users[key][0]
+        line = polyline([(x(a), panel.y(b)) for a, b in points], f"line {colour(facts, variant)}")
+        panel.body.append(tag("g", tag("title", f"{short(variant)}, seed {seed}") + line))
+    more = f" The first {_LINES} of {len(keys):,} are drawn." if len(keys) > _LINES else ""
+    return panel.svg(f"{plural(len(lines), 'line')} against the step.{more}")
+
+
+def smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Means of as many consecutive points as leave no more than `_POINTS`."""
+    size = max(1, math.ceil(len(points) / _POINTS))
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in parts]
+
+
+def _readable(name: str) -> str:
+    """A logged column's name in words."""
+    return short(name, 30).replace("_", " ").replace("neighbor", "neighbour")
+
+
+# --------------------------------------------------------------------------------- metric by seed
+
+
+def by_seed(facts: Facts, table: Table) -> Figure | None:
+    """A dot a seed and a tick at the mean, rows below each other, one panel a metric."""
+    metrics = [c for c in table.columns if c.kind == "metric"]
+    rows = [r.variant for r in table.rows][:_ROWS]
+    drawn = [c for c in metrics if any(table.cells[v, c.id].valued for v in rows)]
+    if not drawn:
+        return None
+    caption = "Each dot is one seed, the bar their mean; an arrow stands for a row off the scale."
+    if len(rows) < len(table.rows):
+        caption += f" The first {len(rows)} of {len(table.rows):,} rows are drawn."
+    return Figure(
+        "seeds", "Metric by seed", caption,
+        [_seed_panel(facts, table, column, rows) for column in drawn], [],
+    )  # fmt: skip
+
+
+def _seed_panel(facts: Facts, table: Table, column: Column, rows: list[str]) -> Markup:
+    cells = {v: table.cells[v, column.id] for v in rows}
+    apart = off_scale({v: c.mean for v, c in cells.items() if c.valued and c.mean is not None})
+    values = [
+        value.value
+        for variant, cell in cells.items()
+        if cell.valued and variant not in apart
+        for value in cell.values
+    ]
+    height = 26 + 24 * len(rows) + 46
+    y = Scale(len(rows) - 0.5, -0.5, height - 46, 26)
+    labels = [middle(label, 28) for label in told_apart(rows)]
+    left = 12 + GLYPH * max(width(label) for label in labels)
+    panel = Panel(
+        with_unit(column), spanning(values, min(left, 240), RIGHT), y, height=height,
+        categories=list(enumerate(labels)),
+    )  # fmt: skip
+    for i, (variant, cell) in enumerate(cells.items()):
+        if not cell.valued or cell.mean is None:
+            continue
+        at, shade = y(i), colour(facts, variant)
+        if variant in apart:
+            panel.body.append(_edge(cell, column, panel.x, at, shade))
+            continue
+        mean = panel.x(cell.mean)
+        panel.body.append(
+            tag("line", x1=mean, x2=mean, y1=at - 8, y2=at + 8, class_=f"mean {shade}")
+        )
+        for value in cell.values:
+            seeds = "all seeds" if cell.fixed else f"seed {value.seeds[0]}"
+            title = tag("title", f"{short(variant)}, {seeds}: {value.value:.{column.digits}f}")
+            panel.body.append(
+                tag("circle", title, cx=panel.x(value.value), cy=at, r=4, class_=f"dot {shade}")
+            )
+    return panel.svg(_spoken(cells, column))
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """The names, those too long without the words that they all begin with."""
+    long = [name.split()[:-1] for name in names if len(name) > 28]
+    alike = takewhile(lambda words: len(set(words)) == 1, zip(*long, strict=False))
+    shared = len(list(alike)) if len(long) > 1 else 0
+    return [" ".join(name.split()[shared:]) if len(name) > 28 else name for name in names]
+
+
+def off_scale(means: dict[str, float]) -> set[str]:
+    """Rows so far from the rest that they would leave it no room: each alone stretches the range
+    of the others more than two and a half times. Three rows are always left.
+    """
+    ordered = sorted(means, key=lambda variant: means[variant])
+    found: set[str] = set()
+    while len(ordered) > 3:
+        span = means[ordered[-1]] - means[ordered[0]]
+        low, high = means[ordered[-1]] - means[ordered[1]], means[ordered[-2]] - means[ordered[0]]
+        if span <= 2.5 * min(low, high):
+            break
+        found.add(ordered.pop(0 if low < high else -1))
+    return found
+
+
+def _edge(cell: Cell, column: Column, x: Scale, at: float, shade: str) -> Markup:
+    """A row off the scale: an arrow at the edge of the panel, and its number."""
+    assert cell.mean is not None
+    left = cell.mean < x.low
+    text = f"◂ {number(cell, column)}" if left else f"{number(cell, column)} ▸"
+    edge, anchor = (x.start + 4, "start") if left else (x.end - 4, "end")
+    return tag("text", text, x=edge, y=at + 4, class_=f"edge {shade}", text_anchor=anchor)
+
+
+def with_unit(column: Column) -> str:
+    label = short(column.label, 40)
+    told = not column.unit or label.endswith(column.unit)  # "10%" says it already
+    return label if told else f"{label}, {column.unit}"
+
+
+def _spoken(cells: dict[str, Cell], column: Column) -> str:
+    return "; ".join(f"{short(v)} {number(c, column)}" for v, c in cells.items() if c.valued)
+
+
+# --------------------------------------------------------------------------- accuracy against cost
+
+
+def pareto(facts: Facts, table: Table) -> Figure | None:
+    """Metric against cumulative training cost, with the rows that none beats on both."""
+    cost = next((c for c in table.columns if c.id == "cost.total"), None)
+    metrics = [c for c in table.columns if c.kind == "metric"][:6]
+    if cost is None:
+        return None
+    panels, shown = [], set()
+    for column in metrics:
+        points = []
+        for row in table.rows:
+            x, y = table.cell(row, cost), table.cell(row, column)
+            if x.valued and y.valued and x.mean and y.mean is not None:
+                points.append((row.variant, x.mean, y.mean, y.sd))
+        if len(points) > 1:
+            panels.append(_pareto_panel(facts, points, column, cost))
+            shown |= {point[0] for point in points}
+    if not panels:
+        return None
+    caption = (
+        f"Mean over seeds against the training cost of one seed, ancestors included ({cost.unit}); "
+        "whiskers are one sd. The line joins the rows that no other row beats on both. Rows that "
+        "train nothing are left out."
+    )
+    return Figure("pareto", "Accuracy against cost", caption, panels, legend_of(facts, list(shown)))
+
+
+def front(points: Sequence[tuple[str, float, float]], higher_is_better: bool) -> list[str]:
+    """Names of the points (name, cost, value) that no cheaper or equally dear point reaches."""
+    sign = -1.0 if higher_is_better else 1.0
+    best, found = math.inf, []
+    for name, _, value in sorted(points, key=lambda p: (p[1], sign * p[2])):
+        if sign * value < best:
+            best = sign * value
+            found.append(name)
+    return found
+
+
+def _pareto_panel(
+    facts: Facts,
+    points: list[tuple[str, float, float, float | None]],
+    column: Column,
+    cost: Column,
+) -> Markup:
+    costs = [p[1] for p in points]
+    ends = [p[2] + s * (p[3] or 0.0) for p in points for s in (-1, 1)]
+    log = max(costs) / min(costs) > 8
+    panel = Panel(
+        with_unit(column), spanning(costs, LEFT, RIGHT, log=log, pad=0.12), spanning(ends, 214, 26),
+        x_label=f"{cost.unit}{', log scale' if log else ''}",
+    )  # fmt: skip
+    names = front([p[:3] for p in points], column.higher_is_better)
+    at = {p[0]: (panel.x(p[1]), panel.y(p[2])) for p in points}
+    steps = [at[names[0]]]
+    for name in names[1:]:
+        steps += [(at[name][0], steps[-1][1]), at[name]]
+    panel.body.append(polyline(steps, "front"))
+    for variant, x, y, sd in points:
+        px, py = at[variant]
+        shade = colour(facts, variant)
+        if sd:
+            low, high = panel.y(y - sd), panel.y(y + sd)
+            panel.body.append(tag("line", x1=px, x2=px, y1=low, y2=high, class_=f"whisker {shade}"))
+        text = f"{short(variant)}: {y:.{column.digits}f} {column.unit} at {x:.3g} {cost.unit}"
+        panel.body.append(
+            tag("circle", tag("title", text), cx=px, cy=py, r=5, class_=f"dot {shade}")
+        )
+    return panel.svg("On the front: " + ", ".join(short(name) for name in names))

@@ -1,0 +1,145 @@
+"""Which worker did what when: a bar a stage, failed attempts outlined, long pauses cut out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from markupsafe import Markup
+
+from reports.display import duration, plural, short
+from reports.facts import DONE, Facts
+from reports.figures.charts import Figure
+from reports.figures.svg import nice_step, tag
+
+_LEFT, _RIGHT, _ROW = 120, 1068, 22
+#: bars beyond which the picture shows the longest ones only
+_MOST = 1500
+_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
+_KINDS = ("mae", "head", "tune")
+
+
+@dataclass
+class _Bar:
+    lane: str
+    start: float
+    end: float
+    css: str
+    text: str
+
+
+def timeline(facts: Facts) -> Figure | None:
+    """The run over wall time; None where no stage has both times."""
+    bars = _bars(facts)
+    if not bars:
+        return None
+    kept = sorted(sorted(bars, key=lambda b: b.start - b.end)[:_MOST], key=lambda b: b.start)
+    pauses = _pauses(kept)
+    lanes = list(dict.fromkeys(b.lane for b in kept))
+    caption = "Bars are stages and failed attempts by worker; empty is idle."
+    if pauses:
+        caption += f" {plural(len(pauses), 'pause')} in which nothing ran cut short (dashed)."
+    if len(bars) > _MOST:
+        caption += f" The {_MOST:,} longest of {len(bars):,} are drawn."
+    legend = [("k-mae", "MAE"), ("k-head", "head"), ("k-tune", "tuning"), ("k-other", "evaluation")]
+    if any("k-bad" in b.css for b in kept):
+        legend.append(("k-bad", "failed, interrupted or lost"))
+    return Figure("timeline", "Timeline", caption, [_draw(kept, lanes, pauses)], legend, wide=True)
+
+
+def _bars(facts: Facts) -> list[_Bar]:
+    found = []
+    for key, stage in facts.stages.items():
+        kind = stage["kind"] if stage["kind"] in _KINDS else "other"
+        users = facts.users[key]
+        where = f"{short(users[0][0])}, seed {users[0][1]}"
+        spans = [(stage, f"k-{kind}", stage["status"])] if stage["status"] in DONE else []
+        for attempt in facts.attempts.get(key, []):
+            if attempt["status"] not in ("complete", "running"):
+                spans.append((attempt, "k-bad", f"{attempt['status']}: {short(attempt['error'])}"))
+        for span, css, status in spans:
+            start, end = _seconds(span["started"]), _seconds(span["ended"])
+            if start is not None and end is not None and end >= start:
+                text = f"{short(stage['name'])} ({where}), {duration(end - start)}, {status}"
+                lane = short(stage["worker"] or "no worker named", 17)
+                found.append(_Bar(lane, start, end, css, text))
+    return found
+
+
+def _seconds(text: str | None) -> float | None:
+    """Seconds since the epoch of an ISO time; one without a zone is read as UTC."""
+    try:
+        moment = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _pauses(bars: list[_Bar]) -> list[tuple[float, float]]:
+    """Gaps in which no worker did anything, where they are long beside the work itself."""
+    busy, gaps, end = 0.0, [], bars[0].start
+    for bar in bars:
+        if bar.start > end:
+            gaps.append((end, bar.start))
+        busy += max(0.0, bar.end - max(bar.start, end))
+        end = max(end, bar.end)
+    return [(a, b) for a, b in gaps if b - a > max(60.0, 0.25 * busy)]
+
+
+def _draw(bars: list[_Bar], lanes: list[str], pauses: list[tuple[float, float]]) -> Markup:
+    first, last = bars[0].start, max(b.end for b in bars)
+    shown = max(1e-3, last - first - sum(b - a for a, b in pauses))
+    cut = 0.02 * shown  # width left to a pause
+
+    def elapsed(moment: float) -> float:
+        """Seconds on the axis at `moment`, pauses shortened to `cut`."""
+        lost = sum(min(moment, b) - a - cut for a, b in pauses if moment > a)
+        return moment - first - lost
+
+    scale = (_RIGHT - _LEFT) / (shown + cut * len(pauses))
+    height = _ROW * len(lanes) + 46
+    parts = [tag("title", f"Timeline of {plural(len(bars), 'bar')}, a row a worker")]
+    for i, lane in enumerate(lanes):
+        y = 10 + i * _ROW
+        parts.append(tag("text", lane, x=_LEFT - 8, y=y + 14, class_="tick", text_anchor="end"))
+        parts.append(tag("line", x1=_LEFT, x2=_RIGHT, y1=y + 20, y2=y + 20, class_="grid"))
+    rows = {lane: 10 + i * _ROW for i, lane in enumerate(lanes)}
+    for bar in bars:
+        x, width = (
+            _LEFT + elapsed(bar.start) * scale,
+            (elapsed(bar.end) - elapsed(bar.start)) * scale,
+        )
+        parts.append(
+            tag(
+                "rect",
+                tag("title", bar.text),
+                x=x,
+                width=max(1.0, width - 0.5),
+                y=rows[bar.lane] + 3,
+                height=14,
+                class_=f"bar {bar.css}",
+            )
+        )
+    bottom = height - 36
+    for a, _ in pauses:
+        x = _LEFT + (elapsed(a) + cut / 2) * scale
+        parts.append(tag("line", x1=x, x2=x, y1=4, y2=bottom, class_="cut"))
+    parts += _axis(shown + cut * len(pauses), scale, bottom, bool(pauses))
+    return tag(
+        "svg", Markup("").join(parts), viewBox=f"0 0 1080 {height}", width=1080, height=height,
+        role="img", class_="panel",
+    )  # fmt: skip
+
+
+def _axis(seconds: float, scale: float, bottom: float, cut: bool) -> list[Markup]:
+    step = next((s for s in _STEPS if s >= seconds / 8), nice_step(seconds / 8))
+    unit, size = ("h", 3600) if step >= 3600 else ("min", 60) if step >= 60 else ("s", 1)
+    found = [tag("line", x1=_LEFT, x2=_RIGHT, y1=bottom, y2=bottom, class_="axis")]
+    for i in range(int(seconds / step) + 1):
+        x = _LEFT + i * step * scale
+        label = f"{i * step / size:g}"
+        found.append(tag("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis"))
+        found.append(tag("text", label, x=x, y=bottom + 16, class_="tick", text_anchor="middle"))
+    what = f"{unit} of running time" if cut else f"{unit} since the first stage began"
+    found.append(tag("text", what, x=_RIGHT, y=bottom + 28, class_="label", text_anchor="end"))
+    return found

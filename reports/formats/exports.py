@@ -1,0 +1,175 @@
+"""LaTeX, Markdown, CSV, Parquet and JSON of the same tables, with the same digits."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import polars as pl
+
+from reports.display import plain, short
+from reports.formats.latex import to_latex
+from reports.tables.model import (
+    Cell,
+    Column,
+    Row,
+    Table,
+    cell_text,
+    each,
+    full_label,
+    number,
+    raised,
+)
+
+#: columns of the long form, one row a cell; `text` is the number as every format prints it
+SCHEMA: dict[str, Any] = {
+    "table": pl.String, "row_group": pl.String, "row": pl.String, "column": pl.String,
+    "label": pl.String, "unit": pl.String, "kind": pl.String, "state": pl.String,
+    "text": pl.String, "mean": pl.Float64, "sd": pl.Float64, "n": pl.Int64, "planned": pl.Int64,
+    "bold": pl.Boolean, "protocol": pl.String, "reason": pl.String, "values": pl.String,
+    "keys": pl.String, "sources": pl.String,
+}  # fmt: skip
+
+
+def to_frame(tables: Sequence[Table]) -> pl.DataFrame:
+    """One row a cell. `values` is JSON, [[seeds, value], ...]; `keys` are joined by spaces."""
+    rows = [
+        _long(table, row, column)
+        for table in tables
+        for row in table.rows
+        for column in table.columns
+    ]
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def _long(table: Table, row: Row, column: Column) -> dict[str, Any]:
+    cell = table.cell(row, column)
+    shown = cell if cell.valued else Cell(cell.state)
+    return {
+        "table": table.title,
+        "row_group": row.group,
+        "row": row.variant,
+        "column": column.id,
+        "label": full_label(table, column),
+        "unit": column.unit,
+        "kind": column.kind,
+        "state": cell.state,
+        "text": number(cell, column),
+        "mean": shown.mean,
+        "sd": shown.sd,
+        "n": cell.n,
+        "planned": cell.planned,
+        "bold": cell.bold,
+        "protocol": cell.protocol,
+        "reason": cell.reason,
+        "values": json.dumps([[list(value.seeds), value.value] for value in cell.values]),
+        "keys": " ".join(cell.keys),
+        "sources": " ".join(table.footnotes[mark] for mark in cell.marks),
+    }
+
+
+def to_csv(tables: Sequence[Table]) -> str:
+    """The long form; numbers in full precision, `text` as printed.
+
+    A name from a suite that a spreadsheet would take for a formula has an apostrophe before it.
+    """
+    foreign = pl.col("table", "row_group", "row", "label", "reason")
+    formula = foreign.str.contains(r"^\s*[=+\-@]")
+    safe = pl.when(formula).then("'" + foreign).otherwise(foreign).name.keep()
+    return to_frame(tables).with_columns(safe).write_csv()
+
+
+def to_parquet(tables: Sequence[Table]) -> bytes:
+    """The long form as Parquet."""
+    buffer = io.BytesIO()
+    to_frame(tables).write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def to_json(tables: Sequence[Table]) -> str:
+    """Tables with their cells, comparisons, notes and problems."""
+    found = [
+        {
+            "title": table.title,
+            "baseline": table.baseline,
+            "columns": [vars(column) for column in table.columns],
+            "rows": [
+                {
+                    "row": row.variant,
+                    "group": row.group,
+                    "cells": {c.id: _cell(table, row, c) for c in table.columns},
+                }
+                for row in table.rows
+            ],
+            "comparisons": [vars(comparison) for comparison in table.comparisons],
+            "footnotes": table.footnotes,
+            "notes": [*table.notes, *table.reference_notes],
+            "problems": table.problems,
+        }
+        for table in tables
+    ]
+    return json.dumps(found, ensure_ascii=False, indent=1) + "\n"
+
+
+def _cell(table: Table, row: Row, column: Column) -> dict[str, Any]:
+    long = _long(table, row, column)
+    kept = ("state", "text", "mean", "sd", "n", "planned", "bold", "protocol", "reason")
+    cell = table.cell(row, column)
+    return {name: long[name] for name in kept} | {
+        "values": [{"seeds": v.seeds, "value": v.value, "keys": v.keys} for v in cell.values]
+    }
+
+
+def to_markdown(tables: Sequence[Table]) -> str:
+    """Pipe tables; bold where a difference survives its test."""
+    parts = []
+    for table in each(tables):
+        heads = [
+            _escaped(table.corner or "Row"),
+            *(_head(table, column) for column in table.columns),
+        ]
+        lines = [f"**{_escaped(table.title)}**", "", _piped(heads)]
+        lines.append("| --- |" + " ---: |" * len(table.columns))
+        for group, rows in table.row_groups():
+            if group is not None:
+                lines.append(_piped([f"*{_escaped(group)}*", *([""] * len(table.columns))]))
+            lines += [
+                _piped([_escaped(row.variant), *(_marked(table, row, c) for c in table.columns)])
+                for row in rows
+            ]
+        said = [_escaped(note, 1000) for note in [*table.notes, *table.reference_notes]]
+        said += [f"{raised(mark)} {_escaped(text, 1000)}" for mark, text in table.footnotes.items()]
+        parts.append("\n".join([*lines, "", *(f"{line}  " for line in said)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(table: Table, column: Column) -> str:
+    label = _escaped(full_label(table, column))
+    return f"{label} ({_escaped(column.unit)})" if column.unit else label
+
+
+def _marked(table: Table, row: Row, column: Column) -> str:
+    cell = table.cell(row, column)
+    text = cell_text(cell, column)
+    return f"**{text}**" if cell.bold else text
+
+
+def _piped(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _escaped(text: str, limit: int = 80) -> str:
+    """One line of text that Markdown shows as it stands."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|&$~" else c for c in short(plain(text), limit))
+
+
+#: format -> (file suffix, function of the tables to text or bytes)
+FORMATS: dict[str, tuple[str, Callable[[Sequence[Table]], str | bytes]]] = {
+    "latex": (".tex", to_latex),
+    "markdown": (".md", to_markdown),
+    "csv": (".csv", to_csv),
+    "parquet": (".parquet", to_parquet),
+    "json": (".json", to_json),
+}

@@ -1,0 +1,335 @@
+"""The report as one offline HTML file: no request, readable without JavaScript."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from reports.display import amount, duration, fixed, plain, plural, short, signed, slug, time_unit
+from reports.facts import DONE, Facts
+from reports.figures import along, charts
+from reports.figures.gallery import gallery
+from reports.figures.timeline import timeline
+from reports.formats import records
+from reports.frames import SuiteView
+from reports.tables import costs, findings
+from reports.tables.build import build_tables
+from reports.tables.costs import Ledger
+from reports.tables.model import Cell, Column, Row, Table, full_label, number, remark, row_label
+from reports.tables.published import PUBLISHED
+
+_TEMPLATES = Path(__file__).parents[1] / "templates"
+_SUITE = re.compile(r'<script type="application/json" id="suite">(.*?)</script>', re.DOTALL)
+
+_RUN = ("started", "wall_s", "status", "command")
+
+
+def render_html(
+    view: SuiteView, facts: Facts | None = None, tables: list[Table] | None = None
+) -> str:
+    """The whole page. Every string of the view is escaped; scripts and styles are ours alone.
+
+    `facts` and `tables` are those of the view, where they are at hand.
+    """
+    facts = facts or Facts(view)
+    tables = tables or build_tables(view, facts)
+    style, script = _asset("style.css"), _asset("script.js")
+    ledger = costs.ledger(facts)
+    return _environment().get_template("page.html").render(
+        view=view,
+        status=_status(facts),
+        tables=[_TableView(table, i, facts) for i, table in enumerate(tables)],
+        figures=_figures(facts, tables),
+        gallery=gallery(view.gallery),
+        ledger=ledger,
+        ledger_rows=_ledger_rows(ledger),
+        unmeasured=_quantity_sentences(ledger),
+        prediction_rows=_prediction_rows(ledger),
+        published_costs=_published_costs(),
+        runs=[{name: run.get(name) for name in _RUN} for run in view.runs],
+        entries=records.entries(facts),
+        full=records.FULL,
+        style=Markup(style),
+        script=Markup(script),
+        policy=_policy(style, script),
+        embedded=_embed({"suite": view.resolved, "provenance": view.provenance}),
+    )  # fmt: skip
+
+
+def extract_suite(html: str) -> str:
+    """The resolved suite that a report embeds as YAML text, its provenance behind it in comments.
+
+    Raises ValueError if it embeds none.
+    """
+    found = _SUITE.search(html)
+    try:
+        embedded = json.loads(found.group(1)) if found else {}
+        suite, provenance = embedded["suite"], embedded["provenance"]
+    except (ValueError, KeyError, TypeError):
+        suite = provenance = None
+    if not isinstance(suite, str):
+        raise ValueError("this file embeds no suite: it is no report, or it was changed")
+    told = records.outline({"provenance": provenance}).splitlines()
+    return suite + "".join(f"# {line}\n" for line in told)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=_finalize,
+    )  # fmt: skip
+    environment.filters |= {
+        "duration": duration, "short": short, "amount": amount, "slug": slug, "codes": _codes,
+    }  # fmt: skip
+    environment.globals |= {"plural": plural, "record_anchor": records.anchor}
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    """Every printed string loses its control characters; markup of ours passes as it is."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _codes(text: str) -> Markup:
+    """A sentence of ours, escaped, with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(plain(text)))))
+
+
+def _asset(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Content policy: nothing from outside, and no script or style but the two of the page."""
+
+    def hashed(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return (
+        f"default-src 'none'; img-src data:; style-src {hashed(style)}; script-src {hashed(script)}"
+    )
+
+
+def _embed(data: dict[str, Any]) -> Markup:
+    """JSON that cannot end its script element."""
+    text = json.dumps(data, default=str)
+    for char in "<>&":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return Markup(text)
+
+
+def _status(facts: Facts) -> str:
+    """ "44 stages, all complete", or what is still open."""
+    counts = Counter(stage["status"] for stage in facts.stages.values())
+    total = sum(counts.values())
+    done = sum(counts[status] for status in DONE)
+    if done == total:
+        stale = f", {counts['stale']} of them by other code" if counts["stale"] else ""
+        return f"{plural(total, 'stage')}, all complete{stale}"
+    rest = ", ".join(f"{n} {status}" for status, n in counts.items() if status not in DONE)
+    return f"{done} of {plural(total, 'stage')} complete; {rest}"
+
+
+def _figures(facts: Facts, tables: list[Table]) -> list[charts.Figure]:
+    """Figures of each table, then those of the run; what two tables share is drawn once."""
+    found: list[charts.Figure | None] = []
+    drawn: set[tuple[tuple[str, ...], ...]] = set()
+    for i, table in enumerate(tables):
+        rows = tuple(row.variant for row in table.rows)
+        metrics = tuple(column.id for column in table.columns if column.kind == "metric")
+        if (rows, metrics) not in drawn:
+            drawn.add((rows, metrics))
+            made = (charts.pareto, charts.by_seed, along.ablation)
+            found += [_numbered(make(facts, table), i) for make in made]
+    found += [*along.by_number(facts), charts.curves(facts), timeline(facts)]
+    return [figure for figure in found if figure is not None]
+
+
+def _numbered(figure: charts.Figure | None, index: int) -> charts.Figure | None:
+    """A figure of a later table says which; the first one's needs no number."""
+    if figure is None or index == 0:
+        return figure
+    return replace(
+        figure, id=f"{figure.id}-{index + 1}", title=f"{figure.title}, table {index + 1}"
+    )
+
+
+class _TableView:
+    """A table with what only the page needs: anchors, markup of cells, header cells."""
+
+    def __init__(
+        self, table: Table, index: int, facts: Facts, whole: _TableView | None = None
+    ) -> None:
+        self.whole = whole
+        self.crossed = [_TableView(c, index, facts, self) for c in table.crossed]
+        self.table, self.index, self.facts = table, index, facts
+        self.row_at = {row.variant: i for i, row in enumerate(table.rows)}
+        self.column_at = {column.id: i for i, column in enumerate(table.columns)}
+        self.findings = findings.findings(table, facts)
+        self.spread = {
+            column.id: any(table.cell(row, column).sd is not None for row in table.rows)
+            for column in table.columns
+            if column.kind == "metric"
+        }
+
+    def anchor(self, row: Row, column: Column) -> str:
+        """Id of the cell's line among the values by seed."""
+        return self._line(row.variant, column.id)
+
+    def _line(self, variant: str, column: str) -> str:
+        if self.whole is not None:
+            return self.whole._line(*self.table.origins[variant, column])
+        return f"v-{self.index}-{self.row_at[variant]}-{self.column_at[column]}"
+
+    def name(self, column: Column) -> str:
+        """The column's name out of the table, where its header does not stand above it."""
+        return short(full_label(self.table, column), 60)
+
+    def named(self, column: Column) -> str:
+        """The same with its unit."""
+        return charts.with_unit(replace(column, label=self.name(column)))
+
+    def label(self, variant: str) -> str:
+        return row_label(variant, 80)
+
+    def classes(self, cell: Cell, column: Column) -> str:
+        bold = " bold" if cell.bold else ""
+        return f"num {column.kind} s-{slug(cell.state)}{bold}"
+
+    def number(self, cell: Cell, column: Column) -> Markup:
+        """The number with its spread set apart, so that means line up below each other."""
+        text = number(cell, column)
+        if column.kind != "metric" or not self.spread[column.id]:
+            return Markup("{}").format(text)
+        mean, _, sd = text.partition(" ± ")
+        spread = f" ± {sd}" if sd else ""
+        return Markup('{}<span class="sd">{}</span>').format(mean, spread)
+
+    def images(self, cell: Cell, column: Column) -> str:
+        """The spread that the images measured on give a cell, seeds apart."""
+        found = findings.sampling_error(self.facts, column, cell)
+        return "" if found is None else f"± {fixed(found[0], column.digits)} ({found[1]})"
+
+    def remark(self, cell: Cell) -> str:
+        return remark(cell)
+
+    def values(self) -> list[tuple[Row, Column, Cell]]:
+        """The cells that rest on records, for the list of values by seed."""
+        return [
+            (row, column, cell)
+            for row in self.table.rows
+            for column in self.table.columns
+            if column.kind in ("metric", "cost")
+            and (cell := self.table.cell(row, column)).state not in ("none", "not planned")
+        ]
+
+    def comparisons(self) -> list[dict[str, Any]]:
+        columns = {column.id: column for column in self.table.columns}
+        return [
+            {
+                "row": c.variant,
+                "column": short(columns[c.column].label),
+                "difference": signed(c.mean, columns[c.column].digits),
+                "sd": "" if c.sd is None else fixed(c.sd, columns[c.column].digits),
+                "n": c.n,
+                "t": "–" if c.t is None else fixed(c.t, 2).replace("-", "−"),
+                "p": _p(c.p),
+                "p_holm": _p(c.p_holm),
+                "detectable": _detectable(c.detectable, columns[c.column]),
+                "needed": findings.needed_text(c),
+                "survives": c.survives,
+            }
+            for c in self.table.comparisons
+        ]
+
+
+def _detectable(value: float | None, column: Column) -> str:
+    if value is None:
+        return "–"
+    return "> 100" if column.unit == "%" and value > 100 else fixed(value, column.digits)
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _ledger_rows(ledger: Ledger) -> list[dict[str, Any]]:
+    """Lines of the cost table, each kind of device in its own unit."""
+    units = {kind: time_unit(max(ledger.total.hours.get(kind, 0.0), 1e-9)) for kind in ledger.kinds}
+    shown = _shown_quantities(ledger)
+    rows = []
+    included = [line for line in ledger.lines if not line.apart]
+    for line in [*included, ledger.total, *(line for line in ledger.lines if line.apart)]:
+        rows.append(
+            {
+                "label": line.label,
+                "count": line.count,
+                "hours": [
+                    amount(line.hours[k] * units[k][1]) if k in line.hours else "–" for k in units
+                ],
+                "wall": duration(line.wall_s),
+                "measured": [line.measured(quantity) for quantity in shown],
+                "unmeasured": line.unmeasured,
+                "total": line is ledger.total,
+                "apart": line.apart,
+            }
+        )
+    saved = [amount(ledger.saved[k] * units[k][1]) if k in ledger.saved else "–" for k in units]
+    heads = [f"{kind}-{unit}" for kind, (unit, _) in units.items()]
+    return [{"heads": heads, "saved": saved, "measured": shown}, *rows]
+
+
+def _shown_quantities(ledger: Ledger) -> list[costs.Quantity]:
+    """Those that some line of the ledger has; the others are one sentence."""
+    lines = [*ledger.lines, ledger.total]
+    return [q for q in costs.QUANTITIES if any(line.measured(q)[0] is not None for line in lines)]
+
+
+def _quantity_sentences(ledger: Ledger) -> list[str]:
+    """What of the suite's whole was not measured, and why."""
+    found = ((q, *ledger.total.measured(q)) for q in costs.QUANTITIES)
+    return [f"{q.label}: blank ({reason})." for q, value, reason in found if value is None]
+
+
+def _prediction_rows(ledger: Ledger) -> list[list[str]]:
+    """Predicted and actual device time, each line in a unit that suits it."""
+    rows = []
+    for line in ledger.predictions:
+        unit, factor = time_unit(max(line.hours, line.actual))
+        low, middle, high, actual = (
+            amount(hours * factor) for hours in (line.low, line.hours, line.high, line.actual)
+        )
+        rows.append(
+            [
+                line.kind, str(line.count), f"{line.device}-{unit}", middle, f"{low} to {high}",
+                actual, f"{signed(line.off, 0)} %",
+            ]
+        )  # fmt: skip
+    return rows
+
+
+def _published_costs() -> list[tuple[str, str, str]]:
+    cost = PUBLISHED["cost"]
+    return [
+        (
+            line["what"],
+            f"{line['gpu_hours']:,} GPU-h ({line['how']})",
+            PUBLISHED["sources"][line["source"]],
+        )
+        for line in cost["lines"]
+    ]

@@ -1,0 +1,135 @@
+"""LaTeX of the tables: booktabs rules, grey published columns, everything escaped."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from reports.display import short
+from reports.tables.model import Cell, Column, Row, Table, each, number, remark
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\char36{}", "&": r"\&", "#": r"\#",
+    "%": r"\%", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
+    "±": r"$\pm$", "×": r"$\times$", "−": r"$-$", "≤": r"$\leq$", "≥": r"$\geq$", "–": "--",
+    "—": "---", "…": r"\dots{}", "Δ": r"$\Delta$", "α": r"$\alpha$", "σ": r"$\sigma$",
+    "µ": r"$\mu$", "μ": r"$\mu$", "·": r"$\cdot$", "→": r"$\rightarrow$", "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$", "’": "'", "‘": "`", "“": "``", "”": "''", "°": r"$^\circ$",
+    "²": r"$^2$", "³": r"$^3$", "\u00a0": "~",
+}  # fmt: skip
+
+_PREAMBLE = r"""% Needs: \usepackage{booktabs,graphicx,xcolor}
+\documentclass{article}
+\usepackage[utf8]{inputenc}
+\usepackage[margin=2cm,landscape]{geometry}
+\usepackage{booktabs,graphicx,xcolor}
+\begin{document}
+"""
+
+
+def escape(text: object, limit: int = 400) -> str:
+    """One line of text that any LaTeX engine sets as it stands; what pdflatex has no glyph for
+    becomes its code point, "U+1F600".
+    """
+    parts = []
+    for char in short(text, limit):
+        if char in _SPECIAL:
+            parts.append(_SPECIAL[char])
+        elif char.isascii() or _accented(char):
+            parts.append(char)
+        else:
+            parts.append(f"U+{ord(char):04X}")
+    return "".join(parts)
+
+
+def _accented(char: str) -> bool:
+    """Whether LaTeX's own fonts set a character of Latin-1 as it is."""
+    if char in "æøåßÆØÅ":
+        return True
+    parts = unicodedata.decomposition(char).split()
+    return ord(char) < 0x100 and len(parts) == 2 and not parts[0].startswith("<")
+
+
+def to_latex(tables: Sequence[Table]) -> str:
+    """A document that compiles by itself; each table stands alone for pasting elsewhere."""
+    return _PREAMBLE + "\n".join(_table(table) for table in each(tables)) + "\\end{document}\n"
+
+
+def _table(table: Table) -> str:
+    aligned = "l" + "r" * len(table.columns)
+    lines = [
+        r"\begin{table}[htbp]", r"\centering\small\setlength{\tabcolsep}{4pt}",
+        rf"\caption{{{escape(table.title)}}}",
+        # as wide as it is, but no wider than the page
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{{aligned}}}", r"\toprule", *_heads(table), r"\midrule",
+    ]  # fmt: skip
+    for i, (group, rows) in enumerate(table.row_groups()):
+        if i:
+            lines.append(r"\addlinespace")
+        if group is not None:
+            wide = len(table.columns) + 1
+            lines.append(rf"\multicolumn{{{wide}}}{{l}}{{\emph{{{escape(group, 60)}}}}} \\")
+        lines += [_row(table, row) for row in rows]
+    lines += [r"\bottomrule", r"\end{tabular}}"]
+    said = [f"$^{{{mark}}}$ {escape(text)}" for mark, text in table.footnotes.items()]
+    said = [*(escape(n) for n in [*table.notes, *table.reference_notes]), *said]
+    if said:
+        lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
+        lines += [rf"{sentence}\par" for sentence in said] + [r"\end{minipage}"]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def _heads(table: Table) -> list[str]:
+    """Groups over rules where there are any, labels, units."""
+    lines = []
+    groups = table.column_groups()
+    if any(group is not None for group, _ in groups):
+        cells, rules, at = [""], [], 2
+        for group, columns in groups:
+            wide = len(columns)
+            cells.append(
+                rf"\multicolumn{{{wide}}}{{c}}{{{escape(group, 60)}}}" if group is not None else ""
+            )
+            if group is not None:
+                rules.append(rf"\cmidrule(lr){{{at}-{at + wide - 1}}}")
+            at += wide
+        lines += [" & ".join(cells) + r" \\", "".join(rules)]
+    labels = (_grey(c, _label(c)) for c in table.columns)
+    lines.append(" & ".join([escape(table.corner, 40), *labels]) + r" \\")
+    if any(column.unit for column in table.columns):
+        units = [_grey(c, escape(_unit(c), 20)) for c in table.columns]
+        lines.append(" & ".join(["", *units]) + r" \\")
+    return lines
+
+
+def _label(column: Column) -> str:
+    """The label; a long one goes on below behind its commas."""
+    label = escape(column.label, 40)
+    if len(column.label) <= 12 or ", " not in label:
+        return label
+    return r"\shortstack[r]{" + label.replace(", ", r",\\") + "}"
+
+
+def _unit(column: Column) -> str:
+    arrow = " ↑" if column.higher_is_better else " ↓"
+    return column.unit + (arrow if column.kind == "metric" else "")
+
+
+def _row(table: Table, row: Row) -> str:
+    cells = [_cell(table.cell(row, column), column) for column in table.columns]
+    return " & ".join([escape(row.variant, 48), *cells]) + r" \\"
+
+
+def _cell(cell: Cell, column: Column) -> str:
+    value, beside = escape(number(cell, column)), escape(remark(cell))
+    if cell.bold:
+        value = rf"\textbf{{\boldmath {value}}}"
+    mark = f"$^{{{''.join(cell.marks)}}}$" if cell.marks else ""
+    text = f"{value}{mark} ({beside})" if value and beside else f"{value or beside}{mark}"
+    return _grey(column, text)
+
+
+def _grey(column: Column, text: str) -> str:
+    return rf"\textcolor{{gray}}{{{text}}}" if column.kind == "published" and text else text

@@ -1,0 +1,201 @@
+"""The records section of the page: for each stage what it was, from what, and how it went."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from reports.display import amount, duration, plain, short, slug, tail
+from reports.facts import Facts
+from reports.tables.costs import ENERGY, MEMORY, UTILISATION, Quantity, integrated
+
+#: stages beyond which complete ones are printed without settings, files and log
+FULL = 400
+
+
+@dataclass
+class Entry:
+    """One stage as the page prints it; `blocks` are (heading, preformatted text)."""
+
+    anchor: str
+    key: str
+    name: str
+    kind: str
+    status: str
+    reason: str | None
+    users: str
+    facts: list[tuple[str, str]]
+    inputs: list[tuple[str, str, str]]
+    attempts: list[dict[str, Any]]
+    files: list[tuple[str, str, str]]
+    blocks: list[tuple[str, str]] = field(default_factory=list)
+
+
+def anchor(key: str) -> str:
+    """Id of a stage's entry in the page."""
+    return f"r-{slug(key)}"
+
+
+def entries(facts: Facts) -> list[Entry]:
+    """An entry for each distinct stage, in the plan's order."""
+    whole = len(facts.stages) <= FULL
+    return [_entry(facts, key, whole) for key in facts.stages]
+
+
+def _entry(facts: Facts, key: str, whole: bool) -> Entry:
+    stage, record = facts.stages[key], facts.record(key)
+    full = whole or stage["status"] in ("failed", "interrupted")
+    return Entry(
+        anchor=anchor(key),
+        key=key,
+        name=short(stage["name"], 80),
+        kind=short(stage["kind"], 30),
+        status=stage["status"],
+        reason=stage["reason"],
+        users=_users(facts, key),
+        facts=_facts(stage, record),
+        inputs=_inputs(facts, record),
+        attempts=[
+            a | {"cost": ", ".join(_cost(a)), "said": short(a["error"] or "", 400)}
+            for a in facts.attempts.get(key, [])
+        ],
+        files=_files(record) if full else [],
+        blocks=_blocks(record) if full else [],
+    )
+
+
+def _users(facts: Facts, key: str) -> str:
+    """Rows and seeds that rest on the stage: "MAE, MAE-CT: seed 0"."""
+    rows: dict[str, list[int]] = {}
+    for variant, seed in facts.users[key]:
+        rows.setdefault(variant, []).append(seed)
+    seeds = sorted({seed for found in rows.values() for seed in found})
+    names = ", ".join(short(variant, 30) for variant in list(rows)[:8])
+    more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+    listed = ", ".join(map(str, seeds[:10])) + (" …" if len(seeds) > 10 else "")
+    return f"{names}{more}: seed {listed}"
+
+
+def _cost(attempt: dict[str, Any]) -> Iterator[str]:
+    """Wall time, device time where that is more, and energy of an attempt."""
+    yield duration(attempt["wall_s"])
+    hours = attempt["device_hours"]
+    if hours is not None and attempt["device_kind"] == "gpu":
+        yield f"{amount(hours)} GPU-h"
+    if attempt[ENERGY.name] is not None:
+        yield str(_energy(attempt))
+
+
+def _facts(stage: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines at the head of an entry; what is not known has no line."""
+    hours = stage["device_hours"]
+    found = [
+        ("began", stage["started"]),
+        ("ended", stage["ended"]),
+        ("wall time", duration(stage["wall_s"]) if stage["wall_s"] is not None else None),
+        ("held", _held(stage)),
+        ("device time", None if hours is None else f"{duration(hours * 3600)}"),
+        ("peak memory", _metered(stage, MEMORY)),
+        ("energy", _energy(stage)),
+        ("GPU utilisation", _metered(stage, UTILISATION)),
+        ("GPUs", _uuids(stage)),
+        ("worker", stage["worker"]),
+        ("steps", stage["steps"]),
+        ("protocol", record.get("protocol_fingerprint")),
+        ("code", (record.get("code") or {}).get("hash")),
+    ]
+    return [(name, short(value, 200)) for name, value in found if value is not None]
+
+
+def _held(stage: dict[str, Any]) -> str | None:
+    if stage["devices"] is None:
+        return None
+    kind = str(stage["device_kind"] or "device").upper()
+    model = f" ({stage['device_model']})" if stage["device_model"] else ""
+    return f"{stage['devices']} {kind}{model}"
+
+
+def _metered(stage: dict[str, Any], quantity: Quantity) -> str | None:
+    """A value with its unit, or why there is none."""
+    if stage[quantity.name] is not None:
+        return f"{amount(stage[quantity.name])} {quantity.unit}"
+    return f"not measured: {stage[quantity.reason]}" if stage[quantity.reason] else None
+
+
+def _energy(stage: dict[str, Any]) -> str | None:
+    """With where it comes from, if not from the device's own counter."""
+    found = _metered(stage, ENERGY)
+    return f"{found}, integrated from the power drawn" if integrated(stage) else found
+
+
+def _uuids(stage: dict[str, Any]) -> str | None:
+    held = json.loads(stage["gpus"] or "[]")
+    return ", ".join(f"{one['uuid']} ({one['model']}, {one['host']})" for one in held) or None
+
+
+def _inputs(facts: Facts, record: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, what it is, anchor or "") of each input."""
+    found = []
+    for name, given in (record.get("inputs") or {}).items():
+        key = given["key"]
+        stage = facts.stages.get(key)
+        label = short(f"{stage['name']} {key[:12]}" if stage else key, 100)
+        found.append((short(name, 40), label, anchor(key) if stage else ""))
+    return found
+
+
+def _files(record: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(file, bytes, checksum) of each artifact."""
+    return [
+        (short(name, 80), f"{entry.get('bytes', 0):,}", short(entry.get("sha256", ""), 80))
+        for name, entry in (record.get("files") or {}).items()
+    ]
+
+
+def _blocks(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is printed as it stands: settings, protocol, metrics, environment, log."""
+    metrics = {
+        f"{m.get('name')}": f"{m.get('value')} {m.get('unit', '')}".strip()
+        for m in record.get("metrics") or []
+    }
+    parts = [
+        ("Settings", record.get("settings")),
+        ("Protocol", record.get("protocol")),
+        ("Metrics", metrics),
+        ("Summary", record.get("summary")),
+        ("Data", record.get("data")),
+        ("Environment", record.get("env")),
+        ("Code", (record.get("code") or {}).get("modules")),
+        ("Error", record.get("error")),
+    ]
+    found = [(name, tail(outline(data), 8000)) for name, data in parts if data]
+    log = record.get("log_tail")
+    return [*found, ("Log, its end", tail(log))] if log else found
+
+
+def outline(data: Any, depth: int = 0) -> str:
+    """Nested data as indented lines, `name: value`; short lists stay on their line."""
+    pad = "  " * depth
+    if isinstance(data, dict):
+        lines = []
+        for name, value in data.items():
+            nested = isinstance(value, dict) and value
+            lines.append(
+                f"{pad}{name}:\n{outline(value, depth + 1)}"
+                if nested
+                else f"{pad}{name}: {_flat(value)}"
+            )
+        return "\n".join(lines)
+    if isinstance(data, list):
+        return "\n".join(f"{pad}- {_flat(item)}" for item in data)
+    return pad + plain(data)
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_flat(item) for item in value) + "]"
+    if value is None:
+        return "none"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else plain(value)

@@ -1,0 +1,101 @@
+"""What would make a reader doubt a table: open cells, mixed code or hardware, test selection."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from reports.display import plural, short
+from reports.facts import DONE, Facts, lookup
+from reports.frames import SuiteView
+from reports.tables.build import build_tables, remark_of
+from reports.tables.model import Table, full_label
+
+#: states of a cell that are as planned
+_AS_PLANNED = ("ok", "none", "not planned", "pruned")
+#: what a record says about where a stage ran and with what: (word, path in the record)
+_WHERE = (
+    ("code", ("code", "hash")),
+    ("hardware", ("cost", "device_model")),
+    ("torch", ("env", "torch")),
+)
+#: columns that are open when another one is
+_IMPLIED = ("cost.own", "cost.wall", "cost.energy")
+#: words by which a metric or its label says that it looked at the test split
+_ON_TEST = ("test_selected", "chosen on test", "by test labels")
+
+
+def check(view: SuiteView) -> list[str]:
+    """Problems of the tables in sentences; an empty list if they can be trusted as they stand."""
+    facts = Facts(view)
+    found: list[str] = []
+    for table in build_tables(view, facts):
+        found += table.problems + _open_cells(table)
+        for column in (c for c in table.columns if c.kind == "metric"):
+            label = short(full_label(table, column))
+            keys = {key for row in table.rows for key in table.cell(row, column).keys}
+            found += _mixed(facts, label, keys)
+            found += _test_selected(facts, label, column.id, keys)
+    found += [f"store: {short(problem, 300)}" for problem in view.problems]
+    return list(dict.fromkeys(found))
+
+
+def _open_cells(table: Table) -> list[str]:
+    return [
+        f"{short(row.variant)}, {short(full_label(table, column))}: {remark_of(cell)}"
+        for row in table.rows
+        for column in table.columns
+        if column.id not in _IMPLIED
+        and (cell := table.cell(row, column)).state not in (*_AS_PLANNED, "mixed protocols")
+    ]
+
+
+def _mixed(facts: Facts, label: str, keys: set[str]) -> list[str]:
+    """Stages of one kind behind one column, ancestors included, that differ in code or place."""
+    seen: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for key in _with_ancestors(facts, keys):
+        for what, path in _WHERE:
+            value = lookup(facts.record(key), *path)
+            if value is not None:
+                seen[facts.stages[key]["kind"], what][str(value)] += 1
+    found = []
+    for (kind, what), values in seen.items():
+        if len(values) > 1:
+            listed = [f"{short(v, 40)} ({plural(n, 'stage')})" for v, n in values.items()]
+            found.append(f"{label}: its {short(kind, 30)} stages mix {what}: {', '.join(listed)}")
+    return found
+
+
+def _with_ancestors(facts: Facts, keys: set[str]) -> list[str]:
+    """The stages and, through their records' inputs, everything they rest on."""
+    found: dict[str, None] = {}
+    waiting = sorted(keys)
+    while waiting:
+        key = waiting.pop(0)
+        if key in found or facts.stages.get(key, {}).get("status") not in DONE:
+            continue
+        found[key] = None
+        inputs = facts.record(key).get("inputs") or {}
+        waiting += [given["key"] for given in inputs.values()]
+    return list(found)
+
+
+def _test_selected(facts: Facts, label: str, column: str, keys: set[str]) -> list[str]:
+    """Whether the column's numbers were chosen by looking at the test split."""
+    known = facts.columns.get(column, {})
+    said = f"{known.get('metric', '')} {known.get('label', '')}"
+    by_name = any(word in said for word in _ON_TEST)
+    if by_name or any(_chosen_on_test(facts.record(key).get("protocol")) for key in keys):
+        return [f"{label}: these numbers were selected on the test split"]
+    return []
+
+
+def _chosen_on_test(protocol: Any) -> bool:
+    """A protocol says what it selects by in fields named select... or choice..."""
+    if not isinstance(protocol, dict):
+        return False
+    return any(
+        _chosen_on_test(value)
+        or (any(word in name for word in ("select", "choice", "chosen")) and value == "test")
+        for name, value in protocol.items()
+    )
