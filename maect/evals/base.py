@@ -27,6 +27,12 @@ class Metric:
     unit: str
     higher_is_better: bool
     primary: bool = False
+    #: what it is one point along: "block", "neighbours", "images a class"; empty where it is alone
+    along: str = ""
+    #: where along it
+    at: float = 0.0
+    #: label of the line whose point it is, without its place: "k-NN, k=10"
+    series: str = ""
 
 
 @dataclass

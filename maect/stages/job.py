@@ -44,6 +44,9 @@ class Output:
     documents: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[float]] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    #: of an evaluation: metric name -> value, and all that defines the numbers
+    values: dict[str, float] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -78,6 +81,10 @@ class Job:
     inputs: dict[str, Path]
     data_root: Path
     data_path: str | None = None
+    #: "mae", "features", or an evaluation's name
+    kind: str = ""
+    #: of the data set, also where `settings` say nothing of the data
+    data_name: str = ""
     #: released weights, where the settings name their checksum
     weights: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
