@@ -31,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, Store]:
     suite = load_suite(path, seeds=1)
     for stage in make_plan(suite, store, only="MAE*").stages.values():
         if "matched" not in stage.title and "aug" not in stage.title:
-            run_task(Task.of(stage), store.root, "in-process", lambda key, event: None)
+            run_task(Task.of(stage), store, "in-process", lambda event: None)
     return path, make_plan(suite, store, only="MAE*"), store
 
 

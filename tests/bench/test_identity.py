@@ -130,7 +130,7 @@ def test_kind_inputs_and_data_are_in_a_key():
 
 # ------------------------------------------------------------------------------------------ code
 
-ENTRIES = ("maect.stages.mae", "maect.stages.head", "maect.stages.features", "maect.evals.knn")
+ENTRIES = ("maect.stages.mae", "maect.stages.head", "maect.stages.features", "maect.evals.nearest")
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_a_changed_constant_is_a_change_and_is_named(package: Path):
             if before[entry]["modules"][name] != value
         }
         assert differ == {"maect.streams"}
-    assert after["maect.evals.knn"] == before["maect.evals.knn"]
+    assert after["maect.evals.nearest"] == before["maect.evals.knn"]
 
 
 def test_a_training_module_is_not_code_of_an_evaluation(package: Path):
@@ -196,7 +196,7 @@ def test_a_training_module_is_not_code_of_an_evaluation(package: Path):
     edit(package / "maect" / "stages" / "loop.py", "FIRST_LOGGED = 20", "FIRST_LOGGED = 21")
     after = code_of(package)
     assert after["maect.stages.mae"]["hash"] != before["maect.stages.mae"]["hash"]
-    assert after["maect.evals.knn"] == before["maect.evals.knn"]
+    assert after["maect.evals.nearest"] == before["maect.evals.knn"]
     assert after["maect.stages.features"] == before["maect.stages.features"]
 
 
@@ -206,5 +206,5 @@ def test_modules_found_through_other_modules_are_code(package: Path):
     assert {f"maect.stages.{name}" for name in expected} <= found["maect.stages.mae"]
     expected = {"models", "parallel", "augment", "streams", "losses", "optim"}
     assert {f"maect.{name}" for name in expected} <= found["maect.stages.mae"]
-    assert "maect.evals.neighbors" in found["maect.evals.knn"]
-    assert not any(name.startswith("maect.stages") for name in found["maect.evals.knn"])
+    assert "maect.evals.neighbors" in found["maect.evals.nearest"]
+    assert not any(name.startswith("maect.stages") for name in found["maect.evals.nearest"])

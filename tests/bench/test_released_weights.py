@@ -178,4 +178,4 @@ def test_weights_changed_after_planning_are_refused(tmp_path: Path):
     plan = make_plan(load_suite(path, seeds=1), store)
     torch.save(weights() | {"cls_token": torch.ones(1, 1, 32)}, files["official"])
     with pytest.raises(StageFailed, match="its checksum differs"):
-        run_task(Task.of(plan.rows[0].features), store.root, "test", lambda key, event: None)
+        run_task(Task.of(plan.rows[0].features), store, "test", lambda event: None)

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from maect.evals.kmeans import kmeans
-from maect.evals.knn import vote
+from maect.evals.nearest import vote
 from maect.evals.linear_probe import Probes, rate
 from maect.evals.logistic import fit_logistic
 from maect.evals.low_shot import centred_rows
