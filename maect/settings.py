@@ -19,6 +19,9 @@ Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
+#: the stages of a chain, in their order
+TRAINING_STAGES = ("mae", "head", "tune")
+
 
 class Settings(BaseModel):
     """Base of all settings: immutable, strict about types, unknown keys are errors."""

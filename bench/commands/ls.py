@@ -9,7 +9,7 @@ from typing import Any
 from bench.environment import processor
 from bench.errors import UserError
 from bench.plan import estimate
-from bench.plan.planner import Plan, Stage
+from bench.plan.stage import Plan, Stage
 from bench.report.frames import scale
 from bench.run.progress import duration
 from bench.store.store import StageState, Store

@@ -9,7 +9,7 @@ from collections.abc import Collection, Container, Iterable
 from statistics import median_low
 from typing import NamedTuple
 
-from bench.plan.planner import Plan, Stage
+from bench.plan.stage import Plan, Stage
 
 #: Where no record tells a rate: a device, its peak FLOP/s in dense bf16, and the share of it that
 #: training is taken to reach, low, middle and high. Of the published costs, 40 A100-hours for

@@ -8,12 +8,12 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import maect
+from maect.files import digest
 
 #: part of every key; raised when the meaning of a key's content changes
 SCHEMA = 1
@@ -24,21 +24,10 @@ _NOT_CODE = {"maect", "maect.settings"}
 _ROOT = Path(maect.__file__).parent
 
 
-def canonical(value: Any) -> str:
-    """JSON text that is equal for equal data."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def digest(value: Any, length: int = 20) -> str:
-    """A hex digest of JSON data."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
-
-
 def stage_key(kind: str, settings: dict[str, Any], inputs: dict[str, str], data: str | None) -> str:
     """The key of a stage: its resolved settings, its inputs' keys and its data's fingerprint."""
-    return digest(
-        {"schema": SCHEMA, "kind": kind, "settings": settings, "inputs": inputs, "data": data}
-    )
+    content = {"schema": SCHEMA, "kind": kind, "settings": settings, "inputs": inputs, "data": data}
+    return digest(content, 20)
 
 
 @cache

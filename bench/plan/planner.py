@@ -7,8 +7,6 @@ stage is cached, stale or to be run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -16,101 +14,14 @@ from typing import Any
 from bench.errors import UserError
 from bench.plan import schedules
 from bench.plan.identity import code, stage_key
-from bench.run import explore
-from bench.store.store import StageState, Store, sha256
+from bench.plan.stage import Plan, Row, Stage, entry_modules
+from bench.plan.status import assess, mark
+from bench.store.store import Store
 from bench.suite.evaluations import Evaluation
 from bench.suite.load import Suite, Variant, data_info
-from maect import datasets, evals, flops
+from maect import datasets, flops
 from maect.datasets import DataInfo
-
-ENTRY = {
-    "mae": "maect.stages.mae",
-    "head": "maect.stages.head",
-    "tune": "maect.stages.tune",
-    "features": "maect.stages.features",
-    "gallery": "maect.stages.gallery",
-}
-TRAIN_KINDS = ("mae", "head", "tune")
-
-
-@dataclass(eq=False)
-class Stage:
-    """One unit of work with one output."""
-
-    kind: str
-    key: str
-    #: for people: "MAE-CT tune, seed 0"
-    title: str
-    settings: dict[str, Any]
-    inputs: dict[str, Stage]
-    data: DataInfo
-    #: where the data and, for released weights, the checkpoint lie; not part of the key
-    places: dict[str, str | None]
-    code: dict[str, Any]
-    steps: int | None = None
-    flops: float = 0.0
-    state: StageState = field(default_factory=lambda: StageState(""))
-    #: cached | stale | pending | pruned (a search left it out)
-    status: str = "pending"
-    reason: str | None = None
-
-    @property
-    def trains(self) -> bool:
-        return self.kind in TRAIN_KINDS
-
-    @property
-    def record(self) -> dict[str, Any] | None:
-        return self.state.record
-
-
-@dataclass
-class Row:
-    """One variant with one seed."""
-
-    variant: Variant
-    seed: int
-    chain: list[Stage]
-    features: Stage
-    #: features of other tokens that evaluations declare
-    more_features: list[Stage]
-    evaluations: dict[str, Stage]
-    #: pictures of the suite, kept with the second row that they show
-    gallery: Stage | None = None
-
-    def stages(self) -> Iterator[Stage]:
-        yield from self.chain
-        yield self.features
-        yield from self.more_features
-        yield from self.evaluations.values()
-        if self.gallery is not None:
-            yield self.gallery
-
-
-@dataclass
-class Plan:
-    suite: Suite
-    rows: list[Row]
-    #: every stage once, inputs before what needs them
-    stages: dict[str, Stage]
-    data: DataInfo
-
-    @property
-    def unresolved(self) -> str | None:
-        """Why the keys are not final, where the data are not at hand."""
-        return self.data.hint if self.data.fingerprint is None else None
-
-    def with_status(self, *statuses: str) -> list[Stage]:
-        return [stage for stage in self.stages.values() if stage.status in statuses]
-
-
-def entry_modules(kind: str) -> list[str]:
-    """The maect modules that a kind of stage runs."""
-    if kind in ENTRY:
-        return [ENTRY[kind]]
-    evaluator = evals.get(kind)
-    # what makes the views of an evaluation that asks for the encoder makes the features too
-    views = [ENTRY["features"]] if evaluator.needs_encoder else []
-    return [evaluator.run.__module__, evals.at_blocks.__module__, *views]
+from maect.files import sha256
 
 
 def encoder_stage(chain: list[Stage]) -> Stage:
@@ -350,42 +261,5 @@ def make_plan(suite: Suite, store: Store, *, keep_stale: bool = False, only: str
     for stage in plan.stages.values():
         if plan.unresolved is None:
             assess(stage, store, keep_stale=keep_stale)
-    explore.mark(plan, store)
+    mark(plan, store)
     return plan
-
-
-def assess(stage: Stage, store: Store, *, keep_stale: bool = False) -> None:
-    """Set a stage's status from the store; its inputs must have been assessed before."""
-    stage.state = store.state(stage.key)
-    stage.status, stage.reason = "pending", None
-    record = stage.state.record
-    if record is None:
-        last = stage.state.attempts[-1] if stage.state.attempts else None
-        if last is not None and last["status"] == "failed":
-            stage.reason = f"failed before: {last['error']['message']}"
-        return
-    waiting = [s.title for s in stage.inputs.values() if s.status != "cached"]
-    if waiting:
-        stage.reason = f"its input is redone: {waiting[0]}"
-        return
-    changed = changed_modules(record, stage)
-    if changed:
-        stage.status, stage.reason = "stale", f"code changed: {', '.join(changed)}"
-        if keep_stale:
-            stage.status = "cached"
-        return
-    for name, source in stage.inputs.items():
-        assert source.record is not None
-        files = {f: e["sha256"] for f, e in source.record["files"].items()}
-        if record["inputs"][name]["files"] != files:
-            stage.status, stage.reason = "stale", f"input '{name}' has other content than before"
-            return
-    stage.status = "cached"
-
-
-def changed_modules(record: dict[str, Any], stage: Stage) -> list[str]:
-    """Names of the maect modules whose code differs from what the record ran."""
-    if record["code"]["hash"] == stage.code["hash"]:
-        return []
-    before, now = record["code"]["modules"], stage.code["modules"]
-    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))

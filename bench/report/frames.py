@@ -11,9 +11,8 @@ import yaml
 
 from bench import environment
 from bench.plan import estimate
-from bench.plan.planner import Plan, Row, Stage
+from bench.plan.stage import Plan, Row, Stage, unusual
 from bench.run import explore
-from bench.run.worker import unusual
 from bench.store.store import Store
 from bench.suite.evaluations import column_id
 from bench.suite.search import setting_names

@@ -13,8 +13,9 @@ from typing import Any
 
 from bench import environment
 from bench.errors import UserError
-from bench.plan import estimate
-from bench.plan.planner import Plan, Stage, assess
+from bench.plan import estimate, status
+from bench.plan.stage import Plan, Stage
+from bench.plan.status import assess
 from bench.run import explore, recovery
 from bench.run.budget import Spent
 from bench.run.progress import Display
@@ -60,7 +61,7 @@ def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
     """
     if all(stage.status in ("cached", "pruned") for stage in plan.stages.values()):
         return {}
-    explore.reopen(plan)
+    status.reopen(plan)
     check_workers(plan, options.workers)
     check_weights(plan)
     scheduler = Scheduler(plan, store, options.keep_stale)
@@ -75,7 +76,7 @@ def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
             driver.close(finished=scheduler.finished)
         run["failed"] = scheduler.failed
         if plan.suite.search is not None and plan.suite.search.explores:
-            run |= {"search": explore.identity(plan.suite), "pruned": scheduler.pruned}
+            run |= {"search": status.identity(plan.suite), "pruned": scheduler.pruned}
         run["status"] = "failed" if scheduler.failed else "complete"
     return scheduler.failed
 

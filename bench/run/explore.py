@@ -7,16 +7,10 @@ stops others. What was left out stands in the run's record, so that a finished s
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bench.plan.identity import digest
-from bench.store.store import Store
-from bench.suite.load import Suite
-
-if TYPE_CHECKING:
-    from bench.plan.planner import Plan
-
-UNTRIED = "not tried"
+from bench.plan.stage import Plan
+from bench.plan.status import UNTRIED
 
 
 def of_cells(plan: Plan) -> dict[str, list[str]]:
@@ -27,33 +21,6 @@ def of_cells(plan: Plan) -> dict[str, list[str]]:
             users.setdefault(stage.key, {})[row.variant.name] = None
     cells = plan.suite.cells.keys()
     return {key: list(names) for key, names in users.items() if names.keys() <= cells}
-
-
-def identity(suite: Suite) -> str:
-    """What a search would have to be again for its decisions to hold."""
-    search = suite.search.resolved() if suite.search else {}
-    return digest([search, suite.seeds, sorted(suite.variants)])
-
-
-def mark(plan: Plan, store: Store) -> None:
-    """Take what the newest finished search left out as left out."""
-    if plan.suite.search is None or not plan.suite.search.explores:
-        return
-    search = identity(plan.suite)
-    found: dict[str, str] = {}
-    for run in store.runs():
-        if run.get("search") == search and "pruned" in run:
-            found = run["pruned"]
-    for key, reason in found.items():
-        stage = plan.stages.get(key)
-        if stage is not None and stage.status == "pending":
-            stage.status, stage.reason = "pruned", reason
-
-
-def reopen(plan: Plan) -> None:
-    """Where anything else is to do the search decides anew."""
-    for stage in plan.with_status("pruned"):
-        stage.status, stage.reason = "pending", None
 
 
 def why_left_out(labels: list[str], tried: dict[str, int], seeds: int) -> str:

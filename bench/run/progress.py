@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from bench.plan.planner import Plan, Stage
+from bench.plan.stage import Plan, Stage
 
 #: seconds between two plain lines on one stage
 PLAIN_EVERY_S = 10.0

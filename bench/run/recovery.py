@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from bench.plan.planner import Plan
+from bench.plan.stage import Plan
 from bench.store.store import Store
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bench.plan.planner import Plan, Stage, assess
+from bench.plan.stage import Plan, Stage
+from bench.plan.status import assess
 from bench.store.store import Store
 
 #: times a stage whose worker died is tried again in one run

@@ -16,7 +16,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from bench.plan.planner import Plan, Row
+from bench.plan.stage import Plan, Row
 from bench.run import explore
 from bench.store.store import Store
 

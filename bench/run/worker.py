@@ -17,17 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from bench import environment
-from bench.plan.identity import code, digest
-from bench.plan.planner import ENTRY, Stage, entry_modules
+from bench.plan.identity import code
+from bench.plan.stage import ENTRY, Stage, entry_modules, unusual
 from bench.run import parts
 from bench.store import gpu_meter
 from bench.store.store import Store, iso, tail
-from maect.datasets import DataInfo
+from maect.files import digest
 
 #: seconds between two lines of an attempt's log
 LOG_EVERY_S = 5.0
-#: how many unreadable files a record names
-NAMED_FILES = 100
 
 
 @dataclass(frozen=True)
@@ -59,16 +57,6 @@ class Task:
             stage.kind, stage.key, stage.title, stage.settings, inputs, data, stage.places,
             stage.code, stage.flops, stage.steps,
         )  # fmt: skip
-
-
-def unusual(data: DataInfo) -> dict[str, Any]:
-    """What was left out of a folder or shards and what was converted: counts, and first names."""
-    names = [f"{file}: {reason}" for file, reason in data.broken]
-    return {
-        "broken": len(names),
-        "broken_files": names[:NAMED_FILES],
-        "converted": {kind: len(files) for kind, files in data.converted.items()},
-    }
 
 
 class StageFailed(Exception):

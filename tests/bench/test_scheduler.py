@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from bench_helpers import write_record
 
-from bench.plan.planner import Plan, Stage
+from bench.plan.stage import Plan, Stage
 from bench.run.driver import RunOptions, _Driver
 from bench.run.scheduler import MAX_LOST, Scheduler
 from bench.store.store import Store
