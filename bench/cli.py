@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
 import json
 import math
-import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UserError
+from bench.commands import run
+from bench.errors import INTERRUPTED, MISMATCH, OK, STAGE_FAILED, USAGE, UserError
 from maect.datasets import DataError
 
 FORMATS = ("latex", "markdown", "csv", "parquet", "json")
-OK, STAGE_FAILED, USAGE, MISMATCH, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
 
-    def add(name: str, run: Any, text: str, *, suite: bool = True) -> argparse.ArgumentParser:
+    def add(
+        name: str, run: Any, text: str, *, suite: bool = True, store: bool = True
+    ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
         if suite:
@@ -72,26 +71,17 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--keep-stale", action="store_true", help="keep results of older code, marked"
             )
-        command.add_argument(
-            "--store", type=Path, default=Path("store"), help="folder of results (default: store)"
-        )
+        if store:
+            command.add_argument(
+                "--store", type=Path, default=Path("store"), help="folder of results"
+            )
         return command
 
-    for name, run, text in (
-        ("run", run_suite, "run what a suite lacks, then print its table"),
-        ("sweep", sweep_suite, "run the search a suite declares, through Ray Tune"),
+    for name, text in (
+        ("run", "run what a suite lacks, then print its table"),
+        ("sweep", "run the search a suite declares, through Ray Tune"),
     ):
-        command = add(name, run, text)
-        command.add_argument("--workers", type=_workers, default=1, metavar="N",
-                             help="workers of each training stage (default 1; 0: no Ray worker, "
-                             "train in this process)")  # fmt: skip
-        command.add_argument("--address", metavar="A", default=os.environ.get("RAY_ADDRESS"),
-                             help="join a running Ray cluster (default: $RAY_ADDRESS, else a Ray "
-                             "of this run's own)")  # fmt: skip
-        for kind in ("gpu", "cpu"):
-            command.add_argument(f"--max-{kind}-hours", type=_hours, metavar="H", help="stop once "
-                                 f"this run's attempts have held {kind.upper()}s for so long; the "
-                                 "same command goes on")  # fmt: skip
+        run.declare(add(name, run.run, text, suite=False, store=False))
     plan = add("plan", plan_suite, "show what would run, and why; start nothing")
     plan.add_argument("--json", action="store_true")
     report = add("report", report_suite, "render a suite's report from the store alone")
@@ -187,86 +177,19 @@ def _load(options: argparse.Namespace) -> Any:
     )
 
 
-def run_suite(options: argparse.Namespace) -> int:
-    suite = _load(options)
-    if suite.search is not None:
-        raise UserError(
-            f"this suite declares a search; run: python -m bench sweep {options.suite}",
-            file=options.suite,
-        )
-    return _run(options, suite, tune=False)
-
-
-def sweep_suite(options: argparse.Namespace) -> int:
-    suite = _load(options)
-    if suite.search is None:
-        raise UserError(
-            f"this suite declares no search; run: python -m bench run {options.suite}",
-            file=options.suite,
-        )
-    if suite.search.method == "optuna" and importlib.util.find_spec("optuna") is None:
-        raise UserError(
-            "method 'optuna' needs a package that is not here: pip install 'maect-bench[optuna]'",
-            file=options.suite,
-        )
-    return _run(options, suite, tune=True)
-
-
-def _run(options: argparse.Namespace, suite: Any, *, tune: bool) -> int:
-    from bench.commands import ls
-    from bench.commands.data import prepare_data
-    from bench.plan.planner import make_plan
-    from bench.report.write import write_report
-    from bench.run.driver import Interrupted, RunOptions, execute
-    from bench.run.recovery import clear_damage, take_over
-    from bench.store.store import Store
-
-    store = Store(options.store)
-    if prepare_data(suite):
-        suite = _load(options)
-    plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
-    if plan.unresolved:
-        raise UserError(f"the data of profile '{suite.profile}' are not here: {plan.unresolved}")
-    # a terminal's Ctrl-C and a polite kill end a run in the same clean way
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    store.create()
-    with store.lock():
-        take_over(plan, store)
-        store.close_runs()
-        for line in clear_damage(plan, store):
-            print(line)
-        plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
-        print(ls.plan_summary(plan))
-        limits = {"gpu": options.max_gpu_hours, "cpu": options.max_cpu_hours}
-        run_options = RunOptions(
-            options.workers, options.address, options.keep_stale, options.command_line, tune,
-            {kind: hours for kind, hours in limits.items() if hours is not None},
-        )  # fmt: skip
-        try:
-            failed = execute(plan, store, run_options)
-        except Interrupted as stopped:
-            # anew: a stage may have ended while the run stopped
-            plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
-            print(
-                f"\n{stopped}: {ls.left(plan)}. To continue: {options.command_line}",
-                file=sys.stderr,
-            )
-            return INTERRUPTED
-        write_report(plan, store, options.command_line)
-    for key, reason in failed.items():
-        print(f"failed: {plan.stages[key].title}: {reason}", file=sys.stderr)
-    return STAGE_FAILED if failed else OK
-
-
 def plan_suite(options: argparse.Namespace) -> int:
-    from bench.commands import ls
+    from bench.commands import plan as plan_command
     from bench.plan.planner import make_plan
     from bench.store.store import Store
 
     plan = make_plan(
         _load(options), Store(options.store), keep_stale=options.keep_stale, only=options.only
     )
-    print(json.dumps(ls.plan_data(plan), indent=1) if options.json else ls.plan_text(plan))
+    print(
+        json.dumps(plan_command.plan_data(plan), indent=1)
+        if options.json
+        else plan_command.plan_text(plan)
+    )
     return OK
 
 
@@ -283,7 +206,7 @@ def report_suite(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from bench.plan.planner import make_plan
     from bench.report import write
-    from bench.store.index import IndexedStore
+    from bench.store.store import Store
 
     if options.extract_suite is not None:
         print(write.extract(options.extract_suite), end="")
@@ -294,13 +217,12 @@ def _report(options: argparse.Namespace) -> int:
     if options.compare is not None:
         return _compare([options.store, *options.compare][-2:], options)
     # whether the table is sound is a question to the records themselves
-    store = _existing(IndexedStore(options.store, rebuild=options.check))
+    store = _existing(Store(options.store))
     suite = _load(options)
     plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
     if plan.unresolved:
         raise UserError(f"the data are not here, so no key is known: {plan.unresolved}")
     write.write_report(plan, store, options.command_line, options.export)
-    store.save()
     found = write.problems(plan, store, options.command_line) if options.check else []
     for problem in found:
         print(f"check: {problem}", file=sys.stderr)
@@ -310,13 +232,12 @@ def _report(options: argparse.Namespace) -> int:
 def _compare(stores: list[Path], options: argparse.Namespace) -> int:
     """The suite of one store beside that of another."""
     from bench.report import write
-    from bench.store.index import IndexedStore
+    from bench.store.store import Store
 
     if len(options.compare) > 2:
         raise UserError("--compare sets two stores side by side; name one or two")
-    one, other = (_existing(IndexedStore(store)) for store in stores)
+    one, other = (_existing(Store(store)) for store in stores)
     write.compare(_load(options), (one, other), options.only, options.command_line)
-    one.save()
     return OK
 
 
@@ -346,11 +267,10 @@ def evaluate_weights(options: argparse.Namespace) -> int:
 
 def ls_store(options: argparse.Namespace) -> int:
     from bench.commands import ls
-    from bench.store.index import IndexedStore
+    from bench.store.store import Store
 
-    store = _existing(IndexedStore(options.store, rebuild=options.reindex))
+    store = _existing(Store(options.store))
     rows = ls.records(store)
-    store.save()
     print(json.dumps(rows, indent=1) if options.json else ls.records_text(rows))
     return OK
 
@@ -361,7 +281,11 @@ def show_record(options: argparse.Namespace) -> int:
 
     store = _existing(Store(options.store))
     state = ls.find(store, options.key)
-    print(json.dumps(state.attempts, indent=1) if options.json else ls.state_text(state))
+    print(
+        json.dumps([a.plain() for a in state.attempts], indent=1)
+        if options.json
+        else ls.state_text(state)
+    )
     return OK
 
 

@@ -64,18 +64,21 @@ def head_step(model: ModelSettings, head: HeadSettings, image_size: int, channel
 def tune_step(
     model: ModelSettings, head: HeadSettings, tune: TuneSettings, image_size: int, channels: int
 ) -> float:
-    """One step of contrastive tuning: lower blocks forward only, upper blocks and head trained."""
+    """One step of contrastive tuning: lower blocks forward only, upper blocks and head trained.
+
+    `tune` is resolved: it tells the number of frozen blocks.
+    """
     assert model.dim and model.depth
     count = patches(model, image_size)
     encoder = encoder_forward(model, image_size, channels, count)
-    trained = model.depth - tune.frozen_count(model.depth)
+    trained = model.depth - (tune.frozen_blocks or 0)
     backward = 2.0 * trained * block_forward(count + 1, model.dim, model.mlp_ratio)
     queued = tune.positive in ("neighbor", "no_swap")
     heads = _head_forward(model.dim, head, target=True, queued=queued)
     return 2.0 * tune.batch_size * (encoder + backward + heads)
 
 
-def forward_pass(model: ModelSettings, image_size: int, channels: int, images: int) -> float:
+def forward_pass(model: ModelSettings, image_size: int, channels: int, images: float) -> float:
     """Features of `images` whole images."""
     count = patches(model, image_size)
     return images * encoder_forward(model, image_size, channels, count)

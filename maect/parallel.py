@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,6 +57,15 @@ class Group:
         parts = [torch.empty_like(local) for _ in range(self.size)]
         dist.all_gather(parts, local.contiguous())
         return torch.cat(parts)
+
+    def share(self, value: Any) -> Any:
+        """Return the first worker's value on every worker, once all have come here."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        dist.barrier()
+        return box[0]
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Make `tensors` those of the first worker, in place."""

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError, short, suggestion
+from bench.plan.identity import digest
 from bench.store.store import write_atomic
 from bench.suite import yamlfile
 from bench.suite.evaluations import Evaluation, declare_all, eval_input, metric_rows
 from bench.suite.load import parse_set
 from maect import datasets, evals
 from maect.datasets import CATALOG
-from maect.files import digest
 from maect.settings import DataSettings, ModelSettings, NumericsSettings
 
 if TYPE_CHECKING:

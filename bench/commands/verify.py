@@ -25,13 +25,12 @@ from safetensors.numpy import load_file
 
 from bench.environment import describe
 from bench.errors import UserError
-from bench.plan.stage import Plan, Stage
+from bench.plan.identity import digest
+from bench.plan.planner import TRAIN_KINDS, Plan, Stage
 from bench.report.frames import build_view
 from bench.store.store import Store, sha256
 from bench.suite.evaluations import Evaluation, metric_rows
 from maect import evals
-from maect.files import digest
-from maect.settings import TRAINING_STAGES
 from reports.facts import lookup
 from reports.tables.build import build_tables
 from reports.tables.model import number
@@ -339,7 +338,7 @@ def _why_not(before: dict[str, Any], after: dict[str, Any]) -> str:
     now = {**describe(), "device": after["env"].get("device")}
     changed = [name for name in _BITS if before["env"].get(name) != now.get(name)]
     workers, shards = before["env"].get("workers", 1), before["settings"]["numerics"]["shards"]
-    if before["kind"] in TRAINING_STAGES and workers > 1 and shards == 1:
+    if before["kind"] in TRAIN_KINDS and workers > 1 and shards == 1:
         changed.append(f"number of workers (was {workers}, numerics.shards is 1)")
     if before["code"]["hash"] != after["code"]["hash"]:
         changed.append("code")

@@ -1,4 +1,4 @@
-"""What a plan is made of: stages, the rows that share them, and the code that each kind runs."""
+"""A stage and a plan: one unit of work with one output, and the DAG that a suite makes of them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.store.record import Code, Record
 from bench.store.store import StageState
-from bench.suite.load import Suite, Variant
+from bench.suite.schema import Suite, Variant
 from maect import evals
 from maect.datasets import DataInfo
 from maect.settings import TRAINING_STAGES
 
-#: kinds of stages that are no evaluations, with the module that runs each
+#: kinds of stages that evaluate nothing, and what runs them; all others are evaluations
 ENTRY = {
     "mae": "maect.stages.mae",
     "head": "maect.stages.head",
@@ -37,33 +38,29 @@ class Stage:
     data: DataInfo
     #: where the data and, for released weights, the checkpoint lie; not part of the key
     places: dict[str, str | None]
-    #: hash of the code that it runs, and of each module
-    code: dict[str, Any]
-    #: of a training stage
+    code: Code
     steps: int | None = None
-    #: of training and of each pass through the encoder; of evaluations of stored features 0
     flops: float = 0.0
     state: StageState = field(default_factory=lambda: StageState(""))
     #: cached | stale | pending | pruned (a search left it out)
     status: str = "pending"
-    #: why it has this status, where there is more to say
     reason: str | None = None
 
     @property
     def trains(self) -> bool:
-        """Return whether it is a training stage."""
+        """Whether it is a training stage."""
         return self.kind in TRAINING_STAGES
 
     @property
     def runs_encoder(self) -> bool:
-        """Return whether it runs an encoder over images, which all workers of a group share."""
+        """Whether the encoder runs over the data set, so that several workers can share it."""
         if self.kind in ENTRY:
-            return self.kind != "gallery"
+            return self.trains or self.kind == "features"
         return evals.get(self.kind).needs_encoder
 
     @property
-    def record(self) -> Any:
-        """Return its newest complete record, or None."""
+    def record(self) -> Record | None:
+        """The newest complete record."""
         return self.state.record
 
 
@@ -82,7 +79,7 @@ class Row:
     gallery: Stage | None = None
 
     def stages(self) -> Iterator[Stage]:
-        """Yield its stages, inputs before what needs them."""
+        """Yield the row's stages, inputs before what needs them."""
         yield from self.chain
         yield self.features
         yield from self.more_features
@@ -93,7 +90,7 @@ class Row:
 
 @dataclass
 class Plan:
-    """A suite unrolled into stages."""
+    """A suite's rows and their stages."""
 
     suite: Suite
     rows: list[Row]
@@ -103,26 +100,28 @@ class Plan:
 
     @property
     def unresolved(self) -> str | None:
-        """Return why the keys are not final, where the data are not at hand; else None."""
+        """Why the keys are not final, where the data are not at hand."""
         return self.data.hint if self.data.fingerprint is None else None
 
     def with_status(self, *statuses: str) -> list[Stage]:
-        """Return the stages with one of the statuses, in the plan's order."""
+        """Return the stages that have one of the statuses."""
         return [stage for stage in self.stages.values() if stage.status in statuses]
 
 
 def entry_modules(kind: str) -> list[str]:
-    """Return the names of the maect modules that a kind of stage starts from."""
+    """Return the maect modules that a kind of stage runs; the first one's `run` takes the job."""
     if kind in ENTRY:
         return [ENTRY[kind]]
     evaluator = evals.get(kind)
-    # what makes the views of an evaluation that asks for the encoder makes the features too
-    views = [ENTRY["features"]] if evaluator.needs_encoder else []
-    return [evaluator.run.__module__, evals.at_blocks.__module__, *views]
+    entry = "evaluate_encoder" if evaluator.needs_encoder else "evaluate"
+    return [f"maect.stages.{entry}", evaluator.run.__module__]
 
 
 def unusual(data: DataInfo) -> dict[str, Any]:
-    """Return what was left out of a data set and what was converted: counts, first file names."""
+    """Return what was left out of a folder or shards and what was converted.
+
+    Counts, and the first names, by the fields of `bench.store.record.Data`.
+    """
     names = [f"{file}: {reason}" for file, reason in data.broken]
     return {
         "broken": len(names),

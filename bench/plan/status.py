@@ -1,14 +1,23 @@
-"""What the store already has of a plan, and what a finished search left out of it."""
+"""What the store already has of a plan: which stages are cached, stale, pending or left out."""
 
 from __future__ import annotations
 
 from bench.plan.stage import Plan, Stage
+from bench.store.record import Record
 from bench.store.store import Store
-from bench.suite.load import Suite
+from bench.suite.schema import Suite
 from maect.files import digest
 
-#: why a stage is left out that a search never came to
+#: why a search left a stage out whose cell it never came to
 UNTRIED = "not tried"
+
+
+def assess_all(plan: Plan, store: Store, *, keep_stale: bool = False) -> None:
+    """Set every stage's status from the store."""
+    if plan.unresolved is None:
+        for stage in plan.stages.values():
+            assess(stage, store, keep_stale=keep_stale)
+    _mark_left_out(plan, store)
 
 
 def assess(stage: Stage, store: Store, *, keep_stale: bool = False) -> None:
@@ -18,57 +27,59 @@ def assess(stage: Stage, store: Store, *, keep_stale: bool = False) -> None:
     record = stage.state.record
     if record is None:
         last = stage.state.attempts[-1] if stage.state.attempts else None
-        if last is not None and last["status"] == "failed":
-            stage.reason = f"failed before: {last['error']['message']}"
+        if last is not None and last.status == "failed" and last.error is not None:
+            stage.reason = f"failed before: {last.error.message}"
         return
     waiting = [s.title for s in stage.inputs.values() if s.status != "cached"]
     if waiting:
         stage.reason = f"its input is redone: {waiting[0]}"
         return
-    changed = changed_modules(stage)
+    changed = _changed_modules(record, stage)
     if changed:
-        stage.status, stage.reason = "stale", f"code changed: {', '.join(changed)}"
-        if keep_stale:
-            stage.status = "cached"
+        stage.status = "cached" if keep_stale else "stale"
+        stage.reason = f"code changed: {', '.join(changed)}"
         return
     for name, source in stage.inputs.items():
-        files = {f: e["sha256"] for f, e in source.record["files"].items()}
-        if record["inputs"][name]["files"] != files:
+        assert source.record is not None
+        if record.inputs[name].files != source.record.file_hashes:
             stage.status, stage.reason = "stale", f"input '{name}' has other content than before"
             return
     stage.status = "cached"
 
 
-def changed_modules(stage: Stage) -> list[str]:
-    """Return the names of the maect modules whose code differs from what its record ran."""
-    if stage.record["code"]["hash"] == stage.code["hash"]:
+def _changed_modules(record: Record, stage: Stage) -> list[str]:
+    """Return the names of the maect modules whose code differs from what the record ran."""
+    if record.code.hash == stage.code.hash:
         return []
-    before, now = stage.record["code"]["modules"], stage.code["modules"]
+    before, now = record.code.modules, stage.code.modules
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
-# ------------------------------------------------------------------ what a search has left out
+# ------------------------------------------------------------------- what a search left out
 
 
-def identity(suite: Suite) -> str:
-    """Return a digest of what makes a search: its decisions hold for an equal one only."""
+def search_identity(suite: Suite) -> str:
+    """Return a digest of everything that a search's decisions depend on, results apart."""
     search = suite.search.resolved() if suite.search else {}
     return digest([search, suite.seeds, sorted(suite.variants)], 20)
 
 
-def mark(plan: Plan, store: Store) -> None:
-    """Set the status `pruned` where the newest finished search of this plan left a stage out."""
+def _mark_left_out(plan: Plan, store: Store) -> None:
+    """Mark what the newest finished search of this kind left out."""
     if plan.suite.search is None or not plan.suite.search.explores:
         return
-    search = identity(plan.suite)
-    pruned = [r["pruned"] for r in store.runs() if r.get("search") == search and "pruned" in r]
-    for key, reason in pruned[-1].items() if pruned else ():
+    search = search_identity(plan.suite)
+    left_out: dict[str, str] = {}
+    for run in store.runs():
+        if run.search == search and run.pruned is not None:
+            left_out = run.pruned
+    for key, reason in left_out.items():
         stage = plan.stages.get(key)
         if stage is not None and stage.status == "pending":
             stage.status, stage.reason = "pruned", reason
 
 
 def reopen(plan: Plan) -> None:
-    """Set what a search left out back to `pending`: with more to do the search decides anew."""
+    """Take stages that were left out back in: where anything is to do the search decides anew."""
     for stage in plan.with_status("pruned"):
         stage.status, stage.reason = "pending", None

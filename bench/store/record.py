@@ -6,12 +6,11 @@ record.json     the record as it ended, with a checksum over its content
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from maect.evals.base import Metric
+from maect.evals.base import Measured
 from maect.files import digest
 
 #: version of the layout of records; a store of another version is refused, never changed
@@ -57,13 +56,6 @@ class Data(_Part):
     #: the first of them, as "file: reason"
     broken_files: list[str] = []
     converted: dict[str, int] = {}
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured(Metric):
-    """A metric with its value."""
-
-    value: float = float("nan")
 
 
 class Failure(_Part):
@@ -159,6 +151,34 @@ class Record(_Part):
     def plain(self) -> dict[str, Any]:
         """Return the record as JSON data, as it is written."""
         return self.model_dump(by_alias=True)
+
+
+class Run(BaseModel):
+    """One call of `run` or `sweep`: written at its start, and again at its end."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    suite: str
+    profile: str
+    command: str
+    #: UTC, ISO 8601
+    started: str
+    #: commit, and whether files differed from it
+    source: dict[str, Any]
+    env: dict[str, Any]
+    workers: int
+    #: of the plan, and how many of them were cached
+    stages: int
+    cached: int
+    status: Literal["running", "complete", "failed", "interrupted", "lost"] = "running"
+    ended: str | None = None
+    wall_s: float | None = None
+    #: key -> why
+    failed: dict[str, str] = {}
+    #: of a search that explores: its identity, and key -> why it did without the stage
+    search: str | None = None
+    pruned: dict[str, str] | None = None
 
 
 def sealed(record: Record) -> dict[str, Any]:

@@ -8,163 +8,25 @@ profile's own `variants` entry of that name, then by the variant's `set`, then b
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field, NonNegativeInt
+from typing import Any
 
 from bench.errors import UserError, short, suggestion
 from bench.suite import rules, yamlfile
-from bench.suite.evaluations import Evaluation, declare_all
+from bench.suite.evaluations import declare_all
 from bench.suite.messages import check, fault
-from bench.suite.search import Cell, SearchSettings, cells_of, of_profile
+from bench.suite.schema import Cell, RowSettings, Suite, SuiteSettings, TableSettings, Variant
+from bench.suite.search import cells_of, of_profile
 from maect import datasets, evals
 from maect.datasets import DataError, DataInfo
-from maect.settings import (
-    AugmentSettings,
-    DataSettings,
-    HeadSettings,
-    MAESettings,
-    ModelSettings,
-    NumericsSettings,
-    Settings,
-    TuneSettings,
-)
+from maect.settings import DataSettings
 
 #: more seeds than this are a slip of the keyboard
 MAX_SEEDS = 1000
 #: names of suites and profiles become names of files
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 _AS_A_FILE = "becomes a file's name; write letters, digits, '-' and '_' only"
-
-
-class RowSettings(Settings):
-    """Everything one row's stages depend on, after merging."""
-
-    #: one plain line on what this profile is, printed on top of its tables
-    about: str = ""
-    data: DataSettings
-    model: ModelSettings
-    numerics: NumericsSettings = NumericsSettings()
-    mae: MAESettings
-    head: HeadSettings
-    tune: TuneSettings
-    #: the pipelines by name; `mae` is the one of MAE pretraining
-    augment: dict[str, AugmentSettings]
-    #: the split that evaluations report on; choose settings on `selection`, look at `test` once
-    report_on: Literal["test", "selection"] = "test"
-    #: settings of the evaluations by name; those left out have their defaults. `block` and `pool`
-    #: choose other tokens; `evaluation: knn` makes a further one under a name of its own
-    evaluations: dict[str, dict[str, Any]] = {}
-
-
-class VariantSettings(Settings):
-    """One row of the tables: a chain of training stages."""
-
-    #: training stages in order; none: what `init` gives is evaluated as it is
-    stages: list[Literal["mae", "head", "tune"]] = []
-    #: where the encoder starts: random weights, no encoder at all (pixels), or a checkpoint file
-    init: str = "random"
-    #: pipeline of the head and tuning stages
-    augment: str = "min"
-    #: a row of `mae` alone trains for as many more steps as that variant's head and tuning cost in
-    #: FLOPs; a row of `tune` alone for as many steps as all of that variant's stages cost
-    match_compute: str | None = None
-    set: dict[str, Any] = {}
-
-
-class TableSettings(Settings):
-    """One printed table."""
-
-    title: str = ""
-    #: rows in order; left out: all variants
-    rows: list[str] | None = None
-    #: evaluations, single metrics as `knn.accuracy_k20`, or `cost`
-    columns: list[str] = ["knn", "probe", "cost"]
-    groups: dict[str, list[str]] | None = None
-    #: the row that the others are compared with
-    baseline: str | None = None
-    #: behind each metric its mean paired difference from the baseline
-    deltas: bool = False
-    digits: Annotated[int, Field(ge=0, le=6)] = 1
-    #: published figures in grey beside ours
-    published: bool = False
-
-
-class SuiteSettings(Settings):
-    suite: Annotated[str, Field(min_length=1)]
-    title: str = ""
-    notes: list[str] = []
-    #: the profile used where none is named
-    profile: str
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
-    evaluate: Annotated[list[str], Field(min_length=1)]
-    variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
-    tables: list[TableSettings] = []
-    #: two rows whose encoders are shown beside each other in pictures, e.g. [MAE, MAE-CT]
-    gallery: list[str] = []
-    search: SearchSettings | None = None
-    #: suite files whose profiles this one takes over; its own are laid over them
-    profiles_from: str | list[str] | None = None
-    profiles: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A row with its settings resolved."""
-
-    name: str
-    stages: tuple[str, ...]
-    init: str
-    augment: str
-    match_compute: str | None
-    row: RowSettings
-    #: the suite's evaluations by name, but for those that need an encoder where there is none
-    evaluations: dict[str, Evaluation]
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A suite file in one profile, checked and resolved."""
-
-    path: Path
-    name: str
-    title: str
-    notes: list[str]
-    profile: str
-    profiles: list[str]
-    about: str
-    seeds: list[int]
-    variants: dict[str, Variant]
-    tables: list[TableSettings]
-    search: SearchSettings | None
-    #: cell of the search behind a generated row: variant name to its settings
-    cells: dict[str, Cell] = field(default_factory=dict)
-    #: the two rows of the gallery, or none
-    gallery: tuple[str, ...] = ()
-
-    def resolved(self) -> dict[str, Any]:
-        """The suite as plain data, every default written out, this profile only."""
-        return {
-            "suite": self.name,
-            "profile": self.profile,
-            "seeds": self.seeds,
-            "variants": {
-                v.name: {
-                    "stages": list(v.stages),
-                    "init": v.init,
-                    "augment": v.augment,
-                    "match_compute": v.match_compute,
-                    "settings": v.row.resolved()
-                    | {"evaluations": {n: e.plain(n) for n, e in v.evaluations.items()}},
-                }
-                for v in self.variants.values()
-            },
-            "tables": [t.resolved() for t in self.tables],
-            "gallery": list(self.gallery),
-        }
 
 
 @cache
@@ -274,28 +136,22 @@ class _Builder:
         return fault(message, self.tree, where)
 
     def build(self, count: int | None) -> Suite:
-        spec = self.spec
-        seeds = self.seeds(count)
+        """Return the suite with its first `count` seeds. Raises `UserError`."""
+        spec, seeds = self.spec, self.seeds(count)
         base, own = self.profile_tree()
-        declared = base.get("evaluations")
-        known = {*evals.names(), *(declared if isinstance(declared, yamlfile.Map) else ())}
-        for index, name in enumerate(spec.evaluate):
-            if name not in known:
-                hint = suggestion(name, known)
-                raise self.fault(f"there is no evaluation '{short(name)}'{hint}", "evaluate", index)
-            if name in spec.evaluate[:index]:
-                raise self.fault(f"'{name}' stands twice; keep one", "evaluate", index)
+        self.check_evaluations(base)
         search = of_profile(spec.search, base, self.tree, self.profile)
         cells = cells_of(search, spec.variants, self.tree)
-        template = search.variant if search and search.method != "each" else ""
-        rows: dict[str, tuple[str, Cell]]
-        rows = {label: (label, {}) for label in spec.variants if label != template}
-        if search:
-            rows |= {label: (search.variant, cell) for label, cell in cells.items()}
+        # a variant that a search varies is no row itself, unless one setting changes at a time
+        varied = search.variant if search and search.method != "each" else None
         variants = {
-            label: self.variant(label, source, cell, base, own)
-            for label, (source, cell) in rows.items()
+            name: self.variant(name, name, {}, base, own)
+            for name in spec.variants
+            if name != varied
         }
+        for label, cell in cells.items():
+            assert search is not None
+            variants[label] = self.variant(label, search.variant, cell, base, own)
         rules.check_references(spec, variants, self.tree)
         rules.check_search(search, variants, cells, self.tree)
         return Suite(
@@ -313,6 +169,18 @@ class _Builder:
             cells=cells,
             gallery=tuple(spec.gallery),
         )
+
+    def check_evaluations(self, base: yamlfile.Map) -> None:
+        """Raise `UserError` unless each name in `evaluate` is known and stands once."""
+        declared = base.get("evaluations")
+        known = {*evals.names(), *(declared if isinstance(declared, yamlfile.Map) else ())}
+        names = self.spec.evaluate
+        for index, name in enumerate(names):
+            if name not in known:
+                hint = suggestion(name, known)
+                raise self.fault(f"there is no evaluation '{short(name)}'{hint}", "evaluate", index)
+            if name in names[:index]:
+                raise self.fault(f"'{name}' stands twice; keep one", "evaluate", index)
 
     def seeds(self, count: int | None) -> list[int]:
         declared = self.spec.seeds

@@ -5,21 +5,26 @@ All functions raise `UserError`, with the place of the value that should change.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import short, suggestion
 from bench.suite.messages import fault
 from bench.suite.yamlfile import Map
+from maect.settings import TRAINING_STAGES
 
 if TYPE_CHECKING:
-    from bench.suite.load import SuiteSettings, Variant
+    from bench.suite.schema import SuiteSettings, Variant
 
 #: what the two rows of a gallery must have in common
 _SAME = ("data", "report_on")
-TRAINING = ("mae", "head", "tune")
-CHAINS: tuple[tuple[str, ...], ...] = ((), ("mae",), ("mae", "head"), TRAINING, ("mae", "tune"))
-CHAINS += (("head",), ("head", "tune"), ("tune",))
+#: every choice of training stages in their order forms a chain: each may stand or be left out
+CHAINS = [
+    chain
+    for count in range(len(TRAINING_STAGES) + 1)
+    for chain in itertools.combinations(TRAINING_STAGES, count)
+]
 
 
 def check_variant(variant: Variant, tree: Map, where: tuple[Any, ...]) -> None:
@@ -116,7 +121,7 @@ def _check_queue(variant: Variant, tree: Map) -> None:
 
 def _check_data(variant: Variant, images: int | None, tree: Map) -> None:
     row = variant.row
-    for stage in TRAINING:
+    for stage in TRAINING_STAGES:
         batch, at = getattr(row, stage).batch_size, (stage, "batch_size")
         if images is not None and batch > images:
             message = f"{stage}.batch_size {batch} is more than the {images} training images of "

@@ -4,58 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import prod
-from typing import Annotated, Any, Literal, NamedTuple, Self
-
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from typing import Any
 
 from bench.errors import short, suggestion
 from bench.suite.messages import check, fault, shown
+from bench.suite.schema import Cell, Choice, SearchSettings
 from bench.suite.yamlfile import Map
-from maect.settings import Settings
+from maect.settings import TRAINING_STAGES
 from maect.streams import Stream
 
 #: more cells than this are a slip of the keyboard
 MAX_CELLS = 1000
 #: cells that `random` draws from
 MAX_DRAWN_FROM = 100_000
-STAGES = ("mae", "head", "tune")
-
-
-class SearchSettings(Settings):
-    """A search over settings, run by `python -m bench sweep`: each cell becomes a row."""
-
-    #: the variant that the cells vary; it is no row itself, except with `each`
-    variant: str
-    #: dotted setting, `augment` or `stages`, to the values it takes: a list, or a mapping of
-    #: names to values where a value is a mapping itself or long
-    grid: dict[str, Any] = Field(min_length=1)
-    #: every combination; one setting changed at a time; combinations drawn at random; or those that
-    #: Optuna draws as results come in
-    method: Literal["grid", "each", "random", "optuna"] = "grid"
-    #: combinations that `random` and `optuna` draw
-    samples: PositiveInt | None = None
-    #: of the draws
-    seed: NonNegativeInt = 0
-    #: stop cells that fall behind after a seed, through ASHA
-    asha: bool = False
-    #: of the cells that have come as far, ASHA goes on with one in so many
-    reduction: Annotated[float, Field(gt=1)] = 2.0
-    #: evaluation whose first metric `optuna` and ASHA go by, on the selection split
-    metric: str = "knn"
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        draws = self.method in ("random", "optuna")
-        if draws and self.samples is None:
-            raise ValueError(f"method '{self.method}' needs samples, the number of cells to try")
-        if not draws and self.samples is not None:
-            raise ValueError("samples goes with methods 'random' and 'optuna'; take it out")
-        return self
-
-    @property
-    def explores(self) -> bool:
-        """Whether results decide which cells are run to their end."""
-        return self.asha or self.method == "optuna"
 
 
 def of_profile(
@@ -78,16 +39,6 @@ def of_profile(
                 merged.put(key, value, *part.lines[key])
     tree["search"] = merged
     return check(SearchSettings, merged, ("search",), tree)
-
-
-class Choice(NamedTuple):
-    """A value of one setting, with the name that its rows bear."""
-
-    name: str
-    value: Any
-
-
-Cell = dict[str, Choice]
 
 
 def cells_of(search: SearchSettings | None, variants: Iterable[str], tree: Map) -> dict[str, Cell]:
@@ -141,7 +92,9 @@ def _axis(path: str, values: Any, tree: Map, at: tuple[Any, ...]) -> list[Choice
         if path == "augment" and not isinstance(value, str):
             message = f"{shown(value)} is no pipeline; write the names of pipelines"
             raise fault(message, tree, (*at, place))
-        if path == "stages" and not (isinstance(value, list) and {*map(str, value)} <= {*STAGES}):
+        if path == "stages" and not (
+            isinstance(value, list) and {*map(str, value)} <= {*TRAINING_STAGES}
+        ):
             message = f"{shown(value)} is no list of stages; write e.g. [mae, head, tune]"
             raise fault(message, tree, (*at, place))
     return choices

@@ -23,7 +23,7 @@ class HeadTraining(ContrastiveTraining):
         settings = HeadSettings.parse(job.settings["train"])
         super().__init__(job, settings, {name: getattr(settings, name) for name in SIZES})
         self.encoder.requires_grad_(False).eval()
-        peak = settings.peak(None)
+        peak = settings.lr or 0.0
         groups = parameter_groups(self.head_parameters(), settings.weight_decay)
         self.optimizers = [(adamw(groups, peak, settings.betas), peak)]
         self.options = {"topk": settings.topk, "temperature": settings.temperature}

@@ -35,7 +35,7 @@ class MAETraining(Training):
             *((f"encoder.{name}", p) for name, p in self.encoder.named_parameters()),
             *((f"decoder.{name}", p) for name, p in self.decoder.named_parameters()),
         ]
-        peak = settings.peak(None)
+        peak = settings.lr or 0.0
         groups = parameter_groups(named, settings.weight_decay)
         self.optimizers = [(adamw(groups, peak, settings.betas), peak)]
         self.sums = GradientSum([p for _, p in named], self.group)

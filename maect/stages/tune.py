@@ -24,7 +24,7 @@ class TuneTraining(ContrastiveTraining):
             self.head.load_state_dict(job.tensors("head", "head"))
         if settings.encoder_ema:
             self.average = EncoderEMA(self.encoder, settings.encoder_ema)
-        self.frozen = settings.frozen_count(self.encoder.depth)
+        self.frozen = settings.frozen_blocks or 0
         freeze(self.encoder, self.frozen)
         names = [name for name, _ in self.encoder.named_parameters()]
         factors = layer_decay(names, self.encoder.depth, settings.layer_decay)
@@ -32,7 +32,7 @@ class TuneTraining(ContrastiveTraining):
             self.encoder.named_parameters(), settings.weight_decay, factors
         )
         head_groups = parameter_groups(self.head_parameters(), settings.head_weight_decay)
-        peak = settings.peak(None)
+        peak = settings.lr or 0.0
         head_peak = settings.head_lr or peak
         self.optimizers = [
             (adamw(encoder_groups, peak, settings.betas), peak),

@@ -15,8 +15,7 @@ from typing import Any
 
 import psutil
 
-from bench.plan.planner import make_plan
-from bench.plan.stage import Stage
+from bench.plan.planner import Stage, make_plan
 from bench.run.worker import Task, run_task
 from bench.store.store import Store, iso
 from bench.suite.load import load_suite

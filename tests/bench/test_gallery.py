@@ -10,8 +10,7 @@ from bench_helpers import SMOKE, Bench
 from safetensors.numpy import load_file
 
 from bench.commands.verify import verify
-from bench.plan.planner import make_plan
-from bench.plan.stage import Plan
+from bench.plan.planner import Plan, make_plan
 from bench.run.worker import Task, run_task
 from bench.store.store import Store
 from bench.suite.load import load_suite

@@ -13,7 +13,7 @@ import pytest
 from bench_helpers import ROOT, SMOKE
 
 from bench.plan.identity import stage_key
-from bench.plan.stage import Plan
+from bench.plan.planner import Plan
 
 TEXT = SMOKE.read_text()
 

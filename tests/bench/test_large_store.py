@@ -13,8 +13,7 @@ import pytest
 from bench_helpers import ROOT, SMOKE, environment
 
 from bench.environment import describe
-from bench.plan.planner import make_plan
-from bench.plan.stage import Plan, Stage
+from bench.plan.planner import Plan, Stage, make_plan
 from bench.store import index
 from bench.store.store import Store, record_checksum
 from bench.suite.load import load_suite

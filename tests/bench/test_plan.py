@@ -12,10 +12,8 @@ from bench_helpers import PAPER, SMOKE, SWEEP, Bench, write_record
 
 from bench.commands.ls import plan_data, plan_summary
 from bench.errors import UserError
-from bench.plan import estimate, status
-from bench.plan.planner import make_plan
-from bench.plan.stage import Plan, Row, Stage
-from bench.plan.status import assess
+from bench.plan import estimate
+from bench.plan.planner import Plan, Row, Stage, assess, make_plan
 from bench.report.frames import build_view
 from bench.run import explore
 from bench.run.driver import RunOptions, execute
@@ -269,7 +267,7 @@ def test_what_a_search_left_out_stays_out(plan_of, tmp_path: Path):
         if stage.key not in pruned:
             write_record(store, stage, pid=1)
     run = {"id": "1", "suite": "search", "profile": "tiny"}
-    run |= {"search": status.identity(plan.suite), "pruned": pruned}
+    run |= {"search": explore.identity(plan.suite), "pruned": pruned}
     store.write_run(run)
     again = make_plan(plan.suite, store)
     assert {stage.key for stage in again.with_status("pruned")} == pruned.keys()

@@ -10,8 +10,7 @@ import pytest
 from bench_helpers import PAPER, ROOT, Bench
 
 from bench.plan import estimate
-from bench.plan.planner import make_plan
-from bench.plan.stage import Plan, Row
+from bench.plan.planner import Plan, Row, make_plan
 from bench.store.store import Store
 from bench.suite.load import load_suite
 

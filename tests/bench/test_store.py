@@ -17,8 +17,7 @@ import pytest
 from bench_helpers import SMOKE, Bench, write_record
 
 from bench.errors import UserError
-from bench.plan.planner import make_plan
-from bench.plan.stage import Plan, Stage
+from bench.plan.planner import Plan, Stage, make_plan
 from bench.run.budget import Spent
 from bench.run.recovery import clear_damage, close_running, take_over
 from bench.store.store import Store, record_checksum, write_atomic

@@ -15,8 +15,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
-from bench.plan.planner import make_plan
-from bench.plan.stage import Stage
+from bench.plan.planner import Stage, make_plan
 from bench.run.scheduler import Scheduler
 from bench.run.worker import Task, run_task
 from bench.store.store import Store

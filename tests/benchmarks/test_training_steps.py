@@ -18,8 +18,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from bench.plan.planner import make_plan
-from bench.plan.stage import Stage
+from bench.plan.planner import Stage, make_plan
 from bench.run.worker import Task, run_task
 from bench.store.store import Store
 from bench.suite.load import load_suite

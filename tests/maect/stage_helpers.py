@@ -6,8 +6,7 @@ import importlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.plan.planner import make_plan
-from bench.plan.stage import Stage
+from bench.plan.planner import Stage, make_plan
 from bench.run.worker import Task, run_task
 from bench.store.store import Store
 from bench.suite.load import load_suite

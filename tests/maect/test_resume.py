@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.plan.planner import make_plan
-from bench.plan.stage import Stage
+from bench.plan.planner import Stage, make_plan
 from bench.run.worker import Task, run_task
 from bench.store.resume import StageCheckpoints
 from bench.store.store import Store
