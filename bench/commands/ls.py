@@ -1,90 +1,64 @@
-"""`ls` and `show`: records as text for a terminal."""
+"""`ls`: the records of a store, an attempt a line."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from typing import Any
 
-from bench.errors import UserError
-from bench.store.store import StageState, Store
+from bench.commands import common
+from bench.errors import OK
+from bench.store.store import Store
 from reports.display import duration
 
-SHOWN_KEY = 10
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    common.store_argument(parser)
+    common.json_argument(parser)
 
 
-def records(store: Store) -> list[dict[str, Any]]:
-    """Every attempt of a store, oldest first."""
+def run(options: argparse.Namespace) -> int:
+    """List every attempt, oldest first. Return the exit code."""
+    rows = attempts(common.existing(options.store))
+    print(json.dumps(rows, indent=1) if options.json else _text(rows))
+    return OK
+
+
+def attempts(store: Store) -> list[dict[str, Any]]:
+    """Return every attempt of a store as plain data, oldest first; and what is damaged."""
     rows = []
     for key in store.stage_keys():
         state = store.state(key)
-        for attempt in state.attempts:
+        for record in state.attempts:
             rows.append(
                 {
                     "key": key,
-                    "attempt": attempt.attempt,
-                    "kind": attempt.kind,
-                    "name": attempt.name,
-                    "status": attempt.status,
-                    "started": attempt.started,
-                    "wall_s": attempt.cost.wall_s,
-                    "metrics": {m.name: m.value for m in attempt.metrics},
+                    "attempt": record.attempt,
+                    "kind": record.kind,
+                    "name": record.name,
+                    "status": record.status,
+                    "started": record.started,
+                    "wall_s": record.cost.wall_s,
+                    "error": record.error and record.error.message,
+                    "metrics": {metric.name: metric.value for metric in record.metrics},
                 }
             )
         rows.extend({"key": key, "problem": problem} for problem in state.problems)
-    return sorted(rows, key=lambda row: row.get("started", ""))
+    return sorted(rows, key=lambda row: str(row.get("started", "")))
 
 
-def records_text(rows: list[dict[str, Any]]) -> str:
-    if not rows:
-        return "the store has no records"
+def _text(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
+        key = row["key"][: common.SHOWN_KEY]
         if "problem" in row:
-            lines.append(f"{row['key'][:SHOWN_KEY]}  {row['problem']}")
+            lines.append(f"{key}  {row['problem']}")
             continue
         took = "" if row["wall_s"] is None else duration(row["wall_s"])
-        metric = next((f"{n} {v:.1f}" for n, v in row["metrics"].items()), "")
+        metric = next((f"{name} {value:.1f}" for name, value in row["metrics"].items()), "")
+        said = f": {row['error']}" if row["error"] else metric and f"  {metric}"
         lines.append(
-            f"{row['key'][:SHOWN_KEY]}  {row['started'][:19]}  {row['status']:11}  {took:>7}  "
-            f"{row['name']}  {metric}".rstrip()
+            f"{key}  {row['started'][:19]}  {row['status']:11}  {took:>7}  {row['name']}{said}"
         )
-    return "\n".join(lines)
-
-
-def find(store: Store, beginning: str) -> StageState:
-    """The stage whose key begins so. Raises `UserError` if there is none, or several."""
-    found = [key for key in store.stage_keys() if key.startswith(beginning)]
-    if len(found) != 1:
-        what = "no stage" if not found else f"{len(found)} stages"
-        raise UserError(
-            f"{what} with a key that begins with '{beginning}'; see: python -m bench ls"
-        )
-    return store.state(found[0])
-
-
-def state_text(state: StageState) -> str:
-    """All attempts at a stage: what it is, what it cost, what it gave."""
-    lines = [f"key {state.key}"]
-    for attempt in state.attempts:
-        lines += ["", f"attempt {attempt.attempt}: {attempt.name}, {attempt.status}"]
-        lines += [f"  started  {attempt.started} on {attempt.env['host']}"]
-        cost = attempt.cost
-        if cost.wall_s is not None:
-            lines.append(
-                f"  cost     {cost.wall_s:.1f} s × {cost.devices} {cost.device_kind} "
-                f"({cost.device_model})"
-            )
-        if attempt.error:
-            lines.append(f"  error    {attempt.error.kind}: {attempt.error.message}")
-        for metric in attempt.metrics:
-            lines.append(f"  metric   {metric.label}: {metric.value:.2f} {metric.unit}")
-        for name, source in attempt.inputs.items():
-            lines.append(f"  input    {name} {source.key[:SHOWN_KEY]}")
-        lines.append(f"  code     {attempt.code.hash}")
-        for name, entry in attempt.files.items():
-            lines.append(f"  file     {name} {entry.bytes} bytes, sha256 {entry.sha256[:16]}")
-        lines.append(f"  settings {json.dumps(attempt.settings)}")
-        log = attempt.log_tail.rstrip().splitlines()[-12:]
-        lines += ["  log", *(f"    {line}" for line in log)]
-    lines += [f"damaged: {problem}" for problem in state.problems]
-    return "\n".join(lines)
+    return "\n".join(lines) or "the store has no records"

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections import Counter
 from typing import Any
 
+from bench.commands import common
 from bench.environment import processor
+from bench.errors import OK
 from bench.plan import estimate
-from bench.plan.planner import Plan, Stage
+from bench.plan.planner import make_plan
+from bench.plan.stage import Plan, Stage
 from bench.report.frames import scale
+from bench.store.store import Store
 from reports.display import amount, duration, time_unit
 
-SHOWN_KEY = 10
 _NOT_RUN = ("cached", "pruned")
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    common.suite_arguments(parser)
+    common.json_argument(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the plan. Return the exit code."""
+    store = Store(options.store)
+    plan = make_plan(common.load(options), store, keep_stale=options.keep_stale, only=options.only)
+    print(json.dumps(_data(plan), indent=1) if options.json else _text(plan))
+    return OK
 
 
 def _slots(plan: Plan) -> int:
@@ -90,12 +109,12 @@ def left(plan: Plan) -> str:
     return text
 
 
-def plan_text(plan: Plan) -> str:
+def _text(plan: Plan) -> str:
     """The whole plan, a line a stage."""
     known = estimate.rates(plan.stages.values())
     lines = [plan_summary(plan), ""]
     for stage in plan.stages.values():
-        key = "unresolved" if plan.unresolved else stage.key[:SHOWN_KEY]
+        key = "unresolved" if plan.unresolved else stage.key[: common.SHOWN_KEY]
         parts = [f"{key}  {stage.status:8}  {stage.title}"]
         if stage.steps:
             parts.append(f"{stage.steps} steps")
@@ -121,7 +140,7 @@ def _predicted_data(plan: Plan) -> dict[str, Any] | None:
     return {"device": device, **hours._asdict(), "not_counted": unknown}
 
 
-def plan_data(plan: Plan) -> dict[str, Any]:
+def _data(plan: Plan) -> dict[str, Any]:
     """The plan as JSON data."""
     known = estimate.rates(plan.stages.values())
 

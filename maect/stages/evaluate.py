@@ -16,11 +16,16 @@ from maect.stages.job import Job, Output
 def run(job: Job) -> Output:
     """Leave `predictions` with the `labels` of the reported split; values and protocol."""
     job.prepare()
-    return evaluate(job, None)
+    return evaluate(job, job.tensors("features", "features"))
 
 
-def evaluate(job: Job, images: evals.Images | None) -> Output:
-    """Return what an evaluation leaves; `images` for one that asks for the encoder."""
+def evaluate(
+    job: Job, features: Mapping[str, Tensor], images: evals.Images | None = None
+) -> Output:
+    """Return what an evaluation of the tensors of a features stage leaves.
+
+    `images` are those behind the features, for an evaluation that asks for the encoder.
+    """
     tokens = job.settings.get("tokens", {})
     evaluator = evals.get(job.kind)
     if isinstance(tokens.get("block"), list):
@@ -28,7 +33,7 @@ def evaluate(job: Job, images: evals.Images | None) -> Output:
     split = job.settings["split"]
     data = DataSettings(name=job.data_name, path=job.data_path)  # type: ignore[arg-type]
     given = eval_input(
-        job.tensors("features", "features"),
+        features,
         split,
         datasets.low_shot(data, job.data_root),
         job.settings.get("seed", 0),
