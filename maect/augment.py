@@ -110,7 +110,7 @@ class Augment:
         seed: int,
         role: str,
     ) -> None:
-        self.settings = settings
+        self.views = (settings.view0, settings.view1 or settings.view0)
         self.image_size = image_size
         self.mean, self.std = tuple(mean), tuple(std)
         self.purpose = (seed, role)
@@ -146,7 +146,7 @@ class Augment:
         self, epoch: int, indices: np.ndarray, view: int, heights: np.ndarray, widths: np.ndarray
     ) -> ViewParameters:
         """Parameters of one view of images of the given sizes (all arrays [B])."""
-        settings = self.settings.views(2)[view]
+        settings = self.views[view]
         indices = np.asarray(indices)
 
         def draw(purpose: str, count: int, rows: np.ndarray | None = None) -> np.ndarray:
@@ -197,7 +197,7 @@ class Augment:
         place: torch.device,
     ) -> Iterator[tuple[slice, Tensor]]:
         """Views of consecutive parts of the batch, small enough for a CPU's cache."""
-        threshold = self.settings.views(2)[view].solarise_threshold
+        threshold = self.views[view].solarise_threshold
         step = len(images)
         if place.type == "cpu":
             step = max(1, _CPU_PIECE // (len(self.mean) * self.image_size**2))

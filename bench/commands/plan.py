@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the plan. Return the exit code."""
     store = Store(options.store)
     plan = make_plan(common.load(options), store, keep_stale=options.keep_stale, only=options.only)
-    print(json.dumps(_data(plan), indent=1) if options.json else _text(plan))
+    print(json.dumps(plan_data(plan), indent=1) if options.json else _text(plan))
     return OK
 
 
@@ -140,7 +140,7 @@ def _predicted_data(plan: Plan) -> dict[str, Any] | None:
     return {"device": device, **hours._asdict(), "not_counted": unknown}
 
 
-def _data(plan: Plan) -> dict[str, Any]:
+def plan_data(plan: Plan) -> dict[str, Any]:
     """The plan as JSON data."""
     known = estimate.rates(plan.stages.values())
 

@@ -65,7 +65,7 @@ class Store:
         try:
             told = json.loads(marker.read_text(encoding="utf-8"))
             schema, wrote = int(told["schema"]), str(told["version"])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if not (self.root / "stages").is_dir():
                 return
             schema, wrote = 1, "0.1"

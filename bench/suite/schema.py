@@ -24,7 +24,7 @@ from maect.settings import (
 class RowSettings(Settings):
     """Everything one row's stages depend on, after merging."""
 
-    #: one plain line on what this profile is, printed on top of its tables
+    #: one plain line on what this profile is
     about: str = ""
     data: DataSettings
     model: ModelSettings
@@ -163,8 +163,6 @@ class Suite:
     title: str
     notes: list[str]
     profile: str
-    profiles: list[str]
-    about: str
     seeds: list[int]
     variants: dict[str, Variant]
     tables: list[TableSettings]

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file
 
 from bench.commands.verify import verify
 from bench.plan.planner import Plan, make_plan
-from bench.run.worker import Task, run_task
+from bench.run.task import Task
+from bench.run.worker import run_task
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect import datasets, evals

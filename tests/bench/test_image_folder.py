@@ -11,7 +11,8 @@ from PIL import Image
 
 from bench.commands.data import prepare_data
 from bench.plan.planner import make_plan
-from bench.run.worker import Task, run_task
+from bench.run.task import Task
+from bench.run.worker import run_task
 from bench.store.store import Store
 from bench.suite.load import data_info, load_suite
 from maect.datasets import DataError

@@ -15,7 +15,8 @@ from bench_helpers import SMOKE, Bench, completed, run_bench
 from torch import Tensor
 
 from bench.plan.planner import make_plan
-from bench.run.worker import StageFailed, Task, run_task
+from bench.run.task import StageFailed, Task
+from bench.run.worker import run_task
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.models import build_encoder
