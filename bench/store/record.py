@@ -6,15 +6,25 @@ record.json     the record as it ended, with a checksum over its content
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from maect.evals.base import Measured
 from maect.files import digest
 
 #: version of the layout of records; a store of another version is refused, never changed
 SCHEMA = 2
+
+
+def _time(text: str) -> str:
+    datetime.fromisoformat(text)  # raises ValueError
+    return text
+
+
+#: UTC, ISO 8601
+Time = Annotated[str, AfterValidator(_time)]
 
 Status = Literal["running", "complete", "failed", "interrupted", "lost", "damaged"]
 
@@ -120,15 +130,14 @@ class Record(_Part):
     data: Data
     code: Code
     env: dict[str, Any]
-    #: UTC, ISO 8601
-    started: str
+    started: Time
     #: seconds since the epoch
     started_s: float
     pid: int
     cost: Cost
 
     status: Status = "running"
-    ended: str | None = None
+    ended: Time | None = None
     files: dict[str, File] = {}
     metrics: list[Measured] = []
     protocol: dict[str, Any] = {}
@@ -194,4 +203,14 @@ def unsealed(content: Any, key: str) -> Record:
     told = content.pop("checksum", None)
     if content.get("key") != key or told != digest(content):
         raise ValueError("its checksum does not fit")
-    return Record.model_validate(content)
+    return parsed(content)
+
+
+def parsed(content: dict[str, Any]) -> Record:
+    """Return the record in JSON data without its checksum. Raises ValueError."""
+    try:
+        return Record.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"its '{place}' is not as records have it: {first['msg']}") from None

@@ -30,7 +30,7 @@ from typing import Any
 from bench.errors import UserError
 from bench.store import gpu_meter
 from bench.store.files import iso, store_error, tail, write_atomic, write_first, write_json
-from bench.store.record import SCHEMA, Failure, File, Record, Run, Status, sealed, unsealed
+from bench.store.record import SCHEMA, Failure, File, Record, Run, Status, parsed, sealed, unsealed
 from maect.files import sha256
 
 
@@ -160,7 +160,7 @@ class Store:
                 path = folder / "started.json"
                 if not path.exists():
                     return None
-                record = Record.model_validate(json.loads(path.read_bytes()))
+                record = parsed(json.loads(path.read_bytes()))
             if (record.key, record.attempt) != (state.key, number):
                 raise ValueError("it is of another attempt")
         except (OSError, ValueError, RecursionError) as error:

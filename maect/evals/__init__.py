@@ -27,7 +27,7 @@ from maect.evals.base import (
 )
 from maect.evals.by_block import at_blocks
 
-_PUBLIC = {"knn": "maect.evals.knn", "effective_rank": "maect.collapse"}
+_PUBLIC = {"knn": "maect.evals.nearest", "effective_rank": "maect.collapse"}
 
 __all__ = [
     "ALL_ROWS",

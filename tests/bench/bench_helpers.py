@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ from bench.store.files import iso
 from bench.store.record import Cost, Data, Failure, Input, Record, Status
 from bench.store.store import Store
 from bench.suite.load import load_suite
+from maect.files import digest
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "suites" / "smoke.yaml"
@@ -107,6 +109,23 @@ def write_record(
         end["error"] = Failure(kind="ValueError", message="it went wrong")
     store.close_attempt(record.model_copy(update=end), began + wall_s)
     return record
+
+
+def stored(root: Path, name: str) -> tuple[Store, dict[str, Any]]:
+    """The newest complete record of a stage, as its JSON has it but for the checksum."""
+    store = Store(root)
+    for key in store.stage_keys():
+        record = store.state(key).record
+        if record is not None and record.name == name:
+            return store, record.plain()
+    raise AssertionError(f"no stage is called {name}")
+
+
+def forge(store: Store, content: dict[str, Any]) -> Path:
+    """Write a changed record with a checksum that fits it."""
+    path = store.folder(content["key"]) / "attempts" / str(content["attempt"]) / "record.json"
+    path.write_text(json.dumps(content | {"checksum": digest(content)}))
+    return path
 
 
 # ---------------------------------------------------------------------------- runs to be disturbed
