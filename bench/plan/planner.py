@@ -281,7 +281,8 @@ def schedule(variant: Variant, kind: str, data: DataInfo, matched: Variant | Non
     at least as many FLOPs as that row. An MAE takes its own steps and as many more as the head and
     tuning of `matched` cost; contrastive training without MAE takes what all stages of it cost.
     """
-    images, settings, depth = data.counts["train"], getattr(variant.row, kind), _depth(variant)
+    images, depth = data.counts["train"], variant.row.model.depth or 0
+    settings = getattr(variant.row, kind)
     train = settings.resolve(images, depth)
     if matched is None:
         return train
@@ -303,9 +304,3 @@ def step_flops(variant: Variant, kind: str, train: Any, data: DataInfo) -> float
     if kind == "head":
         return flops.head_step(model, train, size, data.channels)
     return flops.tune_step(model, variant.row.head, train, size, data.channels)
-
-
-def _depth(variant: Variant) -> int:
-    depth = variant.row.model.depth
-    assert depth is not None
-    return depth
