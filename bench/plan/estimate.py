@@ -55,6 +55,7 @@ def assumed(stages: Iterable[Stage], known: Container[str]) -> Hours | None:
 
 
 def _fills_a_gpu(stage: Stage) -> bool:
+    """Return whether a stage's encoder comes near the assumed share of the peak."""
     dim = stage.settings.get("model", {}).get("dim", 0)
     return bool(stage.settings["numerics"]["precision"] == "bf16" and dim >= ASSUMED_DIM)
 
