@@ -10,7 +10,7 @@ tree: the sums are bitwise equal for every number of workers that divides S.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,14 +41,37 @@ class Group:
         if shards > 1 and shards % self.size:
             raise ValueError(f"{shards} logical shards cannot be dealt to {self.size} workers")
 
-    def pieces(self, batch: int) -> list[slice]:
-        """This worker's pieces of a global batch, in order."""
+    def pieces(self, batch: int, *, uneven: bool = False) -> list[slice]:
+        """Return this worker's pieces of a global batch, in order.
+
+        Raises ValueError where the pieces would not be equal, unless they may be `uneven`; then
+        they differ by one image at most, and some are empty if there are fewer images than pieces.
+        """
         count = max(self.shards, self.size)
-        if batch % count:
+        if batch % count and not uneven:
             raise ValueError(f"a batch of {batch} cannot be cut into {count} equal pieces")
-        each, own = batch // count, count // self.size
+        ends = [batch * i // count for i in range(count + 1)]
+        own = count // self.size
         first = self.rank * own
-        return [slice(i * each, (i + 1) * each) for i in range(first, first + own)]
+        return [slice(ends[i], ends[i + 1]) for i in range(first, first + own)]
+
+    def shared(self, count: int, size: int, compute: Callable[[slice], Tensor]) -> Iterator[Tensor]:
+        """Yield `compute(rows)` for consecutive slices of at most `size` of `count` rows, in order.
+
+        Each worker computes its share of the slices; every worker gets all results [rows, ...].
+        The slices do not depend on the number of workers, and so neither do the results.
+        """
+        starts = range(0, count, size)
+        for first in range(0, len(starts), self.size):
+            start = starts[min(first + self.rank, len(starts) - 1)]
+            found = compute(slice(start, min(start + size, count)))
+            if self.size == 1:
+                yield found
+                continue
+            room = found.new_zeros(size, *found.shape[1:])
+            room[: len(found)] = found
+            for own, part in zip(starts[first:], self.gather(room).split(size), strict=False):
+                yield part[: count - own]
 
     def gather(self, local: Tensor) -> Tensor:
         """Rows of all workers in the order of the global batch: [b, ...] -> [B, ...]."""

@@ -33,11 +33,11 @@ def _run(data: EvalInput, settings: AugmentedProbeSettings) -> EvalResult:
     network = images.network().eval()
 
     def fresh(epoch: int, chosen: np.ndarray) -> Tensor:
-        found = []
-        for start in range(0, len(chosen), _IMAGES):
-            some = chosen[start : start + _IMAGES]
-            with torch.no_grad():
-                found.append(network(images.views(settings.view, "probe", epoch, some)))
+        def features(rows: slice) -> Tensor:
+            return network(images.views(settings.view, "probe", epoch, chosen[rows]))
+
+        with torch.no_grad():
+            found = list(images.group.shared(len(chosen), _IMAGES, features))
         return torch.cat(found).to(data.train.x.device)
 
     named = {"evaluation": "probe_augmented", "features": "augmented"}

@@ -13,6 +13,8 @@ from maect.settings import Settings, ViewSettings
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from maect.parallel import Group
+
 #: per-test-image predictions of an evaluation; the first axis of every array is the test image
 Predictions = dict[str, np.ndarray]
 
@@ -54,6 +56,9 @@ class Features:
 
 class Images(Protocol):
     """The images behind the features and the encoder that made them."""
+
+    #: the workers that share the work; all of them do the same otherwise
+    group: Group
 
     def network(self) -> nn.Module:
         """A fresh copy of what makes the features, images [B, C, S, S] -> [B, D] float32, with

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field, PositiveInt
@@ -12,6 +12,11 @@ from maect.evals.base import EvalInput, EvalResult, Evaluator, Images, labels_of
 from maect.evals.low_shot import Budget, budget_metrics, check_draws, derive, metric_name
 from maect.settings import NonNegative, Positive, Settings, Share, ViewSettings
 from maect.streams import Stream, generator
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from maect.parallel import GradientSum
 
 #: images evaluated at a time
 _IMAGES = 256
@@ -54,21 +59,20 @@ class _Classifier:
             self.head.bias.zero_()
 
     def learn(self, rows: np.ndarray, budget: str, draw: int, lr: float) -> int:
-        """Train on the labelled images; returns the number of steps."""
-        import torch
-        from torch.nn import functional
-
+        """Train on the labelled images. Return the number of steps."""
         from maect.optim import adamw, layer_decay, learning_rate, set_learning_rate
         from maect.optim import parameter_groups as groups_of
+        from maect.parallel import GradientSum
 
         settings, vit = self.settings, self.network.get_submodule("encoder")
         named = dict(vit.named_parameters())
-        factors = layer_decay(named, len(list(vit.get_submodule("blocks").children())),
-                              settings.layer_decay)  # fmt: skip
+        depth = len(list(vit.get_submodule("blocks").children()))
+        factors = layer_decay(named, depth, settings.layer_decay)
         named |= {f"head.{name}": p for name, p in self.head.named_parameters()}
         factors |= {f"head.{name}": 1.0 for name, _ in self.head.named_parameters()}
         groups = groups_of(named.items(), settings.weight_decay, factors)
         optimizer = adamw(groups, lr, betas=(0.9, 0.999))
+        sums = GradientSum(self._used(rows[:1]), self.images.group)
         size = min(settings.batch_size, len(rows))
         an_epoch = len(rows) // size
         total = settings.epochs * an_epoch
@@ -77,29 +81,53 @@ class _Classifier:
         for step in range(total):
             epoch, place = divmod(step, an_epoch)
             order = orders.permutation(epoch, len(rows))[place * size : (place + 1) * size]
-            labels = self.data.train.y[torch.from_numpy(rows[order])].to(self.device)
-            views = self.images.views(settings.view, "finetune", epoch, rows[order])
             set_learning_rate(optimizer, learning_rate(step, total, warmup, lr))
-            loss = functional.cross_entropy(
-                self.head(self.network(views)), labels, label_smoothing=settings.label_smoothing
-            )
-            optimizer.zero_grad()
-            loss.backward()
+            sums.start()
+            for piece in self.images.group.pieces(size, uneven=True):
+                self._add_gradient(rows[order[piece]], epoch, size, sums)
+            sums.finish()
             optimizer.step()
         return total
 
+    def _used(self, rows: np.ndarray) -> list[nn.Parameter]:
+        """Return the parameters that the classes depend on: not those past the block read."""
+        self.head(self.network(self.images.prepared("train", rows))).sum().backward()
+        every = [*self.network.parameters(), *self.head.parameters()]
+        return [parameter for parameter in every if parameter.grad is not None]
+
+    def _add_gradient(self, rows: np.ndarray, epoch: int, size: int, sums: GradientSum) -> None:
+        """Add the gradient of the part of a batch of `size` that the images `rows` are."""
+        import torch
+        from torch.nn import functional
+
+        if not len(rows):  # fewer images than pieces
+            for parameter in sums.parameters:
+                parameter.grad = torch.zeros_like(parameter)
+        else:
+            labels = self.data.train.y[torch.from_numpy(rows)].to(self.device)
+            views = self.images.views(self.settings.view, "finetune", epoch, rows)
+            loss = functional.cross_entropy(
+                self.head(self.network(views)),
+                labels,
+                label_smoothing=self.settings.label_smoothing,
+            )
+            (loss * (len(rows) / size)).backward()
+        sums.add()
+
     def classes(self, split: str, count: int) -> np.ndarray:
-        """Predicted classes of a split of `count` images: [count] int32; ties: lower class."""
+        """Return predicted classes of a split of `count` images: [count] int32; ties: lower."""
         import torch
 
         self.network.eval()
-        found = []
-        for start in range(0, count, _IMAGES):
-            rows = np.arange(start, min(start + _IMAGES, count))
-            with torch.no_grad():
-                logits = self.head(self.network(self.images.prepared(split, rows)))
-            found.append(logits.max(1).indices.cpu().numpy())
-        return np.concatenate(found).astype(np.int32)
+
+        def predict(rows: slice) -> Tensor:
+            images = self.images.prepared(split, np.arange(rows.start, rows.stop))
+            found: Tensor = self.head(self.network(images)).max(1).indices
+            return found
+
+        with torch.no_grad():
+            found = [part.cpu() for part in self.images.group.shared(count, _IMAGES, predict)]
+        return torch.cat(found).numpy().astype(np.int32)
 
 
 def _tuned(

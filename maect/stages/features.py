@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from maect.augment import Augment, evaluation_transform
-from maect.datasets import Split
 from maect.models import Encoder, pool
+from maect.parallel import Group
 from maect.settings import AugmentSettings, ViewSettings
 from maect.stages.job import Job, Output
 
@@ -59,6 +59,7 @@ class JobImages:
 
     def __init__(self, job: Job, test: str = "test", encoder: Encoder | None = None) -> None:
         self.job, self.given = job, encoder
+        self.group = Group(job.numerics.shards)
         self.block: Block = job.settings.get("block")
         self.split = cache(job.split)
         self.sources = {"train": "train", "selection": "selection", "test": test}
@@ -110,36 +111,42 @@ class JobImages:
 
 
 def run(job: Job) -> Output:
-    """Leaves `features`: for each split x [N, D] float32 and y [N] int64.
+    """Leave `features`: for each split x [N, D] float32 and y [N] int64.
 
     Raw pixels where the settings say `init: pixels`, in [0, 1] and flattened. Features of several
-    blocks where `block` is a list: x [N, K, D].
+    blocks where `block` is a list: x [N, K, D]. All workers compute; the first one has the output.
     """
     job.prepare()
     images = JobImages(job)
     tensors = extract(images)
+    if images.group.rank > 0:
+        return Output()
     summary = {"dim": tensors["train_x"].shape[-1], "classes": images.split("train").classes}
     return Output(tensors={"features": tensors}, summary=summary)
 
 
 def extract(images: JobImages) -> dict[str, Tensor]:
-    """Features and labels of all splits: `train_x`, `train_y` and so on, as `run` leaves them."""
+    """Return features and labels of all splits: `train_x`, `train_y` and so on, as `run` leaves.
+
+    On the first worker; on the others the features are empty.
+    """
     network = None if images.pixels else images.network().eval()
     tensors: dict[str, Tensor] = {}
     for name in SPLITS:
         split = images.split(name)
-        tensors[f"{name}_x"] = _split_features(images, network, name, split)
+        tensors[f"{name}_x"] = _split_features(images, network, name, len(split))
         tensors[f"{name}_y"] = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
     return tensors
 
 
 def _split_features(
-    images: JobImages, network: FeatureNetwork | None, name: str, split: Split
+    images: JobImages, network: FeatureNetwork | None, name: str, count: int
 ) -> Tensor:
-    rows = []
+    def features(rows: slice) -> Tensor:
+        batch = images.prepared(name, np.arange(rows.start, rows.stop))
+        return batch.flatten(1).float() if network is None else network(batch)
+
+    first = images.group.rank == 0
     with torch.inference_mode():
-        for start in range(0, len(split), BATCH):
-            batch = images.prepared(name, np.arange(start, min(start + BATCH, len(split))))
-            found = batch.flatten(1).float() if network is None else network(batch)
-            rows.append(found.cpu())
-    return torch.cat(rows)
+        found = [x.cpu() for x in images.group.shared(count, BATCH, features) if first]
+    return torch.cat(found) if found else torch.empty(0)

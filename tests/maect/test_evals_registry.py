@@ -13,6 +13,7 @@ import torch
 
 from maect import evals
 from maect.models import Encoder
+from maect.parallel import Group
 from maect.settings import Settings, ViewSettings
 from maect.stages.features import FeatureNetwork
 
@@ -36,6 +37,7 @@ class Pictures:
     """4 x 4 images that show their class, and an encoder of one block."""
 
     def __init__(self, labels: dict[str, np.ndarray]) -> None:
+        self.group = Group()
         draws = np.random.default_rng(1)
         shapes = draws.standard_normal((4, 1, 4, 4))
         self.images = {
