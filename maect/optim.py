@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 _STEM = ("cls_token", "pos_embed", "patch_embed.")
 
@@ -109,22 +108,3 @@ def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
         mean.mul_(decay).add_(value, alpha=1 - decay)
     for copied, buffer in zip(average.buffers(), module.buffers(), strict=True):
         copied.copy_(buffer)
-
-
-class EncoderEMA(nn.Module):
-    """Moving average of an encoder, for evaluation; starts as a copy of it.
-
-    Its state is in `state_dict` (names prefixed with `module.`) and so in checkpoints.
-    """
-
-    def __init__(self, encoder: nn.Module, decay: float = 0.9999) -> None:
-        super().__init__()
-        self.decay = decay
-        self.module = copy.deepcopy(encoder).requires_grad_(False)
-
-    def update(self, encoder: nn.Module) -> None:
-        """Take one step towards `encoder`; call after the optimizer's step."""
-        update_average(self.module, encoder, self.decay)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.module(*args, **kwargs)

@@ -49,10 +49,8 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Stage], 
 def plain_pass():
     """One optimizer step of a plain ViT on a fixed batch: what everything is compared with."""
     torch.manual_seed(0)
-    model = VisionTransformer(
-        img_size=8, patch_size=2, in_chans=1, num_classes=10,
-        embed_dim=64, depth=4, num_heads=4, mlp_ratio=2.0,
-    )  # fmt: skip
+    sizes = {"embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0}
+    model = VisionTransformer(img_size=8, patch_size=2, in_chans=1, num_classes=10, **sizes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     images, labels = torch.rand(128, 1, 8, 8), torch.arange(128) % 10
 

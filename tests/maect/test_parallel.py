@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bench.store.store import Store
 from maect.parallel import GradientSum, Group
+from maect.stages.loop import parameters_of
 
 CASES = {
     "fp32": ["numerics.shards=1"],
@@ -36,13 +37,12 @@ def one_step(kind: str, case: str, inputs: dict[str, Path]) -> Found:
     training = training_of(stage, inputs)
     epoch, indices = training.batches.at(0)
     loss = training.gradients(epoch, indices)["loss"]
-    trained = [p for optimizer, _ in training.optimizers
-               for group in optimizer.param_groups for p in group["params"]]  # fmt: skip
+    trained = [p for optimizer in training.optimizers for p in parameters_of(optimizer)]
     found = {
         "loss": torch.as_tensor(loss),
         "gradient": torch.cat([p.grad.reshape(-1) for p in trained]),
     }
-    for optimizer, _ in training.optimizers:
+    for optimizer in training.optimizers:
         optimizer.step()
     training.after_step()
     found["weights"] = torch.cat([p.detach().reshape(-1) for p in trained])
