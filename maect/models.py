@@ -25,6 +25,7 @@ from maect.streams import generator
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) of a size or of a square's side."""
     return (size, size) if isinstance(size, int) else size
 
 
@@ -194,7 +195,7 @@ class Decoder(nn.Module):
         heads: int = 16,
         mlp_ratio: float = 4.0,
     ) -> None:
-        """`grid` is (rows, columns) of patches, `patch_values` the pixels x channels of one."""
+        """`grid` is (rows, columns) of patches, `patch_values` the pixels x channels of a patch."""
         super().__init__()
         self.embed = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -285,7 +286,7 @@ def initialize(module: nn.Module, seed: int, role: str) -> None:
     one matrix), tokens N(0, 0.02), biases 0, norms 1 and 0; in the NNCLR head, Linears uniform
     within 1 / sqrt(inputs) (torch's own default), a random unit-norm queue, and the target
     projector equal to the online one. Numbers are drawn on the CPU in float32, so every device
-    and precision starts from the same ones. Positions and other buffers stay.
+    and precision starts from the same numbers. Positions and other buffers stay.
     """
     in_head = isinstance(module, NNCLRHead)
     for prefix, part in module.named_modules():
@@ -304,6 +305,7 @@ def initialize(module: nn.Module, seed: int, role: str) -> None:
 def _draw(
     name: str, parameter: nn.Parameter, random: np.random.Generator, in_head: bool
 ) -> np.ndarray:
+    """Return the initial values of one parameter, float32 in its shape."""
     shape = tuple(parameter.shape)
     if name == "bias":
         return np.zeros(shape, np.float32)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,7 +31,10 @@ def make_deterministic(threads: int) -> None:
 
 
 class Group:
-    """The workers of a stage: this process alone, or all of the default process group."""
+    """The workers of a stage: this process alone, or all of the default process group.
+
+    Raises ValueError where the logical shards cannot be dealt to the workers equally.
+    """
 
     def __init__(self, shards: int = 1) -> None:
         joined = dist.is_available() and dist.is_initialized()
@@ -41,7 +45,10 @@ class Group:
             raise ValueError(f"{shards} logical shards cannot be dealt to {self.size} workers")
 
     def pieces(self, batch: int) -> list[slice]:
-        """This worker's pieces of a global batch, in order."""
+        """Return this worker's pieces of a global batch, in order.
+
+        Raises ValueError for a batch that does not fall into equal pieces.
+        """
         count = max(self.shards, self.size)
         if batch % count:
             raise ValueError(f"a batch of {batch} cannot be cut into {count} equal pieces")
@@ -50,7 +57,7 @@ class Group:
         return [slice(i * each, (i + 1) * each) for i in range(first, first + own)]
 
     def gather(self, local: Tensor) -> Tensor:
-        """Rows of all workers in the order of the global batch: [b, ...] -> [B, ...]."""
+        """Return the rows of all workers in the order of the global batch: [b, ...] -> [B, ...]."""
         if self.size == 1:
             return local
         parts = [torch.empty_like(local) for _ in range(self.size)]
@@ -63,6 +70,13 @@ class Group:
             flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
             dist.broadcast(flat, src=0)
             _unflatten(flat, tensors)
+
+    def share(self, value: Any) -> Any:
+        """Return the first worker's value, any object that can be pickled, on every worker."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
 
 
 class GradientSum:
@@ -79,6 +93,7 @@ class GradientSum:
         self._tree: list[tuple[int, Tensor]] = []
 
     def start(self) -> None:
+        """Forget the gradients of the step before."""
         self._tree.clear()
         for parameter in self.parameters:
             parameter.grad = None
@@ -92,6 +107,7 @@ class GradientSum:
             parameter.grad = None
 
     def finish(self) -> None:
+        """Leave the sum over all pieces of all workers in the gradients."""
         if self.alone:
             return
         ((level, total),) = self._tree
@@ -122,6 +138,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def _unflatten(flat: Tensor, targets: Sequence[Tensor]) -> None:
+    """Write the numbers of `flat` into `targets`, one after the other."""
     offset = 0
     with torch.no_grad():
         for target in targets:

@@ -58,6 +58,7 @@ def worker(rank: int, workers: int, folder: Path, inputs: dict[str, Path]) -> No
         dist.init_process_group(
             "gloo", init_method=f"file://{folder}/meet{workers}", rank=rank, world_size=workers
         )
+    assert Group().share({"told by": rank}) == {"told by": 0}
     cases = [case for case in CASES if workers < 4 or case == "exact"]
     found = {(case, kind): one_step(kind, case, inputs) for case in cases for kind in TRAININGS}
     torch.save(found, folder / f"{workers}-{rank}.pt")
