@@ -14,7 +14,8 @@ from torch import Tensor
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Return images cut into patches: [B, C, H, W] -> [B, N, P], P by (row, column, channel).
 
-    Patches run along the rows of the image. Raises ValueError if a side is no multiple of `patch_size`.
+    Patches run along the rows of the image. Raises ValueError if a side is no multiple of
+    `patch_size`.
     """
     batch, channels, height, width = images.shape
     if height % patch_size or width % patch_size:
@@ -27,8 +28,8 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int] | None = None) -> Tensor:
     """Return the images of patches, the inverse of `patchify`: [B, N, P] -> [B, C, H, W].
 
-    `grid` is (rows, columns) of patches, by default a square. Raises ValueError if it does not hold N
-    patches, or if P is no multiple of `patch_size` squared.
+    `grid` is (rows, columns) of patches, by default a square. Raises ValueError if it does not
+    hold N patches, or if P is no multiple of `patch_size` squared.
     """
     batch, count, values = patches.shape
     rows, columns = grid or (round(count**0.5),) * 2
