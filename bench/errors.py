@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+#: exit codes of every command
+OK, STAGE_FAILED, USAGE, MISMATCH, INTERRUPTED = 0, 1, 2, 3, 130
+
 #: characters of a word from a file that a message shows
 SHOWN = 60
 

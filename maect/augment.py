@@ -115,7 +115,7 @@ class Augment:
         seed: int,
         role: str,
     ) -> None:
-        self.settings = settings
+        self.views = (settings.view0, settings.view1 or settings.view0)
         self.image_size = image_size
         self.mean, self.std = tuple(mean), tuple(std)
         self.purpose = (seed, role)
@@ -140,7 +140,7 @@ class Augment:
         else:
             sizes = np.array([image.shape[1:] for image in images])
         parameters = self.sample_parameters(epoch, indices, view, sizes[:, 0], sizes[:, 1])
-        threshold = self.settings.views(2)[view].solarise_threshold
+        threshold = self.views[view].solarise_threshold
         place = torch.device(device) if device is not None else images[0].device
         shape = (len(self.mean), self.image_size, self.image_size)
         result = torch.empty(len(images), *shape, dtype=dtype, device=place)
@@ -158,7 +158,7 @@ class Augment:
         self, epoch: int, indices: np.ndarray, view: int, heights: np.ndarray, widths: np.ndarray
     ) -> ViewParameters:
         """Return parameters of one view of images of the given sizes (all arrays [B])."""
-        settings = self.settings.views(2)[view]
+        settings = self.views[view]
 
         def draw(purpose: str, count: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
             """Return numbers in [0, 1): [B, count]. 1, so never chosen, where none are needed."""

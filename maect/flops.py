@@ -62,17 +62,20 @@ def head_step(model: ModelSettings, head: HeadSettings, image_size: int, channel
 def tune_step(
     model: ModelSettings, head: HeadSettings, tune: TuneSettings, image_size: int, channels: int
 ) -> float:
-    """Return FLOPs of a step of contrastive tuning: upper blocks and head are trained."""
+    """Return FLOPs of a step of contrastive tuning: upper blocks and head are trained.
+
+    `tune` is resolved: it tells the number of frozen blocks.
+    """
     assert model.dim and model.depth
     count = patches(model, image_size)
     encoder = encoder_forward(model, image_size, channels, count)
-    trained = model.depth - tune.frozen_count(model.depth)
+    trained = model.depth - (tune.frozen_blocks or 0)
     backward = 2.0 * trained * block_forward(count + 1, model.dim, model.mlp_ratio)
     queued = tune.positive in ("neighbor", "no_swap")
     heads = _head_forward(model.dim, head, target=True, queued=queued)
     return 2.0 * tune.batch_size * (encoder + backward + heads)
 
 
-def forward_pass(model: ModelSettings, image_size: int, channels: int, images: int) -> float:
+def forward_pass(model: ModelSettings, image_size: int, channels: int, images: float) -> float:
     """Return FLOPs of the features of `images` whole images."""
     return images * encoder_forward(model, image_size, channels, patches(model, image_size))

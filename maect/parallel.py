@@ -64,19 +64,21 @@ class Group:
         dist.all_gather(parts, local.contiguous())
         return torch.cat(parts)
 
+    def share(self, value: Any) -> Any:
+        """Return the first worker's value on every worker, once all have come here."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        dist.barrier()
+        return box[0]
+
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Make `tensors` those of the first worker, in place."""
         if self.size > 1:
             flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
             dist.broadcast(flat, src=0)
             _unflatten(flat, tensors)
-
-    def share(self, value: Any) -> Any:
-        """Return the first worker's value, any object that can be pickled, on every worker."""
-        box = [value]
-        if self.size > 1:
-            dist.broadcast_object_list(box, src=0)
-        return box[0]
 
 
 class GradientSum:

@@ -205,6 +205,9 @@ class AugmentSettings(Settings):
 
 # ---------------------------------------------------------------------------- training stages
 
+#: training stages in the order of a chain
+TRAINING_STAGES = ("mae", "head", "tune")
+
 
 class ScheduleSettings(Settings):
     """Length, batch and AdamW of a training stage."""
@@ -238,15 +241,19 @@ class ScheduleSettings(Settings):
             raise ValueError("give at most one of warmup, warmup_epochs and warmup_steps")
         return self
 
-    def peak(self, rate: float | None) -> float:
+    def _peak(self, rate: float | None) -> float:
         """Return the peak rate behind `rate`, given in the form (lr or base_lr) of this stage."""
         if rate is None:
             rate = self.lr if self.lr is not None else self.base_lr
             assert rate is not None
         return rate if self.lr is not None else rate * 2 * self.batch_size / 256
 
-    def resolve(self, train_images: int) -> Self:
-        """Return the same stage told in steps and peak rates, for `train_images` images."""
+    def resolve(self, train_images: int, depth: int) -> Self:
+        """Return the same stage told in steps, peak rates and frozen blocks.
+
+        For a training split of `train_images` and an encoder of `depth` blocks. A worker computes
+        with these numbers only: what it computes with stands in the stage's key.
+        """
         an_epoch = max(1, train_images // self.batch_size)
         steps = self.steps if self.steps is not None else (self.epochs or 0) * an_epoch
         if self.warmup_steps is not None:
@@ -255,7 +262,7 @@ class ScheduleSettings(Settings):
             warmup = round(self.warmup_epochs * an_epoch)
         else:
             warmup = round((self.warmup or 0.0) * steps)
-        told = {"steps": steps, "lr": self.peak(None), "warmup_steps": min(warmup, steps)}
+        told = {"steps": steps, "lr": self._peak(None), "warmup_steps": min(warmup, steps)}
         untold = dict.fromkeys(("epochs", "base_lr", "warmup", "warmup_epochs"))
         return self.model_copy(update=told | untold)
 
@@ -314,12 +321,13 @@ class TuneSettings(ScheduleSettings):
     #: view without swapping views
     positive: Literal["neighbor", "oracle", "no_queue", "no_swap"] = "neighbor"
 
-    def resolve(self, train_images: int) -> Self:
-        resolved = super().resolve(train_images)
-        return resolved.model_copy(update={"head_lr": self.peak(self.head_lr)})
-
-    def frozen_count(self, depth: int) -> int:
-        """Blocks kept frozen in an encoder of `depth` blocks."""
-        if self.frozen_blocks is not None:
-            return self.frozen_blocks
-        return int((self.frozen or 0.0) * depth)
+    def resolve(self, train_images: int, depth: int) -> Self:
+        frozen = self.frozen_blocks
+        if frozen is None:
+            frozen = int((self.frozen or 0.0) * depth)
+        changes = {
+            "head_lr": self._peak(self.head_lr),
+            "frozen": None,
+            "frozen_blocks": frozen,
+        }
+        return super().resolve(train_images, depth).model_copy(update=changes)

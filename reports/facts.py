@@ -82,3 +82,13 @@ def lookup(data: Any, *path: str) -> Any:
     for name in path:
         data = data.get(name) if isinstance(data, dict) else None
     return data
+
+
+def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, by dotted path: {"mae": {"steps": 9}} -> {"mae.steps": 9}."""
+    if not isinstance(data, dict):
+        return {prefix: data}
+    found: dict[str, Any] = {}
+    for name, value in data.items():
+        found |= flatten(value, f"{prefix}.{name}" if prefix else str(name))
+    return found

@@ -1,19 +1,22 @@
-"""`bench data`: which data sets are here, getting them, checking them."""
+"""`data`: which data sets are here, getting them, checking them."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UserError, suggestion
-from bench.suite.load import Suite, data_info
+from bench.commands import common
+from bench.errors import MISMATCH, OK, UserError, suggestion
+from bench.suite.load import data_info
+from bench.suite.schema import Suite
 from maect.datasets import CATALOG, DataError, data_root, describe, prepare
 from maect.settings import DataSettings
 
 
 def rows(names: list[str] | None = None) -> list[dict[str, Any]]:
-    """One row a named set: what it is, and its fingerprint where it is here."""
+    """Return a row for each named set: what it is, and its fingerprint where it is here."""
     found = []
     for name in names or list(CATALOG):
         info = describe(DataSettings.parse({"name": name}), data_root())
@@ -31,25 +34,33 @@ def rows(names: list[str] | None = None) -> list[dict[str, Any]]:
     return found
 
 
-def run(action: str, names: list[str], from_path: Path | None, *, as_json: bool) -> bool:
-    """One call of the command; False where a check failed. Raises `UserError`, `DataError`."""
-    for name in names:
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("action", choices=["ls", "fetch", "check"])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: ls and check, all")
+    parser.add_argument("--from", dest="from_path", type=Path, help="files already at hand")
+    common.json_argument(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """List, fetch or check data sets. Return the exit code."""
+    for name in options.names:
         if name not in CATALOG:
             raise UserError(f"there is no data set '{name}'{suggestion(name, CATALOG)}")
-    if action == "fetch":
-        _fetch(names, from_path)
-        return True
-    if action == "check":
-        return _check(names)
-    found = rows(names)
-    print(json.dumps(found, indent=1) if as_json else "\n".join(map(_line, found)))
-    return True
+    if options.action == "fetch":
+        _fetch(options.names, options.from_path)
+        return OK
+    if options.action == "check":
+        return OK if _check(options.names) else MISMATCH
+    found = rows(options.names)
+    print(json.dumps(found, indent=1) if options.json else "\n".join(map(_line, found)))
+    return OK
 
 
 def prepare_data(suite: Suite) -> bool:
     """Read the image folders and shards of a suite once; name what is broken, at every run.
 
-    Returns whether there was anything to read.
+    Return whether there was anything to read.
     """
     wanted = {v.row.data for v in suite.variants.values() if v.row.data.path is not None}
     missing = {settings for settings in wanted if data_info(settings).fingerprint is None}

@@ -1,29 +1,53 @@
-"""What differs between two runs: settings, code, environment, data, then metrics and artifacts."""
+"""`diff`: what differs between two runs.
+
+Settings, code, environment and data come first: a difference in one explains those after it. Then
+metrics and artifacts.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import argparse
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.commands.ls import SHOWN_KEY, find
-from bench.errors import UserError
+from bench.commands import common
+from bench.commands.show import find
+from bench.errors import MISMATCH, OK, UserError
 from bench.plan.planner import make_plan
+from bench.store.record import Record
 from bench.store.store import Store
 from bench.suite.load import load_suite
+from reports.facts import flatten
 
-Record = dict[str, Any]
 #: what of a record is compared, in the order in which a difference explains the next
 SECTIONS: dict[str, Callable[[Record], dict[str, Any]]] = {
-    "settings": lambda record: flat(record["settings"]),
-    "code": lambda record: record["code"].get("modules") or {"all": record["code"]["hash"]},
-    "environment": lambda record: {k: v for k, v in record["env"].items() if k != "host"},
-    "data": lambda record: flat(record.get("data") or {}),
+    "settings": lambda record: flatten(record.settings),
+    "code": lambda record: dict(record.code.modules),
+    "environment": lambda record: {k: v for k, v in record.env.items() if k != "host"},
+    "data": lambda record: flatten(record.data.model_dump()),
 }
 #: stages, metrics and files beyond which a text says how many more there are
 _NAMED = 3
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    text = "a store's folder, FILE.yaml or FILE.yaml:PROFILE, a run's id, or the beginning of a key"
+    for side in ("a", "b"):
+        parser.add_argument(side, metavar=side.upper(), help=text)
+    common.store_argument(parser)
+    common.json_argument(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the differences. Return the exit code."""
+    store = Store(options.store)
+    found = compare(_side(options.a, store), _side(options.b, store))
+    print(json.dumps(found, indent=1) if options.json else _text(found))
+    return MISMATCH if found["different"] else OK
 
 
 @dataclass
@@ -34,16 +58,25 @@ class Side:
     records: dict[str, Record] = field(default_factory=dict)
 
     def add(self, record: Record | None) -> None:
-        if record is not None and record["status"] == "complete":
-            known = self.records.get(record["name"])
-            if known is None or known["started"] <= record["started"]:
-                self.records[record["name"]] = record
+        """Take a record in if it is complete and newer than the known record of its stage."""
+        if record is not None and record.status == "complete":
+            known = self.records.get(record.name)
+            if known is None or known.started <= record.started:
+                self.records[record.name] = record
+
+    def add_all(self, store: Store, run: str | None = None) -> None:
+        """Take in all records of a store, or those of one run."""
+        for key in store.stage_keys():
+            for record in store.state(key).attempts:
+                if run is None or record.run == run:
+                    self.add(record)
 
 
-def side(what: str, store: Store) -> Side:
-    """What an argument names: a store's folder, FILE.yaml[:PROFILE], a run's id, a key's beginning.
+def _side(what: str, store: Store) -> Side:
+    """Return what an argument names.
 
-    All but the first are looked up in `store`. Raises `UserError` if it is none of these.
+    A store's folder; or, looked up in `store`, FILE.yaml[:PROFILE], a run's id, the beginning of a
+    key. Raises `UserError` if it is none of these.
     """
     found = Side(what)
     file, _, profile = what.rpartition(":") if ".yaml:" in what else (what, "", "")
@@ -51,69 +84,50 @@ def side(what: str, store: Store) -> Side:
         other = Store(Path(what))
         if not (other.root / "stages").is_dir():
             raise UserError(f"there is no store at {what}: it has no folder 'stages'")
-        _add_all(found, other)
+        found.add_all(other)
     elif file.endswith((".yaml", ".yml")):
         suite = load_suite(Path(file), profile=profile or None)
         for stage in make_plan(suite, store, keep_stale=True).stages.values():
             found.add(stage.record)
-    elif any(run["id"] == what for run in store.runs()):
-        _add_all(found, store, run=what)
+    elif any(run.id == what for run in store.runs()):
+        found.add_all(store, run=what)
     else:
         state = find(store, what)
         found.add(state.record)
-        found.name = (
-            f"{what[:SHOWN_KEY]} ({state.attempts[-1]['name']})" if state.attempts else what
-        )
+        if state.attempts:
+            found.name = f"{what[: common.SHOWN_KEY]} ({state.attempts[-1].name})"
     if not found.records:
         raise UserError(f"'{what}' has no complete stage to compare")
     return found
 
 
-def _add_all(found: Side, store: Store, run: str | None = None) -> None:
-    for key in store.stage_keys():
-        for attempt in store.state(key).attempts:
-            if run is None or attempt.get("run") == run:
-                found.add(attempt)
-
-
-def flat(data: Any, path: str = "") -> dict[str, Any]:
-    """Nested settings by dotted path."""
-    if not isinstance(data, dict):
-        return {path: data}
-    found: dict[str, Any] = {}
-    for name, value in data.items():
-        found |= flat(value, f"{path}.{name}" if path else str(name))
-    return found
-
-
 def compare(a: Side, b: Side) -> dict[str, Any]:
-    """Every difference as plain data. `different` is whether there is any but of environment."""
+    """Return every difference as plain data.
+
+    `different` says whether anything but the environment differs.
+    """
     pairs = list(_pairs(a, b))
+    single = len(a.records) == len(b.records) == 1
     result: dict[str, Any] = {
         "a": a.name,
         "b": b.name,
         "stages": len(pairs),
-        "only_a": [] if _single(a, b) else sorted(a.records.keys() - b.records.keys()),
-        "only_b": [] if _single(a, b) else sorted(b.records.keys() - a.records.keys()),
+        "only_a": [] if single else sorted(a.records.keys() - b.records.keys()),
+        "only_b": [] if single else sorted(b.records.keys() - a.records.keys()),
     }
     for section, read in SECTIONS.items():
         result[section] = _section(pairs, read)
     result |= {"metrics": _metrics(pairs), "artifacts": _artifacts(pairs)}
-    result["equal_metrics"] = sum(len(x["metrics"]) for _, x, _ in pairs) - len(
-        [m for m in result["metrics"] if m["a"] is not None]
-    )
+    compared = sum(len(ours.metrics) for _, ours, _ in pairs)
+    result["equal_metrics"] = compared - sum(m["a"] is not None for m in result["metrics"])
     counted = ("only_a", "only_b", "settings", "code", "data", "metrics", "artifacts")
     result["different"] = any(result[name] for name in counted)
     return result
 
 
-def _single(a: Side, b: Side) -> bool:
-    """Two stages given by their keys are compared whatever they are called."""
-    return len(a.records) == len(b.records) == 1
-
-
 def _pairs(a: Side, b: Side) -> Iterator[tuple[str, Record, Record]]:
-    if _single(a, b):
+    """Yield stages of both sides by title; two single stages are a pair whatever their titles."""
+    if len(a.records) == len(b.records) == 1:
         (one, ours), (other, theirs) = *a.records.items(), *b.records.items()
         yield one if one == other else f"{one} / {other}", ours, theirs
         return
@@ -125,51 +139,42 @@ def _pairs(a: Side, b: Side) -> Iterator[tuple[str, Record, Record]]:
 def _section(
     pairs: list[tuple[str, Record, Record]], read: Callable[[Record], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """One entry a difference, with all stages that have it."""
-    stages: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    values: dict[tuple[str, str, str], tuple[Any, Any]] = {}
+    """Return one entry a difference, with all stages that have it."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for name, ours, theirs in pairs:
         before, after = read(ours), read(theirs)
         for what in dict.fromkeys([*before, *after]):
-            pair = before.get(what), after.get(what)
-            if pair[0] != pair[1]:
-                key = (what, repr(pair[0]), repr(pair[1]))
-                values[key] = pair
-                stages[key].append(name)
-    return [
-        {"what": key[0], "a": values[key][0], "b": values[key][1], "stages": names}
-        for key, names in stages.items()
-    ]
+            a, b = before.get(what), after.get(what)
+            if a != b:
+                entry: dict[str, Any] = {"what": what, "a": a, "b": b, "stages": []}
+                found.setdefault((what, repr(a), repr(b)), entry)["stages"].append(name)
+    return list(found.values())
 
 
 def _metrics(pairs: list[tuple[str, Record, Record]]) -> list[dict[str, Any]]:
     found = []
     for name, ours, theirs in pairs:
-        before = {m["name"]: m["value"] for m in ours["metrics"]}
-        after = {m["name"]: m["value"] for m in theirs["metrics"]}
+        before = {metric.name: metric.value for metric in ours.metrics}
+        after = {metric.name: metric.value for metric in theirs.metrics}
         for metric in dict.fromkeys([*before, *after]):
             a, b = before.get(metric), after.get(metric)
             if a != b:
-                difference = None if a is None or b is None else b - a
-                found.append(
-                    {"stage": name, "metric": metric, "a": a, "b": b, "difference": difference}
-                )
+                gap = None if a is None or b is None else b - a
+                found.append({"stage": name, "metric": metric, "a": a, "b": b, "difference": gap})
     return found
 
 
 def _artifacts(pairs: list[tuple[str, Record, Record]]) -> list[str]:
-    """Files whose content differs, as stage/file."""
-    found = []
-    for name, ours, theirs in pairs:
-        for file in sorted(ours["files"].keys() | theirs["files"].keys()):
-            a, b = (record["files"].get(file, {}).get("sha256") for record in (ours, theirs))
-            if a != b:
-                found.append(f"{name}/{file}")
-    return found
+    """Return the files whose content differs, as stage/file."""
+    return [
+        f"{name}/{file}"
+        for name, ours, theirs in pairs
+        for file in sorted(ours.files.keys() | theirs.files.keys())
+        if ours.file_hashes.get(file) != theirs.file_hashes.get(file)
+    ]
 
 
-def text(result: dict[str, Any]) -> str:
-    """The differences for a terminal."""
+def _text(result: dict[str, Any]) -> str:
     lines = [f"A  {result['a']}", f"B  {result['b']}", f"{result['stages']} stages in both"]
     for which in ("a", "b"):
         if result[f"only_{which}"]:
@@ -197,5 +202,6 @@ def _shown(value: Any) -> str:
 
 
 def _some(names: list[str]) -> str:
+    """Return the first few names, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return "; ".join(names[:_NAMED]) + more

@@ -1,34 +1,41 @@
-"""What a machine has and lacks for running suites, and how to get what is missing."""
+"""`doctor`: what a machine has and lacks for running suites, and how to get what is missing."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from bench import environment
-from bench.commands import data
+from bench.commands import common, data
+from bench.errors import OK, STAGE_FAILED
 from bench.store import gpu_meter
 
 Check = dict[str, Any]
 
 
-def examine(store: Path) -> list[Check]:
-    """Every check: name, ok, what was found and, where it is not ok, what to do."""
-    checks = [_python(), *_packages(), _gpus(), _disk(store)]
-    return checks + [_data(row) for row in data.rows()]
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    common.store_argument(parser)
+    common.json_argument(parser)
 
 
-def text(checks: list[Check]) -> str:
-    lines = []
-    for check in checks:
-        mark = "ok     " if check["ok"] else "missing"
-        if check.get("optional") and not check["found_here"]:
-            mark = "absent "
-        line = f"{mark}  {check['name']}: {check['found']}"
-        lines.append(line if not check.get("hint") else f"{line}; {check['hint']}")
-    return "\n".join(lines)
+def run(options: argparse.Namespace) -> int:
+    """Print every check: what was found and, where something is missing, what to do."""
+    checks = [_python(), *_packages(), _gpus(), _disk(options.store), *map(_data, data.rows())]
+    print(json.dumps(checks, indent=1) if options.json else "\n".join(map(_line, checks)))
+    return OK if all(check["ok"] for check in checks) else STAGE_FAILED
+
+
+def _line(check: Check) -> str:
+    mark = "ok     " if check["ok"] else "missing"
+    if check.get("optional") and not check["found_here"]:
+        mark = "absent "
+    line = f"{mark}  {check['name']}: {check['found']}"
+    return line if not check.get("hint") else f"{line}; {check['hint']}"
 
 
 def _check(name: str, ok: bool, found: str, hint: str = "") -> Check:

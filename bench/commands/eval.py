@@ -1,36 +1,93 @@
-"""`bench eval`: any ViT checkpoint on any data set, without a suite, a store or Ray."""
+"""`eval`: any ViT checkpoint on any data set, without a suite, a store or Ray."""
 
 from __future__ import annotations
 
-import hashlib
-from argparse import Namespace
+import argparse
+import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import UserError, short, suggestion
-from bench.plan.identity import digest
-from bench.store.store import write_atomic
+from bench.commands import common
+from bench.errors import OK, UserError, short, suggestion
+from bench.store.files import write_atomic
 from bench.suite import yamlfile
-from bench.suite.evaluations import Evaluation, declare_all, eval_input, metric_rows
+from bench.suite.evaluations import Evaluation, declare_all
 from bench.suite.load import parse_set
 from maect import datasets, evals
-from maect.datasets import CATALOG
+from maect.datasets import CATALOG, DataInfo
+from maect.files import digest, sha256
 from maect.settings import DataSettings, ModelSettings, NumericsSettings
 
 if TYPE_CHECKING:
     from maect.models import Encoder
+    from maect.stages.job import Output
 
 
-def run(options: Namespace) -> dict[str, Any]:
-    """Everything asked for, as plain data. Raises `UserError` and `DataError`."""
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a checkpoint: MAE-CT's, facebookresearch/mae's, timm's or Hugging Face's, or a "
+        "folder that holds one",
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DIR_OR_NAME",
+        help="a data set's name, or a folder of images or shards",
+    )
+    parser.add_argument(
+        "--evaluate",
+        default="knn,probe",
+        metavar="NAMES",
+        help="evaluations, with commas between (default: knn,probe)",
+    )
+    parser.add_argument(
+        "--pool",
+        choices=["cls", "mean", "both"],
+        default="mean",
+        help="class token, mean of the patches (default), or both",
+    )
+    parser.add_argument(
+        "--block",
+        metavar="N",
+        help="tokens after this block, from 0, or `all` (default: after the last one and the "
+        "final norm)",
+    )
+    parser.add_argument(
+        "--split",
+        choices=["test", "selection"],
+        default="test",
+        help="images to report on (default: test)",
+    )
+    sizes = {"--image-size": "side in pixels (default: the checkpoint's)"}
+    sizes["--heads"] = "attention heads, where the file does not show them"
+    for name, text in sizes.items():
+        parser.add_argument(name, type=common.count_from(1), metavar="N", help=text)
+    threads = "default 1; others may change the last digits"
+    parser.add_argument(
+        "--threads", type=common.count_from(1), default=1, metavar="N", help=threads
+    )
+    parser.add_argument("--seed", type=common.count_from(0), default=0, metavar="N")
+    common.set_argument(parser, "a setting, e.g. probe.epochs=10; may be repeated")
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="also write each image's predictions, as safetensors",
+    )
+    common.json_argument(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate and print. Return the exit code. Raises `UserError` and `DataError`."""
     wanted = _tree(options)
     names = _names(options.evaluate, wanted)
     encoder = _encoder(options)
-    if encoder.image_size[0] != encoder.image_size[1]:
-        raise UserError(
-            f"{options.weights}: made for images of {encoder.image_size[0]}x"
-            f"{encoder.image_size[1]}; give a square --image-size"
-        )
     data = _data(options.data, encoder.image_size[0])
     info = datasets.prepare(data)
     if info.channels != encoder.in_chans:
@@ -42,46 +99,100 @@ def run(options: Namespace) -> dict[str, Any]:
     model = ModelSettings.model_construct(depth=encoder.depth, pool=options.pool)
     chosen = declare_all(names, model, wanted)
     _check_blocks(chosen, encoder.depth)
-    numerics = NumericsSettings(threads=options.threads).resolved()
-    features: dict[str, Any] = {}
-    results: dict[str, Any] = {}
-    predictions: dict[str, Any] = {}
-    for name, evaluation in chosen.items():
-        tokens = {"pool": evaluation.pool or options.pool, "block": evaluation.block}
-        settings = {"data": data.resolved(), "numerics": numerics, "seed": options.seed, **tokens}
-        key = digest(tokens)
-        if key not in features:
-            features[key] = _features(settings, encoder, options.split)
-        result = _evaluate(evaluation, data, options, *features[key])
-        protocol = result.protocol | {
-            "tokens": tokens, "data": info.fingerprint, "split": options.split
-        }  # fmt: skip
-        results[name] = {
-            "metrics": metric_rows(evaluation, result.values),
-            "chosen": result.chosen,
-            "notes": result.notes,
-            "protocol": protocol,
-            "protocol_fingerprint": digest(protocol, 16),
-        }
-        predictions |= {f"{name}.{part}": array for part, array in result.predictions.items()}
-        labels = features[key][1][f"{options.split}_y"]
+    outputs = _Checkpoint(options, encoder, data).evaluate(chosen)
     if options.predictions:
-        from safetensors.numpy import save
-
-        write_atomic(options.predictions, save(predictions | {"labels": labels.numpy()}))
-    return {
+        _write_predictions(outputs, options.predictions)
+    found = {
         "weights": {"file": str(options.weights), "sha256": _checksum(options.weights)},
         "encoder": {
             name: getattr(encoder, name)
             for name in ("image_size", "patch_size", "in_chans", "dim", "depth", "heads")
         },
         "data": {"name": info.name, "fingerprint": info.fingerprint, "images": info.counts},
-        "evaluations": results,
+        "evaluations": {
+            name: _result(chosen[name], output, info) for name, output in outputs.items()
+        },
+    }
+    print(json.dumps(found, indent=1) if options.json else _text(found))
+    return OK
+
+
+class _Checkpoint:
+    """An encoder with the data to evaluate it on; features of equal tokens are made once."""
+
+    def __init__(self, options: argparse.Namespace, encoder: Encoder, data: DataSettings) -> None:
+        self.options, self.encoder, self.data = options, encoder, data
+        self.numerics = NumericsSettings(threads=options.threads).resolved()
+        #: tokens -> images and features
+        self._features: dict[str, tuple[Any, Any]] = {}
+
+    def evaluate(self, chosen: dict[str, Evaluation]) -> dict[str, Output]:
+        """Return what each evaluation leaves, by name."""
+        from maect.stages.evaluate import evaluate
+
+        outputs = {}
+        for name, evaluation in chosen.items():
+            images, features = self._of_tokens(evaluation)
+            settings = evaluation.resolved() | {"split": self.options.split}
+            job = self._job(settings | {"seed": self.options.seed}, evaluation.kind)
+            try:
+                outputs[name] = evaluate(job, features, images)
+            except ValueError as error:
+                raise UserError(f"{evaluation.kind}: {error}") from None
+        return outputs
+
+    def _of_tokens(self, evaluation: Evaluation) -> tuple[Any, Any]:
+        from maect.stages.features import JobImages, extract
+
+        tokens = {"pool": evaluation.pool or self.options.pool, "block": evaluation.block}
+        key = digest(tokens)
+        if key not in self._features:
+            settings = {"data": self.data.resolved(), "seed": self.options.seed, **tokens}
+            job = self._job(settings, "features")
+            job.prepare()
+            images = JobImages(job, self.options.split, self.encoder)
+            self._features[key] = images, extract(images)
+        return self._features[key]
+
+    def _job(self, settings: dict[str, Any], kind: str) -> Any:
+        import torch
+
+        from maect.stages.job import Job
+
+        return Job(
+            kind=kind,
+            settings=settings | {"numerics": self.numerics},
+            inputs={},
+            data_name=self.data.name,
+            data_root=datasets.data_root(),
+            data_path=self.data.path,
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        )
+
+
+def _result(evaluation: Evaluation, output: Output, info: DataInfo) -> dict[str, Any]:
+    """Return an evaluation's part of the output, its protocol told as in a suite's record."""
+    protocol = output.protocol | {"data": info.fingerprint}
+    return {
+        "metrics": [dataclasses.asdict(metric) for metric in evaluation.measured(output.values)],
+        **output.summary,
+        "protocol": protocol,
+        "protocol_fingerprint": digest(protocol, 16),
     }
 
 
-def text(found: dict[str, Any]) -> str:
-    """What `run` returns, for people."""
+def _write_predictions(outputs: dict[str, Output], path: Path) -> None:
+    """Write all predictions, named EVALUATION.PREDICTION, and the labels."""
+    from safetensors.torch import save
+
+    tensors = {}
+    for name, output in outputs.items():
+        for part, tensor in output.tensors["predictions"].items():
+            tensors["labels" if part == "labels" else f"{name}.{part}"] = tensor
+    write_atomic(path, save(tensors))
+
+
+def _text(found: dict[str, Any]) -> str:
     encoder, data = found["encoder"], found["data"]
     size = "x".join(map(str, encoder["image_size"]))
     first = f"{found['weights']['file']}: ViT, dim {encoder['dim']}, depth {encoder['depth']}, "
@@ -96,7 +207,7 @@ def text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _tree(options: Namespace) -> yamlfile.Map:
+def _tree(options: argparse.Namespace) -> yamlfile.Map:
     """What `--pool`, `--block` and `--set` say, as a suite would under `evaluations`."""
     tree = yamlfile.Map("the command line")
     inner = yamlfile.merge(tree, *(parse_set(given) for given in options.sets))
@@ -132,14 +243,20 @@ def _names(text: str, tree: yamlfile.Map) -> list[str]:
     return names
 
 
-def _encoder(options: Namespace) -> Encoder:
+def _encoder(options: argparse.Namespace) -> Encoder:
     from maect.weights import CheckpointError, load_encoder
 
     path = options.weights.expanduser()
     try:
-        return load_encoder(path, image_size=options.image_size, heads=options.heads)
+        encoder = load_encoder(path, image_size=options.image_size, heads=options.heads)
     except CheckpointError as error:
         raise UserError(str(error)) from None
+    height, width = encoder.image_size
+    if height != width:
+        raise UserError(
+            f"{options.weights}: made for images of {height}x{width}; give a square --image-size"
+        )
+    return encoder
 
 
 def _data(given: str, image_size: int) -> DataSettings:
@@ -164,34 +281,6 @@ def _check_blocks(chosen: dict[str, Evaluation], depth: int) -> None:
             raise UserError(message, file=name)
 
 
-def _features(settings: dict[str, Any], encoder: Encoder, split: str) -> tuple[Any, Any]:
-    """Images and features of one choice of tokens."""
-    import torch
-
-    from maect.stages.features import JobImages, extract
-    from maect.stages.job import Job
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    path = settings["data"]["path"]
-    job = Job(settings, {}, datasets.data_root(), path, device=device)
-    job.prepare()
-    images = JobImages(job, split, encoder)
-    return images, extract(images)
-
-
-def _evaluate(
-    evaluation: Evaluation, data: DataSettings, options: Namespace, images: Any, tensors: Any
-) -> evals.EvalResult:
-    given = eval_input(tensors, options.split, datasets.low_shot(data), options.seed, images)
-    try:
-        return evaluation.evaluator.run(given, evaluation.settings, evals.ALL_ROWS)
-    except ValueError as error:
-        raise UserError(f"{evaluation.kind}: {error}") from None
-
-
 def _checksum(path: Path) -> str | None:
-    """Of a file; of a folder with weights, none."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a file of weights; None for a folder."""
+    return sha256(path) if path.is_file() else None

@@ -1,4 +1,4 @@
-"""Does a suite's table follow from what the store holds? Nothing here trusts a record's word.
+"""`verify`: whether a suite's table follows from what the store holds. It trusts no record's word.
 
 Each record and artifact is checked against its checksum, each metric is derived again from the
 stored per-image predictions, each printed cell from those, and stages that are chosen run again,
@@ -7,31 +7,33 @@ each from the stored artifacts of its inputs, to be compared bit for bit.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
+from bench.commands import common
 from bench.environment import describe
-from bench.errors import UserError
-from bench.plan.identity import digest
-from bench.plan.planner import TRAIN_KINDS, Plan, Stage
+from bench.errors import MISMATCH, OK, UserError
+from bench.plan.stage import Plan, Stage
 from bench.report.frames import build_view
-from bench.store.store import Store, sha256
-from bench.suite.evaluations import Evaluation, metric_rows
+from bench.store.record import Record, parsed
+from bench.store.store import Store
+from bench.suite.evaluations import Evaluation
 from maect import evals
-from reports.facts import lookup
+from maect.files import digest, sha256
 from reports.tables.build import build_tables
 from reports.tables.model import number
 
@@ -39,8 +41,27 @@ from reports.tables.model import number
 _BITS = ("torch", "numpy", "cpu", "isa", "device")
 
 
-#: what reading a record raises that lacks or distorts what every record has
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    common.suite_arguments(parser)
+    parser.add_argument(
+        "--rerun",
+        metavar="GLOB",
+        help="also run these stages again and compare bit for bit: a kind or titles, e.g. tune or "
+        "'MAE-CT *'",
+    )
+    common.json_argument(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what was verified and what does not fit. Return the exit code."""
+    store = common.existing(options.store)
+    plan = common.planned(options, store, keep_stale=True)
+    found = verify(plan, store, options.rerun)
+    print(json.dumps(vars(found), indent=1) if options.json else _text(found, plan))
+    for mismatch in found.mismatches:
+        print(f"mismatch: {mismatch}", file=sys.stderr)
+    return MISMATCH if found.mismatches else OK
 
 
 @dataclass
@@ -69,27 +90,24 @@ def verify(plan: Plan, store: Store, rerun: str | None = None) -> Verified:
     """
     found = Verified()
     derived: dict[str, dict[str, float]] = {}
-    records: dict[str, dict[str, Any]] = {}
     for stage in plan.stages.values():
-        record = _record(stage, store, found)
+        found.records += len(stage.state.attempts)
+        for problem in stage.state.problems:
+            found.wrong(stage, problem)
+        for attempt in stage.state.attempts:
+            _check_cost(stage, attempt, found)
+        record = stage.record or _damaged(stage, store)
         if record is None:
             continue
-        records[stage.key] = record
         found.stages += 1
-        with _well_formed(stage, found):
-            _check_identity(stage, record, found)
-            _check_files(stage, record, store, found)
-            _check_inputs(stage, record, records, found)
-            if stage.kind in evals.names():
-                derived[stage.key] = _check_metrics(stage, record, store, found)
+        _check_identity(stage, record, found)
+        _check_files(stage, record, store, found)
+        _check_inputs(stage, record, found)
+        if stage.kind in evals.names():
+            derived[stage.key] = _check_metrics(stage, record, store, found)
     if not found.stages:
         found.mismatches.append("no stage of this suite is in the store, so nothing was verified")
-    try:
-        _check_cells(plan, store, derived, found)
-    except MALFORMED as error:
-        found.mismatches.append(f"no table can be made of these records: {error}")
-        if len(found.mismatches) == 1:  # they are as they should be; then it is our mistake
-            raise
+    _check_cells(plan, store, derived, found)
     if rerun is not None:
         _rerun(plan, store, rerun, found)
     return found
@@ -98,91 +116,66 @@ def verify(plan: Plan, store: Store, rerun: str | None = None) -> Verified:
 # ---------------------------------------------------------------------------------- what is stored
 
 
-@contextmanager
-def _well_formed(stage: Stage, found: Verified) -> Iterator[None]:
-    """A record in which the checks do not find what every record has is itself a finding."""
-    try:
-        yield
-    except MALFORMED as error:
-        found.wrong(stage, f"its record is not as records are: {type(error).__name__} {error}")
-
-
-def _record(stage: Stage, store: Store, found: Verified) -> dict[str, Any] | None:
-    """The stage's newest complete record; a damaged one as far as it can be read, and reported."""
-    found.records += len(stage.state.attempts)
-    for problem in stage.state.problems:
-        found.wrong(stage, problem)
-    for attempt in stage.state.attempts:
-        with _well_formed(stage, found):
-            _check_cost(stage, attempt, found)
-    if stage.record is not None or not stage.state.problems:
-        return stage.record
-    for path in sorted(store.folder(stage.key).glob("attempts/*/record.json"), reverse=True):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(record, dict) and record.get("status") == "complete":
-            return record
+def _damaged(stage: Stage, store: Store) -> Record | None:
+    """Return a complete record whose checksum does not fit, to say what was changed in it."""
+    folders = store.folder(stage.key).glob("attempts/*/record.json")
+    for path in sorted(folders, reverse=True) if stage.state.problems else ():
+        with suppress(OSError, ValueError, RecursionError):
+            record = parsed(json.loads(path.read_bytes()))
+            if record.status == "complete":
+                return record
     return None
 
 
-def _check_cost(stage: Stage, attempt: dict[str, Any], found: Verified) -> None:
+def _check_cost(stage: Stage, attempt: Record, found: Verified) -> None:
     """Device hours are devices held × wall time, from start to end, in every attempt."""
-    cost = attempt["cost"]
-    hours, wall = cost.get("device_hours"), cost.get("wall_s")
-    if hours is None or wall is None:
+    hours, wall, ended = attempt.cost.device_hours, attempt.cost.wall_s, attempt.ended
+    if hours is None or wall is None or ended is None:
         return
-    began, ended = (datetime.fromisoformat(attempt[name]) for name in ("started", "ended"))
-    took = (ended - began).total_seconds()
-    if abs(took - wall) > 0.01:  # written to the millisecond
-        found.wrong(stage, f"attempt {attempt['attempt']} says {wall} s, but took {took} s")
-    if not math.isclose(hours, cost["devices"] * wall / 3600, rel_tol=1e-9, abs_tol=1e-12):
+    began, end = (datetime.fromisoformat(time) for time in (attempt.started, ended))
+    took_s = (end - began).total_seconds()
+    if abs(took_s - wall) > 0.01:  # written to the millisecond
+        found.wrong(stage, f"attempt {attempt.attempt} says {wall} s, but took {took_s} s")
+    held = attempt.cost.devices
+    if not math.isclose(hours, held * wall / 3600, rel_tol=1e-9, abs_tol=1e-12):
         found.wrong(
             stage,
-            f"attempt {attempt['attempt']} says {hours} device-hours, but held {cost['devices']} "
-            f"for {wall} s",
+            f"attempt {attempt.attempt} says {hours} device-hours, but held {held} for {wall} s",
         )
 
 
-def _check_identity(stage: Stage, record: dict[str, Any], found: Verified) -> None:
+def _check_identity(stage: Stage, record: Record, found: Verified) -> None:
     """The record is of what its key was made of, and of the protocol that it names."""
-    if record["settings"] != stage.settings:
+    if record.settings != stage.settings:
         found.wrong(stage, "its settings are not those of its key")
-    if lookup(record, "data", "fingerprint") != stage.data.fingerprint:
+    if record.data.fingerprint != stage.data.fingerprint:
         found.wrong(stage, "its data are not those of its key")
-    protocol = record.get("protocol")
-    if protocol and digest(protocol, 16) != record["protocol_fingerprint"]:
+    if record.protocol and digest(record.protocol, 16) != record.protocol_fingerprint:
         found.wrong(stage, "its protocol's fingerprint is of another protocol")
 
 
-def _check_files(stage: Stage, record: dict[str, Any], store: Store, found: Verified) -> None:
-    for name, entry in record.get("files", {}).items():
+def _check_files(stage: Stage, record: Record, store: Store, found: Verified) -> None:
+    for name, file in record.files.items():
         path = store.folder(stage.key) / name
         if not path.is_file():
             found.wrong(stage, f"{name} is missing")
             continue
         found.files += 1
         found.bytes += path.stat().st_size
-        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+        if path.stat().st_size != file.bytes or sha256(path) != file.sha256:
             found.wrong(stage, f"{name} does not fit its checksum")
 
 
-def _check_inputs(
-    stage: Stage, record: dict[str, Any], records: dict[str, dict[str, Any]], found: Verified
-) -> None:
+def _check_inputs(stage: Stage, record: Record, found: Verified) -> None:
     """A stage must have read what its inputs' records say was written."""
     for name, source in stage.inputs.items():
-        if source.key in records:
-            files = {f: e["sha256"] for f, e in records[source.key].get("files", {}).items()}
-            if record["inputs"].get(name, {}).get("files") != files:
-                found.wrong(stage, f"it read another '{name}' than {source.title} left")
+        read = record.inputs.get(name)
+        if source.record is not None and (read is None or read.files != source.record.file_hashes):
+            found.wrong(stage, f"it read another '{name}' than {source.title} left")
 
 
-def _check_metrics(
-    stage: Stage, record: dict[str, Any], store: Store, found: Verified
-) -> dict[str, float]:
-    """The metrics as the predictions give them, each compared with the record's."""
+def _check_metrics(stage: Stage, record: Record, store: Store, found: Verified) -> dict[str, float]:
+    """Compare the record's metrics with those that the predictions give. Return the latter."""
     try:
         predictions = load_file(store.folder(stage.key) / "predictions.safetensors")
         labels = predictions.pop("labels")
@@ -195,26 +188,23 @@ def _check_metrics(
     truth = _labels(stage, store)
     if truth is not None and not np.array_equal(labels, truth):
         found.wrong(stage, "its labels are not those of the features it evaluated")
-    told = {metric["name"]: metric for metric in record.get("metrics", [])}
+    told = {metric.name: metric for metric in record.metrics}
     if stage.reason is None:  # older code may have had other words
-        names = (metric.name for metric in evaluation.metrics())
-        for row in metric_rows(evaluation, dict.fromkeys(names, 0.0)):
-            if told.get(row["name"], {}) | {"value": None} != row | {"value": None}:
-                found.wrong(stage, f"metric {row['name']} is not in its record as it is defined")
+        names = [metric.name for metric in evaluation.metrics()]
+        for metric in evaluation.measured(dict.fromkeys(names, 0.0)):
+            said = told.get(metric.name)
+            if said is None or replace(said, value=0.0) != metric:
+                found.wrong(stage, f"metric {metric.name} is not in its record as it is defined")
     for name, metric in told.items():
-        said = metric["value"]
         found.metrics += 1
-        if name not in values:
+        value = values.get(name)
+        if value is None:
             found.wrong(stage, f"metric {name} cannot be derived from its predictions")
-        elif said != values[name] and not (_nan(said) and _nan(values[name])):
+        elif metric.value != value and not (math.isnan(metric.value) and math.isnan(value)):
             found.wrong(
-                stage, f"metric {name} is {said} in its record, {values[name]} by its predictions"
+                stage, f"metric {name} is {metric.value} in its record, {value} by its predictions"
             )
     return values
-
-
-def _nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
 
 
 def _labels(stage: Stage, store: Store) -> np.ndarray | None:
@@ -277,8 +267,9 @@ def _rerun(plan: Plan, store: Store, pattern: str, found: Verified) -> None:
 
 
 def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> None:
-    """One stage in this process, on the stored artifacts of its inputs."""
-    from bench.run.worker import StageFailed, Task, run_task
+    """Run one stage in this process, on the stored artifacts of its inputs, and compare."""
+    from bench.run.task import StageFailed, Task
+    from bench.run.worker import run_task
 
     inner = Store(scratch.root / stage.key)
     inner.create()
@@ -286,33 +277,31 @@ def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> N
         if not inner.folder(source.key).exists():
             inner.folder(source.key).symlink_to(store.folder(source.key))
     try:
-        run_task(Task.of(stage), inner.root, "verify", lambda key, event: None)
+        run_task(Task.of(stage), inner, "verify", lambda event: None)
     except StageFailed as error:
         found.wrong(stage, f"it failed when run again: {error}")
         return
     again = inner.state(stage.key).record
     assert again is not None and stage.record is not None
     found.rerun.append(stage.title)
-    differences = list(_differences(stage, again, store, inner))
+    folders = store.folder(stage.key), inner.folder(stage.key)
+    differences = list(_differences(stage.record, again, *folders))
     if differences:
-        why = _why_not(stage.record, again)
+        why = _why_not(stage, stage.record, again)
         found.wrong(stage, f"run again, {'; '.join(differences)}{why}")
 
 
-def _differences(stage: Stage, again: dict[str, Any], store: Store, inner: Store) -> Iterator[str]:
-    assert stage.record is not None
-    before, after = stage.record["files"], again["files"]
-    for name in sorted(before.keys() | after.keys()):
-        if name not in before or name not in after:
-            yield f"{name} is there only {'before' if name in before else 'now'}"
-        elif before[name]["sha256"] != after[name]["sha256"]:
-            folders = (store.folder(stage.key), inner.folder(stage.key))
-            yield f"{name} differs{_how_much(*(folder / name for folder in folders))}"
-    values = {m["name"]: m["value"] for m in again["metrics"]}
-    for metric in stage.record["metrics"]:
-        value = values.get(metric["name"])
-        if value != metric["value"]:
-            yield f"{metric['name']} is {value}, it was {metric['value']}"
+def _differences(before: Record, after: Record, old: Path, new: Path) -> Iterator[str]:
+    """Yield what differs between two records of a stage, whose files lie in `old` and `new`."""
+    for name in sorted(before.files.keys() | after.files.keys()):
+        if name not in before.files or name not in after.files:
+            yield f"{name} is there only {'before' if name in before.files else 'now'}"
+        elif before.files[name].sha256 != after.files[name].sha256:
+            yield f"{name} differs{_how_much(old / name, new / name)}"
+    values = {metric.name: metric.value for metric in after.metrics}
+    for metric in before.metrics:
+        if values.get(metric.name) != metric.value:
+            yield f"{metric.name} is {values.get(metric.name)}, it was {metric.value}"
 
 
 def _how_much(before: Path, after: Path) -> str:
@@ -333,14 +322,14 @@ def _how_much(before: Path, after: Path) -> str:
     return f" in {len(unequal)} of {len(old)} tensors{most}"
 
 
-def _why_not(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """What differs of the circumstances that bit for bit equality was promised for."""
-    now = {**describe(), "device": after["env"].get("device")}
-    changed = [name for name in _BITS if before["env"].get(name) != now.get(name)]
-    workers, shards = before["env"].get("workers", 1), before["settings"]["numerics"]["shards"]
-    if before["kind"] in TRAIN_KINDS and workers > 1 and shards == 1:
+def _why_not(stage: Stage, before: Record, after: Record) -> str:
+    """Return what differs of the circumstances that bit for bit equality was promised for."""
+    now = {**describe(), "device": after.env.get("device")}
+    changed = [name for name in _BITS if before.env.get(name) != now.get(name)]
+    workers, shards = before.env.get("workers", 1), before.settings["numerics"]["shards"]
+    if stage.runs_encoder and workers > 1 and shards == 1:
         changed.append(f"number of workers (was {workers}, numerics.shards is 1)")
-    if before["code"]["hash"] != after["code"]["hash"]:
+    if before.code.hash != after.code.hash:
         changed.append("code")
     if not changed:
         return ""
@@ -350,8 +339,8 @@ def _why_not(before: dict[str, Any], after: dict[str, Any]) -> str:
 # -------------------------------------------------------------------------------------------- text
 
 
-def text(found: Verified, plan: Plan) -> str:
-    """What was verified, in a few lines."""
+def _text(found: Verified, plan: Plan) -> str:
+    """Return what was verified, in a few lines."""
     name = f"{plan.suite.name}, profile {plan.suite.profile}"
     lines = [
         f"{name}: {found.stages} of {len(plan.stages)} stages are in the store",

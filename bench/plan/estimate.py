@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Container, Iterable
 from statistics import median_low
 from typing import NamedTuple
 
-from bench.plan.planner import Plan, Stage
+from bench.plan.stage import Plan, Stage
 
 #: Where no record tells a rate: a device, its peak FLOP/s in dense bf16, and the share of it that
 #: training is taken to reach, low, middle and high. Of the published costs, 40 A100-hours for
@@ -78,8 +77,8 @@ class Rates(NamedTuple):
 def last_device(stages: Collection[Stage]) -> str | None:
     """The kind of device that ran last."""
     records = [stage.record for stage in stages if stage.record is not None]
-    newest = max(records, key=lambda record: str(record["started"]), default=None)
-    return newest["cost"]["device_kind"] if newest else None
+    newest = max(records, key=lambda record: record.started, default=None)
+    return newest.cost.device_kind if newest else None
 
 
 def rates(stages: Collection[Stage], device: str | None = None) -> dict[str, Rates]:
@@ -87,26 +86,19 @@ def rates(stages: Collection[Stage], device: str | None = None) -> dict[str, Rat
     device = device or last_device(stages)
     speeds, held = defaultdict(list), defaultdict(list)
     for stage in stages:
-        if stage.record is not None and stage.record["cost"]["device_kind"] == device:
-            speeds[stage.kind].append(_speed(stage))
-            held[stage.kind].append(stage.record["cost"]["devices"])
+        if stage.record is not None and stage.record.cost.device_kind == device:
+            cost = stage.record.cost
+            spent_s = max(cost.devices * (cost.wall_s or 0.0), 1e-3)
+            speeds[stage.kind].append((stage.flops or 1.0) / spent_s)
+            held[stage.kind].append(cost.devices)
     return {kind: Rates(sorted(speeds[kind]), median_low(held[kind])) for kind in speeds}
 
 
-def _speed(stage: Stage) -> float:
-    assert stage.record is not None
-    cost = stage.record["cost"]
-    return (stage.flops or 1.0) / max(cost["devices"] * cost["wall_s"], 1e-3)
-
-
-def _hours(stage: Stage, speeds: list[float], without: int | None = None) -> Hours:
-    """Device-hours at the middle 80 % of speeds in order, the one at place `without` left out."""
-    count = len(speeds) - (without is not None)
+def _hours(stage: Stage, speeds: list[float]) -> Hours:
+    """Return the device-hours of a stage at the middle 80 % of speeds in order."""
 
     def at(share: float) -> float:
-        place = round(share * (count - 1))
-        place += without is not None and place >= without
-        return (stage.flops or 1.0) / speeds[place] / 3600
+        return (stage.flops or 1.0) / speeds[round(share * (len(speeds) - 1))] / 3600
 
     return Hours(at(_MIDDLE), at(_FAST), at(_SLOW))
 
@@ -134,21 +126,6 @@ def remaining(plan: Plan, left: list[Stage], slots: int) -> float | None:
             continue
         total += expected
     return total / max(slots, 1)
-
-
-def in_hindsight(stages: Iterable[Stage]) -> dict[str, Hours]:
-    """What each complete stage would have been expected to cost from the other records alone."""
-    done = [stage for stage in stages if stage.record is not None]
-    found = {}
-    for device in {stage.record["cost"]["device_kind"] for stage in done if stage.record}:
-        known = rates(done, device)
-        for stage in done:
-            assert stage.record is not None
-            if stage.record["cost"]["device_kind"] == device:
-                speeds = known[stage.kind].speeds
-                if len(speeds) > 1:
-                    found[stage.key] = _hours(stage, speeds, bisect_left(speeds, _speed(stage)))
-    return found
 
 
 def device_hours(plan: Plan, todo: list[Stage]) -> tuple[str, Hours, list[str]] | None:

@@ -8,37 +8,29 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import maect
+from bench.store.record import Code
+from maect.files import digest
 
 #: part of every key; raised when the meaning of a key's content changes
-SCHEMA = 1
+SCHEMA = 2
 
-#: definitions only: their values stand resolved in the key
+#: definitions only: every number that a worker computes with stands resolved in the key
 _NOT_CODE = {"maect", "maect.settings"}
 
 _ROOT = Path(maect.__file__).parent
 
 
-def canonical(value: Any) -> str:
-    """JSON text that is equal for equal data."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def digest(value: Any, length: int = 20) -> str:
-    """A hex digest of JSON data."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
-
-
 def stage_key(kind: str, settings: dict[str, Any], inputs: dict[str, str], data: str | None) -> str:
-    """The key of a stage: its resolved settings, its inputs' keys and its data's fingerprint."""
-    return digest(
-        {"schema": SCHEMA, "kind": kind, "settings": settings, "inputs": inputs, "data": data}
-    )
+    """Return the key of a stage from its resolved settings, its inputs' keys and its data's
+    fingerprint: 20 hexadecimal digits.
+    """
+    content = {"schema": SCHEMA, "kind": kind, "settings": settings, "inputs": inputs, "data": data}
+    return digest(content, 20)
 
 
 @cache
@@ -98,7 +90,7 @@ def code_modules(*entries: str) -> dict[str, str]:
 
 
 @cache
-def code(*entries: str) -> dict[str, Any]:
-    """The code a stage runs: one hash over all, and one a module to name what changed."""
+def code(*entries: str) -> Code:
+    """Return the code that a stage runs: a hash over all, and one a module to name what changed."""
     modules = code_modules(*entries)
-    return {"hash": digest(modules, 16), "modules": modules}
+    return Code(hash=digest(modules, 16), modules=modules)

@@ -1,159 +1,112 @@
 """From a suite to its stages: a DAG in which each stage stands once, however many rows share it.
 
 Planning imports neither torch nor Ray. A stage's key comes from its resolved settings, its
-inputs' keys and the data's fingerprint; what the store holds under that key decides whether the
-stage is cached, stale or to be run.
+inputs' keys and the data's fingerprint. Every number that a worker computes with stands in these
+settings: lengths in steps, peak rates, frozen blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
-from bench.plan import schedules
 from bench.plan.identity import code, stage_key
-from bench.run import explore
-from bench.store.store import StageState, Store, sha256
+from bench.plan.stage import Plan, Row, Stage, entry_modules
+from bench.plan.status import assess_all
+from bench.store.store import Store
 from bench.suite.evaluations import Evaluation
-from bench.suite.load import Suite, Variant, data_info
-from maect import datasets, evals, flops
+from bench.suite.load import data_info
+from bench.suite.schema import Suite, Variant
+from maect import datasets, flops
 from maect.datasets import DataInfo
+from maect.files import sha256
 
-ENTRY = {
-    "mae": "maect.stages.mae",
-    "head": "maect.stages.head",
-    "tune": "maect.stages.tune",
-    "features": "maect.stages.features",
-    "gallery": "maect.stages.gallery",
-}
-TRAIN_KINDS = ("mae", "head", "tune")
+#: settings of the data that say where it is or stand in for it while it is not here
+_NOT_IN_KEY = ("path", "train_images", "classes")
 
 
-@dataclass(eq=False)
-class Stage:
-    """One unit of work with one output."""
+def make_plan(suite: Suite, store: Store, *, keep_stale: bool = False, only: str = "*") -> Plan:
+    """Return the plan of the rows whose name fits `only`, with what the store already has.
 
-    kind: str
-    key: str
-    #: for people: "MAE-CT tune, seed 0"
-    title: str
-    settings: dict[str, Any]
-    inputs: dict[str, Stage]
-    data: DataInfo
-    #: where the data and, for released weights, the checkpoint lie; not part of the key
-    places: dict[str, str | None]
-    code: dict[str, Any]
-    steps: int | None = None
-    flops: float = 0.0
-    state: StageState = field(default_factory=lambda: StageState(""))
-    #: cached | stale | pending | pruned (a search left it out)
-    status: str = "pending"
-    reason: str | None = None
-
-    @property
-    def trains(self) -> bool:
-        return self.kind in TRAIN_KINDS
-
-    @property
-    def record(self) -> dict[str, Any] | None:
-        return self.state.record
+    Raises `UserError` where no row fits, or a file of released weights is missing.
+    """
+    plan = _Planner(suite).build(only)
+    assess_all(plan, store, keep_stale=keep_stale)
+    return plan
 
 
-@dataclass
-class Row:
-    """One variant with one seed."""
-
-    variant: Variant
-    seed: int
-    chain: list[Stage]
-    features: Stage
-    #: features of other tokens that evaluations declare
-    more_features: list[Stage]
-    evaluations: dict[str, Stage]
-    #: pictures of the suite, kept with the second row that they show
-    gallery: Stage | None = None
-
-    def stages(self) -> Iterator[Stage]:
-        yield from self.chain
-        yield self.features
-        yield from self.more_features
-        yield from self.evaluations.values()
-        if self.gallery is not None:
-            yield self.gallery
-
-
-@dataclass
-class Plan:
-    suite: Suite
-    rows: list[Row]
-    #: every stage once, inputs before what needs them
-    stages: dict[str, Stage]
-    data: DataInfo
-
-    @property
-    def unresolved(self) -> str | None:
-        """Why the keys are not final, where the data are not at hand."""
-        return self.data.hint if self.data.fingerprint is None else None
-
-    def with_status(self, *statuses: str) -> list[Stage]:
-        return [stage for stage in self.stages.values() if stage.status in statuses]
-
-
-def entry_modules(kind: str) -> list[str]:
-    """The maect modules that a kind of stage runs."""
-    if kind in ENTRY:
-        return [ENTRY[kind]]
-    evaluator = evals.get(kind)
-    # what makes the views of an evaluation that asks for the encoder makes the features too
-    views = [ENTRY["features"]] if evaluator.needs_encoder else []
-    return [evaluator.run.__module__, evals.at_blocks.__module__, *views]
-
-
-def encoder_stage(chain: list[Stage]) -> Stage:
-    """The last stage of a chain that changed the encoder; else its first, which holds it."""
-    return next((stage for stage in reversed(chain) if stage.kind != "head"), chain[0])
-
-
-class Planner:
-    """Builds the stages of a suite; equal keys become one stage."""
+class _Planner:
+    """Collects the stages of a suite; equal keys become one stage."""
 
     def __init__(self, suite: Suite) -> None:
         self.suite = suite
         self.stages: dict[str, Stage] = {}
         self.data_root = str(datasets.data_root())
-        #: SHA-256 of each file of released weights
-        self.checksums: dict[str, str] = {}
+        self._checksums: dict[str, str] = {}
 
     def build(self, only: str) -> Plan:
+        """Return the plan, no stage of it assessed yet."""
         chosen = [v for v in self.suite.variants.values() if fnmatchcase(v.name, only)]
         if not chosen:
             known = ", ".join(f"'{name}'" for name in self.suite.variants)
             raise UserError(f"--only '{only}' fits no row; rows are {known}", file=self.suite.path)
-        rows = [self.row(variant, seed) for variant in chosen for seed in self.suite.seeds]
-        self.gallery(rows)
+        rows = [
+            _RowPlanner(self, variant, seed).row()
+            for variant in chosen
+            for seed in self.suite.seeds
+        ]
+        self._add_gallery(rows)
         return Plan(self.suite, rows, self.stages, rows[0].features.data)
 
-    def row(self, variant: Variant, seed: int) -> Row:
+    def add(
+        self,
+        kind: str,
+        title: str,
+        settings: dict[str, Any],
+        inputs: dict[str, Stage],
+        variant: Variant,
+        *,
+        steps: int | None = None,
+        cost: float = 0.0,
+    ) -> Stage:
+        """Return the stage of these settings and inputs, new or known; `cost` in FLOPs."""
         data = data_info(variant.row.data)
-        chain: list[Stage] = []
-        for kind in variant.stages:
-            chain.append(getattr(self, kind)(variant, seed, data, chain))
-        features = self.features(variant, seed, data, chain)
-        more: list[Stage] = []
-        evaluations = {}
-        for name, evaluation in variant.evaluations.items():
-            source = self.features(variant, seed, data, chain, evaluation)
-            if source is not features and source not in more:
-                more.append(source)
-            evaluations[name] = self.evaluation(variant, seed, data, name, evaluation, source)
-        return Row(variant, seed, chain, features, more, evaluations)
+        keys = {name: stage.key for name, stage in inputs.items()}
+        key = stage_key(kind, settings, keys, data.fingerprint)
+        if key not in self.stages:
+            places = {"data_root": self.data_root, "data_path": variant.row.data.path}
+            if "weights" in settings:
+                places["weights"] = str(Path(variant.init).expanduser().resolve())
+            hashes = code(*entry_modules(kind))
+            self.stages[key] = Stage(
+                kind, key, title, settings, inputs, data, places, hashes, steps, cost
+            )
+        return self.stages[key]
 
-    def gallery(self, rows: list[Row]) -> None:
-        """The stage of the suite's pictures, for its first seed, where both rows are planned."""
+    def checksum(self, variant: Variant) -> str:
+        """Return the SHA-256 of the released weights that a row starts from."""
+        path = Path(variant.init).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f"variant '{variant.name}': there is no checkpoint '{variant.init}'; init is "
+                f"'random', 'pixels' or the path of a file",
+                file=self.suite.path,
+            )
+        if variant.init not in self._checksums:
+            self._checksums[variant.init] = sha256(path)
+        return self._checksums[variant.init]
+
+    def matched(self, variant: Variant) -> Variant | None:
+        """Return the row whose cost this one is to match."""
+        name = variant.match_compute
+        return None if name is None else self.suite.variants[name]
+
+    def _add_gallery(self, rows: list[Row]) -> None:
+        """Add the stage of the suite's pictures, for its first seed, if both rows are planned."""
         first = {row.variant.name: row for row in rows if row.seed == self.suite.seeds[0]}
         if not self.suite.gallery or not all(name in first for name in self.suite.gallery):
             return
@@ -163,229 +116,196 @@ class Planner:
         settings |= {name: mae.settings["train"][name] for name in ("mask_ratio", "norm_pix")}
         settings["split"] = before.variant.row.report_on
         inputs = {"encoder": mae, "before": before.features, "after": after.features}
-        label = f"gallery, {before.variant.name} beside {after.variant.name}, seed {before.seed}"
-        data, variant = before.features.data, before.variant
-        after.gallery = self.add("gallery", label, settings, inputs, data, variant)
+        title = f"gallery, {before.variant.name} beside {after.variant.name}, seed {before.seed}"
+        after.gallery = self.add("gallery", title, settings, inputs, before.variant)
 
-    def add(
-        self,
-        kind: str,
-        label: str,
-        settings: dict[str, Any],
-        inputs: dict[str, Stage],
-        data: DataInfo,
-        variant: Variant,
-        *,
-        steps: int | None = None,
-        cost: float = 0.0,
-    ) -> Stage:
-        keys = {name: stage.key for name, stage in inputs.items()}
-        key = stage_key(kind, settings, keys, data.fingerprint)
-        if key not in self.stages:
-            places = {"data_root": self.data_root, "data_path": variant.row.data.path}
-            if "weights" in settings:
-                places["weights"] = str(Path(variant.init).expanduser().resolve())
-            self.stages[key] = Stage(
-                kind,
-                key,
-                label,
-                settings,
-                inputs,
-                data,
-                places,
-                code(*entry_modules(kind)),
-                steps,
-                cost,
-            )
-        return self.stages[key]
 
-    def common(self, variant: Variant, seed: int) -> dict[str, Any]:
-        row = variant.row
-        data = {k: v for k, v in row.data.resolved().items() if k != "path"}
+@dataclass
+class _RowPlanner:
+    """Plans one variant with one seed."""
+
+    planner: _Planner
+    variant: Variant
+    seed: int
+    chain: list[Stage] = field(default_factory=list)
+
+    def row(self) -> Row:
+        """Return the row, its stages planned in order."""
+        training = {"mae": self._mae, "head": self._head, "tune": self._tune}
+        for kind in self.variant.stages:
+            self.chain.append(training[kind]())
+        features = self._features()
+        more, evaluations = [], {}
+        for name, evaluation in self.variant.evaluations.items():
+            source = self._features(evaluation)
+            if source is not features and source not in more:
+                more.append(source)
+            evaluations[name] = self._evaluation(name, evaluation, source)
+        return Row(self.variant, self.seed, self.chain, features, more, evaluations)
+
+    @property
+    def data(self) -> DataInfo:
+        """The row's data set."""
+        return data_info(self.variant.row.data)
+
+    # ----------------------------------------------------------------------- what settings hold
+
+    def _common(self) -> dict[str, Any]:
+        """Return what the settings of all stages hold that run an encoder."""
+        row = self.variant.row
+        data = {k: v for k, v in row.data.resolved().items() if k not in _NOT_IN_KEY}
         model = {k: v for k, v in row.model.resolved().items() if k not in ("pool", "size")}
-        return {"data": data, "model": model, "numerics": row.numerics.resolved(), "seed": seed}
+        numerics = row.numerics.resolved()
+        return {"data": data, "model": model, "numerics": numerics, "seed": self.seed}
 
-    def start(self, variant: Variant) -> dict[str, Any]:
-        """What an encoder without an earlier stage starts from."""
-        if variant.init in ("random", "pixels"):
-            return {"init": variant.init}
-        path = Path(variant.init).expanduser()
-        if not path.is_file():
-            raise UserError(
-                f"variant '{variant.name}': there is no checkpoint '{variant.init}'; init is "
-                f"'random', 'pixels' or the path of a file",
-                file=self.suite.path,
-            )
-        if variant.init not in self.checksums:
-            self.checksums[variant.init] = sha256(path)
-        return {"weights": self.checksums[variant.init]}
+    def _start(self) -> dict[str, Any]:
+        """Return what an encoder without an earlier stage starts from."""
+        if self.variant.init in ("random", "pixels"):
+            return {"init": self.variant.init}
+        return {"weights": self.planner.checksum(self.variant)}
 
-    def mae(self, variant: Variant, seed: int, data: DataInfo, chain: list[Stage]) -> Stage:
-        train = self.schedule(variant, "mae", data)
-        label = f"{variant.name if variant.match_compute else 'MAE'}, seed {seed}"
-        settings = self.common(variant, seed) | {
-            **self.start(variant),
-            "views": [view.resolved() for view in variant.row.augment["mae"].views(1)],
-        }
-        return self.training("mae", label, train, settings, {}, data, variant)
-
-    def schedule(self, variant: Variant, kind: str, data: DataInfo) -> Any:
-        """Resolved settings of a row's training stage."""
-        other = variant.match_compute
-        return schedules.schedule(
-            variant, kind, data, self.suite.variants[other] if other else None
-        )
-
-    def training(
-        self,
-        kind: str,
-        label: str,
-        train: Any,
-        settings: dict[str, Any],
-        inputs: dict[str, Stage],
-        data: DataInfo,
-        variant: Variant,
-    ) -> Stage:
-        """A training stage with its length and cost."""
-        settings = settings | {"train": train.resolved()}
-        cost = train.steps * schedules.step_flops(variant, kind, train, data)
-        return self.add(kind, label, settings, inputs, data, variant, steps=train.steps, cost=cost)
-
-    def contrastive(self, variant: Variant, seed: int, chain: list[Stage]) -> dict[str, Any]:
-        views = variant.row.augment[variant.augment].views(2)
-        return self.common(variant, seed) | {
-            **({} if chain else self.start(variant)),
-            "pool": variant.row.model.pool,
+    def _contrastive(self) -> dict[str, Any]:
+        """Return what the settings of head and tuning hold."""
+        views = self.variant.row.augment[self.variant.augment].views(2)
+        return self._common() | {
+            **({} if self.chain else self._start()),
+            "pool": self.variant.row.model.pool,
             "views": [view.resolved() for view in views],
         }
 
-    def head(self, variant: Variant, seed: int, data: DataInfo, chain: list[Stage]) -> Stage:
-        train = self.schedule(variant, "head", data)
-        settings = self.contrastive(variant, seed, chain)
-        inputs = {"encoder": chain[-1]} if chain else {}
-        label = f"{variant.name} head, seed {seed}"
-        return self.training("head", label, train, settings, inputs, data, variant)
+    # -------------------------------------------------------------------------------- training
 
-    def tune(self, variant: Variant, seed: int, data: DataInfo, chain: list[Stage]) -> Stage:
-        head, train = variant.row.head, self.schedule(variant, "tune", data)
-        settings = self.contrastive(variant, seed, chain) | {
-            "head": {
-                name: getattr(head, name)
-                for name in ("hidden_dim", "predictor_dim", "out_dim", "queue_size")
-            },
+    def _mae(self) -> Stage:
+        views = self.variant.row.augment["mae"].views(1)
+        settings = self._common() | {
+            **self._start(),
+            "views": [view.resolved() for view in views],
         }
-        inputs = {}
-        if chain:
-            inputs["encoder"] = encoder_stage(chain)
-            if chain[-1].kind == "head":
-                inputs["head"] = chain[-1]
-        label = f"{variant.name} tuning, seed {seed}"
-        return self.training("tune", label, train, settings, inputs, data, variant)
+        name = self.variant.name if self.variant.match_compute else "MAE"
+        return self._training("mae", name, settings, {})
 
-    def features(
-        self,
-        variant: Variant,
-        seed: int,
-        data: DataInfo,
-        chain: list[Stage],
-        evaluation: Evaluation | None = None,
+    def _head(self) -> Stage:
+        inputs = {"encoder": self.chain[-1]} if self.chain else {}
+        return self._training("head", f"{self.variant.name} head", self._contrastive(), inputs)
+
+    def _tune(self) -> Stage:
+        head = self.variant.row.head
+        names = ("hidden_dim", "predictor_dim", "out_dim", "queue_size")
+        settings = self._contrastive() | {"head": {name: getattr(head, name) for name in names}}
+        inputs = {}
+        if self.chain:
+            inputs["encoder"] = encoder_stage(self.chain)
+            if self.chain[-1].kind == "head":
+                inputs["head"] = self.chain[-1]
+        return self._training("tune", f"{self.variant.name} tuning", settings, inputs)
+
+    def _training(
+        self, kind: str, name: str, settings: dict[str, Any], inputs: dict[str, Stage]
     ) -> Stage:
-        """The row's usual features, or those of the tokens that an evaluation declares."""
-        settings = self.common(variant, seed) | {"pool": variant.row.model.pool}
-        title = f"{variant.name} features"
+        """Return a training stage with its length and cost."""
+        train = schedule(self.variant, kind, self.data, self.planner.matched(self.variant))
+        settings["train"] = train.resolved()
+        return self.planner.add(
+            kind,
+            f"{name}, seed {self.seed}",
+            settings,
+            inputs,
+            self.variant,
+            steps=train.steps,
+            cost=train.steps * step_flops(self.variant, kind, train, self.data),
+        )
+
+    # ------------------------------------------------------------------------------- evaluation
+
+    def _features(self, evaluation: Evaluation | None = None) -> Stage:
+        """Return the row's usual features, or those of the tokens that an evaluation declares."""
+        row = self.variant.row
+        settings = self._common() | {"pool": row.model.pool}
+        title, by_seed = f"{self.variant.name} features", True
         if evaluation is not None and evaluation.pool:
             settings["pool"] = evaluation.pool
             if evaluation.block is not None:
                 settings["block"] = evaluation.block
-            if settings["pool"] != variant.row.model.pool or "block" in settings:
+            if settings["pool"] != row.model.pool or "block" in settings:
                 title += f" ({', '.join(evaluation.said())})"
-        label = f"{title}, seed {seed}"
-        if not chain:
-            settings |= self.start(variant)
-            if settings.get("init") != "random":
+        if not self.chain:
+            settings |= self._start()
+            by_seed = settings.get("init") == "random"
+            if not by_seed:
                 del settings["seed"]  # pixels and released weights do not depend on it
-                label = title
             if settings.get("init") == "pixels":
                 del settings["model"], settings["pool"]
-        images = sum(data.counts.values())
-        cost = flops.forward_pass(
-            variant.row.model, variant.row.data.image_size, data.channels, images
-        )
-        inputs = {"encoder": encoder_stage(chain)} if chain else {}
-        return self.add("features", label, settings, inputs, data, variant, cost=cost)
+        inputs = {"encoder": encoder_stage(self.chain)} if self.chain else {}
+        title += f", seed {self.seed}" if by_seed else ""
+        cost = self._forward(sum(self.data.counts.values()))
+        return self.planner.add("features", title, settings, inputs, self.variant, cost=cost)
 
-    def evaluation(
-        self,
-        variant: Variant,
-        seed: int,
-        data: DataInfo,
-        name: str,
-        evaluation: Evaluation,
-        features: Stage,
-    ) -> Stage:
+    def _evaluation(self, name: str, evaluation: Evaluation, features: Stage) -> Stage:
+        evaluator, row = evaluation.evaluator, self.variant.row
         settings = evaluation.resolved() | {
-            "numerics": variant.row.numerics.resolved(),
-            "split": variant.row.report_on,
+            "numerics": row.numerics.resolved(),
+            "split": row.report_on,
         }
-        inputs = {"features": features}
-        label = f"{variant.name} {name}"
-        cost, passes = 0.0, evaluation.evaluator.passes
-        if passes is not None:
+        inputs, cost = {"features": features}, 0.0
+        if evaluator.passes is not None:
             settings = features.settings | settings
             inputs |= features.inputs
-            counts = {"train": 0, "selection": 0, "test": 0} | data.counts
-            images = passes(evaluation.settings, counts, data.classes)
-            size = variant.row.data.image_size
-            cost = images * flops.forward_pass(variant.row.model, size, data.channels, 1)
-        if evaluation.evaluator.uses_seed:
-            settings["seed"] = seed
-        if evaluation.evaluator.uses_seed or "seed" in features.settings:
-            label += f", seed {seed}"
-        return self.add(evaluation.kind, label, settings, inputs, data, variant, cost=cost)
+            counts = {"train": 0, "selection": 0, "test": 0} | self.data.counts
+            cost = self._forward(evaluator.passes(evaluation.settings, counts, self.data.classes))
+        if evaluator.uses_seed:
+            settings["seed"] = self.seed
+        title = f"{self.variant.name} {name}"
+        if evaluator.uses_seed or "seed" in features.settings:
+            title += f", seed {self.seed}"
+        return self.planner.add(evaluation.kind, title, settings, inputs, self.variant, cost=cost)
+
+    def _forward(self, images: float) -> float:
+        """Return the FLOPs of the encoder on so many images."""
+        row = self.variant.row
+        size = row.data.image_size
+        return flops.forward_pass(row.model, size, self.data.channels, images)
 
 
-def make_plan(suite: Suite, store: Store, *, keep_stale: bool = False, only: str = "*") -> Plan:
-    """The plan of the rows whose name fits the pattern `only`, with what the store already has."""
-    plan = Planner(suite).build(only)
-    for stage in plan.stages.values():
-        if plan.unresolved is None:
-            assess(stage, store, keep_stale=keep_stale)
-    explore.mark(plan, store)
-    return plan
+def encoder_stage(chain: list[Stage]) -> Stage:
+    """Return a chain's last stage that changed the encoder; else its first, which holds it."""
+    return next((stage for stage in reversed(chain) if stage.kind != "head"), chain[0])
 
 
-def assess(stage: Stage, store: Store, *, keep_stale: bool = False) -> None:
-    """Set a stage's status from the store; its inputs must have been assessed before."""
-    stage.state = store.state(stage.key)
-    stage.status, stage.reason = "pending", None
-    record = stage.state.record
-    if record is None:
-        last = stage.state.attempts[-1] if stage.state.attempts else None
-        if last is not None and last["status"] == "failed":
-            stage.reason = f"failed before: {last['error']['message']}"
-        return
-    waiting = [s.title for s in stage.inputs.values() if s.status != "cached"]
-    if waiting:
-        stage.reason = f"its input is redone: {waiting[0]}"
-        return
-    changed = changed_modules(record, stage)
-    if changed:
-        stage.status, stage.reason = "stale", f"code changed: {', '.join(changed)}"
-        if keep_stale:
-            stage.status = "cached"
-        return
-    for name, source in stage.inputs.items():
-        assert source.record is not None
-        files = {f: e["sha256"] for f, e in source.record["files"].items()}
-        if record["inputs"][name]["files"] != files:
-            stage.status, stage.reason = "stale", f"input '{name}' has other content than before"
-            return
-    stage.status = "cached"
+# ------------------------------------------------------------------ schedules and what they cost
 
 
-def changed_modules(record: dict[str, Any], stage: Stage) -> list[str]:
-    """Names of the maect modules whose code differs from what the record ran."""
-    if record["code"]["hash"] == stage.code["hash"]:
-        return []
-    before, now = record["code"]["modules"], stage.code["modules"]
-    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+def schedule(variant: Variant, kind: str, data: DataInfo, matched: Variant | None = None) -> Any:
+    """Return the resolved settings of a training stage: steps, peak rates, frozen blocks.
+
+    With `matched` the only stage of a row is stretched, warm-up and decay with it, until it costs
+    at least as many FLOPs as that row. An MAE takes its own steps and as many more as the head and
+    tuning of `matched` cost; contrastive training without MAE takes what all stages of it cost.
+    """
+    images, settings, depth = data.counts["train"], getattr(variant.row, kind), _depth(variant)
+    train = settings.resolve(images, depth)
+    if matched is None:
+        return train
+    own = train.steps if kind == "mae" else 0
+    cost = 0.0
+    for name in matched.stages:
+        if name != "mae" or not own:
+            other = schedule(matched, name, data)
+            cost += other.steps * step_flops(matched, name, other, data)
+    steps = own + math.ceil(cost / step_flops(variant, kind, train, data))
+    return settings.model_copy(update={"steps": steps, "epochs": None}).resolve(images, depth)
+
+
+def step_flops(variant: Variant, kind: str, train: Any, data: DataInfo) -> float:
+    """Return the FLOPs of one step of a training stage, with its resolved settings `train`."""
+    model, size = variant.row.model, variant.row.data.image_size
+    if kind == "mae":
+        return flops.mae_step(model, train, size, data.channels)
+    if kind == "head":
+        return flops.head_step(model, train, size, data.channels)
+    return flops.tune_step(model, variant.row.head, train, size, data.channels)
+
+
+def _depth(variant: Variant) -> int:
+    depth = variant.row.model.depth
+    assert depth is not None
+    return depth

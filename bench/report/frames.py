@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,10 +11,9 @@ import polars as pl
 import yaml
 
 from bench import environment
-from bench.plan import estimate
-from bench.plan.planner import Plan, Row, Stage
-from bench.run import explore
-from bench.run.worker import unusual
+from bench.plan.stage import Plan, Row, Stage, unusual
+from bench.plan.status import UNTRIED
+from bench.store.record import Cost, Record
 from bench.store.store import Store
 from bench.suite.evaluations import column_id
 from bench.suite.search import setting_names
@@ -26,7 +26,7 @@ NOTED_FILES = 20
 def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
     """Everything the report of a suite needs, read from the store alone."""
     suite = plan.suite
-    untried = explore.untried(plan)
+    untried = _untried(plan)
     shown = [row for row in plan.rows if row.variant.name not in untried]
     stages = list(_stage_rows(shown, plan))
     metrics = [row for r in shown for row in _metric_rows(r)]
@@ -37,26 +37,68 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
         title=suite.title,
         profile=suite.profile,
         scale=scale(plan),
-        notes=suite.notes + _matched_notes(plan) + explore.note(plan) + _data_notes(plan),
+        notes=suite.notes + _matched_notes(plan) + _search_note(plan) + _data_notes(plan),
         seeds=suite.seeds,
         variants=[name for name in suite.variants if name not in untried],
         tables=[table.resolved() for table in suite.tables],
         stages=pl.DataFrame(stages, schema=STAGES, orient="row"),
         attempts=pl.DataFrame(attempts, schema=ATTEMPTS, orient="row"),
-        records={key: r for key, s in plan.stages.items() if (r := _shown_record(s)) is not None},
+        records={
+            key: r.plain() for key, s in plan.stages.items() if (r := _shown_record(s)) is not None
+        },
         metrics=pl.DataFrame(metrics, schema=METRICS, orient="row"),
         curves=_curves(plan, store),
         provenance=_provenance(plan, store, command),
         resolved=yaml.safe_dump(suite.resolved(), sort_keys=False, allow_unicode=True),
         runs=[
-            r for r in store.runs() if r["suite"] == suite.name and r["profile"] == suite.profile
+            run.model_dump()
+            for run in store.runs()
+            if (run.suite, run.profile) == (suite.name, suite.profile)
         ],
         cells=_cells(plan),
         columns=_column_heads(plan),
         problems=[p for stage in plan.stages.values() for p in stage.state.problems] + unreadable,
         gallery=gallery,
-        predicted=estimate.in_hindsight(plan.stages.values()),
     )
+
+
+def _untried(plan: Plan) -> set[str]:
+    """Return the cells that the search never came to; they are no rows of the report."""
+    tried = {
+        row.variant.name
+        for row in plan.rows
+        if any(s.status != "pruned" or s.reason != UNTRIED for s in row.evaluations.values())
+    }
+    return {row.variant.name for row in plan.rows} - tried
+
+
+def _search_note(plan: Plan) -> list[str]:
+    """Return what kind of search made the rows, in a sentence."""
+    suite = plan.suite
+    if suite.search is None:
+        return []
+    count, method = len(suite.cells), suite.search.method
+    how = {
+        "grid": "every combination",
+        "each": "one setting changed at a time",
+        "random": f"combinations drawn at random, seed {suite.search.seed}",
+        "optuna": f"combinations chosen by Optuna (TPE, seed {suite.search.seed})",
+    }[method]
+    if not suite.search.explores:
+        return [f"Search: {count} cells, {how}; every one of them is run to its end."]
+    states: dict[str, Any] = {}
+    for row in plan.rows:
+        if row.variant.name in suite.cells:
+            pruned = {s.reason for s in row.evaluations.values() if s.status == "pruned"}
+            states.setdefault(row.variant.name, set()).update(pruned)
+    left = Counter("untried" if UNTRIED in s else "stopped" if s else "" for s in states.values())
+    text = f"Exploration: {how}, compared by {suite.search.metric} on the selection split"
+    if suite.search.asha:
+        text += ", seed after seed (ASHA)"
+    text += f". {count - left['untried']} of {count} cells were tried, {left['stopped']} of them "
+    text += "stopped early; their cost is in the ledger. Such figures choose settings: what is "
+    text += "chosen is to be run with seeds of its own and reported on the test split."
+    return [text]
 
 
 def _cells(plan: Plan) -> dict[str, dict[str, str]]:
@@ -75,8 +117,8 @@ def scale(plan: Plan) -> str:
     row = variant.row
     model, size = row.model, row.data.image_size
     name = f"ViT-{model.size.capitalize()}" if model.size != "custom" else "ViT"
-    devices = sorted({s.record["cost"]["device_model"] for s in plan.stages.values() if s.record})
-    kinds = {s.record["cost"]["device_kind"].upper() for s in plan.stages.values() if s.record}
+    devices = sorted({s.record.cost.device_model for s in plan.stages.values() if s.record})
+    kinds = {s.record.cost.device_kind.upper() for s in plan.stages.values() if s.record}
     where = ", ".join(sorted(kinds)) or "not run yet"
     if devices:
         where += f" ({', '.join(devices)})"
@@ -113,7 +155,12 @@ def _matched_notes(plan: Plan) -> list[str]:
         (stage,) = row.chain
         total = stage.steps or 0
         if stage.kind == "mae":
-            base = variant.row.mae.resolve(plan.data.counts["train"]).steps or 0
+            base = (
+                variant.row.mae.resolve(
+                    plan.data.counts["train"], variant.row.model.depth or 0
+                ).steps
+                or 0
+            )
             text = f"an MAE trained from scratch for {total} steps, its own {base} and "
             text += f"{total - base} more, which cost as many FLOPs as the head and tuning stages"
         else:
@@ -155,15 +202,15 @@ def _shown_status(stage: Stage) -> tuple[str, str | None]:
     if stage.status == "pruned":
         return "pruned", stage.reason
     attempts = stage.state.attempts
-    last = attempts[-1]["status"] if attempts else "pending"
+    last = attempts[-1].status if attempts else "pending"
     if last in ("running", "failed", "interrupted", "lost"):
-        error = attempts[-1].get("error") or {}
+        error = attempts[-1].error
         status = "interrupted" if last == "lost" else last
-        return status, error.get("message")
+        return status, error.message if error else None
     return "pending", stage.reason
 
 
-def _shown_record(stage: Stage) -> dict[str, Any] | None:
+def _shown_record(stage: Stage) -> Record | None:
     return stage.record if _shown_status(stage)[0] in ("complete", "stale") else None
 
 
@@ -193,20 +240,20 @@ def _stage_row(stage: Stage) -> dict[str, Any]:
         "group": "train" if stage.trains else "evaluate",
         "status": status,
         "reason": reason,
-        "attempt": record["attempt"] if record else None,
+        "attempt": record.attempt if record else None,
         "steps": stage.steps,
-        "started": record["started"] if record else None,
-        "ended": record["ended"] if record else None,
-        "worker": f"{record['env']['host']}:{record['pid']}" if record else None,
+        "started": record.started if record else None,
+        "ended": record.ended if record else None,
+        "worker": f"{record.env['host']}:{record.pid}" if record else None,
     }
-    return _measured(record["cost"] if record else {}, STAGES.keys()) | values
+    return _measured(record.cost if record else None, STAGES.keys()) | values
 
 
-def _measured(cost: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Columns of a record's cost."""
-    found = {name: cost.get(name) for name in names}
-    gpus = cost.get("gpus")
-    told = [{part: gpu[part] for part in ("uuid", "model", "host")} for gpu in gpus or []]
+def _measured(cost: Cost | None, names: Iterable[str]) -> dict[str, Any]:
+    """Return the columns of a record's cost."""
+    found = {name: getattr(cost, name, None) for name in names}
+    gpus = None if cost is None else cost.gpus
+    told = [{"uuid": gpu.uuid, "model": gpu.model, "host": gpu.host} for gpu in gpus or []]
     return found | {"gpus": None if gpus is None else json.dumps(told)}
 
 
@@ -215,21 +262,21 @@ def _metric_rows(row: Row) -> list[dict[str, Any]]:
     for name, stage in row.evaluations.items():
         if stage.record is None or stage.status != "cached":
             continue
-        for metric in stage.record["metrics"]:
+        for metric in stage.record.metrics:
             rows.append(
                 {
                     "variant": row.variant.name,
                     "seed": row.seed,
                     "key": stage.key,
                     "evaluation": name,
-                    "column": column_id(name, metric["name"], metric["primary"]),
-                    "label": metric["label"],
-                    "metric": metric["name"],
-                    "value": metric["value"],
-                    "unit": metric["unit"],
-                    "higher_is_better": metric["higher_is_better"],
-                    "protocol": stage.record["protocol_fingerprint"],
-                    "primary": metric["primary"],
+                    "column": column_id(name, metric.name, metric.primary),
+                    "label": metric.label,
+                    "metric": metric.name,
+                    "value": metric.value,
+                    "unit": metric.unit,
+                    "higher_is_better": metric.higher_is_better,
+                    "protocol": stage.record.protocol_fingerprint,
+                    "primary": metric.primary,
                 }
             )
     return rows
@@ -255,20 +302,19 @@ def _column_heads(plan: Plan) -> dict[str, dict[str, Any]]:
 def _attempt_rows(stage: Stage) -> list[dict[str, Any]]:
     rows = []
     for attempt in stage.state.attempts:
-        error = attempt.get("error") or {}
         rows.append(
             {
                 "key": stage.key,
                 "kind": stage.kind,
                 "name": stage.title,
-                "attempt": attempt["attempt"],
-                "status": attempt["status"],
-                "started": attempt["started"],
-                "ended": attempt.get("ended"),
-                "error": error.get("message"),
+                "attempt": attempt.attempt,
+                "status": attempt.status,
+                "started": attempt.started,
+                "ended": attempt.ended,
+                "error": attempt.error.message if attempt.error else None,
             }
         )
-        rows[-1] |= _measured(attempt["cost"], ATTEMPTS.keys() - rows[-1].keys())
+        rows[-1] |= _measured(attempt.cost, ATTEMPTS.keys() - rows[-1].keys())
     return rows
 
 
@@ -296,19 +342,19 @@ def _gallery(plan: Plan, store: Store) -> tuple[dict[str, Any] | None, list[str]
     except (OSError, SafetensorError) as error:
         return None, [f"{path.relative_to(store.root)} is damaged: {error}"]
     told = {name: stage.settings[name] for name in ("seed", "split", "mask_ratio", "norm_pix")}
-    rows, summary = list(plan.suite.gallery), stage.record["summary"]
+    rows, summary = list(plan.suite.gallery), stage.record.summary
     return told | {"key": stage.key, "rows": rows, "summary": summary, "arrays": arrays}, []
 
 
 def _provenance(plan: Plan, store: Store, command: str) -> dict[str, Any]:
     """Where the numbers come from: of the records where there are any, else of this machine."""
     records = [s.record for s in plan.stages.values() if s.record is not None]
-    env = records[-1]["env"] if records else environment.describe()
+    env = records[-1].env if records else environment.describe()
     return {
         **environment.commit(),
         "command": command,
         "environment": env,
-        "environments in these records": len({json.dumps(_versions(r["env"])) for r in records}),
+        "environments in these records": len({json.dumps(_versions(r.env)) for r in records}),
         "data": {
             "name": plan.data.name,
             "fingerprint": plan.data.fingerprint,

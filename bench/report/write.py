@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 from bench.errors import UserError
-from bench.plan.planner import Plan, make_plan
+from bench.plan.planner import make_plan
+from bench.plan.stage import Plan
 from bench.report.frames import build_view
-from bench.store.store import Store, write_atomic
-from bench.suite.load import Suite
+from bench.store.files import write_atomic
+from bench.store.store import Store
+from bench.suite.schema import Suite
 from reports.facts import Facts
 from reports.formats.exports import FORMATS
 from reports.formats.html import extract_suite, render_html
@@ -26,9 +28,13 @@ def page_path(plan: Plan, store: Store) -> Path:
     return store.root / "reports" / f"{name[:100]}.html"
 
 
-def write_report(plan: Plan, store: Store, command: str, exports: list[str] | None = None) -> None:
-    """Print the tables; write the page and what else is asked for beside it."""
-    _write(build_view(plan, store, command), page_path(plan, store), exports or [])
+def write_report(
+    plan: Plan, store: Store, command: str, exports: list[str] | None = None
+) -> SuiteView:
+    """Print the tables; write the page and what else is asked for beside it. Return its data."""
+    view = build_view(plan, store, command)
+    _write(view, page_path(plan, store), exports or [])
+    return view
 
 
 def _write(view: SuiteView, path: Path, exports: list[str]) -> None:
@@ -58,9 +64,9 @@ def compare(suite: Suite, stores: tuple[Store, Store], only: str, command: str) 
     _write(both, path.with_name(f"{path.stem}-beside-{stores[1].root.name}.html"), [])
 
 
-def problems(plan: Plan, store: Store, command: str) -> list[str]:
-    """What speaks against publishing the table."""
-    return check(build_view(plan, store, command))
+def problems(view: SuiteView) -> list[str]:
+    """Return what speaks against publishing the table."""
+    return check(view)
 
 
 def extract(path: Path) -> str:

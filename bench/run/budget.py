@@ -12,11 +12,11 @@ class Spent:
 
     def __init__(self, store: Store, run_id: str) -> None:
         self.store, self.run_id = store, run_id
-        #: key -> hours of its attempts, where none is going on
+        #: key -> hours of its attempts, once none is going on
         self._ended: dict[str, float] = {}
 
     def hours(self, begun: set[str], running: set[str]) -> float:
-        """Of all stages that the run has begun; `running` are those it works on now."""
+        """Return the hours of all stages that the run has `begun`; it works on `running` now."""
         for key in running:
             self._ended.pop(key, None)
         total = 0.0
@@ -33,11 +33,11 @@ class Spent:
     def _hours(self, key: str) -> float:
         total = 0.0
         for attempt in self.store.state(key).attempts:
-            if attempt.get("run") != self.run_id:
+            if attempt.run != self.run_id:
                 continue
-            if attempt["status"] == "running":
-                wall = max(0.0, time.time() - attempt["started_s"])
-                total += attempt["cost"]["devices"] * wall / 3600
+            if attempt.status == "running":
+                wall = max(0.0, time.time() - attempt.started_s)
+                total += attempt.cost.devices * wall / 3600
             else:
-                total += attempt["cost"]["device_hours"]
+                total += attempt.cost.device_hours or 0.0
         return total

@@ -1,9 +1,8 @@
-"""Ray: one instance for a run, worker groups that train, tasks that evaluate.
+"""Ray: one instance for a run, its worker groups, and the mailbox between them and the driver.
 
 A worker group is one `TorchTrainer.fit()`. Starting one costs ten seconds and more, so a group
-takes stage after stage from the board until none is ready for it; each stage still leaves its own
-artifact, attempt and record. Groups run side by side where the machine allows. A group of one
-worker evaluates as well; beside larger ones, evaluations are tasks of their own.
+takes stage after stage; each stage still leaves its own artifact, attempt and record. No handle of
+Ray's and no exception of Ray's leaves this module, but for the mailbox that `bench.run.tune` uses.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -34,50 +31,158 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bench import environment
 from bench.errors import UserError
-from bench.run.mailbox import Board
-from bench.run.parts import Part, run_part
-from bench.run.worker import StageFailed, Task, check_code, from_first, run_task
+from bench.run.mailbox import Event, GroupEnded, Mailbox
+from bench.run.task import Task
+from bench.run.worker import serve
 from bench.store.store import Store
 
-#: how long an idle group waits for the driver to offer it another stage; longer where no
-#: evaluation waits for what it holds
-PATIENCE_S, LONG_PATIENCE_S = 3.0, 60.0
-#: a group that is older makes way for waiting evaluations
-RETIRE_S = 600.0
+#: how long the worker groups may take to end once there is nothing more to do
+JOIN_S = 60.0
+
+#: set when this process leaves Ray without shutting it down; see `Cluster.close`
+abandoned = False
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a run uses the machine."""
+class Cluster:
+    """A Ray instance for one run: this machine's own, or a running cluster that it joins.
 
-    workers: int
-    threads: int
-    gpu: bool
-    #: worker groups side by side
-    slots: int
+    `workers` is the width of the groups that run the encoder, each worker with `threads` cores and,
+    where the cluster has GPUs, one of those; 0 workers train without a worker process.
+    """
 
-    @property
-    def groups_evaluate(self) -> bool:
-        """Of several workers all but the first would idle meanwhile."""
-        return self.workers <= 1
+    def __init__(self, address: str | None, workers: int, threads: int) -> None:
+        """Start Ray or join it. Raises `UserError` if that fails or it has too few devices."""
+        self.workers, self.threads = workers, threads
+        self.shared = _start(address, workers * threads)
+        #: group -> the thread that waits for its end
+        self._groups: dict[int, threading.Thread] = {}
+        total = ray.cluster_resources()
+        self.gpu = total.get("GPU", 0) >= 1
+        #: workers for whom there are devices
+        self.capacity = self._capacity(total)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.mailbox: Any = (
+            ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+        )
 
-    def scaling(self) -> Any:
-        """Ray Train's `ScalingConfig` of one worker group."""
-        from ray.train import ScalingConfig
+    def _capacity(self, total: dict[str, float]) -> int:
+        each = {"CPU": self.threads, **({"GPU": 1} if self.gpu else {})}
+        for name, count in each.items():
+            count *= max(self.workers, 1)
+            if count > total.get(name, 0):
+                what = "GPUs" if name == "GPU" else f"cores ({self.threads} thread(s) each)"
+                raise UserError(
+                    f"{self.workers} workers need {count} {what}; Ray has "
+                    f"{int(total.get(name, 0))}. Lower --workers or join a larger cluster with "
+                    f"--address"
+                )
+        if self.workers == 0:
+            return 1
+        return min(int(total[name] // count) for name, count in each.items())
+
+    # -------------------------------------------------------------------------------- worker groups
+
+    def start_group(self, number: int, width: int, store: Store, run_id: str) -> None:
+        """Start a worker group, in a thread of its own that waits for its end."""
+        thread = threading.Thread(
+            target=self._fit, args=(number, width, store, run_id), daemon=True
+        )
+        self._groups[number] = thread
+        thread.start()
+
+    def _fit(self, number: int, width: int, store: Store, run_id: str) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
 
         held = {"CPU": float(self.threads), **({"GPU": 1.0} if self.gpu else {})}
-        return ScalingConfig(num_workers=self.workers, use_gpu=self.gpu, resources_per_worker=held)
+        trainer = TorchTrainer(
+            _serve,
+            train_loop_config={
+                "mailbox": self.mailbox,
+                "group": number,
+                "store": store,
+                "run_id": run_id,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=width if self.workers else 0,
+                use_gpu=self.gpu,
+                resources_per_worker=held,
+            ),
+            run_config=RunConfig(
+                name=f"{run_id}-{number}",
+                storage_path=str(store.root / "ray"),
+                # the driver starts a new group itself, so that every attempt is in the ledger
+                failure_config=FailureConfig(max_failures=0),
+            ),
+        )
+        problem = None
+        try:
+            trainer.fit()
+        except Exception as error:  # the group died; the driver decides what becomes of its stage
+            problem = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
+        self.mailbox.tell.remote(GroupEnded(number, problem))
 
-    def evaluation(self) -> dict[str, int]:
-        """Resources of one evaluation task."""
-        return {"num_cpus": self.threads, "num_gpus": int(self.gpu)}
+    def give(self, group: int, task: Task | None) -> None:
+        """Give a stage to a group that waits; None ends the group."""
+        self.mailbox.give.remote(group, task)
+
+    def settle(self, ended: dict[str, str]) -> None:
+        """Tell the trials of a search how stages ended: key -> "complete", or why not."""
+        self.mailbox.settle.remote(ended)
+
+    def events(self, patience_s: float) -> list[Event]:
+        """Return what happened since the last call; waits so long for anything but steps."""
+        found: list[Event] = ray.get(self.mailbox.events.remote(patience_s))
+        for event in found:
+            if isinstance(event, GroupEnded):
+                del self._groups[event.group]
+        return found
+
+    # -------------------------------------------------------------------------------- the end of it
+
+    def close(self, *, finished: bool, search: threading.Thread | None = None) -> None:
+        """Leave Ray, once no thread of ours waits for it.
+
+        A thread that touches Ray after its shutdown takes the whole process down, with exit code 1.
+        If a thread does not end in time, or the run is not `finished`, Ray is left as it is: a
+        local instance dies with this process.
+        """
+        global abandoned
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self.mailbox.close.remote())
+        end = time.monotonic() + (JOIN_S if finished else 0.0)
+        threads = [*self._groups.values(), *([search] if search is not None else [])]
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        if any(thread.is_alive() for thread in threads):
+            abandoned = True
+        elif ray.is_initialized():
+            ray.shutdown()
 
 
-def start(address: str | None, cores: int) -> bool:
+def end_local_processes() -> None:
+    """Kill what is left of a local instance; its agents would live on for a minute and more."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def _serve(config: dict[str, Any]) -> None:
+    """The train function of a group, on each of its workers."""
+    mailbox, group = config["mailbox"], config["group"]
+
+    def take() -> Task | None:
+        task: Task | None = ray.get(mailbox.take.remote(group))
+        return task
+
+    serve(take, mailbox.tell.remote, config["store"], config["run_id"])
+
+
+def _start(address: str | None, cores: int) -> bool:
     """Start Ray on this machine, or join a running cluster. Raises `UserError` if none answers.
 
     `cores` is what a worker group wants. Where this machine has fewer, threads share them, two to
-    a core at the most: they compute the same, only slower. Does it come to that?
+    a core at the most: they compute the same, only slower. Return whether it comes to that.
     """
     own = environment.processor()["cores"]
     shared = not address and own < cores <= 2 * own
@@ -85,23 +190,23 @@ def start(address: str | None, cores: int) -> bool:
         _knock(address)
     # the parts of Ray Train import it; that takes as long as Ray takes to start
     threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        options |= {
+            "num_cpus": cores if shared else None,
+            "include_dashboard": False,
+            "object_store_memory": 256 * 2**20,
+        }
     try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            # "local": without it Ray would join what another user's `ray start` left noted in /tmp
-            ray.init(
-                "local", num_cpus=cores if shared else None, include_dashboard=False,
-                object_store_memory=256 * 2**20, **quiet,
-            )  # fmt: skip
+        # "local": without it Ray would join what another user's `ray start` left noted in /tmp
+        ray.init(address or "local", **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if not address:
             raise
         token = (
             ""
             if os.environ.get("RAY_AUTH_MODE")
-            else (". If it asks for a token, set RAY_AUTH_MODE=token")
+            else ". If it asks for a token, set RAY_AUTH_MODE=token"
         )
         raise UserError(f"no Ray cluster answers at '{address}': {error}{token}") from None
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -127,174 +232,3 @@ def _knock(address: str) -> None:
             f"no Ray cluster answers at '{address}' ({error}). On its first machine: "
             "ray start --head --port 6379"
         ) from None
-
-
-#: set when this process leaves Ray without shutting it down; see `stop`
-abandoned = False
-
-
-def stop(threads: list[threading.Thread], patience_s: float) -> None:
-    """Shut Ray down once no thread of ours waits for it.
-
-    A thread that touches Ray after its shutdown takes the whole process down, with exit code 1. If
-    some do not end in time, Ray is left as it is: a local instance dies with this process.
-    """
-    global abandoned
-    end = time.monotonic() + patience_s
-    for thread in threads:
-        thread.join(max(0.0, end - time.monotonic()))
-    if any(thread.is_alive() for thread in threads):
-        abandoned = True
-    elif ray.is_initialized():
-        ray.shutdown()
-
-
-def end_local_processes() -> None:
-    """Kill what is left of a local instance; its agents would live on for a minute and more."""
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-
-
-def lay_out(workers: int, threads: int) -> Layout:
-    """Worker groups that fit the cluster. Raises `UserError` if not even one does."""
-    total = ray.cluster_resources()
-    gpu, held = total.get("GPU", 0) >= 1, max(workers, 1)
-    need = {"CPU": held * threads, **({"GPU": held} if gpu else {})}
-    for name, count in need.items():
-        if count > total.get(name, 0):
-            what = "GPUs" if name == "GPU" else f"cores ({threads} thread(s) each)"
-            raise UserError(
-                f"{workers} workers need {count} {what}; Ray has {int(total.get(name, 0))}. Lower "
-                f"--workers or join a larger cluster with --address"
-            )
-    fitting = min(int(total[name] // count) for name, count in need.items())
-    return Layout(workers, threads, gpu, 1 if workers == 0 else fitting)
-
-
-def board() -> Any:
-    """A board as an actor, on the driver's own node."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
-
-
-def reporter(board: Any) -> Callable[[str, dict[str, Any]], None]:
-    """How a stage tells the driver about itself."""
-
-    def report(key: str, event: dict[str, Any]) -> None:
-        board.report.remote(key, event)
-
-    return report
-
-
-def serve(config: dict[str, Any]) -> None:
-    """The train function of a group: take stages from the board until none is left."""
-    from ray.train import get_context
-
-    board, group = config["board"], config["group"]
-    first = get_context().get_world_rank() == 0
-    while True:
-        task = from_first(
-            ray.get(board.take.remote(group, config["patience_s"])) if first else None
-        )
-        if task is None:
-            return
-        try:
-            run_task(task, config["root"], config["run_id"], reporter(board))
-        except StageFailed:
-            # of several workers, the others may hang in a collective call
-            if get_context().get_world_size() > 1:
-                raise
-            if _holds_a_gpu():  # what failed there may have left a context in which all fails
-                return
-
-
-def _holds_a_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_initialized()
-
-
-@ray.remote(max_retries=3)  # leaves nothing behind, so it may run again
-def share(task: Task, root: Any, part: int, parts: int) -> Part:
-    """A part of an evaluation, on a core."""
-    check_code(task)
-    return run_part(task, Store(root), "cpu", part, parts)
-
-
-@ray.remote(max_retries=0)
-def evaluate(task: Task, root: Any, run_id: str, board: Any, layout: Layout) -> None:
-    """One evaluation or features stage; its other parts, where it has some, as tasks beside it."""
-
-    def spread(task: Task, parts: int) -> Callable[[], list[Part]]:
-        # no GPU: one held while another is waited for could block a second evaluation for ever;
-        # cores are lent out meanwhile
-        start = share.options(num_cpus=layout.threads).remote
-        references = [start(task, root, part, parts) for part in range(1, parts)]
-        return lambda: ray.get(references)
-
-    try:
-        run_task(task, root, run_id, reporter(board), max(1, layout.workers), spread)
-    except StageFailed:
-        pass  # its record says why
-
-
-class Groups:
-    """Starts worker groups and tells which stage a group held when it died."""
-
-    def __init__(self, layout: Layout, store: Store, run_id: str, board: Any) -> None:
-        self.layout, self.store, self.run_id, self.board = layout, store, run_id, board
-        #: group -> when it was started, and its thread
-        self.alive: dict[int, tuple[float, threading.Thread]] = {}
-        self.ended: list[tuple[int, str | None]] = []
-        #: groups that ended; what such a one asked for before may still be given to it
-        self.gone: set[int] = set()
-        self._count = 0
-
-    def start(self) -> None:
-        """Start one more group, in a thread of its own."""
-        self._count += 1
-        thread = threading.Thread(target=self._fit, args=(self._count,), daemon=True)
-        self.alive[self._count] = time.monotonic(), thread
-        thread.start()
-
-    def _fit(self, group: int) -> None:
-        from ray.train import FailureConfig, RunConfig
-        from ray.train.torch import TorchTrainer
-
-        trainer = TorchTrainer(
-            serve,
-            train_loop_config={
-                "board": self.board,
-                "group": group,
-                "root": self.store.root,
-                "run_id": self.run_id,
-                "patience_s": LONG_PATIENCE_S if self.layout.groups_evaluate else PATIENCE_S,
-            },
-            scaling_config=self.layout.scaling(),
-            run_config=RunConfig(
-                name=f"{self.run_id}-{group}",
-                storage_path=str(self.store.root / "ray"),
-                # the driver starts a new group itself, so that every attempt is in the ledger
-                failure_config=FailureConfig(max_failures=0),
-            ),
-        )
-        problem = None
-        try:
-            trainer.fit()
-        except Exception as error:  # the group died; the driver decides what becomes of its stage
-            problem = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
-        self.ended.append((group, problem))
-
-    def old(self) -> set[int]:
-        """Groups that should make way for others."""
-        now = time.monotonic()
-        return {group for group, (began, _) in self.alive.items() if now - began > RETIRE_S}
-
-    def reap(self) -> list[tuple[int, str | None]]:
-        """Groups that ended since the last call, with what went wrong."""
-        ended, self.ended = self.ended, []
-        for group, _ in ended:
-            del self.alive[group]
-            self.gone.add(group)
-        return ended

@@ -11,28 +11,19 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from bench.plan.planner import Plan, Stage
+from bench.plan.stage import Plan, Stage
+from bench.run.mailbox import Stepped
+from bench.store.record import Record
+from reports.display import duration
 
 #: seconds between two plain lines on one stage
 PLAIN_EVERY_S = 10.0
-
-
-def duration(seconds: float) -> str:
-    """A time as people write it."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 @dataclass
 class _Running:
     stage: Stage
     began: float
-    step: int = 0
-    steps: int = 0
-    detail: str = ""
     printed: float = 0.0
     task: TaskID | None = None
 
@@ -72,51 +63,51 @@ class Display:
             self._live.stop()
 
     def say(self, line: str) -> None:
+        """Print a line above the bars."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def event(self, stage: Stage, event: dict[str, Any]) -> None:
-        """One message from a worker."""
-        state = event["state"]
-        if state == "began":
-            running = _Running(stage, time.monotonic())
-            self.running[stage.key] = running
-            if self.live and stage.trains:
-                running.task = self.bars.add_task(stage.title, total=stage.steps, detail="")
-        elif state == "step" and stage.key in self.running:
-            self._step(self.running[stage.key], event)
+    def begin(self, stage: Stage) -> None:
+        """A worker has begun a stage."""
+        running = _Running(stage, time.monotonic())
+        self.running[stage.key] = running
+        if self.live and stage.trains:
+            running.task = self.bars.add_task(stage.title, total=stage.steps, detail="")
 
-    def _step(self, running: _Running, event: dict[str, Any]) -> None:
-        running.step, running.steps = event["step"], event["steps"]
-        elapsed = time.monotonic() - running.began
-        eta = elapsed / running.step * (running.steps - running.step)
-        running.detail = (
-            f"{running.step}/{running.steps} epoch {event['epoch']} loss {event['loss']:.4f} "
-            f"{event['images_per_s']:.0f} images/s, {duration(eta)} left"
+    def step(self, stage: Stage, told: Stepped) -> None:
+        """A training stage goes on."""
+        running = self.running.get(stage.key)
+        if running is None:
+            return
+        now = time.monotonic()
+        eta = (now - running.began) / told.step * (told.steps - told.step)
+        detail = (
+            f"{told.step}/{told.steps} epoch {told.epoch} loss {told.loss:.4f} "
+            f"{told.images_per_s:.0f} images/s, {duration(eta)} left"
         )
         if running.task is not None:
-            self.bars.update(running.task, completed=running.step, detail=running.detail)
-        now = time.monotonic()
+            self.bars.update(running.task, completed=told.step, detail=detail)
         if not self.live and now - running.printed >= PLAIN_EVERY_S:
             running.printed = now
-            self.say(f"  {running.stage.title}: {running.detail}")
+            self.say(f"  {stage.title}: {detail}")
 
-    def end(self, stage: Stage, state: str, why: str | None = None) -> None:
-        """A stage is done with: complete, failed, lost."""
+    def end(self, stage: Stage, how: str, why: str | None = None) -> None:
+        """A stage is complete, has failed or has lost its worker."""
         running = self.running.pop(stage.key, None)
         if running is not None and running.task is not None:
             self.bars.remove_task(running.task)
-        if state == "lost":
+        if how == "lost":
             self.say(f"  {stage.title}: its worker died; trying again ({why})")
             return
         self.ended += 1
         number = f"[{self.ended}/{self.total}]"
-        if stage.record is not None and state == "complete":
-            took = duration(stage.record["cost"]["wall_s"])
+        if stage.record is not None and how == "complete":
+            took = duration(stage.record.cost.wall_s or 0.0)
             self.say(f"{number} {stage.title}: {_result(stage.record)} in {took}")
         else:
-            self.say(f"{number} {stage.title}: {state}: {why}")
+            self.say(f"{number} {stage.title}: {how}: {why}")
 
     def refresh(self) -> None:
+        """Draw the bars anew, four times a second at the most."""
         if not self.live or time.monotonic() - self._refreshed < 0.25:
             return
         self._refreshed = time.monotonic()
@@ -128,11 +119,11 @@ class Display:
         self._live.refresh()
 
 
-def _result(record: dict[str, Any]) -> str:
-    """The figure a stage is known by."""
-    for metric in record["metrics"]:
-        if metric["primary"]:
-            return f"{metric['label']} {metric['value']:.1f} {metric['unit']}"
-    if "final_loss" in record["summary"]:
-        return f"loss {record['summary']['final_loss']:.4f}"
+def _result(record: Record) -> str:
+    """Return the figure that a stage is known by."""
+    metric = record.primary
+    if metric is not None:
+        return f"{metric.label} {metric.value:.1f} {metric.unit}"
+    if "final_loss" in record.summary:
+        return f"loss {record.summary['final_loss']:.4f}"
     return "complete"

@@ -5,20 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import signal
+import time
 from contextlib import suppress
-from typing import Any
 
 import psutil
 
-from bench.plan.planner import Plan
+from bench.plan.stage import Plan
+from bench.store.record import Record, Status
 from bench.store.store import Store
-
-
-def kill(pid: int) -> None:
-    """End a worker of ours that is in the middle of a stage."""
-    if pid != os.getpid():
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def take_over(plan: Plan, store: Store) -> None:
@@ -28,33 +22,55 @@ def take_over(plan: Plan, store: Store) -> None:
     """
     for key in plan.stages:
         for attempt in store.state(key).attempts:
-            if attempt["status"] == "running" and _lives(attempt):
-                kill(attempt["pid"])
+            if attempt.status == "running" and _lives(attempt):
+                _kill(attempt.pid)
         close_running(store, key, "lost", "its run ended without a word (killed?)")
 
 
-def _lives(attempt: dict[str, Any]) -> bool:
-    """Whether the worker that began an attempt still runs, here; its pid may be another's now."""
-    if attempt["env"]["host"] != platform.node():
+def end_running(plan: Plan, store: Store) -> None:
+    """End this machine's workers of a run and write the records that they no longer can write."""
+    for key in plan.stages:
+        for attempt in store.state(key).attempts:
+            if attempt.status == "running" and attempt.env["host"] == platform.node():
+                _kill(attempt.pid)
+        close_running(store, key, "interrupted", "the run was stopped", time.time())
+
+
+def _kill(pid: int) -> None:
+    """End a worker of ours that is in the middle of a stage."""
+    if pid != os.getpid():
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _lives(attempt: Record) -> bool:
+    """Return whether the worker that began an attempt still runs here.
+
+    Its process id may be another process's by now.
+    """
+    if attempt.env["host"] != platform.node():
         return False
     with suppress(psutil.Error):
-        process = psutil.Process(attempt["pid"])
-        old = process.create_time() <= attempt["started_s"]
+        process = psutil.Process(attempt.pid)
+        old = process.create_time() <= attempt.started_s
         return old and " ".join(process.cmdline()).startswith("ray::")
     return False
 
 
 def close_running(
-    store: Store, key: str, status: str, why: str, ended: float | None = None
+    store: Store, key: str, status: Status, why: str, ended_s: float | None = None
 ) -> None:
-    """Write the records of attempts that nobody works on any more; `ended` is since when."""
+    """Write the records of attempts at which nobody works any more.
+
+    `ended_s` is when that began, in seconds since the epoch.
+    """
     for attempt in store.state(key).attempts:
-        if attempt["status"] == "running":
-            store.close_abandoned(key, attempt, status, why, ended)
+        if attempt.status == "running":
+            store.close_abandoned(attempt, status, why, ended_s)
 
 
 def clear_damage(plan: Plan, store: Store) -> list[str]:
-    """Set aside what does not fit its checksum, so that it is made again; says what."""
+    """Set aside what does not fit its checksum, so that it is made again. Return what, in words."""
     lines = []
     for stage in plan.stages.values():
         lines += [f"{problem}; it is left out" for problem in stage.state.problems]

@@ -1,120 +1,238 @@
-"""Which stage runs next: the state of a run, without any Ray in it."""
+"""What a run does next: a pure function from its state to actions. Knows neither Ray nor the store.
+
+The driver keeps the state true, with what it hears from the workers, and executes the actions.
+
+A worker group holds `width` workers. What runs the encoder goes to groups as wide as the run asks
+for, everything else to groups of one worker. Where both kinds cannot stand side by side, a group
+that has nothing to do makes way for the other kind.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import ceil
+from typing import Literal
 
-from bench.plan.planner import Plan, Stage, assess
-from bench.store.store import Store
+from bench.plan.stage import Stage
 
-#: times a stage whose worker died is tried again in one run
+#: times that a stage whose worker died is tried again in one run
 MAX_LOST = 3
+#: evaluations of stored features for which one group is started; most take less than a start does
+SHORT_A_GROUP = 8
+#: seconds after which a group is ended that finds nothing to do
+IDLE_S = 60.0
 
 
 @dataclass
-class Scheduler:
-    """Walks a plan: what is ready, what runs, what failed and what that takes with it."""
+class Group:
+    """A worker group. It starts, then waits for stages and works on them in turn."""
 
-    plan: Plan
-    store: Store
-    keep_stale: bool = False
-    running: set[str] = field(default_factory=set)
-    #: everything that this run has worked on
-    begun: set[str] = field(default_factory=set)
+    #: workers, each with its devices
+    width: int
+    phase: Literal["starting", "waiting", "working", "ending"] = "starting"
+    #: key of the stage that it works on
+    stage: str | None = None
+    #: when it began to wait, in seconds of the driver's clock
+    since: float = 0.0
+
+
+@dataclass(frozen=True)
+class StartGroup:
+    """Start a worker group."""
+
+    width: int
+
+
+@dataclass(frozen=True)
+class Give:
+    """Give a stage to a group that waits."""
+
+    group: int
+    key: str
+
+
+@dataclass(frozen=True)
+class EndGroup:
+    """End a group that waits."""
+
+    group: int
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """Count a stage as failed."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class StartSearch:
+    """Let the search begin: everything that its trials share is done."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """End the run: the end of every stage is known."""
+
+
+Action = StartGroup | Give | EndGroup | GiveUp | StartSearch | Finish
+
+
+@dataclass
+class RunState:
+    """What is known of a run: how far each stage is, and what each worker group does."""
+
+    stages: Mapping[str, Stage]
+    #: workers of a group that runs the encoder
+    width: int = 1
+    #: workers for whom there are devices
+    capacity: int = 1
     done: set[str] = field(default_factory=set)
     #: key -> why
     failed: dict[str, str] = field(default_factory=dict)
-    #: keys that a search left out -> why
+    #: key -> why a search did without the stage
     pruned: dict[str, str] = field(default_factory=dict)
-    lost: dict[str, int] = field(default_factory=dict)
-    #: told of every stage whose end is known: complete, failed, skipped
-    on_end: Callable[[Stage, str], None] = lambda stage, state: None
+    #: everything that this run has worked on
+    begun: set[str] = field(default_factory=set)
+    #: key -> why its worker died, each time
+    lost: dict[str, list[str]] = field(default_factory=dict)
+    groups: dict[int, Group] = field(default_factory=dict)
+    #: stages that wait until a trial of the search asks for them
+    held: set[str] = field(default_factory=set)
+    search_waits: bool = False
 
     def __post_init__(self) -> None:
-        self.stages = self.plan.stages
-        self.done.update(key for key, stage in self.stages.items() if stage.status == "cached")
-        self._weight: dict[str, float] = {}
+        self.done |= {key for key, stage in self.stages.items() if stage.status == "cached"}
+        self._weights: dict[str, float] = {}
+
+    @property
+    def running(self) -> set[str]:
+        """Keys of the stages that a group works on."""
+        return {group.stage for group in self.groups.values() if group.stage is not None}
 
     @property
     def finished(self) -> bool:
+        """Whether the end of every stage is known."""
         return len(self.done) + len(self.failed) + len(self.pruned) == len(self.stages)
 
     def left(self) -> list[Stage]:
-        """Stages whose end is not known yet."""
+        """Return the stages whose end is not known yet."""
         ended = self.done | self.failed.keys() | self.pruned.keys()
         return [stage for key, stage in self.stages.items() if key not in ended]
 
     def ready(self) -> list[Stage]:
-        """Stages whose inputs are complete and that nobody runs, the most pressing first.
+        """Return the stages that can be given to a group, the most pressing first.
 
-        Features and evaluations come before training: results show early, and a budget that ends
-        has paid for them.
+        Features and evaluations come before training: results show early, and a run that its
+        budget ends has paid for them.
         """
-        self._refresh()
-        open_stages = [
-            stage
-            for stage in self.left()
-            if stage.key not in self.running
-            and all(source.key in self.done for source in stage.inputs.values())
-        ]
-        return sorted(open_stages, key=lambda stage: (stage.trains, -self.weight(stage)))
+        busy = self.running | self.held
+        found = [s for s in self.left() if s.key not in busy and self.inputs_done(s)]
+        return sorted(found, key=lambda stage: (stage.trains, -self._weight(stage)))
 
-    def weight(self, stage: Stage) -> float:
-        """FLOPs of the longest path from this stage on: what most delays the end."""
-        if stage.key not in self._weight:
-            after = [
-                self.weight(other)
-                for other in self.stages.values()
-                if stage in other.inputs.values()
-            ]
-            self._weight[stage.key] = stage.flops + max(after, default=0.0)
-        return self._weight[stage.key]
+    def inputs_done(self, stage: Stage) -> bool:
+        """Return whether everything that a stage builds on is complete."""
+        return all(source.key in self.done for source in stage.inputs.values())
 
-    def begin(self, stage: Stage) -> None:
-        self.running.add(stage.key)
-        self.begun.add(stage.key)
+    def _weight(self, stage: Stage) -> float:
+        """Return the FLOPs of the longest path that begins here: what most delays the end."""
+        if stage.key not in self._weights:
+            after = (self._weight(s) for s in self.stages.values() if stage in s.inputs.values())
+            self._weights[stage.key] = stage.flops + max(after, default=0.0)
+        return self._weights[stage.key]
 
-    def complete(self, stage: Stage) -> None:
-        """Take note of a record that the store now holds."""
-        self.running.discard(stage.key)
-        assess(stage, self.store, keep_stale=self.keep_stale)
-        if stage.status != "cached":
-            self.fail(stage, stage.reason or "it left no complete record")
-            return
-        self.done.add(stage.key)
-        self.on_end(stage, "complete")
+    def width_for(self, stage: Stage) -> int:
+        """Return how many workers the group has that takes a stage."""
+        return self.width if stage.runs_encoder else 1
 
-    def fail(self, stage: Stage, reason: str) -> None:
-        """A stage failed: what builds on it cannot run."""
-        self.running.discard(stage.key)
-        if stage.key in self.failed:
-            return
-        self.failed[stage.key] = reason
-        self.on_end(stage, "failed")
+    # -------------------------------------------------------------------------------- what happens
+
+    def wait(self, group: int, now: float) -> None:
+        """A group asks for a stage."""
+        if group in self.groups and self.groups[group].phase != "ending":
+            self.groups[group].phase, self.groups[group].since = "waiting", now
+
+    def begin(self, group: int, key: str) -> None:
+        """A stage was given to a group."""
+        self.groups[group].phase, self.groups[group].stage = "working", key
+        self.begun.add(key)
+
+    def complete(self, key: str) -> None:
+        """A stage is complete."""
+        self._release(key)
+        self.done.add(key)
+
+    def fail(self, key: str, reason: str) -> list[str]:
+        """A stage failed, and what builds on it with it. Return the keys that newly failed."""
+        self._release(key)
+        if key in self.failed or key in self.done:
+            return []
+        self.failed[key] = reason
+        found, why = [key], f"its input failed: {self.stages[key].title}"
         for other in self.stages.values():
-            if stage in other.inputs.values() and other.key not in self.done:
-                self.fail(other, f"its input failed: {stage.title}")
+            if self.stages[key] in other.inputs.values():
+                found += self.fail(other.key, why)
+        return found
 
-    def prune(self, stage: Stage, reason: str) -> None:
-        """A search does without a stage."""
-        self.pruned[stage.key] = reason
-        stage.status, stage.reason = "pruned", reason
+    def lose(self, group: int, why: str) -> str | None:
+        """A group is no more. Return the key of the stage that it worked on."""
+        key = self.groups.pop(group).stage
+        if key is not None:
+            self.lost.setdefault(key, []).append(why)
+        return key
 
-    def lose(self, stage: Stage, reason: str) -> None:
-        """A stage's worker died; it is tried again, but not for ever."""
-        self.running.discard(stage.key)
-        self.lost[stage.key] = self.lost.get(stage.key, 0) + 1
-        if self.lost[stage.key] > MAX_LOST:
-            self.fail(stage, f"its worker died {self.lost[stage.key]} times: {reason}")
+    def _release(self, key: str) -> None:
+        """The group that worked on a stage has yet to ask for another."""
+        for group in self.groups.values():
+            if group.stage == key:
+                group.stage = None
 
-    def _refresh(self) -> None:
-        """A stage that waited for its input may turn out to be cached after all."""
-        for stage in self.left():
-            if stage.record is None or stage.key in self.running or stage.status == "stale":
-                continue
-            if all(source.key in self.done for source in stage.inputs.values()):
-                assess(stage, self.store, keep_stale=self.keep_stale)
-                if stage.status == "cached":
-                    self.done.add(stage.key)
-                    self.on_end(stage, "complete")
+
+def decide(state: RunState, now: float) -> list[Action]:
+    """Return what is to be done next, in this order; `now` is the driver's clock in seconds."""
+    if state.finished:
+        return [Finish()]
+    left = state.left()
+    lost = {stage.key: state.lost.get(stage.key, []) for stage in left}
+    hopeless = [key for key, why in lost.items() if len(why) > MAX_LOST]
+    if hopeless:
+        return [GiveUp(k, f"its worker died {len(lost[k])} times: {lost[k][-1]}") for k in hopeless]
+    if state.search_waits and all(stage.key in state.held for stage in left):
+        return [StartSearch()]
+    idle = {number: group for number, group in state.groups.items() if group.phase == "waiting"}
+    actions: list[Action] = []
+    waiting = []
+    for stage in state.ready():
+        width = state.width_for(stage)
+        group = next((n for n, group in idle.items() if group.width == width), None)
+        if group is None:
+            waiting.append(stage)
+        else:
+            del idle[group]
+            actions.append(Give(group, stage.key))
+    actions += _groups(state, waiting, idle)
+    given = {action.key for action in actions if isinstance(action, Give)}
+    nothing_to_come = all(stage.key in state.running | given for stage in left)
+    for number, waits in idle.items():
+        if EndGroup(number) not in actions and (nothing_to_come or now - waits.since > IDLE_S):
+            actions.append(EndGroup(number))
+    return actions
+
+
+def _groups(state: RunState, waiting: list[Stage], idle: Mapping[int, Group]) -> list[Action]:
+    """Return the groups to start for stages that wait, and those that must make way for them."""
+    actions: list[Action] = []
+    free = state.capacity - sum(group.width for group in state.groups.values())
+    for width in sorted({state.width, 1}, reverse=True):
+        mine = [stage for stage in waiting if state.width_for(stage) == width]
+        long = sum(stage.flops > 0 for stage in mine)
+        wanted = long + ceil((len(mine) - long) / SHORT_A_GROUP)
+        wanted -= sum(g.phase == "starting" and g.width == width for g in state.groups.values())
+        started = max(0, min(wanted, free // width))
+        actions += [StartGroup(width)] * started
+        free -= started * width
+        if wanted > started:
+            actions += [EndGroup(number) for number, g in idle.items() if g.width != width]
+    return actions

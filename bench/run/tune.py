@@ -3,6 +3,9 @@
 Tune decides which trial runs when; a trial asks the driver for its stages and waits for them. They
 are stages like any other, run by the same worker groups and kept under their keys: what a cell
 shares with others (the MAE, say) runs once, and a finished trial never runs again.
+
+A search that explores does not run every cell to its end. Its cells compete on the selection split,
+seed after seed: after each the search goes on with some and stops others.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from bench.plan.planner import Plan, Row
-from bench.run import explore
+from bench.plan.stage import Plan, Row
+from bench.plan.status import UNTRIED
+from bench.run.mailbox import Wanted
 from bench.store.store import Store
 
 #: a resource that every cluster has once; trials hold a crumb of it, and so no core or GPU that
@@ -40,48 +44,69 @@ class Trial:
     seeds: list[tuple[list[str], dict[str, str]]]
 
 
-def own_stages(plan: Plan) -> dict[str, int]:
-    """Keys of the stages that belong to one cell alone, with the index of its row."""
-    uses: dict[str, list[int]] = {}
-    for index, row in enumerate(plan.rows):
-        for stage in row.stages():
-            uses.setdefault(stage.key, []).append(index)
-    cells = plan.suite.cells
-    return {
-        key: rows[0]
-        for key, rows in uses.items()
-        if len(rows) == 1 and plan.rows[rows[0]].variant.name in cells
-    }
-
-
 def held(plan: Plan) -> set[str]:
-    """Keys of the stages that wait until a trial asks for them."""
-    return set(explore.of_cells(plan) if _explores(plan) else own_stages(plan))
+    """Return the keys of the stages that wait until a trial asks for them."""
+    return set(_of_cells(plan) if _explores(plan) else _of_one_row(plan))
 
 
 def _explores(plan: Plan) -> bool:
     return plan.suite.search is not None and plan.suite.search.explores
 
 
-def trials(plan: Plan) -> list[Trial]:
-    """The cells that are not complete yet; of a search that explores, all."""
-    own, found = own_stages(plan), []
+def _users(plan: Plan) -> dict[str, list[int]]:
+    """Return key -> indices of the rows that need the stage."""
+    users: dict[str, list[int]] = {}
     for index, row in enumerate(plan.rows):
-        if row.variant.name not in plan.suite.cells or _explores(plan):
-            continue
-        todo = [s.key for s in row.stages() if own.get(s.key) == index and s.status != "cached"]
-        if todo:
-            parameters = _parameters(plan, row.variant.name) | {"seed": row.seed}
-            found.append(Trial(row.variant.name, parameters, [(todo, _evaluations(row))]))
-    for label in plan.suite.cells if _explores(plan) else []:
-        rows = [row for row in plan.rows if row.variant.name == label]
-        if rows:  # `--only` may leave it out
-            seeds = [
+        for stage in row.stages():
+            users.setdefault(stage.key, []).append(index)
+    return users
+
+
+def _of_cells(plan: Plan) -> dict[str, list[str]]:
+    """Return key -> names of the cells that need it, of the stages that only cells need."""
+    names = {
+        key: list(dict.fromkeys(plan.rows[index].variant.name for index in rows))
+        for key, rows in _users(plan).items()
+    }
+    return {key: labels for key, labels in names.items() if {*labels} <= plan.suite.cells.keys()}
+
+
+def _of_one_row(plan: Plan) -> dict[str, int]:
+    """Return key -> index of its row, of the stages that one row of one cell needs alone."""
+    return {
+        key: rows[0]
+        for key, rows in _users(plan).items()
+        if len(rows) == 1 and plan.rows[rows[0]].variant.name in plan.suite.cells
+    }
+
+
+def trials(plan: Plan) -> list[Trial]:
+    """Return a trial for each row that is not complete yet; where a search explores, each cell."""
+    cells = plan.suite.cells
+    if not _explores(plan):
+        own, found = _of_one_row(plan), []
+        for index, row in enumerate(plan.rows):
+            label = row.variant.name
+            todo = [s.key for s in row.stages() if own.get(s.key) == index and s.status != "cached"]
+            if label in cells and todo:
+                parameters = _parameters(plan, label) | {"seed": row.seed}
+                found.append(Trial(label, parameters, [(todo, _evaluations(row))]))
+        return found
+    rows: dict[str, list[Row]] = {}
+    for row in plan.rows:  # `--only` may leave a cell out
+        rows.setdefault(row.variant.name, []).append(row)
+    return [
+        Trial(
+            label,
+            _parameters(plan, label),
+            [
                 ([s.key for s in row.stages() if s.status != "cached"], _evaluations(row))
-                for row in rows
-            ]
-            found.append(Trial(label, _parameters(plan, label), seeds))
-    return found
+                for row in rows[label]
+            ],
+        )
+        for label in cells
+        if label in rows
+    ]
 
 
 def _parameters(plan: Plan, label: str) -> dict[str, Any]:
@@ -92,50 +117,43 @@ def _evaluations(row: Row) -> dict[str, str]:
     return {name: stage.key for name, stage in row.evaluations.items()}
 
 
-def run_trial(config: dict[str, Any], trials: list[Trial], store: Store, board: Any) -> None:
-    """One trial: ask for its stages, wait, report the evaluations' primary metrics.
+# --------------------------------------------------------------------------- in a trial's process
 
-    After each seed it reports their means so far; there ASHA may stop it.
+
+def run_trial(config: dict[str, Any], trials: list[Trial], store: Store, mailbox: Any) -> None:
+    """Ask for a trial's stages, wait, and report the evaluations' primary metrics.
+
+    After each seed it reports their means so far; there ASHA may stop it. Raises RuntimeError where
+    a stage does not complete.
     """
-    trial = _trial(config, trials)
     values: dict[str, list[float]] = {}
-    for number, (todo, evaluations) in enumerate(trial.seeds, 1):
-        _wait_for(todo, board)
-        for name, value in _metrics(evaluations, store).items():
-            values.setdefault(name, []).append(value)
-        means = {name: fmean(found) for name, found in values.items()}
-        tune.report({SEEDS: number, **means})
+    for number, (todo, evaluations) in enumerate(_trial(config, trials).seeds, 1):
+        mailbox.tell.remote(Wanted(tuple(todo)))
+        how = ray.get(mailbox.outcomes.remote(todo))
+        failed = [why for why in how.values() if why != "complete"]
+        if failed:
+            raise RuntimeError(f"a stage of the trial ended: {failed[0]}")
+        for name, key in evaluations.items():
+            record = store.state(key).record
+            if record is not None and record.primary is not None:
+                values.setdefault(name, []).append(record.primary.value)
+        tune.report({SEEDS: number, **{name: fmean(found) for name, found in values.items()}})
 
 
 def _trial(config: dict[str, Any], trials: list[Trial]) -> Trial:
-    """The trial that Tune means: by its number, or by the settings that a searcher chose."""
+    """Return the trial that Tune means: by its number, or by the settings a searcher chose."""
     if "trial" in config:
         return trials[config["trial"]]
     return next(trial for trial in trials if trial.parameters == config["cell"])
 
 
-def _wait_for(keys: list[str], board: Any) -> None:
-    ray.get(board.want.remote(keys))
-    states = ray.get(board.outcomes.remote(keys))
-    failed = [state for state in states.values() if state != "complete"]
-    if failed:
-        raise RuntimeError(f"a stage of the trial ended: {failed[0]}")
-
-
-def _metrics(evaluations: dict[str, str], store: Store) -> dict[str, float]:
-    found = {}
-    for name, key in evaluations.items():
-        record = store.state(key).record
-        for metric in record["metrics"] if record else []:
-            if metric["primary"]:
-                found[name] = metric["value"]
-    return found
+# ------------------------------------------------------------------------ in the driver's process
 
 
 class Search(threading.Thread):
     """Runs the trials through a `Tuner`, beside the driver's loop."""
 
-    def __init__(self, plan: Plan, wanted: int, store: Store, run_id: str, board: Any) -> None:
+    def __init__(self, plan: Plan, wanted: int, store: Store, run_id: str, mailbox: Any) -> None:
         super().__init__(daemon=True)
         assert plan.suite.search is not None
         self.plan, self.settings = plan, plan.suite.search
@@ -143,28 +161,41 @@ class Search(threading.Thread):
         chosen = self.settings.method == "optuna"
         self.count = self.settings.samples or 1 if chosen else len(self.todo)
         self.at_once = min(self.count, max(MAX_AT_ONCE, wanted))
-        self.store, self.run_id, self.board = store, run_id, board
+        self.store, self.run_id, self.mailbox = store, run_id, mailbox
+        self._users = _of_cells(plan)
         #: cell -> seeds that it came to
-        self.seeds: dict[str, int] = {}
+        self._seeds: dict[str, int] = {}
         self._failed: set[str] = set()
-        self.problem: str | None = None
+        self._problem: str | None = None
 
-    def failed(self, labels: list[str]) -> str | None:
-        """Why a stage that only these cells need cannot be had, if that is so."""
-        failed = self._failed.issuperset(labels) or not self.settings.explores
+    def why_failed(self, key: str) -> str | None:
+        """Return why a stage failed that the ended search never asked for; None if none did."""
+        if self._problem is not None:
+            return self._problem
+        failed = self._failed.issuperset(self._users[key]) or not self.settings.explores
         return "its trial ended early" if failed else None
 
+    def why_left_out(self, key: str) -> str:
+        """Return why an exploring search did without a stage."""
+        most = max((self._seeds.get(label, 0) for label in self._users[key]), default=0)
+        if not most:
+            return UNTRIED
+        return (
+            f"stopped after {most} of {len(self.plan.suite.seeds)} seeds by ASHA, others did better"
+        )
+
     def run(self) -> None:
+        """Run all trials; what goes wrong is told by `why_failed`."""
         try:
             results = self._tuner().fit()
             for index in range(len(results)):
                 self._note(results[index])
         except Exception as error:  # the driver tells of it; the stages have records of their own
-            self.problem = str(error) or repr(error)
+            self._problem = str(error) or repr(error)
 
     def _tuner(self) -> tune.Tuner:
         trainable = tune.with_parameters(
-            run_trial, trials=self.todo, store=self.store, board=self.board
+            run_trial, trials=self.todo, store=self.store, mailbox=self.mailbox
         )
         return tune.Tuner(
             tune.with_resources(trainable, tune.PlacementGroupFactory([_HEAD])),
@@ -180,9 +211,10 @@ class Search(threading.Thread):
         if result.error is not None:
             self._failed.add(label)
         came_to = int((result.metrics or {}).get(SEEDS, 0))
-        self.seeds[label] = max(came_to, self.seeds.get(label, 0))
+        self._seeds[label] = max(came_to, self._seeds.get(label, 0))
 
     def _space(self) -> dict[str, Any]:
+        """Return what Tune draws from: trials by number, or for Optuna the settings themselves."""
         if self.settings.method != "optuna":
             return {"trial": tune.grid_search(list(range(len(self.todo))))}
         axes: dict[str, dict[str, None]] = {}
@@ -192,15 +224,13 @@ class Search(threading.Thread):
         return {"cell": {path: tune.choice(list(names)) for path, names in axes.items()}}
 
     def _config(self) -> tune.TuneConfig:
-        """How trials are chosen and stopped; a search that is to be reported runs every cell."""
+        """Return how trials are chosen and stopped; those of a grid all run to their end."""
         common: dict[str, Any] = {"max_concurrent_trials": self.at_once, "reuse_actors": True}
         if not self.settings.explores:
             return tune.TuneConfig(**common)
         variant = self.plan.suite.variants[self.todo[0].label]
         evaluation = variant.evaluations[self.settings.metric]
         primary = next(metric for metric in evaluation.metrics() if metric.primary)
-        common |= {"metric": self.settings.metric}
-        common |= {"mode": "max" if primary.higher_is_better else "min"}
         searcher = scheduler = None
         samples = 1
         if self.settings.method == "optuna":
@@ -209,9 +239,16 @@ class Search(threading.Thread):
             searcher, samples = OptunaSearch(seed=self.settings.seed), self.count
         if self.settings.asha:
             scheduler = ASHAScheduler(
-                time_attr=SEEDS, max_t=max(len(trial.seeds) for trial in self.todo),
-                grace_period=1, reduction_factor=self.settings.reduction,
-            )  # fmt: skip
+                time_attr=SEEDS,
+                max_t=max(len(trial.seeds) for trial in self.todo),
+                grace_period=1,
+                reduction_factor=self.settings.reduction,
+            )
         return tune.TuneConfig(
-            **common, search_alg=searcher, scheduler=scheduler, num_samples=samples
+            **common,
+            metric=self.settings.metric,
+            mode="max" if primary.higher_is_better else "min",
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=samples,
         )

@@ -11,7 +11,6 @@ What was not measured for the whole attempt is blank, with the reason; never zer
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import threading
@@ -20,6 +19,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from bench.store.files import write_json
+from bench.store.record import Gpu
 
 #: seconds between two samples, and between two notes in the attempt's folder
 EVERY_S = 1.0
@@ -120,9 +122,7 @@ class Meter:
             self._ready.set()
 
     def _note(self, *, final: bool) -> None:
-        from bench.store.store import write_json
-
-        write_json(self.path, self.reading() | {"final": final})
+        write_json(self.path, self.reading().model_copy(update={"final": final}).model_dump())
 
     # ------------------------------------------------------------------------------ NVML
 
@@ -222,8 +222,8 @@ class Meter:
     def _give_up(self, why: str) -> None:
         self.blank = dict.fromkeys(QUANTITIES, why) | self.blank
 
-    def reading(self) -> dict[str, Any]:
-        """What is known by now, as a record has it."""
+    def reading(self) -> Gpu:
+        """Return what is known by now."""
         seconds = self.times[1] - self.times[0]
         counted = (self._counter[1] - self._counter[0]) / 1000
         joules = counted if self._counts else self._joules
@@ -235,17 +235,18 @@ class Meter:
         }
         blank = {name: self.blank.get(name) or short for name in (ENERGY, UTILISATION)}
         blank[MEMORY] = self.blank.get(MEMORY)
-        return {
-            "uuid": self.uuid,
-            "model": self.model,
-            "host": platform.node(),
-            "worker": self.worker,
-            "seconds": seconds,
-            "samples": self.samples,
+        return Gpu(
+            uuid=self.uuid,
+            model=self.model,
+            host=platform.node(),
+            worker=self.worker,
+            seconds=seconds,
+            samples=self.samples,
+            final=False,
+            energy_from=None if blank[ENERGY] else "counter" if self._counts else "power",
+            reasons={name: why for name, why in blank.items() if why},
             **{name: None if blank[name] else value for name, value in values.items()},
-            "energy_from": None if blank[ENERGY] else "counter" if self._counts else "power",
-            "reasons": {name: why for name, why in blank.items() if why},
-        }
+        )
 
 
 def _handle(uuid: str) -> Any:
@@ -275,41 +276,41 @@ def _asks(question: Callable[[Any], Any], handle: Any) -> bool:
 
 
 def collect(folder: Path, held: int) -> dict[str, Any]:
-    """What the meters of an attempt left, as the `cost` of its record has it.
+    """Return what the meters of an attempt left, as fields of `bench.store.record.Cost`.
 
-    `gpus` has each device; energy is their sum, utilisation their mean over time, memory the
-    largest peak. Each is blank, with its reason, unless all of the `held` devices have it.
+    Energy is the devices' sum, utilisation their mean over time, memory the largest peak. Each is
+    blank, with its reason, unless all of the `held` devices have it.
     """
-    found = []
-    for path in sorted(folder.glob("gpu-*.json")):
+    gpus = []
+    for path in folder.glob("gpu-*.json"):
         with suppress(OSError, ValueError):
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-    found.sort(key=lambda one: one["worker"])
-    cost: dict[str, Any] = {"gpus": found}
-    sources = {one["energy_from"] for one in found if one["energy_from"]}
+            gpus.append(Gpu.model_validate_json(path.read_bytes()))
+    gpus.sort(key=lambda gpu: gpu.worker)
+    cost: dict[str, Any] = {"gpus": gpus}
     for name in QUANTITIES:
-        why = [_reason(one, name) for one in found]
-        if len(found) < held:
-            why.append(f"{held - len(found)} of {held} devices left no word")
-        values = [one[name] for one in found]
+        why = [_reason(gpu, name) for gpu in gpus]
+        if len(gpus) < held:
+            why.append(f"{held - len(gpus)} of {held} devices left no word")
         reasons = list(dict.fromkeys(reason for reason in why if reason))
-        cost[name] = None if reasons else _together(name, values, found)
+        cost[name] = None if reasons else _together(name, gpus)
         cost[name.rpartition("_")[0] + "_reason"] = "; ".join(reasons) or None
+    sources = {gpu.energy_from for gpu in gpus if gpu.energy_from}
     cost["energy_from"] = None if cost[ENERGY] is None else "+".join(sorted(sources))
     return cost
 
 
-def _reason(one: dict[str, Any], name: str) -> str | None:
-    if not one["final"]:
-        return f"its worker ended without a word, some {one['seconds']:.0f} s into the attempt"
-    reason = one["reasons"].get(name)
-    return None if reason is None else str(reason)
+def _reason(gpu: Gpu, name: str) -> str | None:
+    """Return why a device did not tell a quantity."""
+    if not gpu.final:
+        return f"its worker ended without a word, some {gpu.seconds:.0f} s into the attempt"
+    return gpu.reasons.get(name)
 
 
-def _together(name: str, values: list[float], found: list[dict[str, Any]]) -> float:
+def _together(name: str, gpus: list[Gpu]) -> float:
+    values = [getattr(gpu, name) for gpu in gpus]
     if name == ENERGY:
         return math.fsum(values)
     if name == MEMORY:
-        return max(values)
-    seconds = [one["seconds"] for one in found]
+        return float(max(values))
+    seconds = [gpu.seconds for gpu in gpus]
     return math.fsum(v * s for v, s in zip(values, seconds, strict=True)) / math.fsum(seconds)

@@ -6,16 +6,25 @@ record.json     the record as it ended, with a checksum over its content
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Literal
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from maect.evals.base import Metric
+from maect.evals.base import Measured
 from maect.files import digest
 
 #: version of the layout of records; a store of another version is refused, never changed
 SCHEMA = 2
+
+
+def _time(text: str) -> str:
+    datetime.fromisoformat(text)  # raises ValueError
+    return text
+
+
+#: UTC, ISO 8601
+Time = Annotated[str, AfterValidator(_time)]
 
 Status = Literal["running", "complete", "failed", "interrupted", "lost", "damaged"]
 
@@ -57,13 +66,6 @@ class Data(_Part):
     #: the first of them, as "file: reason"
     broken_files: list[str] = []
     converted: dict[str, int] = {}
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured(Metric):
-    """A metric with its value."""
-
-    value: float = float("nan")
 
 
 class Failure(_Part):
@@ -128,15 +130,14 @@ class Record(_Part):
     data: Data
     code: Code
     env: dict[str, Any]
-    #: UTC, ISO 8601
-    started: str
+    started: Time
     #: seconds since the epoch
     started_s: float
     pid: int
     cost: Cost
 
     status: Status = "running"
-    ended: str | None = None
+    ended: Time | None = None
     files: dict[str, File] = {}
     metrics: list[Measured] = []
     protocol: dict[str, Any] = {}
@@ -161,6 +162,34 @@ class Record(_Part):
         return self.model_dump(by_alias=True)
 
 
+class Run(BaseModel):
+    """One call of `run` or `sweep`: written at its start, and again at its end."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    suite: str
+    profile: str
+    command: str
+    #: UTC, ISO 8601
+    started: str
+    #: commit, and whether files differed from it
+    source: dict[str, Any]
+    env: dict[str, Any]
+    workers: int
+    #: of the plan, and how many of them were cached
+    stages: int
+    cached: int
+    status: Literal["running", "complete", "failed", "interrupted", "lost"] = "running"
+    ended: str | None = None
+    wall_s: float | None = None
+    #: key -> why
+    failed: dict[str, str] = {}
+    #: of a search that explores: its identity, and key -> why it did without the stage
+    search: str | None = None
+    pruned: dict[str, str] | None = None
+
+
 def sealed(record: Record) -> dict[str, Any]:
     """Return a record as JSON data with the checksum of its content."""
     content = record.plain()
@@ -174,4 +203,14 @@ def unsealed(content: Any, key: str) -> Record:
     told = content.pop("checksum", None)
     if content.get("key") != key or told != digest(content):
         raise ValueError("its checksum does not fit")
-    return Record.model_validate(content)
+    return parsed(content)
+
+
+def parsed(content: dict[str, Any]) -> Record:
+    """Return the record in JSON data without its checksum. Raises ValueError."""
+    try:
+        return Record.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"its '{place}' is not as records have it: {first['msg']}") from None

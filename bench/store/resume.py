@@ -17,7 +17,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save
 
-from bench.store.store import Store, sha256, write_atomic, write_json
+from bench.store.files import write_atomic, write_json
+from bench.store.store import Store
+from maect.files import sha256
 from maect.stages.job import State
 
 #: seconds between two checkpoints

@@ -1,12 +1,12 @@
 """The store: a directory of artifacts and records, one folder a stage key.
 
+    store.json                                   the version of the store's layout
     stages/<key>/<artifact files>                the newest complete attempt's output
     stages/<key>/attempts/<n>/started.json       written first: who began when
     stages/<key>/attempts/<n>/log.txt
     stages/<key>/checkpoints/                    while the stage is not complete
     stages/<key>/attempts/<n>/record.json        written last, atomically: the attempt's authority
     runs/<time>.json                             one run of the command line
-    index-<version>-<sha256>.parquet             for speed only, see `bench.store.index`
 
 A file is written under a temporary name and renamed, so what has its final name is whole. What a
 record says of its files (SHA-256) is checked before a stage builds on them.
@@ -21,64 +21,17 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
 from bench.store import gpu_meter
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is either whole or not there. Raises `UserError` when it cannot."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _store_error(path, error) from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, _json(value))
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
-
-
-def write_first(path: Path, value: Any) -> bool:
-    """Like `write_json` where there is no such file yet; of two writers one wins. Did this one?"""
-    whole = path.with_name(f".{path.name}.{os.getpid()}.whole")
-    write_atomic(whole, _json(value))
-    try:
-        os.link(whole, path)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links
-        if path.exists():
-            return False
-        whole.replace(path)
-    finally:
-        whole.unlink(missing_ok=True)
-    return True
-
-
-def _store_error(path: Path, error: OSError) -> UserError:
-    reason = (error.strerror or str(error)).lower()
-    return UserError(
-        f"the store cannot be written ({reason}): {path.parent}; choose another --store"
-    )
+from bench.store.files import iso, store_error, tail, write_atomic, write_first, write_json
+from bench.store.record import SCHEMA, Failure, File, Record, Run, Status, parsed, sealed, unsealed
+from maect.files import sha256
 
 
 @dataclass
@@ -87,31 +40,57 @@ class StageState:
 
     key: str
     #: newest complete record, if any
-    record: dict[str, Any] | None = None
+    record: Record | None = None
     #: every attempt's record, oldest first; those without a record have only their start
-    attempts: list[dict[str, Any]] = field(default_factory=list)
+    attempts: list[Record] = field(default_factory=list)
     #: sentences on what is damaged
     problems: list[str] = field(default_factory=list)
 
 
 class Store:
-    """A store on a file system that all workers reach."""
+    """A store on a file system that all workers reach.
+
+    Raises `UserError` where the folder holds a store of another version.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().resolve()
+        self._check_version()
 
     # ------------------------------------------------------------------------------ opening
 
+    def _check_version(self) -> None:
+        """Refuse a store of another layout; nothing of it is touched."""
+        marker = self.root / "store.json"
+        try:
+            told = json.loads(marker.read_text(encoding="utf-8"))
+            schema, wrote = int(told["schema"]), str(told["version"])
+        except (FileNotFoundError, NotADirectoryError):
+            if not (self.root / "stages").is_dir():
+                return
+            schema, wrote = 1, "0.1"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{marker} cannot be read: {error}; choose another --store") from None
+        if schema != SCHEMA:
+            raise UserError(
+                f"the store {self.root} was written by maect-bench {wrote} (records of version "
+                f"{schema}; this is {version('maect-bench')}, which reads version {SCHEMA}). "
+                f"Nothing was touched; choose another --store, or install that version"
+            )
+
     def create(self) -> None:
-        """Make the folders and prove that they can be written."""
+        """Make the folders and prove that they can be written. Raises `UserError`."""
         try:
             (self.root / "stages").mkdir(parents=True, exist_ok=True)
             (self.root / "runs").mkdir(exist_ok=True)
         except OSError as error:
-            raise _store_error(self.root / "stages", error) from None
+            raise store_error(self.root / "stages", error) from None
         probe = self.root / "runs" / f".probe-{os.getpid()}"
         write_atomic(probe, b"x" * 65536)
         probe.unlink()
+        if not (self.root / "store.json").exists():
+            told = {"schema": SCHEMA, "version": version("maect-bench")}
+            write_json(self.root / "store.json", told)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -133,61 +112,71 @@ class Store:
     # ------------------------------------------------------------------------------ reading
 
     def folder(self, key: str) -> Path:
+        """Return where a stage's artifact and attempts lie."""
         return self.root / "stages" / key
 
+    def attempt_folder(self, record: Record) -> Path:
+        """Return where an attempt's log and records lie."""
+        return self.folder(record.key) / "attempts" / str(record.attempt)
+
     def checkpoints(self, key: str) -> Path:
+        """Return where a stage that is not complete keeps its state."""
         return self.folder(key) / "checkpoints"
 
     def clear_checkpoints(self, key: str) -> None:
-        """A complete stage needs them no more, whichever code they are of."""
+        """Remove a stage's checkpoints, whichever code they are of."""
         shutil.rmtree(self.checkpoints(key), ignore_errors=True)
 
     def stage_keys(self) -> list[str]:
+        """Return the keys of all stages that were ever begun."""
         stages = self.root / "stages"
         return sorted(p.name for p in stages.iterdir()) if stages.is_dir() else []
 
     def state(self, key: str) -> StageState:
-        """Records of a key; damaged ones are named in `problems` and left out."""
+        """Return the records of a key; damaged ones are named in `problems` and left out."""
         state = StageState(key)
-        attempts = self.folder(key) / "attempts"
-        if not attempts.is_dir():
-            return state
-        for folder in sorted((p for p in attempts.iterdir() if p.name.isdigit()), key=_number):
-            record = self._attempt(folder, state)
+        for number in self._attempts(key):
+            record = self._attempt(number, state)
             if record is not None:
                 state.attempts.append(record)
-                if record["status"] == "complete":
+                if record.status == "complete":
                     state.record = record
         return state
 
-    def _attempt(self, folder: Path, state: StageState) -> dict[str, Any] | None:
+    def _attempts(self, key: str) -> list[int]:
+        """Return the numbers of a key's attempts, in order."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            names = os.listdir(self.folder(key) / "attempts")
+            return sorted(int(name) for name in names if name.isdigit())
+        return []
+
+    def _attempt(self, number: int, state: StageState) -> Record | None:
+        folder = self.folder(state.key) / "attempts" / str(number)
         path = folder / "record.json"
         try:
             if path.exists():
-                return self.read(path, state.key)
-            path = folder / "started.json"
-            if not path.exists():
-                return None
-            return json.loads(path.read_text(encoding="utf-8")) | {"status": "running"}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            state.problems.append(f"record {path.relative_to(self.root)} is damaged: {error}")
+                record = unsealed(json.loads(path.read_bytes()), state.key)
+            else:
+                path = folder / "started.json"
+                if not path.exists():
+                    return None
+                record = parsed(json.loads(path.read_bytes()))
+            if (record.key, record.attempt) != (state.key, number):
+                raise ValueError("it is of another attempt")
+        except (OSError, ValueError, RecursionError) as error:
+            what = str(error).splitlines()[0]
+            state.problems.append(f"record {path.relative_to(self.root)} is damaged: {what}")
             return None
-
-    def read(self, path: Path, key: str) -> dict[str, Any]:
-        """A record of `key`. Raises ValueError, KeyError or TypeError where it is not sound."""
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["key"] != key or record["checksum"] != record_checksum(record):
-            raise ValueError("its checksum does not fit")
-        return dict(record)
+        return record
 
     def damage(self, state: StageState) -> str | None:
-        """Check a complete stage's files against its record: what is wrong, or None."""
+        """Return what is wrong with a complete stage's files, or None."""
         assert state.record is not None
-        for name, entry in state.record["files"].items():
+        for name, file in state.record.files.items():
             path = self.folder(state.key) / name
             if not path.exists():
                 return f"{name} is missing"
-            if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+            if path.stat().st_size != file.bytes or sha256(path) != file.sha256:
                 return f"{name} does not fit its checksum"
         return None
 
@@ -197,128 +186,87 @@ class Store:
         folder = self.folder(state.key)
         aside = self.root / "damaged" / f"{state.key}-{int(time.time())}"
         aside.mkdir(parents=True, exist_ok=True)
-        for name in state.record["files"]:
+        for name in state.record.files:
             if (folder / name).exists():
                 shutil.move(folder / name, aside / name)
-        changed = state.record | {
-            "status": "damaged",
-            "error": {"class": "Damaged", "message": reason},
-        }
-        self.write_record(changed)
+        error = Failure(kind="Damaged", message=reason)
+        self.write_record(state.record.model_copy(update={"status": "damaged", "error": error}))
 
     # ------------------------------------------------------------------------------ writing
 
-    def begin(self, key: str, start: dict[str, Any]) -> Path:
-        """A new attempt's folder, its `started.json` written."""
-        attempts = self.folder(key) / "attempts"
+    def begin(self, start: Record) -> Record:
+        """Begin an attempt: write its `started.json`. Return the record with its number."""
+        attempts = self.folder(start.key) / "attempts"
         attempts.mkdir(parents=True, exist_ok=True)
-        number = max((_number(p) for p in attempts.iterdir() if p.name.isdigit()), default=0) + 1
+        number = max(self._attempts(start.key), default=0) + 1
         while True:
             try:
                 (attempts / str(number)).mkdir()
                 break
             except FileExistsError:
                 number += 1
-        folder = attempts / str(number)
-        write_json(folder / "started.json", start | {"key": key, "attempt": number})
-        return folder
+        record = start.model_copy(update={"attempt": number})
+        write_json(attempts / str(number) / "started.json", record.plain())
+        return record
 
-    def put_file(self, key: str, name: str, data: bytes) -> dict[str, Any]:
-        """Write one artifact file; returns its entry for the record."""
+    def put_file(self, key: str, name: str, data: bytes) -> File:
+        """Write one artifact file. Return its entry for the record."""
         write_atomic(self.folder(key) / name, data)
-        return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        return File(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
-    def close_attempt(self, record: dict[str, Any]) -> bool:
-        """Write an attempt's record; False if it has one: its worker was given up for lost."""
-        return write_first(self._record_path(record), sealed(record))
+    def close_attempt(self, record: Record, ended_s: float) -> bool:
+        """Write an attempt's record, its end and cost filled in.
 
-    def write_record(self, record: dict[str, Any]) -> None:
+        `ended_s` is in seconds since the epoch. Return False if the attempt has a record already:
+        it was given up for lost.
+        """
+        folder, cost = self.attempt_folder(record), record.cost
+        wall = max(0.0, ended_s - record.started_s)
+        used: dict[str, Any] = {"wall_s": wall, "device_hours": cost.devices * wall / 3600}
+        if cost.device_kind == "gpu":
+            used |= gpu_meter.collect(folder, cost.devices)
+        closed = record.model_copy(
+            update={
+                "ended": iso(record.started_s + wall),
+                "cost": cost.model_copy(update=used),
+                "log_tail": tail(folder / "log.txt"),
+            }
+        )
+        return write_first(folder / "record.json", sealed(closed))
+
+    def write_record(self, record: Record) -> None:
         """Put a record in place of the one that an attempt may have."""
-        write_json(self._record_path(record), sealed(record))
-
-    def _record_path(self, record: dict[str, Any]) -> Path:
-        attempts = self.folder(record["key"]) / "attempts"
-        return attempts / str(record["attempt"]) / "record.json"
+        write_json(self.attempt_folder(record) / "record.json", sealed(record))
 
     def close_abandoned(
-        self,
-        key: str,
-        attempt: dict[str, Any],
-        status: str,
-        why: str,
-        ended: float | None = None,
+        self, attempt: Record, status: Status, why: str, ended_s: float | None = None
     ) -> None:
         """Write the record of an attempt whose process died before it could.
 
-        `ended` is when, in seconds since the epoch; where nobody saw it, its last sign of life.
+        `ended_s` is when, in seconds since the epoch; where nobody saw it, its last sign of life.
         """
-        folder = self.folder(key) / "attempts" / str(attempt["attempt"])
-        if ended is None:
-            ended = max(p.stat().st_mtime for p in folder.iterdir() if p.name != "record.json")
-        wall = max(0.0, ended - attempt["started_s"])
-        cost = attempt["cost"] | {"wall_s": wall}
-        cost["device_hours"] = cost["devices"] * wall / 3600
-        if cost["device_kind"] == "gpu":
-            cost |= gpu_meter.collect(folder, cost["devices"])
-        record = attempt | {
-            "status": status,
-            "ended": iso(attempt["started_s"] + wall),
-            "cost": cost,
-            "error": {"class": status.capitalize(), "message": why},
-            "metrics": [],
-            "files": {},
-            "log_tail": tail(folder / "log.txt"),
-        }
-        self.close_attempt(record)
+        if ended_s is None:
+            files = self.attempt_folder(attempt).iterdir()
+            ended_s = max(p.stat().st_mtime for p in files if p.name != "record.json")
+        error = Failure(kind=status.capitalize(), message=why)
+        self.close_attempt(attempt.model_copy(update={"status": status, "error": error}), ended_s)
 
     # --------------------------------------------------------------------------------- runs
 
-    def write_run(self, run: dict[str, Any]) -> None:
-        write_json(self.root / "runs" / f"{run['id']}.json", run)
+    def write_run(self, run: Run) -> None:
+        """Write a run's record."""
+        write_json(self.root / "runs" / f"{run.id}.json", run.model_dump())
 
     def close_runs(self) -> None:
-        """Note of runs that ended without a word that they did; the caller holds the store."""
+        """Note which runs ended without a word; the caller holds the store."""
         for run in self.runs():
-            if run["status"] == "running":
-                self.write_run(run | {"status": "lost"})
+            if run.status == "running":
+                self.write_run(run.model_copy(update={"status": "lost"}))
 
-    def runs(self) -> list[dict[str, Any]]:
+    def runs(self) -> list[Run]:
+        """Return the records of all runs, oldest first; unreadable ones are left out."""
         found = []
         for path in sorted((self.root / "runs").glob("*.json")):
-            try:
-                found.append(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError):
-                continue
+            with suppress(OSError, ValueError):
+                found.append(Run.model_validate_json(path.read_bytes()))
         return found
-
-
-def sealed(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with the checksum of its content."""
-    return record | {"checksum": record_checksum(record)}
-
-
-def record_checksum(record: dict[str, Any]) -> str:
-    """SHA-256 over a record's content, so that a changed record is noticed."""
-    content = {k: v for k, v in record.items() if k != "checksum"}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def iso(seconds: float) -> str:
-    """A time stamp in UTC, to the millisecond."""
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return f"{whole}.{int(seconds * 1000) % 1000:03d}Z"
-
-
-def tail(path: Path, size: int = 4000) -> str:
-    """The end of a log."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - size))
-            return file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-
-
-def _number(path: Path) -> int:
-    return int(path.name)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import create_model
 
@@ -16,9 +16,6 @@ from bench.suite.messages import check, fault
 from bench.suite.yamlfile import Map
 from maect import evals
 from maect.settings import FeatureSettings, ModelSettings, Settings
-
-if TYPE_CHECKING:
-    import torch
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 _POOLS = {"cls": "class token", "mean": "mean of patches", "both": "class token and mean"}
@@ -33,8 +30,15 @@ class Evaluation:
     block: int | list[int] | None = None
     pool: str | None = None
 
+    @classmethod
+    def of(cls, kind: str, stage: Mapping[str, Any]) -> Evaluation:
+        """Return the evaluation that the settings of a stage describe."""
+        settings = evals.get(kind).settings.parse(stage["settings"])
+        return cls(kind, settings, **stage.get("tokens", {}))
+
     @property
     def evaluator(self) -> evals.Evaluator:
+        """What computes it."""
         found = evals.get(self.kind)
         return evals.at_blocks(found, self.block) if isinstance(self.block, list) else found
 
@@ -49,38 +53,44 @@ class Evaluation:
         return {"tokens": {"block": self.block, "pool": self.pool}} if self.pool else {}
 
     def said(self) -> list[str]:
-        """The tokens in words, where they are declared."""
+        """Return the tokens in words, where they are declared."""
         words = [f"block {self.block}"] if isinstance(self.block, int) else []
         if isinstance(self.block, list):
             words = [f"blocks {', '.join(map(str, self.block))}"]
         return words + ([_POOLS[self.pool]] if self.pool else [])
 
     def metrics(self) -> list[evals.Metric]:
-        """What it prints, the primary one first; labels tell other tokens from the usual ones."""
+        """Return what it prints, the primary metric first; labels name tokens that are declared."""
         said = self.said()[isinstance(self.block, list) :]  # of several, each metric names its own
         return [
-            dataclasses.replace(metric, label=", ".join([metric.label, *said]))
+            dataclasses.replace(
+                metric,
+                label=", ".join([metric.label, *said]),
+                series=", ".join([metric.series, *said]) if metric.along else "",
+            )
             for metric in self.evaluator.metrics(self.settings)
         ]
 
+    def measured(self, values: Mapping[str, float]) -> list[evals.Measured]:
+        """Return the metrics with the values of a result, as a record holds them."""
+        return [
+            evals.Measured(**dataclasses.asdict(metric), value=values[metric.name])
+            for metric in self.metrics()
+        ]
+
     def columns(self, name: str) -> dict[str, evals.Metric]:
-        """Its metrics by the ids that tables know them by, where a suite calls it `name`."""
+        """Return its metrics by their ids in tables, where a suite calls it `name`."""
         return {column_id(name, m.name, m.primary): m for m in self.metrics()}
 
     def resolved(self) -> dict[str, Any]:
-        """Its part of a stage's settings."""
-        return {"settings": self.settings.resolved(), **self.tokens}
+        """Return its part of a stage's settings."""
+        own = evals.get(self.kind).settings.model_fields
+        return {"settings": self.settings.model_dump(mode="json", include={*own}), **self.tokens}
 
     def plain(self, name: str) -> dict[str, Any]:
-        """It as a suite would declare it under `name`."""
+        """Return what a suite would write to declare it under `name`."""
         other = {} if name == self.kind else {"evaluation": self.kind}
-        return other | self.settings.resolved() | self.tokens.get("tokens", {})
-
-    @classmethod
-    def of(cls, kind: str, resolved: Mapping[str, Any]) -> Evaluation:
-        """The evaluation that `resolved` describes."""
-        settings = evals.get(kind).settings.parse(resolved["settings"])
-        return cls(kind, settings, **resolved.get("tokens", {}))
+        return other | self.resolved()["settings"] | self.tokens.get("tokens", {})
 
 
 def declare_all(
@@ -110,61 +120,23 @@ def declare_all(
 
 
 def declare(name: str, kind: str, model: ModelSettings, tree: Map) -> Evaluation:
-    """The evaluation under `evaluations.<name>` of a row's `tree`. Raises `UserError`."""
+    """Return the evaluation under `evaluations.<name>` of a row's `tree`. Raises `UserError`."""
     given = tree.get("evaluations", {}).get(name, {})
-    found = check(_declarable(kind), given, ("evaluations", name), tree).resolved()
-    tokens = FeatureSettings.parse({key: found.pop(key) for key in FeatureSettings.model_fields})
-    del found["evaluation"]
-    block = tokens.blocks(model.depth or 0)
-    pool = tokens.pool or (None if block is None else model.pool)
-    return Evaluation(kind, evals.get(kind).settings.parse(found), block, pool)
+    found: Any = check(_declarable(kind), given, ("evaluations", name), tree)
+    block = found.blocks(model.depth or 0)
+    pool = found.pool or (None if block is None else model.pool)
+    return Evaluation(kind, found, block, pool)
 
 
 @cache
 def _declarable(kind: str) -> type[Settings]:
-    """What a suite may write of an evaluation."""
+    """Return the type of what a suite may write of an evaluation."""
     own = evals.get(kind).settings
     return create_model(
         own.__name__, __base__=(own, FeatureSettings), evaluation=(str | None, None)
     )
 
 
-def eval_input(
-    tensors: Mapping[str, torch.Tensor],
-    reported: str,
-    low_shot: Mapping[str, Any],
-    seed: int,
-    images: evals.Images | None = None,
-) -> evals.EvalInput:
-    """What an evaluation reads, from a features stage's tensors; it reports on split `reported`."""
-    splits = {
-        name: evals.Features(tensors[f"{source}_x"], tensors[f"{source}_y"])
-        for name, source in (("train", "train"), ("selection", "selection"), ("test", reported))
-    }
-    return evals.EvalInput(
-        **splits,
-        classes=int(max(int(split.y.max()) for split in splits.values())) + 1,
-        seed=seed,
-        low_shot={budget: [draw.tolist() for draw in draws] for budget, draws in low_shot.items()},
-        images=images,
-    )
-
-
 def column_id(evaluation: str, metric: str, primary: bool) -> str:
-    """The id by which tables know a metric of what a suite calls `evaluation`."""
+    """Return the id by which tables know a metric of what a suite calls `evaluation`."""
     return evaluation if primary else f"{evaluation}.{metric}"
-
-
-def metric_rows(evaluation: Evaluation, values: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The metrics of a result as a record holds them."""
-    return [
-        {
-            "name": metric.name,
-            "label": metric.label,
-            "value": values[metric.name],
-            "unit": metric.unit,
-            "higher_is_better": metric.higher_is_better,
-            "primary": metric.primary,
-        }
-        for metric in evaluation.metrics()
-    ]

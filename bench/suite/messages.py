@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Collection, Sequence
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,7 +14,8 @@ from bench.suite import yamlfile
 from maect.settings import Settings
 
 M = TypeVar("M", bound=Settings)
-Path = tuple[Any, ...]
+#: keys and indices that lead to a value
+Place = tuple[Any, ...]
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -32,45 +33,56 @@ _EXPECTED = {
 }
 
 
-def fault(message: str, tree: yamlfile.Map, *places: Path) -> UserError:
-    """An error at the first of the places in `tree`, or at that one of them that `--set` gave."""
+def fault(message: str, tree: yamlfile.Map, *places: Place) -> UserError:
+    """Return an error at the first of the places in `tree`, or at the one that `--set` gave."""
     found = [yamlfile.locate(tree, place) for place in places]
     given = [place for place in found if str(place[0]).startswith("--set")]
     file, line = (given or found)[0]
     return UserError(message, file=file, line=line)
 
 
-def check(kind: type[M], tree: Any, at: Path = (), root: yamlfile.Map | None = None) -> M:
-    """`tree` as settings. Raises `UserError`; `at` is where `tree` stands in `root`."""
+def require(name: str, known: Collection[str], what: str, tree: yamlfile.Map, place: Place) -> None:
+    """Raise `UserError` at `place` in `tree` unless `name` is known; `what` says what it names."""
+    if name not in known:
+        message = f"there is no {what} '{short(name)}'{suggestion(name, known)}"
+        raise fault(message, tree, place)
+
+
+def check(kind: type[M], tree: Any, at: Place = (), root: yamlfile.Map | None = None) -> M:
+    """Return `tree` as settings. Raises `UserError`; `at` is where `tree` stands in `root`."""
     try:
         return kind.parse(tree)
     except ValidationError as error:
-        _raise(kind, error, at, tree if root is None else root)
+        raise _fault_of(kind, error, at, tree if root is None else root) from None
 
 
-def _raise(kind: type[Settings], error: ValidationError, at: Path, root: yamlfile.Map) -> NoReturn:
+def _fault_of(
+    kind: type[Settings], error: ValidationError, at: Place, root: yamlfile.Map
+) -> UserError:
+    """Return what pydantic found as an error with the place in `root`."""
     errors = error.errors()
     # a misspelt key is told rather than that the right one is missing
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     loc = (*at, *first["loc"])
-    message = _explain(kind, first, loc)
+    message = _sentence(kind, first, loc)
     places = [loc]
-    if first["type"] == "value_error":
+    if first["type"] == "value_error":  # of several values: the place of the first it names
         section = root
         for step in loc:
             section = section[step]
         mentioned = [word for word in re.findall(r"\w+", message) if word in section]
         places = [(*loc, word) for word in mentioned] or places
-    raise fault(message, root, *places) from None
+    return fault(message, root, *places)
 
 
 def dotted(loc: Sequence[Any]) -> str:
-    """A place as people write it: `tables[0].columns`."""
+    """Return a place as people write it: `tables[0].columns`."""
     steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc]
     return short("".join(steps).lstrip("."))
 
 
-def _explain(kind: type[BaseModel], error: Any, loc: Path) -> str:
+def _sentence(kind: type[BaseModel], error: Any, loc: Place) -> str:
+    """Return what is wrong with the value at `loc` and what to write."""
     name, given, sort = dotted(loc), error.get("input"), error["type"]
     if sort == "extra_forbidden":
         known = _fields_at(kind, error["loc"][:-1])
@@ -96,7 +108,7 @@ def _explain(kind: type[BaseModel], error: Any, loc: Path) -> str:
 
 
 def _cure(sort: str, given: Any) -> str:
-    """What to write, where that can be told from what was written."""
+    """Return what to write, where it follows from what was written; else nothing."""
     if sort.startswith("int") and isinstance(given, float) and given.is_integer():
         return f"; write {int(given)}"
     if sort.startswith(("int", "float")) and isinstance(given, str):
@@ -111,12 +123,12 @@ def _cure(sort: str, given: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as it would be written in a suite, cut where it is long."""
+    """Return a value as it would be written in a suite, cut where it is long."""
     return short(json.dumps(value, ensure_ascii=False))
 
 
-def _fields_at(kind: type[BaseModel], loc: Path) -> list[str]:
-    """Field names of the model that `loc` leads to, for suggestions."""
+def _fields_at(kind: type[BaseModel], loc: Place) -> list[str]:
+    """Return the field names of the model that `loc` leads to, for suggestions."""
     for step in loc:
         info = kind.model_fields.get(str(step))
         if info is None:

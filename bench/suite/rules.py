@@ -1,41 +1,59 @@
-"""Limits that join several settings of a suite: what each alone allows, but not together.
+"""Rules that join several settings of a suite: each value is allowed, but not together.
 
 All functions raise `UserError`, with the place of the value that should change.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.errors import short, suggestion
-from bench.suite.messages import fault
+from bench.suite.messages import Place, fault, require
+from bench.suite.schema import SearchSettings, SuiteSettings, TableSettings, Variant
 from bench.suite.yamlfile import Map
+from maect.settings import TRAINING_STAGES
 
-if TYPE_CHECKING:
-    from bench.suite.load import SuiteSettings, Variant
-
-#: what the two rows of a gallery must have in common
-_SAME = ("data", "report_on")
-TRAINING = ("mae", "head", "tune")
-CHAINS: tuple[tuple[str, ...], ...] = ((), ("mae",), ("mae", "head"), TRAINING, ("mae", "tune"))
-CHAINS += (("head",), ("head", "tune"), ("tune",))
+#: every choice of training stages in their order is a chain
+CHAINS = [
+    chain
+    for count in range(len(TRAINING_STAGES) + 1)
+    for chain in combinations(TRAINING_STAGES, count)
+]
 
 
-def check_variant(variant: Variant, tree: Map, where: tuple[Any, ...]) -> None:
-    """A row's chain and where it starts. `where` is its place in the suite's `tree`."""
-    stages = list(variant.stages)
+# ----------------------------------------------------------------------------------- one row
+
+
+def check_variant(variant: Variant, tree: Map, place: Callable[[str], Place]) -> None:
+    """Check a row's chain, where it starts, and its pipelines.
+
+    `place` leads to a setting of the row, by its name, in the suite's `tree`.
+    """
     if variant.stages not in CHAINS:
-        message = f"stages {stages} form no chain; the order is mae, head, tune, each once"
-        raise fault(message.replace("'", ""), tree, (*where, "stages"))
+        stages = ", ".join(variant.stages)
+        message = f"stages [{stages}] form no chain; the order is mae, head, tune, each once"
+        raise fault(message, tree, place("stages"))
+    _check_start(variant, tree, place("init"))
+    pipelines = variant.row.augment
+    if "mae" in variant.stages and "mae" not in pipelines:
+        message = "there is no augment pipeline 'mae', which pretraining uses; add it to the "
+        raise fault(f"{message}profile", tree, place("augment")[:-1])
+    if variant.augment != "min" or {"head", "tune"} & {*variant.stages}:
+        require(variant.augment, pipelines, "augment pipeline", tree, place("augment"))
+
+
+def _check_start(variant: Variant, tree: Map, at: Place) -> None:
     init = variant.init
-    if init == "pixels" and stages:
+    if init == "pixels" and variant.stages:
         message = "init 'pixels' has no encoder to train; take the stages out or write 'random'"
-        raise fault(message, tree, (*where, "init"))
+        raise fault(message, tree, at)
     if init not in ("random", "pixels") and not _is_file(init):
         hint = suggestion(init, ("random", "pixels"))
         message = f"init '{short(init)}' is neither 'random', 'pixels' nor a checkpoint file here"
-        raise fault(message + (hint if "did you" in hint else ""), tree, (*where, "init"))
+        raise fault(message + (hint if "did you" in hint else ""), tree, at)
 
 
 def _is_file(path: str) -> bool:
@@ -46,77 +64,56 @@ def _is_file(path: str) -> bool:
 
 
 def check_row(variant: Variant, images: int | None, tree: Map) -> None:
-    """A row's settings, merged in `tree`, against each other and the number of training images."""
+    """Check a row's settings, merged in `tree`; `images` is the number of training images."""
     _check_model(variant, tree)
+    _check_mask(variant, tree)
     _check_queue(variant, tree)
-    _check_data(variant, images, tree)
-
-
-def check_augment(variant: Variant, tree: Map, at: tuple[Any, ...]) -> None:
-    """The pipelines a row needs. `at` is where the suite's `tree` names its own."""
-    pipelines = variant.row.augment
-    if "mae" in variant.stages and "mae" not in pipelines:
-        raise fault(
-            "there is no augment pipeline 'mae', which pretraining uses; add it to the profile",
-            tree,
-            at[:-1],
-        )
-    contrastive = {"head", "tune"} & {*variant.stages}
-    if (contrastive or variant.augment != "min") and variant.augment not in pipelines:
-        hint = suggestion(variant.augment, pipelines)
-        message = f"there is no augment pipeline '{short(variant.augment)}'{hint}"
-        raise fault(message, tree, at)
+    _check_batches(variant, images, tree)
+    _check_evaluations(variant, images, tree)
 
 
 def _check_model(variant: Variant, tree: Map) -> None:
-    row, model = variant.row, variant.row.model
-    size, patch, depth = row.data.image_size, model.patch_size, model.depth or 0
+    model, size, frozen = variant.row.model, variant.row.data.image_size, variant.row.tune
+    patch, depth = model.patch_size, model.depth or 0
     if size % patch:
-        near = [n for n in range(min(patch, size), 0, -1) if size % n == 0][:1]
-        near += [n for n in range(patch + 1, min(2 * patch, size) + 1) if size % n == 0][:1]
-        message = f"patch_size {patch} does not divide image_size {size}; write "
-        message += " or ".join(map(str, near))
+        smaller = [n for n in range(min(patch, size), 0, -1) if size % n == 0]
+        larger = [n for n in range(patch + 1, min(2 * patch, size) + 1) if size % n == 0]
+        near = " or ".join(map(str, smaller[:1] + larger[:1]))
+        message = f"patch_size {patch} does not divide image_size {size}; write {near}"
         raise fault(message, tree, ("model", "patch_size"), ("data", "image_size"))
     for name, width in (("dim", model.dim or 0), ("decoder_dim", model.decoder_dim)):
         if int(width * model.mlp_ratio) < 1:
-            message = (
-                f"mlp_ratio {model.mlp_ratio} leaves no hidden unit at {name} {width}; raise it"
-            )
-            raise fault(message, tree, ("model", "mlp_ratio"))
-    patches, ratio = (size // patch) ** 2, row.mae.mask_ratio
-    visible = int(patches * (1 - ratio))
-    if not 0 < visible < patches:
-        what = "hide" if visible else "see"
-        message = f"mask_ratio {ratio} leaves none of the {patches} patches to {what}"
-        message += "; raise it" if visible else "; lower it or take a smaller patch_size"
-        raise fault(message, tree, ("mae", "mask_ratio"), ("model", "patch_size"))
-    if (row.tune.frozen_blocks or 0) > depth:
-        message = (
-            f"frozen_blocks {row.tune.frozen_blocks} is more than the {depth} blocks there are"
-        )
+            message = f"mlp_ratio {model.mlp_ratio} leaves no hidden unit at {name} {width}"
+            raise fault(f"{message}; raise it", tree, ("model", "mlp_ratio"))
+    if (frozen.frozen_blocks or 0) > depth:
+        message = f"frozen_blocks {frozen.frozen_blocks} is more than the {depth} blocks there are"
         raise fault(f"{message}; write at most {depth}", tree, ("tune", "frozen_blocks"))
 
 
+def _check_mask(variant: Variant, tree: Map) -> None:
+    patches = (variant.row.data.image_size // variant.row.model.patch_size) ** 2
+    ratio = variant.row.mae.mask_ratio
+    visible = int(patches * (1 - ratio))
+    if not 0 < visible < patches:
+        what = "hide; raise it" if visible else "see; lower it or take a smaller patch_size"
+        message = f"mask_ratio {ratio} leaves none of the {patches} patches to {what}"
+        raise fault(message, tree, ("mae", "mask_ratio"), ("model", "patch_size"))
+
+
 def _check_queue(variant: Variant, tree: Map) -> None:
-    head, tune = variant.row.head, variant.row.tune
-    if head.queue_size % tune.batch_size:
-        near = max(1, round(head.queue_size / tune.batch_size)) * tune.batch_size
-        raise fault(
-            f"head.queue_size {head.queue_size} is not a multiple of tune.batch_size "
-            f"{tune.batch_size}; write {near}",
-            tree, ("head", "queue_size"), ("tune", "batch_size"),
-        )  # fmt: skip
-    if tune.topk > head.queue_size:
-        raise fault(
-            f"tune.topk {tune.topk} is more than the queue of {head.queue_size} holds; lower it "
-            f"or raise head.queue_size",
-            tree, ("tune", "topk"), ("head", "queue_size"),
-        )  # fmt: skip
+    queue, tune, at = variant.row.head.queue_size, variant.row.tune, ("head", "queue_size")
+    if queue % tune.batch_size:
+        near = max(1, round(queue / tune.batch_size)) * tune.batch_size
+        message = f"head.queue_size {queue} is not a multiple of tune.batch_size {tune.batch_size}"
+        raise fault(f"{message}; write {near}", tree, at, ("tune", "batch_size"))
+    if tune.topk > queue:
+        message = f"tune.topk {tune.topk} is more than the queue of {queue} holds; lower it or "
+        raise fault(f"{message}raise head.queue_size", tree, ("tune", "topk"), at)
 
 
-def _check_data(variant: Variant, images: int | None, tree: Map) -> None:
+def _check_batches(variant: Variant, images: int | None, tree: Map) -> None:
     row = variant.row
-    for stage in TRAINING:
+    for stage in TRAINING_STAGES:
         batch, at = getattr(row, stage).batch_size, (stage, "batch_size")
         if images is not None and batch > images:
             message = f"{stage}.batch_size {batch} is more than the {images} training images of "
@@ -125,26 +122,89 @@ def _check_data(variant: Variant, images: int | None, tree: Map) -> None:
             message = f"{stage}.batch_size {batch} is not a multiple of numerics.shards "
             message += f"{row.numerics.shards}; change one of them"
             raise fault(message, tree, at, ("numerics", "shards"))
+
+
+def _check_evaluations(variant: Variant, images: int | None, tree: Map) -> None:
+    depth = variant.row.model.depth or 0
     for name, evaluation in variant.evaluations.items():
         most = max(getattr(evaluation.settings, "k", [1]))
         if images is not None and most > images:
             message = f"k {most} is more neighbours than the {images} training images; lower it"
             raise fault(message, tree, ("evaluations", name, "k"))
-        blocks = evaluation.block if isinstance(evaluation.block, list) else [evaluation.block or 0]
-        depth = row.model.depth or 0
-        if max(blocks) >= depth:
-            message = (
-                f"block {max(blocks)} is none of the encoder's {depth}; write 0 to {depth - 1}"
-            )
+        block = evaluation.block or 0
+        last = max(block) if isinstance(block, list) else block
+        if last >= depth:
+            message = f"block {last} is none of the encoder's {depth}; write 0 to {depth - 1}"
             raise fault(message, tree, ("evaluations", name, "block"))
 
 
-def check_search(search: Any, variants: dict[str, Variant], cells: Any, tree: Map) -> None:
-    """A search that goes by results must not go by the test split's."""
+# ----------------------------------------------------------------------------- the whole suite
+
+
+def check_suite(spec: SuiteSettings, variants: dict[str, Variant], tree: Map) -> None:
+    """Check all that names rows and columns: `match_compute`, the gallery and the tables."""
+    for name, variant in variants.items():
+        if variant.match_compute is not None:
+            at = ("variants", name, "match_compute")
+            require(variant.match_compute, variants, "variant", tree, at)
+            _check_match(variant, variants[variant.match_compute], tree, at)
+    _check_gallery(spec, variants, tree)
+    columns = {"cost"}
+    for variant in variants.values():
+        for name, evaluation in variant.evaluations.items():
+            columns |= evaluation.columns(name).keys()
+    for index, table in enumerate(spec.tables):
+        _check_table(table, variants.keys(), columns, tree, ("tables", index))
+
+
+def _check_match(variant: Variant, other: Variant, tree: Map, at: Place) -> None:
+    """Check a row that is to cost as much as the `other`."""
+    alone = variant.stages in (("mae",), ("tune",))
+    if not alone or "tune" not in other.stages or other.match_compute:
+        message = "match_compute goes with 'stages: [mae]' or 'stages: [tune]' and names a "
+        message += "variant that tunes and has no match_compute of its own"
+        raise fault(message, tree, at)
+
+
+def _check_gallery(spec: SuiteSettings, variants: dict[str, Variant], tree: Map) -> None:
+    """Check that a gallery has two rows of the same data, one of them with an MAE's decoder."""
+    shown, at = spec.gallery, ("gallery",)
+    if not shown:
+        return
+    for index, name in enumerate(shown):
+        require(name, variants.keys() & spec.variants.keys(), "variant", tree, (*at, index))
+    if len(shown) != 2 or shown[0] == shown[1]:
+        raise fault("gallery shows two rows beside each other, e.g. [MAE, MAE-CT]", tree, at)
+    before, after = (variants[name] for name in shown)
+    if "mae" not in before.stages + after.stages:
+        message = "gallery shows what an MAE reconstructs; one of its rows must have a stage 'mae'"
+        raise fault(message, tree, at)
+    same_data = before.row.data == after.row.data
+    if not same_data or before.row.report_on != after.row.report_on:
+        raise fault("the rows of gallery must report on the same images", tree, at)
+
+
+def _check_table(table: TableSettings, rows: Any, columns: set[str], tree: Map, at: Place) -> None:
+    """Check the names in a table that stands at `at`."""
+    if table.deltas and table.baseline is None:
+        raise fault("deltas need a 'baseline' to be taken from", tree, (*at, "deltas"))
+    for index, row in enumerate(table.rows or []):
+        require(row, rows, "variant", tree, (*at, "rows", index))
+    if table.baseline is not None:
+        require(table.baseline, rows, "variant", tree, (*at, "baseline"))
+    for index, column in enumerate(table.columns):
+        require(column, columns, "column", tree, (*at, "columns", index))
+    for group, members in (table.groups or {}).items():
+        for index, member in enumerate(members):
+            place = (*at, "groups", group, index)
+            require(member, {*rows, *columns}, "row or column", tree, place)
+
+
+def check_search(search: SearchSettings | None, rows: list[Variant], tree: Map) -> None:
+    """Check that a search that goes by results has some, and not of the test split."""
     if search is None or not search.explores:
         return
-    for label in cells:
-        variant = variants[label]
+    for variant in rows:
         if search.metric not in variant.evaluations:
             hint = suggestion(search.metric, variant.evaluations)
             message = f"the search goes by '{short(search.metric)}', which 'evaluate' does not have"
@@ -153,73 +213,3 @@ def check_search(search: Any, variants: dict[str, Variant], cells: Any, tree: Ma
             message = "a search that goes by results must not see the test split; add "
             message += "'report_on: selection' to the profile, or run every cell: method 'grid'"
             raise fault(message, tree, ("search",))
-
-
-def check_references(spec: SuiteSettings, variants: dict[str, Variant], tree: Map) -> None:
-    """Names in `match_compute` and the tables."""
-    for name, variant in variants.items():
-        other = variant.match_compute
-        if other is None:
-            continue
-        where = ("variants", name, "match_compute")
-        if other not in variants:
-            message = f"there is no variant '{short(other)}'{suggestion(other, variants)}"
-            raise fault(message, tree, where)
-        chain, alone = variants[other], (("mae",), ("tune",))
-        if "tune" not in chain.stages or chain.match_compute or variant.stages not in alone:
-            message = "match_compute goes with 'stages: [mae]' or 'stages: [tune]' and names a "
-            message += "variant that tunes and has no match_compute of its own"
-            raise fault(message, tree, where)
-    _check_gallery(spec, variants, tree)
-    columns = _columns(variants)
-    for index, table in enumerate(spec.tables):
-        at = ("tables", index)
-        named: list[tuple[tuple[Any, ...], str]]
-        named = [((*at, "rows", i), row) for i, row in enumerate(table.rows or [])]
-        if table.baseline is not None:
-            named.append(((*at, "baseline"), table.baseline))
-        elif table.deltas:
-            raise fault("deltas need a 'baseline' to be taken from", tree, (*at, "deltas"))
-        for place, row in named:
-            if row not in variants:
-                message = f"there is no variant '{short(row)}'{suggestion(row, variants)}"
-                raise fault(message, tree, place)
-        for i, column in enumerate(table.columns):
-            if column not in columns:
-                message = f"there is no column '{short(column)}'{suggestion(column, columns)}"
-                raise fault(message, tree, (*at, "columns", i))
-        for group, members in (table.groups or {}).items():
-            for i, member in enumerate(members):
-                if member not in variants and member not in columns:
-                    hint = suggestion(member, {*variants, *columns})
-                    message = f"there is no row or column '{short(member)}'{hint}"
-                    raise fault(message, tree, (*at, "groups", group, i))
-
-
-def _check_gallery(spec: SuiteSettings, variants: dict[str, Variant], tree: Map) -> None:
-    """Two rows of the same data, one of which has an MAE's decoder."""
-    shown, at = spec.gallery, ("gallery",)
-    if not shown:
-        return
-    known = [name for name in variants if name in spec.variants]
-    for index, name in enumerate(shown):
-        if name not in known:
-            message = f"there is no variant '{short(name)}'{suggestion(name, known)}"
-            raise fault(message, tree, (*at, index))
-    if len(shown) != 2 or shown[0] == shown[1]:
-        raise fault("gallery shows two rows beside each other, e.g. [MAE, MAE-CT]", tree, at)
-    rows = [variants[name] for name in shown]
-    if not any("mae" in row.stages for row in rows):
-        message = "gallery shows what an MAE reconstructs; one of its rows must have a stage 'mae'"
-        raise fault(message, tree, at)
-    if any(getattr(rows[0].row, part) != getattr(rows[1].row, part) for part in _SAME):
-        raise fault("the rows of gallery must report on the same images", tree, at)
-
-
-def _columns(variants: dict[str, Variant]) -> set[str]:
-    """What a table can have as columns: evaluations, their further metrics, and the cost."""
-    known = {"cost"}
-    for variant in variants.values():
-        for name, evaluation in variant.evaluations.items():
-            known |= evaluation.columns(name).keys()
-    return known

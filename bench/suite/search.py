@@ -2,68 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
+from itertools import product
 from math import prod
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Any
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
-
-from bench.errors import short, suggestion
-from bench.suite.messages import check, fault, shown
+from bench.errors import short
+from bench.suite.messages import Place, check, fault, require, shown
+from bench.suite.schema import Cell, Choice, SearchSettings
 from bench.suite.yamlfile import Map
-from maect.settings import Settings
+from maect.settings import TRAINING_STAGES
 from maect.streams import Stream
 
 #: more cells than this are a slip of the keyboard
 MAX_CELLS = 1000
 #: cells that `random` draws from
 MAX_DRAWN_FROM = 100_000
-STAGES = ("mae", "head", "tune")
-
-
-class SearchSettings(Settings):
-    """A search over settings, run by `python -m bench sweep`: each cell becomes a row."""
-
-    #: the variant that the cells vary; it is no row itself, except with `each`
-    variant: str
-    #: dotted setting, `augment` or `stages`, to the values it takes: a list, or a mapping of
-    #: names to values where a value is a mapping itself or long
-    grid: dict[str, Any] = Field(min_length=1)
-    #: every combination; one setting changed at a time; combinations drawn at random; or those that
-    #: Optuna draws as results come in
-    method: Literal["grid", "each", "random", "optuna"] = "grid"
-    #: combinations that `random` and `optuna` draw
-    samples: PositiveInt | None = None
-    #: of the draws
-    seed: NonNegativeInt = 0
-    #: stop cells that fall behind after a seed, through ASHA
-    asha: bool = False
-    #: of the cells that have come as far, ASHA goes on with one in so many
-    reduction: Annotated[float, Field(gt=1)] = 2.0
-    #: evaluation whose first metric `optuna` and ASHA go by, on the selection split
-    metric: str = "knn"
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        draws = self.method in ("random", "optuna")
-        if draws and self.samples is None:
-            raise ValueError(f"method '{self.method}' needs samples, the number of cells to try")
-        if not draws and self.samples is not None:
-            raise ValueError("samples goes with methods 'random' and 'optuna'; take it out")
-        return self
-
-    @property
-    def explores(self) -> bool:
-        """Whether results decide which cells are run to their end."""
-        return self.asha or self.method == "optuna"
 
 
 def of_profile(
     search: SearchSettings | None, base: Map, tree: Map, profile: str
 ) -> SearchSettings | None:
-    """The suite's search, each key that its profile `base` has of its own in place of the suite's.
+    """Return the suite's search, each key that its profile `base` has in place of the suite's.
 
-    Takes the profile's out of `base`, and puts the whole in the `tree`, for messages.
+    Takes the profile's part out of `base`, and puts the whole into the `tree`, for messages.
+    Raises `UserError`.
     """
     own = base.pop("search", None)
     if own is None:
@@ -71,50 +34,40 @@ def of_profile(
     if not isinstance(own, Map):
         message = "'search' should be a mapping, e.g. {grid: {tune.topk: [1, 5]}}"
         raise fault(message, tree, ("profiles", profile, "search"))
-    merged = Map(own.file, own.line)
+    merged = Map(*own.place)
     for part in (tree.get("search"), own):
         if isinstance(part, Map):
             for key, value in part.items():
-                merged.put(key, value, *part.lines[key])
+                merged.put(key, value, *part.places[key])
     tree["search"] = merged
     return check(SearchSettings, merged, ("search",), tree)
 
 
-class Choice(NamedTuple):
-    """A value of one setting, with the name that its rows bear."""
-
-    name: str
-    value: Any
-
-
-Cell = dict[str, Choice]
-
-
-def cells_of(search: SearchSettings | None, variants: Iterable[str], tree: Map) -> dict[str, Cell]:
-    """The search's cells: row label to its settings, in the grid's order.
+def cells_of(
+    search: SearchSettings | None, variants: Collection[str], tree: Map
+) -> dict[str, Cell]:
+    """Return the search's cells: row label to its settings, in the grid's order.
 
     Raises `UserError` with the place in the suite's `tree`.
     """
     if search is None:
         return {}
-    if search.variant not in variants:
-        message = f"there is no variant '{short(search.variant)}'"
-        raise fault(message + suggestion(search.variant, variants), tree, ("search", "variant"))
+    require(search.variant, variants, "variant", tree, ("search", "variant"))
     where = ("search", "grid")
     # from the tree, whose mappings know their lines
     axes = {p: _axis(p, values, tree, (*where, p)) for p, values in tree["search"]["grid"].items()}
-    total, drawn = prod(map(len, axes.values())), search.method == "random"
-    if search.method != "each" and total > (MAX_DRAWN_FROM if drawn else MAX_CELLS):
-        message = f"the grid has more than {MAX_DRAWN_FROM if drawn else MAX_CELLS} cells"
-        raise fault(f"{message}; write fewer", tree, where)
+    total = prod(map(len, axes.values()))
+    most = MAX_DRAWN_FROM if search.method == "random" else MAX_CELLS
+    if search.method != "each" and total > most:
+        raise fault(f"the grid has more than {most} cells; write fewer", tree, where)
     if (search.samples or 0) > min(total, MAX_CELLS):
         message = f"samples {search.samples} is more than the {min(total, MAX_CELLS)} cells"
         raise fault(f"{message} there can be", tree, ("search", "samples"))
-    named = setting_names(axes)
-    found = {
-        " ".join([search.variant, *(f"{named[p]}={c.name}" for p, c in cell.items())]): cell
-        for cell in _expand(search, axes, total)
-    }
+    names = setting_names(axes)
+    found = {}
+    for cell in _cells(search, axes, total):
+        settings = [f"{names[path]}={choice.name}" for path, choice in cell.items()]
+        found[" ".join([search.variant, *settings])] = cell
     for label in found:
         if label in variants:
             message = f"a cell of the search is named '{label}' too; rename this variant"
@@ -122,53 +75,52 @@ def cells_of(search: SearchSettings | None, variants: Iterable[str], tree: Map) 
     return found
 
 
-def _axis(path: str, values: Any, tree: Map, at: tuple[Any, ...]) -> list[Choice]:
-    """The values of one setting, checked as far as the setting itself does not."""
+def _axis(path: str, values: Any, tree: Map, at: Place) -> list[Choice]:
+    """Return the values of one setting, checked as far as the setting itself does not."""
     if not values or not isinstance(values, list | dict) or not all(path.split(".")):
         message = f"'{short(path)}' should name a setting and list values, e.g. [1, 2]"
         raise fault(message, tree, at)
-    if isinstance(values, dict):
-        choices = [Choice(name, value) for name, value in values.items()]
-    else:
-        choices = [Choice(v if isinstance(v, str) else shown(v), v) for v in values]
-    places = list(values) if isinstance(values, dict) else range(len(values))
-    for index, (place, value) in enumerate(zip(places, [c.value for c in choices], strict=True)):
-        if isinstance(values, list) and isinstance(value, dict):
-            message = "a mapping needs a name; write {name: {...}, other: {...}}"
-            raise fault(message, tree, (*at, place))
-        if value in [c.value for c in choices[:index]]:
-            raise fault(f"{shown(value)} stands twice; keep one", tree, (*at, place))
-        if path == "augment" and not isinstance(value, str):
-            message = f"{shown(value)} is no pipeline; write the names of pipelines"
-            raise fault(message, tree, (*at, place))
-        if path == "stages" and not (isinstance(value, list) and {*map(str, value)} <= {*STAGES}):
-            message = f"{shown(value)} is no list of stages; write e.g. [mae, head, tune]"
-            raise fault(message, tree, (*at, place))
+    choices: list[Choice] = []
+    named = isinstance(values, dict)
+    listed: Any = values.items() if isinstance(values, dict) else enumerate(values)
+    for place, value in listed:
+        problem = _problem(path, value, named, [choice.value for choice in choices])
+        if problem is not None:
+            raise fault(problem, tree, (*at, place))
+        name = place if named else value if isinstance(value, str) else shown(value)
+        choices.append(Choice(name, value))
     return choices
 
 
-def setting_names(axes: Iterable[str]) -> dict[str, str]:
-    """Settings by the last part of their path where that tells them apart."""
+def _problem(path: str, value: Any, named: bool, before: list[Any]) -> str | None:
+    """Return what is wrong with a value of a setting; `before` are the ones listed before it."""
+    if isinstance(value, dict) and not named:
+        return "a mapping needs a name; write {name: {...}, other: {...}}"
+    if value in before:
+        return f"{shown(value)} stands twice; keep one"
+    if path == "augment" and not isinstance(value, str):
+        return f"{shown(value)} is no pipeline; write the names of pipelines"
+    if path == "stages":
+        known = isinstance(value, list) and {*map(str, value)} <= {*TRAINING_STAGES}
+        if not known:
+            return f"{shown(value)} is no list of stages; write e.g. [mae, head, tune]"
+    return None
+
+
+def setting_names(axes: Collection[str]) -> dict[str, str]:
+    """Return settings by the last part of their path, or all of it where that is not unique."""
     last = [path.split(".")[-1] for path in axes]
     return {
         path: name if last.count(name) == 1 else path for path, name in zip(axes, last, strict=True)
     }
 
 
-def _expand(search: SearchSettings, axes: dict[str, list[Choice]], total: int) -> list[Cell]:
+def _cells(search: SearchSettings, axes: dict[str, list[Choice]], total: int) -> list[Cell]:
+    """Return the cells of `axes`; of all combinations the last setting varies fastest."""
     if search.method == "each":
         return [{path: choice} for path, choices in axes.items() for choice in choices]
-    numbers = list(range(total))
+    wanted: Collection[int] = range(total)
     if search.method == "random":
-        order = Stream(search.seed, "search", "cells").permutation(0, total)
-        numbers = sorted(int(number) for number in order[: search.samples])
-    return [_cell(axes, number) for number in numbers]
-
-
-def _cell(axes: dict[str, list[Choice]], number: int) -> Cell:
-    """Of all combinations the one of that number; the last setting varies fastest."""
-    found: Cell = {}
-    for path, choices in reversed(axes.items()):
-        number, index = divmod(number, len(choices))
-        found[path] = choices[index]
-    return dict(reversed(found.items()))
+        wanted = {*Stream(search.seed, "search", "cells").permutation(0, total)[: search.samples]}
+    every = enumerate(product(*axes.values()))
+    return [dict(zip(axes, cell, strict=True)) for number, cell in every if number in wanted]

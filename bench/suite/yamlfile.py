@@ -27,11 +27,12 @@ _WORDS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
-    **dict.fromkeys((f"{sign}.{word}" for word in ("inf", "Inf", "INF") for sign in ("", "+")),
-                    float("inf")),
-    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+    **{s + w: float(f"{s}inf") for s in ("", "+", "-") for w in (".inf", ".Inf", ".INF")},
     **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
-}  # fmt: skip
+}
+
+#: a file and a line of it; an argument of the command line has no lines
+Place = tuple[str, int | None]
 
 #: part of PyYAML's complaint -> what to do about it
 _CURES = {
@@ -47,27 +48,26 @@ _CURES = {
 
 
 class Map(dict[str, Any]):
-    """A mapping that knows the file and line of each of its keys."""
+    """A mapping that knows where it stands, file and line, and each of its keys."""
 
     def __init__(self, file: str, line: int | None = None) -> None:
         super().__init__()
-        self.file = file
-        self.line = line
-        self.lines: dict[str, tuple[str, int | None]] = {}
+        self.place = (file, line)
+        self.places: dict[str, Place] = {}
 
     def put(self, key: str, value: Any, file: str, line: int | None) -> None:
+        """Set a key that stands on a line of a file."""
         self[key] = value
-        self.lines[key] = (file, line)
+        self.places[key] = (file, line)
 
 
 class Seq(list[Any]):
-    """A list that knows the line of each of its items."""
+    """A list that knows where it stands, file and line, and each of its items."""
 
     def __init__(self, file: str, line: int | None = None) -> None:
         super().__init__()
-        self.file = file
-        self.line = line
-        self.lines: list[int] = []
+        self.place = (file, line)
+        self.places: list[Place] = []
 
 
 class _Loader(yaml.SafeLoader):
@@ -82,7 +82,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def load(path: Path) -> Map:
-    """The mapping a YAML file holds. Raises `UserError` naming file and line."""
+    """Return the mapping a YAML file holds. Raises `UserError` naming file and line."""
     value = _parse(_text(path), str(path), lines=True)
     if not isinstance(value, Map):
         raise UserError("should be a mapping that starts with 'suite: NAME'", file=path)
@@ -90,7 +90,7 @@ def load(path: Path) -> Map:
 
 
 def number(text: str) -> int | float | None:
-    """The number that a text is under YAML 1.2's core schema, if it is one."""
+    """Return the number that a text is under YAML 1.2's core schema, or None."""
     if _INT.fullmatch(text):
         # a text of thousands of digits is too long for int()
         return int(text) if len(text) < 20 else float("inf")
@@ -98,7 +98,10 @@ def number(text: str) -> int | float | None:
 
 
 def value(text: str, origin: str) -> Any:
-    """The value of one YAML text, e.g. of the command line; `origin` stands for its file."""
+    """Return the value of one YAML text, as of an argument; `origin` stands for its file.
+
+    Raises `UserError`.
+    """
     return _parse(text, origin, lines=False)
 
 
@@ -138,7 +141,10 @@ def _parse(text: str, file: str, *, lines: bool) -> Any:
 
 
 def _complaint(error: yaml.MarkedYAMLError) -> tuple[str, int | None]:
-    """What PyYAML says and what to do about it; the line, of its beginning if it is not closed."""
+    """Return what PyYAML says with what to do about it, and the line of the mistake.
+
+    The line is that of the beginning where something is not closed.
+    """
     problem = str(error.problem or error.context)
     begin, end = error.context_mark, error.problem_mark
     line = end.line + 1 if end else begin.line + 1 if begin else None
@@ -153,17 +159,17 @@ def _complaint(error: yaml.MarkedYAMLError) -> tuple[str, int | None]:
 
 
 class _Builder:
-    """Turns YAML nodes into values, within limits."""
+    """Turns YAML nodes into values. Raises `UserError` past the limits."""
 
     def __init__(self, file: str, lines: bool) -> None:
         self.file, self.lines = file, lines
         self.count = self.size = 0
 
-    def line(self, node: yaml.Node) -> int | None:
-        return node.start_mark.line + 1 if self.lines else None
+    def place(self, node: yaml.Node) -> Place:
+        return self.file, node.start_mark.line + 1 if self.lines else None
 
     def fail(self, message: str, node: yaml.Node) -> UserError:
-        return UserError(message, file=self.file, line=self.line(node))
+        return UserError(message, file=self.file, line=self.place(node)[1])
 
     def build(self, node: yaml.Node, depth: int) -> Any:
         self.count += 1
@@ -172,10 +178,10 @@ class _Builder:
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
         if isinstance(node, yaml.SequenceNode):
-            items = Seq(self.file, self.line(node))
+            items = Seq(*self.place(node))
             for child in node.value:
                 items.append(self.build(child, depth + 1))
-                items.lines.append(child.start_mark.line + 1)
+                items.places.append(self.place(child))
             return items
         assert isinstance(node, yaml.MappingNode)
         return self._mapping(node, depth)
@@ -205,7 +211,7 @@ class _Builder:
         return found
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> Map:
-        result = Map(self.file, self.line(node))
+        result = Map(*self.place(node))
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self.fail("a key must be a plain word; write 'name: value'", key_node)
@@ -213,41 +219,36 @@ class _Builder:
             if key == "<<":
                 raise self.fail("merge keys (<<) are not supported; write the values out", key_node)
             if key in result:
-                first = f" (first on line {result.lines[key][1]})" if self.lines else ""
+                first = f" (first on line {result.places[key][1]})" if self.lines else ""
                 raise self.fail(f"'{short(key)}' stands twice{first}; keep one", key_node)
-            result.put(key, self.build(value_node, depth + 1), self.file, self.line(key_node))
+            result.put(key, self.build(value_node, depth + 1), *self.place(key_node))
         return result
 
 
-def locate(tree: Any, path: tuple[Any, ...]) -> tuple[str | None, int | None]:
-    """File and line of the deepest part of `path` that stands in `tree`."""
-    file = getattr(tree, "file", None)
-    line = getattr(tree, "line", None)
+def locate(tree: Map | Seq, path: tuple[Any, ...]) -> Place:
+    """Return the file and line of the deepest part of `path` that stands in `tree`."""
+    place, inner = tree.place, tree
     for step in path:
-        if isinstance(tree, Map) and step in tree:
-            file, line = tree.lines[step]
-        elif isinstance(tree, Seq) and isinstance(step, int) and step < len(tree):
-            file = tree.file
-            line = tree.lines[step] if tree.line is not None else None
-        else:
+        try:
+            place, inner = inner.places[step], inner[step]
+        except (AttributeError, KeyError, IndexError, TypeError):
             break
-        tree = tree[step]
-    return file, line
+    return place
 
 
 def merge(*trees: Map) -> Map:
-    """A copy of the first mapping, overlaid by the others; mappings merge, all else replaces.
+    """Return a copy of the first mapping with the others laid over it.
 
-    A value keeps the place it comes from; a mapping that several make up, that of the first.
+    Mappings merge, all else replaces. A value keeps its place; a mapping that several trees make
+    up has the place of the first.
     """
-    result = Map(trees[0].file, trees[0].line)
+    result = Map(*trees[0].place)
     for tree in trees:
         for key, new in tree.items():
-            place, old = tree.lines[key], result.get(key)
-            if isinstance(new, Map):
-                if isinstance(old, Map):
-                    new, place = merge(old, new), result.lines[key]
-                else:
-                    new = merge(new)
+            place, old = tree.places[key], result.get(key)
+            if isinstance(new, Map) and isinstance(old, Map):
+                new, place = merge(old, new), result.places[key]
+            elif isinstance(new, Map):
+                new = merge(new)
             result.put(key, new, *place)
     return result

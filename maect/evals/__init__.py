@@ -19,6 +19,7 @@ from maect.evals.base import (
     Evaluator,
     Features,
     Images,
+    Measured,
     Metric,
     Predictions,
     cut,
@@ -26,7 +27,7 @@ from maect.evals.base import (
 )
 from maect.evals.by_block import at_blocks
 
-_PUBLIC = {"knn": "maect.evals.knn", "effective_rank": "maect.collapse"}
+_PUBLIC = {"knn": "maect.evals.nearest", "effective_rank": "maect.collapse"}
 
 __all__ = [
     "ALL_ROWS",
@@ -35,6 +36,7 @@ __all__ = [
     "Evaluator",
     "Features",
     "Images",
+    "Measured",
     "Metric",
     "Predictions",
     "at_blocks",

@@ -35,6 +35,13 @@ class Metric:
     series: str = ""
 
 
+@dataclass(frozen=True)
+class Measured(Metric):
+    """A metric with its value."""
+
+    value: float = float("nan")
+
+
 @dataclass
 class Features:
     """Features of one split: x [N, D] float32, y [N] int64; row i is image i of the split.

@@ -78,7 +78,7 @@ def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[s
 
 
 def _prepared(x: Tensor, standardize: bool) -> Tensor:
-    from maect.evals.knn import standardized
+    from maect.evals.nearest import standardized
 
     return standardized(x, x[:0])[0].float() if standardize else x.float()
 

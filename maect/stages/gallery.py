@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maect.augment import evaluation_transform
 from maect.datasets import Split
-from maect.evals.knn import standardized
+from maect.evals.nearest import standardized
 from maect.evals.neighbors import nearest, normalize_rows
 from maect.losses import patchify, unpatchify
 from maect.models import decoder_from, random_masking

@@ -22,7 +22,7 @@ class TuneTraining(ContrastiveTraining[TuneSettings]):
         super().__init__(job, settings, job.settings["head"])
         if "head" in job.inputs:
             self.head.load_state_dict(job.tensors("head", "head"))
-        self.frozen = settings.frozen_count(self.encoder.depth)
+        self.frozen = settings.frozen_blocks or 0
         freeze(self.encoder, self.frozen)
         encoder = dict(self.encoder.named_parameters())
         factors = layer_decay(encoder, self.encoder.depth, settings.layer_decay)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -15,10 +16,15 @@ from typing import Any
 
 import psutil
 
-from bench.plan.planner import Stage, make_plan
-from bench.run.worker import Task, run_task
-from bench.store.store import Store, iso
+from bench.plan.planner import make_plan
+from bench.plan.stage import Stage
+from bench.run.task import Task
+from bench.run.worker import run_task
+from bench.store.files import iso
+from bench.store.record import Cost, Data, Failure, Input, Record, Status
+from bench.store.store import Store
 from bench.suite.load import load_suite
+from maect.files import digest
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "suites" / "smoke.yaml"
@@ -66,51 +72,60 @@ def write_record(
     store: Store,
     stage: Stage,
     *,
-    status: str = "complete",
+    status: Status = "complete",
     content: bytes = b"weights",
     wall_s: float = 1.0,
     **changes: Any,
-) -> dict[str, Any]:
+) -> Record:
     """An attempt at a stage as a worker leaves it, its artifact one small file."""
     inputs = {}
     for name, source in stage.inputs.items():
         record = store.state(source.key).record
-        files = {file: entry["sha256"] for file, entry in record["files"].items()} if record else {}
-        inputs[name] = {"key": source.key, "files": files}
+        inputs[name] = Input(key=source.key, files=record.file_hashes if record else {})
     began = time.time() - wall_s
-    start = {
-        "schema": 1,
-        "kind": stage.kind,
-        "name": stage.title,
-        "settings": stage.settings,
-        "inputs": inputs,
-        "code": stage.code,
-        "env": {"host": "here"},
-        "started": iso(began),
-        "started_s": began,
-        "cost": {"devices": 1, "device_kind": "cpu", "device_model": "a CPU"},
-    } | changes
-    folder = store.begin(stage.key, start)
-    record = start | {"key": stage.key, "attempt": int(folder.name)}
+    start = Record(
+        key=stage.key,
+        kind=stage.kind,
+        name=stage.title,
+        attempt=0,
+        run="run",
+        settings=stage.settings,
+        inputs=inputs,
+        data=Data(name="digits", fingerprint=stage.data.fingerprint, counts=stage.data.counts),
+        code=stage.code,
+        env={"host": "here"},
+        started=iso(began),
+        started_s=began,
+        pid=1,
+        cost=Cost(devices=1, device_kind="cpu", device_model="a CPU"),
+    )
+    record = store.begin(start.model_copy(update=changes))
     if status == "running":
         return record
-    complete = status == "complete"
-    files = {"artifact.bin": store.put_file(stage.key, "artifact.bin", content)} if complete else {}
-    error = None if complete else {"class": "ValueError", "message": "it went wrong"}
-    store.write_record(
-        record
-        | {
-            "status": status,
-            "ended": iso(began + wall_s),
-            "cost": start["cost"] | {"wall_s": wall_s, "device_hours": wall_s / 3600},
-            "metrics": [],
-            "files": files,
-            "summary": {},
-            "error": error,
-            "log_tail": "",
-        }
-    )
+    end: dict[str, Any] = {"status": status}
+    if status == "complete":
+        end["files"] = {"artifact.bin": store.put_file(stage.key, "artifact.bin", content)}
+    else:
+        end["error"] = Failure(kind="ValueError", message="it went wrong")
+    store.close_attempt(record.model_copy(update=end), began + wall_s)
     return record
+
+
+def stored(root: Path, name: str) -> tuple[Store, dict[str, Any]]:
+    """The newest complete record of a stage, as its JSON has it but for the checksum."""
+    store = Store(root)
+    for key in store.stage_keys():
+        record = store.state(key).record
+        if record is not None and record.name == name:
+            return store, record.plain()
+    raise AssertionError(f"no stage is called {name}")
+
+
+def forge(store: Store, content: dict[str, Any]) -> Path:
+    """Write a changed record with a checksum that fits it."""
+    path = store.folder(content["key"]) / "attempts" / str(content["attempt"]) / "record.json"
+    path.write_text(json.dumps(content | {"checksum": digest(content)}))
+    return path
 
 
 # ---------------------------------------------------------------------------- runs to be disturbed
@@ -152,9 +167,9 @@ def gone(processes: list[psutil.Process], within_s: float = 60.0) -> list[psutil
 
 
 def records(root: Path) -> dict[str, list[dict[str, Any]]]:
-    """Every attempt of a store by key, oldest first."""
+    """Every attempt of a store by key, oldest first, as its JSON has it."""
     store = Store(root)
-    return {key: store.state(key).attempts for key in store.stage_keys()}
+    return {key: [a.plain() for a in store.state(key).attempts] for key in store.stage_keys()}
 
 
 def completed(root: Path) -> dict[str, dict[str, Any]]:
@@ -217,5 +232,5 @@ def fill_store(
     loaded = load_suite(suite, seeds=1, sets=list(sets))
     for stage in make_plan(loaded, store, only=only).stages.values():
         if stage.status != "cached":
-            run_task(Task.of(stage), store.root, "in-process", lambda key, event: None)
+            run_task(Task.of(stage), store, "in-process", lambda event: None)
     return store

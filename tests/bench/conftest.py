@@ -10,7 +10,8 @@ import pytest
 from bench_helpers import SMOKE, Bench, Done, run_bench
 
 from bench.cli import main
-from bench.plan.planner import Plan, make_plan
+from bench.plan.planner import make_plan
+from bench.plan.stage import Plan
 from bench.store.store import Store
 from bench.suite.load import load_suite
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from bench_helpers import SMOKE, fill_store
+from bench_helpers import SMOKE, fill_store, forge
 
 from bench.store.store import Store
 
@@ -56,11 +56,11 @@ def test_settings_come_first_and_then_what_they_changed(bench, first, second):
 def test_code_environment_and_data_are_told_apart(bench, first, tmp_path):
     other = Store(Path(shutil.copytree(first, tmp_path / "copy")))
     for key in other.stage_keys():
-        record = other.state(key).record
+        record = other.state(key).record.plain()
         if record["kind"] == "mae":
             record["code"]["modules"]["maect.losses"] = "another"
         record["env"] |= {"torch": "9.9", "host": "elsewhere"}
-        other.write_record(record)
+        forge(other, record)
     done = bench("diff", first, other.root)
     assert done.code == 3
     assert "code: 1\n  maect.losses: " in done.out
@@ -69,13 +69,12 @@ def test_code_environment_and_data_are_told_apart(bench, first, tmp_path):
     assert "and 1 more)" in done.out
     for key in other.stage_keys():  # the environment alone is shown, but is no difference
         record = other.state(key).record
-        record["code"] = Store(first).state(key).record["code"]
-        other.write_record(record)
+        other.write_record(record.model_copy(update={"code": Store(first).state(key).record.code}))
     assert bench("diff", first, other.root).code == 0
 
 
 def test_stages_suites_and_profiles_of_one_store(bench, first):
-    keys = {Store(first).state(key).record["kind"]: key for key in Store(first).stage_keys()}
+    keys = {Store(first).state(key).record.kind: key for key in Store(first).stage_keys()}
     done = bench("diff", keys["knn"], keys["probe"], "--store", first)
     assert done.code == 3
     assert "MAE knn, seed 0 / MAE probe, seed 0" in done.out

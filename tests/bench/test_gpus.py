@@ -21,6 +21,7 @@ from bench_helpers import SMOKE, Bench, write_record
 from bench.plan.planner import make_plan
 from bench.run.recovery import close_running
 from bench.store.gpu_meter import collect
+from bench.store.record import Cost
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from reports.display import amount
@@ -50,30 +51,32 @@ for second in range(int(sys.argv[2]) + 1):
     library.standin_set_time(now)
     meter.sample()
 meter.close()
-print(json.dumps(meter.reading()))
+print(meter.reading().model_dump_json())
 """
 
 #: one stage as a worker runs it; only what torch would say of its device is put in its mouth
 STAGE = """
 import sys, time
 from pathlib import Path
-from bench.run import worker
+from bench.run import attempt, worker
+from bench.store.record import Cost
 from bench.plan.planner import make_plan
 from bench.store.store import Store
 from bench.suite.load import load_suite
-worker._gpu = lambda: "aaaa"
-worker._devices = lambda threads: (1, "gpu", "Stand-in-1")
+from maect.stages import features
+worker._uuid = lambda device: "aaaa"
+attempt._held = lambda *given: Cost(devices=1, device_kind="gpu", device_model="Stand-in-1")
 if sys.argv[3] == "fail":
     def broken(*given):
         time.sleep(0.5)
         raise ValueError("planted")
-    worker._train = broken
+    features.run = broken
 store = Store(Path(sys.argv[2]))
 store.create()
 stages = make_plan(load_suite(Path(sys.argv[1]), seeds=1), store).stages.values()
 stage = next(s for s in stages if s.kind == "features" and not s.inputs)
 try:
-    worker.run_task(worker.Task.of(stage), store.root, "run", lambda key, event: None)
+    worker.run_task(worker.Task.of(stage), store, "run", lambda event: None)
 except worker.StageFailed:
     assert sys.argv[3] == "fail"
 """
@@ -209,8 +212,8 @@ def test_an_attempt_too_short_for_two_samples(driver: StandIn) -> None:
 def only_record(root: Path) -> dict[str, Any]:
     store = Store(root)
     ((key,), (record,)) = store.stage_keys(), store.state(store.stage_keys()[0]).attempts
-    assert record["key"] == key
-    return record
+    assert record.key == key
+    return record.plain()
 
 
 STEADY = DEVICE + f"at 0 250000 60 {GIB} 1\n"
@@ -272,7 +275,7 @@ def test_the_devices_of_an_attempt_together(tmp_path: Path) -> None:
     note(tmp_path, 0)
     note(tmp_path, 1, utilisation_percent=80.0, peak_memory_mib=300.0, energy_from="power")
     cost = collect(tmp_path, 2)
-    assert [gpu["uuid"] for gpu in cost["gpus"]] == ["GPU-0", "GPU-1"]
+    assert [gpu.uuid for gpu in cost["gpus"]] == ["GPU-0", "GPU-1"]
     assert (cost["energy_kwh"], cost["energy_from"]) == (1.0, "counter+power")
     assert (cost["utilisation_percent"], cost["peak_memory_mib"]) == (65.0, 300.0)
 
@@ -288,11 +291,11 @@ def test_a_killed_worker_leaves_what_it_had_noted(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     store.create()
     stage = next(iter(make_plan(load_suite(SMOKE, seeds=1), store).stages.values()))
-    held = {"devices": 1, "device_kind": "gpu", "device_model": "G"}
+    held = Cost(devices=1, device_kind="gpu", device_model="G")
     write_record(store, stage, status="running", cost=held)
     note(store.folder(stage.key) / "attempts" / "1", 0, final=False)
     close_running(store, stage.key, "lost", "killed")
-    cost = store.state(stage.key).attempts[0]["cost"]
-    assert cost["gpus"][0]["energy_kwh"] == 0.5
-    assert cost["energy_kwh"] is None
-    assert cost["energy_reason"] == ("its worker ended without a word, some 10 s into the attempt")
+    cost = store.state(stage.key).attempts[0].cost
+    assert cost.gpus is not None and cost.gpus[0].energy_kwh == 0.5
+    assert cost.energy_kwh is None
+    assert cost.energy_reason == ("its worker ended without a word, some 10 s into the attempt")

@@ -11,7 +11,8 @@ from PIL import Image
 
 from bench.commands.data import prepare_data
 from bench.plan.planner import make_plan
-from bench.run.worker import Task, run_task
+from bench.run.task import Task
+from bench.run.worker import run_task
 from bench.store.store import Store
 from bench.suite.load import data_info, load_suite
 from maect.datasets import DataError
@@ -57,10 +58,10 @@ def test_every_stage_runs_on_an_image_folder(folder: Path, tmp_path: Path):
     assert plan.unresolved is None
     row = next(row for row in plan.rows if row.variant.name == "MAE-CT_aug")
     for stage in (*row.chain, row.features, row.evaluations["knn"]):
-        run_task(Task.of(stage), store.root, "test", lambda key, event: None)
+        run_task(Task.of(stage), store, "test", lambda event: None)
     record = store.state(row.evaluations["knn"].key).record
     assert record is not None
-    assert 0 <= record["metrics"][0]["value"] <= 100
+    assert 0 <= record.metrics[0].value <= 100
     assert not prepare_data(suite_over(folder, tmp_path))
 
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from bench_helpers import PAPER, ROOT, fill_store
+from bench_helpers import PAPER, ROOT, fill_store, stored
 from safetensors.torch import load_file
 
-from bench.plan.planner import make_plan
-from bench.run.parts import Part, run_part
-from bench.run.worker import Task, run_task
 from bench.store.store import Store
-from bench.suite.evaluations import eval_input
 from bench.suite.load import load_suite
 from maect import evals
 from maect.datasets import data_root, low_shot
 from maect.settings import DataSettings
+from maect.stages.evaluate import eval_input
 from maect.stages.features import SPLITS, JobImages
 from maect.stages.job import Job
 
@@ -37,8 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def record(store: Store, name: str) -> dict[str, Any]:
-    found = [store.state(key).record for key in store.stage_keys()]
-    return next(r for r in found if r is not None and r["name"] == name)
+    return stored(store.root, name)[1]
 
 
 def metrics(store: Store, name: str) -> dict[str, float]:
@@ -126,31 +120,6 @@ def test_fine_tuning_reports_each_budget(store: Store) -> None:
     values = metrics(store, "MAE low_shot_finetune, seed 0")
     assert values["accuracy_10pct"] > 25  # ten classes; ten images, the 1 %, teach next to nothing
     assert 0 < values["accuracy_1pct"] < values["accuracy_10pct"]
-
-
-def test_parts_on_two_and_three_workers_leave_the_same_digits(store: Store, tmp_path: Path) -> None:
-    plan = make_plan(load_suite(PROTOCOLS, seeds=1, sets=QUICK), store, only="MAE")
-    stage = plan.rows[0].evaluations["knn_by_block"]
-    whole = record(store, stage.title)
-
-    def spread(task: Task, count: int) -> Callable[[], list[Part]]:
-        found = [run_part(task, other, "cpu", part, count) for part in range(1, count)]
-        return lambda: found
-
-    for workers in (2, 3):
-        other = Store(tmp_path / str(workers))
-        other.create()
-        for source in stage.inputs.values():
-            other.folder(source.key).symlink_to(store.folder(source.key))
-        run_task(Task.of(stage), other.root, "parts", lambda *_: None, workers, spread)
-        cut = record(other, stage.title)
-        assert cut["files"] == whole["files"]
-        assert cut["metrics"] == whole["metrics"]
-        assert cut["protocol"] == whole["protocol"]
-        cost = cut["cost"]
-        held = min(workers, len(os.sched_getaffinity(0)))  # all parts are on this machine
-        assert cost["devices"] == held
-        assert cost["device_hours"] == pytest.approx(held * cost["wall_s"] / 3600)
 
 
 def test_a_profile_may_evaluate_otherwise(tmp_path: Path) -> None:

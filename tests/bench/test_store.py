@@ -12,16 +12,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench_helpers import SMOKE, Bench, write_record
 
 from bench.errors import UserError
-from bench.plan.planner import Plan, Stage, make_plan
+from bench.plan.planner import make_plan
+from bench.plan.stage import Plan, Stage
 from bench.run.budget import Spent
 from bench.run.recovery import clear_damage, close_running, take_over
-from bench.store.store import Store, record_checksum, write_atomic
+from bench.store.files import write_atomic
+from bench.store.record import Cost, Failure, Run
+from bench.store.store import Store
 from bench.suite.load import load_suite
+from maect.files import digest
 
 
 @pytest.fixture
@@ -66,7 +71,7 @@ def test_a_writer_killed_on_the_way_leaves_no_file(tmp_path: Path):
     """kill -9 between the bytes and the new name."""
     script = (
         "import os, signal, sys; from pathlib import Path;"
-        "from bench.store.store import write_atomic;"
+        "from bench.store.files import write_atomic;"
         "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL);"
         "write_atomic(Path(sys.argv[1]) / 'file', b'x' * 1000)"
     )
@@ -79,18 +84,18 @@ def test_attempts_are_numbered_and_kept(store: Store, mae: Stage):
     for status in ("failed", "interrupted", "complete"):
         write_record(store, mae, status=status)
     state = store.state(mae.key)
-    assert [(a["attempt"], a["status"]) for a in state.attempts] == [
+    assert [(a.attempt, a.status) for a in state.attempts] == [
         (1, "failed"), (2, "interrupted"), (3, "complete")
     ]  # fmt: skip
     assert state.record is not None
-    assert state.record["attempt"] == 3
+    assert state.record.attempt == 3
     assert state.problems == []
 
 
 def test_an_attempt_without_a_record_is_running(store: Store, mae: Stage):
     write_record(store, mae, status="running")
     (attempt,) = store.state(mae.key).attempts
-    assert attempt["status"] == "running"
+    assert attempt.status == "running"
     assert store.state(mae.key).record is None
 
 
@@ -122,7 +127,8 @@ def test_a_corrupt_record_is_named_and_left_out(how: str, store: Store, mae: Sta
             path.write_text(text.replace('"wall_s": 1.0', '"wall_s": 0.1'))
         case "other key":
             record["key"] = "0" * 20
-            path.write_text(json.dumps(record | {"checksum": record_checksum(record)}))
+            record.pop("checksum")
+            path.write_text(json.dumps(record | {"checksum": digest(record)}))
         case "no status":
             path.write_text("{}")
     assert path.read_text(errors="replace") != text
@@ -148,7 +154,7 @@ def test_a_corrupt_record_does_not_hide_an_older_good_one(store: Store, mae: Sta
     record_path(store, mae, 2).write_text("{")
     state = store.state(mae.key)
     assert state.record is not None
-    assert state.record["attempt"] == 1
+    assert state.record.attempt == 1
     assert len(state.problems) == 1
 
 
@@ -175,7 +181,7 @@ def test_a_changed_artifact_is_found_set_aside_and_pending(
     assert kept == ([] if how == "missing" else [b"weighte" if how == "flipped" else b"weights "])
     state = store.state(mae.key)
     assert state.record is None
-    assert [a["status"] for a in state.attempts] == ["damaged"]
+    assert [a.status for a in state.attempts] == ["damaged"]
     assert make_plan(plan.suite, store).stages[mae.key].status == "pending"
     assert clear_damage(make_plan(plan.suite, store), store) == []
 
@@ -197,11 +203,11 @@ def test_an_abandoned_attempt_is_closed_with_its_cost(store: Store, mae: Stage):
         os.utime(path, (beat, beat))
     close_running(store, mae.key, "lost", "its worker died")
     (attempt,) = store.state(mae.key).attempts
-    assert attempt["status"] == "lost"
-    assert attempt["error"] == {"class": "Lost", "message": "its worker died"}
-    assert attempt["cost"]["wall_s"] == pytest.approx(60, abs=2)
-    assert attempt["cost"]["device_hours"] == pytest.approx(attempt["cost"]["wall_s"] / 3600)
-    assert attempt["log_tail"] == "the last words\n"
+    assert attempt.status == "lost"
+    assert attempt.error == Failure(kind="Lost", message="its worker died")
+    assert attempt.cost.wall_s == pytest.approx(60, abs=2)
+    assert attempt.cost.device_hours == pytest.approx(attempt.cost.wall_s / 3600)
+    assert attempt.log_tail == "the last words\n"
     close_running(store, mae.key, "lost", "again")
     assert store.state(mae.key).attempts == [attempt]
 
@@ -209,9 +215,9 @@ def test_an_abandoned_attempt_is_closed_with_its_cost(store: Store, mae: Stage):
 def test_an_attempt_given_up_for_lost_cannot_be_closed_again(store: Store, mae: Stage):
     record = write_record(store, mae, status="running")
     close_running(store, mae.key, "lost", "its worker died")
-    assert not store.close_attempt(record | {"status": "complete", "files": {}})
+    assert not store.close_attempt(record.model_copy(update={"status": "complete"}), time.time())
     (attempt,) = store.state(mae.key).attempts
-    assert attempt["status"] == "lost"
+    assert attempt.status == "lost"
     assert {p.name for p in record_path(store, mae).parent.iterdir()} == {
         "started.json", "record.json"
     }  # fmt: skip
@@ -235,14 +241,22 @@ def test_the_next_run_ends_the_workers_of_a_killed_one(store: Store, mae: Stage,
         for process in (worker, other):
             process.kill()
             process.wait()
-    assert [a["status"] for a in store.state(mae.key).attempts] == ["lost", "lost"]
+    assert [a.status for a in store.state(mae.key).attempts] == ["lost", "lost"]
 
 
 def test_a_run_that_ended_without_a_word_is_noted(store: Store):
-    for run, status in (("a", "running"), ("b", "complete")):
-        store.write_run({"id": run, "status": status})
+    said: dict[str, Any] = {
+        "suite": "s",
+        "profile": "p",
+        "command": "c",
+        "started": "",
+        "source": {},
+    }
+    said |= {"env": {}, "workers": 1, "stages": 1, "cached": 0}
+    store.write_run(Run(id="a", status="running", **said))
+    store.write_run(Run(id="b", status="complete", **said))
     store.close_runs()
-    assert [run["status"] for run in store.runs()] == ["lost", "complete"]
+    assert [run.status for run in store.runs()] == ["lost", "complete"]
 
 
 # ---------------------------------------------------------------------------- what a run has spent
@@ -255,7 +269,7 @@ def test_a_run_has_spent_what_its_attempts_held(store: Store, plan: Plan):
     write_record(store, mae, run="another", wall_s=3600)
     write_record(store, mae, status="failed", run="this", wall_s=1800)
     write_record(store, head, run="this", wall_s=360)
-    two = {"devices": 2, "device_kind": "cpu", "device_model": "a CPU"}
+    two = Cost(devices=2, device_kind="cpu", device_model="a CPU")
     write_record(store, tune, status="running", run="this", wall_s=900, cost=two)
     keys = {mae.key, head.key, tune.key}
     assert spent.hours(keys, {tune.key}) == pytest.approx(0.5 + 0.1 + 0.5, abs=1e-3)

@@ -15,38 +15,37 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
-from bench.plan.planner import Stage, make_plan
-from bench.run.scheduler import Scheduler
-from bench.run.worker import Task, run_task
+from bench.plan.planner import make_plan
+from bench.plan.status import assess
+from bench.run.scheduler import RunState
+from bench.run.task import Task
+from bench.run.worker import run_task
 from bench.store.store import Store
 from bench.suite.load import load_suite
 
 
-def _silent(key: str, event: dict[str, object]) -> None:
-    """Nobody watches."""
-
-
-def run(task: Task, root: Path) -> None:
-    """One stage, in a process of the pool."""
-    run_task(task, root, "plain-loop", _silent)
+def run(task: Task, store: Store) -> None:
+    """One stage, in a process of the pool; nobody watches."""
+    run_task(task, store, "plain-loop", lambda event: None)
 
 
 def loop(suite: Path, store: Store, processes: int, seeds: int | None) -> float:
-    """Run all that the store lacks; returns seconds of wall time."""
+    """Run all that the store lacks. Return the seconds of wall time."""
     began = time.monotonic()
     store.create()
-    plan = make_plan(load_suite(suite, seeds=seeds), store)
-    scheduler = Scheduler(plan, store)
-    going: dict[Future[None], Stage] = {}
+    state = RunState(make_plan(load_suite(suite, seeds=seeds), store).stages)
+    going: dict[Future[None], str] = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        while not scheduler.finished:
-            for stage in scheduler.ready()[: processes - len(going)]:
-                scheduler.begin(stage)
-                going[pool.submit(run, Task.of(stage), store.root)] = stage
+        while not state.finished:
+            ready = [stage for stage in state.ready() if stage.key not in going.values()]
+            for stage in ready[: processes - len(going)]:
+                going[pool.submit(run, Task.of(stage), store)] = stage.key
             for ended in wait(going, return_when=FIRST_COMPLETED).done:
                 ended.result()
-                scheduler.complete(going.pop(ended))
+                key = going.pop(ended)
+                assess(state.stages[key], store)
+                state.complete(key)
     return time.monotonic() - began
 
 

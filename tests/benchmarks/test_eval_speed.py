@@ -22,10 +22,10 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from maect.evals.kmeans import kmeans
-from maect.evals.knn import vote
 from maect.evals.linear_probe import Probes, rate
 from maect.evals.logistic import fit_logistic
 from maect.evals.low_shot import centred_rows
+from maect.evals.nearest import vote
 from maect.evals.neighbors import nearest, normalize_rows
 
 REPEATS = 5

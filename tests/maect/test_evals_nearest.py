@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maect import evals
 from maect.evals import neighbors
-from maect.evals.knn import KnnSettings
+from maect.evals.nearest import KnnSettings
 from maect.evals.neighbors import nearest, normalize_rows
 
 

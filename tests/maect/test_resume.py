@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bench.plan.planner import Stage, make_plan
-from bench.run.worker import Task, run_task
+from bench.run.task import Task
+from bench.run.worker import run_task
 from bench.store.resume import StageCheckpoints
 from bench.store.store import Store
 from bench.suite.load import load_suite
@@ -61,7 +62,7 @@ def chain(tmp_path_factory) -> tuple[list[Stage], Store]:
     plan = make_plan(load_suite(SUITE, seeds=1, sets=sets), store)
     row = next(row for row in plan.rows if row.variant.name == "MAE-CT_aug")
     for stage in row.chain[:2]:
-        run_task(Task.of(stage), store.root, "test", lambda key, event: None)
+        run_task(Task.of(stage), store, "test", lambda event: None)
     return row.chain, store
 
 

@@ -7,15 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bench_helpers import ROOT, SMOKE
+from bench_helpers import ROOT, SMOKE, fill_store
+from pydantic import BaseModel
 
 from bench.plan.identity import stage_key
-from bench.plan.planner import Plan
+from bench.plan.stage import Plan
+from maect import evals, settings
 
 TEXT = SMOKE.read_text()
+PROTOCOLS = SMOKE.with_name("protocols.yaml")
 
 
 def keys(plan: Plan) -> set[str]:
@@ -49,16 +53,16 @@ def test_names_orders_paths_and_tables_are_not_in_a_key(plan_of, edited, tmp_pat
     mae_ct = "  MAE-CT: {stages: [mae, head, tune], augment: min}\n"
     assert keys(edited()) == plain
     assert keys(edited((mae_ct, ""), ("variants:\n", f"variants:\n{mae_ct}"))) == plain
-    assert keys(edited(("MAE, compute-matched:", "a longer MAE:"), ("suite: smoke", "suite: b"),
-                       ("title: Smoke test", "title: T"), ("baseline: MAE", "digits: 2"),
-                       ("about: a few", "about: some"), ("tiny:", "small:"),
-                       ("profile: tiny", "profile: small"))) == plain  # fmt: skip
-    assert keys(edited(("[knn, probe]", "[probe, knn]"))) == plain
-    assert (
-        keys(edited(("mae: {steps: 40, batch_size: 64", "mae: {batch_size: 64, steps: 40")))
-        == plain
-    )
-    assert keys(edited(("shards: 4}", "shards: 4}\n    report_on: test"))) == plain
+    renamed = [("MAE, compute-matched:", "a longer MAE:"), ("suite: smoke", "suite: b")]
+    renamed += [("title: Smoke test", "title: T"), ("baseline: MAE", "digits: 2")]
+    renamed += [("about: a few", "about: some"), ("tiny:", "small:")]
+    assert keys(edited(*renamed, ("profile: tiny", "profile: small"))) == plain
+    for change in (
+        ("[knn, probe]", "[probe, knn]"),
+        ("mae: {steps: 40, batch_size: 64", "mae: {batch_size: 64, steps: 40"),
+        ("shards: 4}", "shards: 4}\n    report_on: test"),
+    ):
+        assert keys(edited(change)) == plain
     assert keys(plan_of(store=tmp_path / "another")) == plain
 
 
@@ -100,6 +104,49 @@ def test_a_setting_changes_its_stage_and_what_builds_on_it(setting, changed, kep
     assert {kind for kind in before if before[kind] == after[kind]} == kept
 
 
+def test_frozen_blocks_are_one_setting_as_a_share_and_as_a_count(plan_of):
+    share = plan_of()
+    count = plan_of(sets=["tune.frozen=null", "tune.frozen_blocks=1"])
+    assert row_keys(share, "MAE-CT") == row_keys(count, "MAE-CT")
+    assert row_keys(share, "MAE-CT") != row_keys(plan_of(sets=["tune.frozen=1.0"]), "MAE-CT")
+
+
+def test_hints_for_planning_without_data_are_not_in_a_key(plan_of):
+    assert keys(plan_of(sets=["data.train_images=9", "data.classes=3"])) == keys(plan_of())
+    absent = ["data.name=image_folder", "data.path=/nowhere", "data.train_images=2000"]
+    plain, other = plan_of(sets=absent), plan_of(sets=[*absent[:2], "data.train_images=3000"])
+    assert keys(plain) == keys(other) == keys(plan_of(sets=[*absent, "data.classes=7"]))
+
+
+def test_a_worker_computes_no_number_from_settings(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """`maect.settings` is not hashed as code: what it computes must stand in the key."""
+    callers = set()
+
+    def watched(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*given: object, **options: object) -> object:
+            callers.add(sys._getframe(1).f_globals["__name__"])
+            return function(*given, **options)
+
+        return call
+
+    own = [c for c in vars(settings).values() if isinstance(c, type) and issubclass(c, BaseModel)]
+    for kind in {*own} - {BaseModel, settings.Settings}:
+        for name, found in [*vars(kind).items()]:
+            if callable(found) and not name.startswith("_"):
+                monkeypatch.setattr(kind, name, watched(found))
+    path = tmp_path / "every_kind.yaml"
+    text = PROTOCOLS.read_text().replace("smoke.yaml", str(SMOKE))
+    more = ", ".join({*evals.names()} - {"probe_augmented", "low_shot_finetune"})
+    path.write_text(text.replace("evaluate: [", f"gallery: [MAE, MAE-CT]\nevaluate: [{more}, "))
+    sets = [f"{kind}.steps=2" for kind in settings.TRAINING_STAGES]
+    sets += ["evaluations.low_shot_finetune.epochs=1"]
+    store = fill_store(tmp_path / "store", suite=path, only="MAE*", sets=sets)
+    ran = {store.state(key).record.kind for key in store.stage_keys()}
+    assert ran == {*settings.TRAINING_STAGES, "features", "gallery", *evals.names()}
+    assert "bench.plan.planner" in callers
+    assert {name for name in callers if name.split(".")[0] == "maect"} == {"maect.settings"}
+
+
 def test_seeds_differ_where_something_is_drawn(plan_of):
     plan = plan_of()
     for variant in ("MAE", "MAE-CT", "random encoder"):
@@ -130,13 +177,13 @@ def test_kind_inputs_and_data_are_in_a_key():
 
 # ------------------------------------------------------------------------------------------ code
 
-ENTRIES = ("maect.stages.mae", "maect.stages.head", "maect.stages.features", "maect.evals.knn")
+KINDS = ("mae", "head", "features", "knn")
 
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """A copy of the sources, to be edited."""
-    for name in ("bench", "maect"):
+    for name in ("bench", "maect", "reports"):
         shutil.copytree(
             ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.npz")
         )
@@ -144,14 +191,15 @@ def package(tmp_path: Path) -> Path:
 
 
 def code_of(package: Path) -> dict[str, dict]:
-    """What `bench.plan.identity.code` says of each entry module of a copy."""
+    """What `bench.plan.identity.code` says of each kind of stage of a copy."""
     script = (
         "import json, sys; from bench.plan.identity import code, _ROOT;"
+        "from bench.plan.stage import entry_modules;"
         f"assert str(_ROOT).startswith({str(package)!r});"
-        "print(json.dumps({name: code(name) for name in sys.argv[1:]}))"
+        "print(json.dumps({k: code(*entry_modules(k)).model_dump() for k in sys.argv[1:]}))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, *ENTRIES],
+        [sys.executable, "-c", script, *KINDS],
         cwd=package,
         env=os.environ | {"PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -178,33 +226,34 @@ def test_comments_and_docstrings_are_no_change_of_code(package: Path):
 
 def test_a_changed_constant_is_a_change_and_is_named(package: Path):
     before = code_of(package)
-    edit(package / "maect" / "streams.py", "0xD2511F53", "0xD2511F55")
+    edit(package / "maect" / "augment.py", "_CPU_PIECE = ", "_CPU_PIECE = 2 * ")
     after = code_of(package)
-    for entry in ("maect.stages.mae", "maect.stages.head"):
+    for entry in ("mae", "head"):
         assert after[entry]["hash"] != before[entry]["hash"]
         differ = {
             name
             for name, value in after[entry]["modules"].items()
             if before[entry]["modules"][name] != value
         }
-        assert differ == {"maect.streams"}
-    assert after["maect.evals.knn"] == before["maect.evals.knn"]
+        assert differ == {"maect.augment"}
+    assert after["knn"] == before["knn"]
 
 
 def test_a_training_module_is_not_code_of_an_evaluation(package: Path):
     before = code_of(package)
     edit(package / "maect" / "stages" / "loop.py", "FIRST_LOGGED = 20", "FIRST_LOGGED = 21")
     after = code_of(package)
-    assert after["maect.stages.mae"]["hash"] != before["maect.stages.mae"]["hash"]
-    assert after["maect.evals.knn"] == before["maect.evals.knn"]
-    assert after["maect.stages.features"] == before["maect.stages.features"]
+    assert after["mae"]["hash"] != before["mae"]["hash"]
+    assert after["knn"] == before["knn"]
+    assert after["features"] == before["features"]
 
 
 def test_modules_found_through_other_modules_are_code(package: Path):
     found = {entry: set(code["modules"]) for entry, code in code_of(package).items()}
     expected = {"mae", "loop", "job"}
-    assert {f"maect.stages.{name}" for name in expected} <= found["maect.stages.mae"]
+    assert {f"maect.stages.{name}" for name in expected} <= found["mae"]
     expected = {"models", "parallel", "augment", "streams", "losses", "optim"}
-    assert {f"maect.{name}" for name in expected} <= found["maect.stages.mae"]
-    assert "maect.evals.neighbors" in found["maect.evals.knn"]
-    assert not any(name.startswith("maect.stages") for name in found["maect.evals.knn"])
+    assert {f"maect.{name}" for name in expected} <= found["mae"]
+    assert "maect.evals.neighbors" in found["knn"]
+    stages = {name for name in found["knn"] if name.startswith("maect.stages.")}
+    assert stages == {"maect.stages.evaluate", "maect.stages.job"}

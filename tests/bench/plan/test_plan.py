@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 from bench_helpers import PAPER, SMOKE, SWEEP, Bench, write_record
 
-from bench.commands.ls import plan_data, plan_summary
+from bench.commands.plan import plan_data, plan_summary
 from bench.errors import UserError
 from bench.plan import estimate
-from bench.plan.planner import Plan, Row, Stage, assess, make_plan
+from bench.plan.planner import make_plan
+from bench.plan.stage import Plan, Row, Stage
+from bench.plan.status import assess, search_identity
 from bench.report.frames import build_view
-from bench.run import explore
 from bench.run.driver import RunOptions, execute
+from bench.run.tune import Search, held
+from bench.store.record import Code, Cost, Run
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect import flops
@@ -57,9 +60,8 @@ def test_more_seeds_add_only_new_stages(plan_of):
     two, three = plan_of(), plan_of(seeds=3)
     assert two.stages.keys() < three.stages.keys()
     added = [three.stages[key] for key in three.stages.keys() - two.stages.keys()]
-    assert Counter(stage.kind for stage in added) == {
-        "mae": 2, "head": 2, "tune": 3, "features": 6, "knn": 6, "probe": 7
-    }  # fmt: skip
+    kinds = Counter(stage.kind for stage in added)
+    assert kinds == {"mae": 2, "head": 2, "tune": 3, "features": 6, "knn": 6, "probe": 7}
     assert {stage.settings.get("seed", 2) for stage in added} == {2}
     assert [row.seed for row in plan_of(seeds=1).rows] == [0] * 7
 
@@ -97,7 +99,7 @@ def test_contrastive_training_without_mae_costs_as_much_as_the_whole_chain(suite
     assert scratch.steps == settings.steps > row_of(plan, "MAE-CT").chain[-1].steps
     assert settings.warmup_steps == round(row.variant.row.tune.warmup * scratch.steps)
     # every block is trained at the same rate, from random weights
-    assert (settings.frozen_count(4), settings.layer_decay) == (0, 1.0)
+    assert (settings.frozen_blocks, settings.layer_decay) == (0, 1.0)
     assert (scratch.inputs, scratch.settings["init"]) == ({}, "random")
 
 
@@ -252,23 +254,26 @@ def test_what_a_search_left_out_stays_out(plan_of, tmp_path: Path):
     plan = explored(tmp_path, plan_of)
     store = Store(tmp_path / "store")
     store.create()
-    users = explore.of_cells(plan)
-    assert users.keys() == plan.stages.keys()  # no row but the cells
+    assert held(plan) == plan.stages.keys()  # no row but the cells
     stopped = row_of(plan, "MAE-CT topk=2", 1)
     untried = [row_of(plan, "MAE-CT topk=3", seed) for seed in (0, 1)]
-    tried = {"MAE-CT topk=1": 2, "MAE-CT topk=2": 1}
+    run_to_its_end = [row_of(plan, "MAE-CT topk=1", seed) for seed in (0, 1)]
+    kept = {stage.key for row in run_to_its_end for stage in row.stages()}
+    search = Search(plan, 1, store, "1", None)
+    search._seeds = {"MAE-CT topk=1": 2, "MAE-CT topk=2": 1}
     pruned = {
-        stage.key: explore.why_left_out(users[stage.key], tried, 2)
+        stage.key: search.why_left_out(stage.key)
         for row in (stopped, *untried)
         for stage in row.stages()
-        if "MAE-CT topk=1" not in users[stage.key]
+        if stage.key not in kept
     }
     for stage in plan.stages.values():
         if stage.key not in pruned:
             write_record(store, stage, pid=1)
-    run = {"id": "1", "suite": "search", "profile": "tiny"}
-    run |= {"search": explore.identity(plan.suite), "pruned": pruned}
-    store.write_run(run)
+    about = {"suite": "search", "profile": "tiny", "command": "", "started": "", "source": {}}
+    counts = {"env": {}, "workers": 1, "stages": len(plan.stages), "cached": 0}
+    same = search_identity(plan.suite)
+    store.write_run(Run(id="1", search=same, pruned=pruned, **about, **counts))
     again = make_plan(plan.suite, store)
     assert {stage.key for stage in again.with_status("pruned")} == pruned.keys()
     assert "0 to run, " in plan_summary(again)
@@ -346,8 +351,8 @@ def test_a_failure_is_remembered_and_tried_again(plan_of, store):
 
 def test_changed_code_is_stale_and_names_the_modules(chain, store):
     head = chain[1]
-    modules = head.code["modules"] | {"maect.heads": "another"}
-    write_record(store, head, content=b"head", code={"hash": "another", "modules": modules})
+    modules = head.code.modules | {"maect.heads": "another"}
+    write_record(store, head, content=b"head", code=Code(hash="another", modules=modules))
     states = assessed(chain, store)
     assert states[0] == ("cached", None)
     assert states[1] == ("stale", "code changed: maect.heads")
@@ -416,10 +421,6 @@ def test_device_hours_are_predicted_from_the_rates_of_like_stages(bench: Bench, 
     for stage, wall_s in zip(maes, (1.0, 3.0), strict=True):
         write_record(store, stage, wall_s=wall_s)
     plan = plan_of(store=store.root)
-    hindsight = estimate.in_hindsight(plan.stages.values())
-    # each from the other one's rate alone
-    assert hindsight[maes[0].key] == pytest.approx((3 / 3600,) * 3)
-    assert hindsight[maes[1].key] == pytest.approx((1 / 3600,) * 3)
     longer = row_of(plan, "MAE, compute-matched").chain[0]
     device, hours, unknown = estimate.device_hours(plan, [longer, row_of(plan, "MAE").features])
     times = longer.flops / maes[0].flops / 3600
@@ -438,9 +439,9 @@ def test_times_are_of_as_many_devices_as_like_stages_held(plan_of, store):
     first, second, third = (
         row_of(plan_of(store=store.root, seeds=3), "MAE", seed).chain[0] for seed in range(3)
     )
-    on = {"cost": {"devices": 2, "device_kind": "gpu", "device_model": "a GPU"}}
     write_record(store, first, wall_s=30.0)  # began long before the other
-    write_record(store, second, wall_s=4.0, **on)
+    two = Cost(devices=2, device_kind="gpu", device_model="a GPU")
+    write_record(store, second, wall_s=4.0, cost=two)
     plan = plan_of(store=store.root, seeds=3)
     known = estimate.rates(plan.stages.values())
     assert estimate.seconds(third, known) == pytest.approx(4.0)

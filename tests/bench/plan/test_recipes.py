@@ -76,7 +76,7 @@ def test_the_recipes_are_the_published_ones(profile: str, tmp_path: Path):
         assert train["warmup_steps"] == round(0.2 * epochs * epoch)
         assert (train["temperature"], train["topk"]) == (temperature, topk)
         assert (train["target_ema"], train["encoder_ema"]) == (target_ema, 0.9999)
-        assert rows[variant].variant.row.tune.frozen_count(depth) == frozen
+        assert train["frozen_blocks"] == frozen
         assert (train["layer_decay"], train["weight_decay"]) == (0.65, 0.05)
         assert train["head_weight_decay"] == 1e-5
         assert train["lr"] == pytest.approx(1e-4 * 2 * batch / 256)

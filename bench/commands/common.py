@@ -1,0 +1,93 @@
+"""What several commands share: arguments, loading a suite and its plan, a store that must exist."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import UserError
+
+if TYPE_CHECKING:
+    from bench.plan.stage import Plan
+    from bench.store.store import Store
+    from bench.suite.schema import Suite
+
+#: characters of a key that are shown
+SHOWN_KEY = 10
+
+
+def suite_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """Add the arguments that choose a suite, its rows, its settings and the store."""
+    suite = "suite file, e.g. suites/paper_table.yaml"
+    parser.add_argument("suite", type=Path, nargs="?" if optional else None, help=suite)
+    parser.add_argument("--profile", help="scale of the suite; default: the suite's own")
+    parser.add_argument("--seeds", type=count_from(1), metavar="N", help="run N seeds")
+    only = "only rows whose name fits, e.g. 'MAE*'"
+    parser.add_argument("--only", default="*", metavar="GLOB", help=only)
+    set_argument(parser, "override a setting, e.g. mae.steps=100; may be repeated")
+    kept = "keep results of older code, marked"
+    parser.add_argument("--keep-stale", action="store_true", help=kept)
+    store_argument(parser)
+
+
+def set_argument(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add `--set PATH=VALUE`; `sets` holds all of them."""
+    given: dict[str, Any] = {"action": "append", "default": [], "metavar": "PATH=VALUE"}
+    parser.add_argument("--set", dest="sets", help=text, **given)
+
+
+def store_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that chooses the store."""
+    text = "folder of results (default: store)"
+    parser.add_argument("--store", type=Path, default=Path("store"), help=text)
+
+
+def json_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--json`."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def count_from(least: int) -> Callable[[str], int]:
+    """Return the type of an argument that is a whole number of at least `least`."""
+
+    def count(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            message = f"'{text}' is not a whole number of at least {least}"
+            raise argparse.ArgumentTypeError(message)
+        return int(text)
+
+    return count
+
+
+def load(options: argparse.Namespace) -> Suite:
+    """Return the suite that the arguments choose. Raises `UserError`."""
+    from bench.suite.load import load_suite
+
+    return load_suite(
+        options.suite, profile=options.profile, seeds=options.seeds, sets=options.sets
+    )
+
+
+def planned(options: argparse.Namespace, store: Store, *, keep_stale: bool) -> Plan:
+    """Return the plan of the suite that the arguments choose, with what a store has of it.
+
+    Raises `UserError`, also where the data are not here: then no key is known.
+    """
+    from bench.plan.planner import make_plan
+
+    plan = make_plan(load(options), store, keep_stale=keep_stale, only=options.only)
+    if plan.unresolved:
+        raise UserError(f"the data are not here, so no key is known: {plan.unresolved}")
+    return plan
+
+
+def existing(path: Path) -> Store:
+    """Return the store in a folder. Raises `UserError` if there is none."""
+    from bench.store.store import Store
+
+    store = Store(path)
+    if not (store.root / "stages").is_dir():
+        raise UserError(f"there is no store at {store.root}; run a suite first, or give --store")
+    return store

@@ -1,0 +1,173 @@
+"""`plan`: what would run, and why; it starts nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from typing import Any
+
+from bench.commands import common
+from bench.environment import processor
+from bench.errors import OK
+from bench.plan import estimate
+from bench.plan.planner import make_plan
+from bench.plan.stage import Plan, Stage
+from bench.report.frames import scale
+from bench.store.store import Store
+from reports.display import amount, duration, time_unit
+
+_NOT_RUN = ("cached", "pruned")
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    common.suite_arguments(parser)
+    common.json_argument(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the plan. Return the exit code."""
+    store = Store(options.store)
+    plan = make_plan(common.load(options), store, keep_stale=options.keep_stale, only=options.only)
+    print(json.dumps(plan_data(plan), indent=1) if options.json else _text(plan))
+    return OK
+
+
+def _slots(plan: Plan) -> int:
+    threads = max(s.settings["numerics"]["threads"] for s in plan.stages.values())
+    return max(1, processor()["cores"] // threads)
+
+
+def _todo(plan: Plan) -> list[Stage]:
+    return [s for s in plan.stages.values() if s.status not in _NOT_RUN]
+
+
+def plan_summary(plan: Plan) -> str:
+    """The plan in a few lines."""
+    suite = plan.suite
+    kinds = Counter(stage.kind for stage in plan.stages.values())
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    seeds, rows = ", ".join(map(str, suite.seeds)), len(plan.rows) // len(suite.seeds)
+    lines = [
+        f"{suite.name}, profile {suite.profile}: {scale(plan)}",
+        f"{rows} rows × seeds {seeds} = {len(plan.stages)} stages ({counts})",
+    ]
+    if plan.unresolved:
+        lines.append(f"keys are not resolved and nothing is cached: {plan.unresolved}")
+        lines += _assumed(plan)
+        return "\n".join(lines)
+    todo, stale, pruned = _todo(plan), plan.with_status("stale"), plan.with_status("pruned")
+    line = f"{len(plan.with_status('cached'))} cached, {len(todo)} to run"
+    line += f", {len(pruned)} left out by the search" if pruned else ""
+    if stale:
+        line += f" ({len(stale)} of them stale: {stale[0].reason})"
+    if todo:
+        left = estimate.remaining(plan, todo, _slots(plan))
+        line += (
+            f", expected time {f'about {duration(left)}' if left is not None else 'unknown yet'}"
+        )
+    return "\n".join([*lines, line, *_predicted(plan, todo), *_assumed(plan)])
+
+
+def _predicted(plan: Plan, todo: list[Stage]) -> list[str]:
+    """Device-hours of the stages to run, by the rates in the store."""
+    found = estimate.device_hours(plan, todo) if todo else None
+    if found is None or not found[1].hours:
+        return []
+    device, hours, unknown = found
+    unit, factor = time_unit(hours.hours)
+    middle, low, high = (amount(value * factor) for value in hours)
+    line = f"predicted {middle} {device.upper()}-{unit} ({low} to {high} by the middle 80 % of the "
+    line += "rates in the store)"
+    return [f"{line}; not counted, as none has run: {', '.join(unknown)}" if unknown else line]
+
+
+def _assumed(plan: Plan) -> list[str]:
+    """What the stages to run would cost, where only an assumed rate can tell."""
+    found = estimate.assumed(_todo(plan), estimate.rates(plan.stages.values()))
+    if found is None:
+        return []
+    return [
+        (
+            f"predicted {found}, each shared stage counted once. This assumes "
+            f"{estimate.assumption()}, as the store has no measured rate; evaluations of "
+            f"stored features are not counted"
+        )
+    ]
+
+
+def left(plan: Plan) -> str:
+    """What a stopped run leaves: stages complete, and to do with the time that they should take."""
+    todo = _todo(plan)
+    kinds = Counter(stage.kind for stage in todo)
+    expected = estimate.remaining(plan, todo, _slots(plan))
+    text = f"{len(plan.with_status('cached'))} of {len(plan.stages)} stages are complete and kept"
+    if todo:
+        text += f"; left: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
+        text += "" if expected is None else f", about {duration(expected)}"
+    return text
+
+
+def _text(plan: Plan) -> str:
+    """The whole plan, a line a stage."""
+    known = estimate.rates(plan.stages.values())
+    lines = [plan_summary(plan), ""]
+    for stage in plan.stages.values():
+        key = "unresolved" if plan.unresolved else stage.key[: common.SHOWN_KEY]
+        parts = [f"{key}  {stage.status:8}  {stage.title}"]
+        if stage.steps:
+            parts.append(f"{stage.steps} steps")
+        if stage.flops:
+            parts.append(f"{stage.flops:.2e} FLOPs")
+        if stage.record is not None:
+            parts.append(f"took {duration(stage.record.cost.wall_s or 0.0)}")
+        elif (expected := estimate.seconds(stage, known)) is not None:
+            parts.append(f"about {duration(expected)}")
+        elif (hours := estimate.assumed([stage], known)) is not None:
+            parts.append(f"assumed {hours}")
+        if stage.reason:
+            parts.append(stage.reason)
+        lines.append(", ".join(parts))
+    return "\n".join(lines)
+
+
+def _predicted_data(plan: Plan) -> dict[str, Any] | None:
+    found = estimate.device_hours(plan, _todo(plan))
+    if found is None:
+        return None
+    device, hours, unknown = found
+    return {"device": device, **hours._asdict(), "not_counted": unknown}
+
+
+def plan_data(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON data."""
+    known = estimate.rates(plan.stages.values())
+
+    def assumed(stages: list[Stage]) -> dict[str, Any] | None:
+        found = estimate.assumed(stages, known)
+        return None if found is None else found._asdict() | {"assumed": estimate.assumption()}
+
+    def one(stage: Stage) -> dict[str, Any]:
+        return {
+            "key": None if plan.unresolved else stage.key,
+            "kind": stage.kind,
+            "title": stage.title,
+            "status": stage.status,
+            "reason": stage.reason,
+            "steps": stage.steps,
+            "flops": stage.flops,
+            "expected_s": estimate.seconds(stage, known),
+            "assumed_gpu_hours": None if stage.status in _NOT_RUN else assumed([stage]),
+            "inputs": {name: source.title for name, source in stage.inputs.items()},
+        }
+
+    return {
+        "suite": plan.suite.name,
+        "profile": plan.suite.profile,
+        "seeds": plan.suite.seeds,
+        "unresolved": plan.unresolved,
+        "assumed_gpu_hours": assumed(_todo(plan)),
+        "predicted_device_hours": _predicted_data(plan),
+        "stages": [one(stage) for stage in plan.stages.values()],
+    }

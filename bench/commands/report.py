@@ -1,0 +1,76 @@
+"""`report`: render a suite's report from the store alone; it works while a run goes on."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from pathlib import Path
+
+from bench.commands import common
+from bench.errors import MISMATCH, OK, UserError
+
+FORMATS = ("latex", "markdown", "csv", "parquet", "json")
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    common.suite_arguments(parser, optional=True)
+    parser.add_argument(
+        "--export",
+        action="append",
+        choices=FORMATS,
+        metavar="FORMAT",
+        help=f"also write {', '.join(FORMATS)}; may be repeated",
+    )
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        metavar="STORE",
+        help="beside another store's; of two stores, the one's beside the other's",
+    )
+    parser.add_argument("--check", action="store_true", help="exit 3 if the table is not sound")
+    parser.add_argument(
+        "--extract-suite",
+        type=Path,
+        metavar="FILE",
+        help="print the suite that a report embeds, and nothing else",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the tables and write the page. Return the exit code."""
+    # of a large store nearly all objects live to the end; to look for garbage among them again and
+    # again would take a quarter of the time
+    gc.disable()
+    try:
+        return _run(options)
+    finally:
+        gc.enable()
+
+
+def _run(options: argparse.Namespace) -> int:
+    from bench.report import write
+
+    if options.extract_suite is not None:
+        print(write.extract(options.extract_suite), end="")
+        return OK
+    if options.suite is None:
+        after = " --compare A B" if options.compare else ""
+        raise UserError(f"say which suite: python -m bench report suites/paper_table.yaml{after}")
+    if options.compare is not None:
+        if len(options.compare) > 2:
+            raise UserError("--compare sets two stores side by side; name one or two")
+        paths = [options.store, *options.compare][-2:]
+        one, other = (common.existing(path) for path in paths)
+        suite = common.load(options)
+        write.compare(suite, (one, other), options.only, options.command_line)
+        return OK
+    store = common.existing(options.store)
+    plan = common.planned(options, store, keep_stale=options.keep_stale)
+    view = write.write_report(plan, store, options.command_line, options.export)
+    found = write.problems(view) if options.check else []
+    for problem in found:
+        print(f"check: {problem}", file=sys.stderr)
+    return MISMATCH if found else OK

@@ -1,0 +1,121 @@
+"""`run` and `sweep`: run what a suite lacks, then print its table."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import os
+import signal
+import sys
+
+from bench.commands import common
+from bench.commands.data import prepare_data
+from bench.errors import INTERRUPTED, OK, STAGE_FAILED, UserError
+from bench.store.store import Store
+from bench.suite.schema import Suite
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `run` and `sweep`."""
+    common.suite_arguments(parser)
+    parser.add_argument(
+        "--workers",
+        type=common.count_from(0),
+        default=1,
+        metavar="N",
+        help="workers that train a stage together (default 1; 0: no Ray worker, train in this "
+        "process)",
+    )
+    parser.add_argument(
+        "--address",
+        default=os.environ.get("RAY_ADDRESS"),
+        metavar="A",
+        help="join a running Ray cluster (default: $RAY_ADDRESS, else a Ray of this run's own)",
+    )
+    for kind in ("gpu", "cpu"):
+        parser.add_argument(
+            f"--max-{kind}-hours",
+            type=_hours,
+            metavar="H",
+            help=f"stop once this run's attempts have held {kind.upper()}s for so long; the same "
+            "command goes on",
+        )
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = math.nan
+    if not 0 < hours < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of hours above 0")
+    return hours
+
+
+def _check_search(options: argparse.Namespace, suite: Suite, tune: bool) -> None:
+    """Raise `UserError` where `run` and `sweep` are mixed up, or a search lacks its package."""
+    if (suite.search is not None) != tune:
+        declares, other = ("no search", "run") if tune else ("a search", "sweep")
+        raise UserError(
+            f"this suite declares {declares}; run: python -m bench {other} {options.suite}",
+            file=options.suite,
+        )
+    chosen = suite.search is not None and suite.search.method == "optuna"
+    if chosen and importlib.util.find_spec("optuna") is None:
+        raise UserError(
+            "method 'optuna' needs a package that is not here: pip install 'maect-bench[optuna]'",
+            file=options.suite,
+        )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run a suite, or with `sweep` the search that it declares. Return the exit code."""
+    from bench.commands.plan import left, plan_summary
+    from bench.plan.planner import make_plan
+    from bench.plan.status import assess_all
+    from bench.report.write import write_report
+    from bench.run import recovery
+    from bench.run.driver import Interrupted, RunOptions, execute
+
+    tune = options.name == "sweep"
+    suite = common.load(options)
+    _check_search(options, suite, tune)
+    if prepare_data(suite):
+        suite = common.load(options)
+    store = Store(options.store)
+    plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
+    if plan.unresolved:
+        raise UserError(f"the data of profile '{suite.profile}' are not here: {plan.unresolved}")
+    # a terminal's Ctrl-C and a polite kill end a run in the same clean way
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    store.create()
+    with store.lock():
+        recovery.take_over(plan, store)
+        store.close_runs()
+        for line in recovery.clear_damage(plan, store):
+            print(line)
+        assess_all(plan, store, keep_stale=options.keep_stale)
+        print(plan_summary(plan))
+        hours = {"gpu": options.max_gpu_hours, "cpu": options.max_cpu_hours}
+        run_options = RunOptions(
+            workers=options.workers,
+            address=options.address,
+            keep_stale=options.keep_stale,
+            command=options.command_line,
+            tune=tune,
+            max_hours={kind: limit for kind, limit in hours.items() if limit is not None},
+        )
+        try:
+            failed = execute(plan, store, run_options)
+        except Interrupted as stopped:
+            # anew: a stage may have ended while the run stopped
+            assess_all(plan, store, keep_stale=options.keep_stale)
+            print(
+                f"\n{stopped}: {left(plan)}. To continue: {options.command_line}", file=sys.stderr
+            )
+            return INTERRUPTED
+        write_report(plan, store, options.command_line)
+    for key, reason in failed.items():
+        print(f"failed: {plan.stages[key].title}: {reason}", file=sys.stderr)
+    return STAGE_FAILED if failed else OK

@@ -1,0 +1,67 @@
+"""`show`: all attempts at one stage: what it is, from what, what it cost, what it gave."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from bench.commands import common
+from bench.errors import OK, UserError
+from bench.store.record import Record
+from bench.store.store import StageState, Store
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("key", help="a stage's key, or the beginning of one")
+    common.store_argument(parser)
+    common.json_argument(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show one stage. Return the exit code."""
+    state = find(common.existing(options.store), options.key)
+    if options.json:
+        print(json.dumps([record.plain() for record in state.attempts], indent=1))
+    else:
+        print("\n".join(_lines(state)))
+    return OK
+
+
+def find(store: Store, beginning: str) -> StageState:
+    """Return the stage whose key begins so. Raises `UserError` if there is none, or several."""
+    found = [key for key in store.stage_keys() if key.startswith(beginning)]
+    if len(found) != 1:
+        what = "no stage" if not found else f"{len(found)} stages"
+        raise UserError(
+            f"{what} with a key that begins with '{beginning}'; see: python -m bench ls"
+        )
+    return store.state(found[0])
+
+
+def _lines(state: StageState) -> list[str]:
+    lines = [f"key {state.key}"]
+    for record in state.attempts:
+        lines += _attempt(record)
+    return lines + [f"damaged: {problem}" for problem in state.problems]
+
+
+def _attempt(record: Record) -> list[str]:
+    cost = record.cost
+    lines = ["", f"attempt {record.attempt}: {record.name}, {record.status}"]
+    lines.append(f"  started  {record.started} on {record.env['host']}")
+    if cost.wall_s is not None:
+        held = f"{cost.devices} {cost.device_kind} ({cost.device_model})"
+        lines.append(f"  cost     {cost.wall_s:.1f} s × {held}")
+    if record.error is not None:
+        lines.append(f"  error    {record.error.kind}: {record.error.message}")
+    for metric in record.metrics:
+        lines.append(f"  metric   {metric.label}: {metric.value:.2f} {metric.unit}")
+    for name, source in record.inputs.items():
+        lines.append(f"  input    {name} {source.key[: common.SHOWN_KEY]}")
+    lines.append(f"  code     {record.code.hash}")
+    for name, file in record.files.items():
+        lines.append(f"  file     {name} {file.bytes} bytes, sha256 {file.sha256[:16]}")
+    lines.append(f"  settings {json.dumps(record.settings)}")
+    log = record.log_tail.rstrip().splitlines()[-12:]
+    return [*lines, "  log", *(f"    {line}" for line in log)]

@@ -1,0 +1,130 @@
+"""A stage and a plan: one unit of work with one output, and the DAG that a suite makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.store.record import Code, Record
+from bench.store.store import StageState
+from bench.suite.schema import Suite, Variant
+from maect import evals
+from maect.datasets import DataInfo
+from maect.settings import TRAINING_STAGES
+
+#: kinds of stages that evaluate nothing, and what runs them; all others are evaluations
+ENTRY = {
+    "mae": "maect.stages.mae",
+    "head": "maect.stages.head",
+    "tune": "maect.stages.tune",
+    "features": "maect.stages.features",
+    "gallery": "maect.stages.gallery",
+}
+#: how many unreadable files a record names
+NAMED_FILES = 100
+
+
+@dataclass(eq=False)
+class Stage:
+    """One unit of work with one output."""
+
+    kind: str
+    key: str
+    #: for people: "MAE-CT tuning, seed 0"
+    title: str
+    settings: dict[str, Any]
+    inputs: dict[str, Stage]
+    data: DataInfo
+    #: where the data and, for released weights, the checkpoint lie; not part of the key
+    places: dict[str, str | None]
+    code: Code
+    steps: int | None = None
+    flops: float = 0.0
+    state: StageState = field(default_factory=lambda: StageState(""))
+    #: cached | stale | pending | pruned (a search left it out)
+    status: str = "pending"
+    reason: str | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is a training stage."""
+        return self.kind in TRAINING_STAGES
+
+    @property
+    def runs_encoder(self) -> bool:
+        """Whether the encoder runs over the data set, so that several workers can share it."""
+        if self.kind in ENTRY:
+            return self.trains or self.kind == "features"
+        return evals.get(self.kind).needs_encoder
+
+    @property
+    def record(self) -> Record | None:
+        """The newest complete record."""
+        return self.state.record
+
+
+@dataclass
+class Row:
+    """One variant with one seed."""
+
+    variant: Variant
+    seed: int
+    chain: list[Stage]
+    features: Stage
+    #: features of other tokens that evaluations declare
+    more_features: list[Stage]
+    evaluations: dict[str, Stage]
+    #: pictures of the suite, kept with the second row that they show
+    gallery: Stage | None = None
+
+    def stages(self) -> Iterator[Stage]:
+        """Yield the row's stages, inputs before what needs them."""
+        yield from self.chain
+        yield self.features
+        yield from self.more_features
+        yield from self.evaluations.values()
+        if self.gallery is not None:
+            yield self.gallery
+
+
+@dataclass
+class Plan:
+    """A suite's rows and their stages."""
+
+    suite: Suite
+    rows: list[Row]
+    #: every stage once, inputs before what needs them
+    stages: dict[str, Stage]
+    data: DataInfo
+
+    @property
+    def unresolved(self) -> str | None:
+        """Why the keys are not final, where the data are not at hand."""
+        return self.data.hint if self.data.fingerprint is None else None
+
+    def with_status(self, *statuses: str) -> list[Stage]:
+        """Return the stages that have one of the statuses."""
+        return [stage for stage in self.stages.values() if stage.status in statuses]
+
+
+def entry_modules(kind: str) -> list[str]:
+    """Return the maect modules that a kind of stage runs; the first one's `run` takes the job."""
+    if kind in ENTRY:
+        return [ENTRY[kind]]
+    evaluator = evals.get(kind)
+    entry = "evaluate_encoder" if evaluator.needs_encoder else "evaluate"
+    return [f"maect.stages.{entry}", evaluator.run.__module__]
+
+
+def unusual(data: DataInfo) -> dict[str, Any]:
+    """Return what was left out of a folder or shards and what was converted.
+
+    Counts, and the first names, by the fields of `bench.store.record.Data`.
+    """
+    names = [f"{file}: {reason}" for file, reason in data.broken]
+    return {
+        "broken": len(names),
+        "broken_files": names[:NAMED_FILES],
+        "converted": {kind: len(files) for kind, files in data.converted.items()},
+    }

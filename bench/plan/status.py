@@ -1,0 +1,85 @@
+"""What the store already has of a plan: which stages are cached, stale, pending or left out."""
+
+from __future__ import annotations
+
+from bench.plan.stage import Plan, Stage
+from bench.store.record import Record
+from bench.store.store import Store
+from bench.suite.schema import Suite
+from maect.files import digest
+
+#: why a search left a stage out whose cell it never came to
+UNTRIED = "not tried"
+
+
+def assess_all(plan: Plan, store: Store, *, keep_stale: bool = False) -> None:
+    """Set every stage's status from the store."""
+    if plan.unresolved is None:
+        for stage in plan.stages.values():
+            assess(stage, store, keep_stale=keep_stale)
+    _mark_left_out(plan, store)
+
+
+def assess(stage: Stage, store: Store, *, keep_stale: bool = False) -> None:
+    """Set a stage's status from the store; its inputs must have been assessed before."""
+    stage.state = store.state(stage.key)
+    stage.status, stage.reason = "pending", None
+    record = stage.state.record
+    if record is None:
+        last = stage.state.attempts[-1] if stage.state.attempts else None
+        if last is not None and last.status == "failed" and last.error is not None:
+            stage.reason = f"failed before: {last.error.message}"
+        return
+    waiting = [s.title for s in stage.inputs.values() if s.status != "cached"]
+    if waiting:
+        stage.reason = f"its input is redone: {waiting[0]}"
+        return
+    changed = _changed_modules(record, stage)
+    if changed:
+        stage.status = "cached" if keep_stale else "stale"
+        stage.reason = f"code changed: {', '.join(changed)}"
+        return
+    for name, source in stage.inputs.items():
+        assert source.record is not None
+        if record.inputs[name].files != source.record.file_hashes:
+            stage.status, stage.reason = "stale", f"input '{name}' has other content than before"
+            return
+    stage.status = "cached"
+
+
+def _changed_modules(record: Record, stage: Stage) -> list[str]:
+    """Return the names of the maect modules whose code differs from what the record ran."""
+    if record.code.hash == stage.code.hash:
+        return []
+    before, now = record.code.modules, stage.code.modules
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+# ------------------------------------------------------------------- what a search left out
+
+
+def search_identity(suite: Suite) -> str:
+    """Return a digest of everything that a search's decisions depend on, results apart."""
+    search = suite.search.resolved() if suite.search else {}
+    return digest([search, suite.seeds, sorted(suite.variants)], 20)
+
+
+def _mark_left_out(plan: Plan, store: Store) -> None:
+    """Mark what the newest finished search of this kind left out."""
+    if plan.suite.search is None or not plan.suite.search.explores:
+        return
+    search = search_identity(plan.suite)
+    left_out: dict[str, str] = {}
+    for run in store.runs():
+        if run.search == search and run.pruned is not None:
+            left_out = run.pruned
+    for key, reason in left_out.items():
+        stage = plan.stages.get(key)
+        if stage is not None and stage.status == "pending":
+            stage.status, stage.reason = "pruned", reason
+
+
+def reopen(plan: Plan) -> None:
+    """Take stages that were left out back in: where anything is to do the search decides anew."""
+    for stage in plan.with_status("pruned"):
+        stage.status, stage.reason = "pending", None

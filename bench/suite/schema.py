@@ -1,0 +1,194 @@
+"""What a suite file may say, and the suite that it becomes: types, defaults and limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from bench.suite.evaluations import Evaluation
+from maect.settings import (
+    AugmentSettings,
+    DataSettings,
+    HeadSettings,
+    MAESettings,
+    ModelSettings,
+    NumericsSettings,
+    Settings,
+    TuneSettings,
+)
+
+
+class RowSettings(Settings):
+    """Everything one row's stages depend on, after merging."""
+
+    #: one plain line on what this profile is
+    about: str = ""
+    data: DataSettings
+    model: ModelSettings
+    numerics: NumericsSettings = NumericsSettings()
+    mae: MAESettings
+    head: HeadSettings
+    tune: TuneSettings
+    #: the pipelines by name; `mae` is the one of MAE pretraining
+    augment: dict[str, AugmentSettings]
+    #: the split that evaluations report on; choose settings on `selection`, look at `test` once
+    report_on: Literal["test", "selection"] = "test"
+    #: settings of the evaluations by name; those left out have their defaults. `block` and `pool`
+    #: choose other tokens; `evaluation: knn` makes a further one under a name of its own
+    evaluations: dict[str, dict[str, Any]] = {}
+
+
+class VariantSettings(Settings):
+    """One row of the tables: a chain of training stages."""
+
+    #: training stages in order; none: what `init` gives is evaluated as it is
+    stages: list[Literal["mae", "head", "tune"]] = []
+    #: where the encoder starts: random weights, no encoder at all (pixels), or a checkpoint file
+    init: str = "random"
+    #: pipeline of the head and tuning stages
+    augment: str = "min"
+    #: a row of `mae` alone trains for as many more steps as that variant's head and tuning cost in
+    #: FLOPs; a row of `tune` alone for as many steps as all of that variant's stages cost
+    match_compute: str | None = None
+    set: dict[str, Any] = {}
+
+
+class TableSettings(Settings):
+    """One printed table."""
+
+    title: str = ""
+    #: rows in order; left out: all variants
+    rows: list[str] | None = None
+    #: evaluations, single metrics as `knn.accuracy_k20`, or `cost`
+    columns: list[str] = ["knn", "probe", "cost"]
+    groups: dict[str, list[str]] | None = None
+    #: the row that the others are compared with
+    baseline: str | None = None
+    #: behind each metric its mean paired difference from the baseline
+    deltas: bool = False
+    digits: Annotated[int, Field(ge=0, le=6)] = 1
+    #: published figures in grey beside ours
+    published: bool = False
+
+
+class SearchSettings(Settings):
+    """A search over settings, run by `python -m bench sweep`: each cell becomes a row."""
+
+    #: the variant that the cells vary; it is no row itself, except with `each`
+    variant: str
+    #: dotted setting, `augment` or `stages`, to the values it takes: a list, or a mapping of
+    #: names to values where a value is a mapping itself or long
+    grid: dict[str, Any] = Field(min_length=1)
+    #: every combination; one setting changed at a time; combinations drawn at random; or those that
+    #: Optuna draws as results come in
+    method: Literal["grid", "each", "random", "optuna"] = "grid"
+    #: combinations that `random` and `optuna` draw
+    samples: PositiveInt | None = None
+    #: of the draws
+    seed: NonNegativeInt = 0
+    #: stop cells that fall behind after a seed, through ASHA
+    asha: bool = False
+    #: of the cells that have come as far, ASHA goes on with one in so many
+    reduction: Annotated[float, Field(gt=1)] = 2.0
+    #: evaluation whose first metric `optuna` and ASHA go by, on the selection split
+    metric: str = "knn"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        draws = self.method in ("random", "optuna")
+        if draws and self.samples is None:
+            raise ValueError(f"method '{self.method}' needs samples, the number of cells to try")
+        if not draws and self.samples is not None:
+            raise ValueError("samples goes with methods 'random' and 'optuna'; take it out")
+        return self
+
+    @property
+    def explores(self) -> bool:
+        """Whether results decide which cells are run to their end."""
+        return self.asha or self.method == "optuna"
+
+
+class SuiteSettings(Settings):
+    suite: Annotated[str, Field(min_length=1)]
+    title: str = ""
+    notes: list[str] = []
+    #: the profile used where none is named
+    profile: str
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    evaluate: Annotated[list[str], Field(min_length=1)]
+    variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
+    tables: list[TableSettings] = []
+    #: two rows whose encoders are shown beside each other in pictures, e.g. [MAE, MAE-CT]
+    gallery: list[str] = []
+    search: SearchSettings | None = None
+    #: suite files whose profiles this one takes over; its own are laid over them
+    profiles_from: str | list[str] | None = None
+    profiles: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+
+
+class Choice(NamedTuple):
+    """A value of one setting, with the name that its rows bear."""
+
+    name: str
+    value: Any
+
+
+#: settings of one row of a search: dotted path -> its value
+Cell = dict[str, Choice]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row with its settings resolved."""
+
+    name: str
+    stages: tuple[str, ...]
+    init: str
+    augment: str
+    match_compute: str | None
+    row: RowSettings
+    #: the suite's evaluations by name, but for those that need an encoder where there is none
+    evaluations: dict[str, Evaluation]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite file in one profile, checked and resolved."""
+
+    path: Path
+    name: str
+    title: str
+    notes: list[str]
+    profile: str
+    seeds: list[int]
+    variants: dict[str, Variant]
+    tables: list[TableSettings]
+    search: SearchSettings | None
+    #: cell of the search behind a generated row: variant name to its settings
+    cells: dict[str, Cell] = field(default_factory=dict)
+    #: the two rows of the gallery, or none
+    gallery: tuple[str, ...] = ()
+
+    def resolved(self) -> dict[str, Any]:
+        """The suite as plain data, every default written out, this profile only."""
+        return {
+            "suite": self.name,
+            "profile": self.profile,
+            "seeds": self.seeds,
+            "variants": {
+                v.name: {
+                    "stages": list(v.stages),
+                    "init": v.init,
+                    "augment": v.augment,
+                    "match_compute": v.match_compute,
+                    "settings": v.row.resolved()
+                    | {"evaluations": {n: e.plain(n) for n, e in v.evaluations.items()}},
+                }
+                for v in self.variants.values()
+            },
+            "tables": [t.resolved() for t in self.tables],
+            "gallery": list(self.gallery),
+        }

@@ -1,0 +1,77 @@
+"""An evaluation of stored features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maect import datasets, evals
+from maect.settings import DataSettings
+from maect.stages.job import Job, Output
+
+
+def run(job: Job) -> Output:
+    """Leave `predictions` with the `labels` of the reported split; values and protocol."""
+    job.prepare()
+    return evaluate(job, job.tensors("features", "features"))
+
+
+def evaluate(
+    job: Job, features: Mapping[str, Tensor], images: evals.Images | None = None
+) -> Output:
+    """Return what an evaluation of the tensors of a features stage leaves.
+
+    `images` are those behind the features, for an evaluation that asks for the encoder.
+    """
+    tokens = job.settings.get("tokens", {})
+    evaluator = evals.get(job.kind)
+    if isinstance(tokens.get("block"), list):
+        evaluator = evals.at_blocks(evaluator, tokens["block"])
+    split = job.settings["split"]
+    data = DataSettings(name=job.data_name, path=job.data_path)  # type: ignore[arg-type]
+    given = eval_input(
+        features,
+        split,
+        datasets.low_shot(data, job.data_root),
+        job.settings.get("seed", 0),
+        images,
+    )
+    result = evaluator.run(
+        given, evaluator.settings.parse(job.settings["settings"]), evals.ALL_ROWS
+    )
+    predictions = {name: torch.from_numpy(array) for name, array in result.predictions.items()}
+    return Output(
+        tensors={"predictions": {**predictions, "labels": given.test.y}},
+        summary={"chosen": result.chosen, "notes": result.notes},
+        values=result.values,
+        protocol={
+            **result.protocol,
+            **({"tokens": tokens} if tokens else {}),
+            "evaluation": job.kind,
+            "split": split,
+        },
+    )
+
+
+def eval_input(
+    tensors: Mapping[str, Tensor],
+    reported: str,
+    low_shot: Mapping[str, Any],
+    seed: int,
+    images: evals.Images | None = None,
+) -> evals.EvalInput:
+    """Return what an evaluation reads of a features stage's tensors; it reports on `reported`."""
+    splits = {
+        name: evals.Features(tensors[f"{source}_x"], tensors[f"{source}_y"])
+        for name, source in (("train", "train"), ("selection", "selection"), ("test", reported))
+    }
+    return evals.EvalInput(
+        **splits,
+        classes=int(max(int(split.y.max()) for split in splits.values())) + 1,
+        seed=seed,
+        low_shot={budget: [draw.tolist() for draw in draws] for budget, draws in low_shot.items()},
+        images=images,
+    )

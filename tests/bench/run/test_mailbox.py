@@ -1,0 +1,84 @@
+"""The mailbox as an object of this process: who waits is woken, and gets what is meant for it."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+from bench.run.mailbox import Completed, Mailbox, Stepped, Waiting
+
+SHORT_S, LONG_S = 0.02, 30.0
+STEP = Stepped("a", 1, 2, 0, 0.5, 10.0)
+
+
+def task(key: str) -> Any:
+    return SimpleNamespace(key=key)
+
+
+def test_a_group_that_waits_gets_what_is_left_for_it() -> None:
+    async def meet() -> tuple[Any, Any, Any]:
+        mailbox = Mailbox()
+        one, two = (asyncio.create_task(mailbox.take(group)) for group in (1, 2))
+        await asyncio.sleep(0)
+        news = await mailbox.events(LONG_S)
+        await mailbox.give(2, task("b"))
+        await mailbox.give(1, task("a"))
+        return await one, await two, news
+
+    one, two, news = asyncio.run(meet())
+    assert (one.key, two.key) == ("a", "b")
+    assert news == [Waiting(1), Waiting(2)]
+
+
+def test_what_was_left_before_is_there_when_asked_for() -> None:
+    async def early() -> Any:
+        mailbox = Mailbox()
+        await mailbox.give(1, task("a"))
+        return await mailbox.take(1)
+
+    assert asyncio.run(early()).key == "a"
+
+
+def test_a_group_is_sent_home_when_told_and_when_all_is_over() -> None:
+    async def leave() -> list[Any]:
+        mailbox = Mailbox()
+        told = asyncio.create_task(mailbox.take(1))
+        await asyncio.sleep(0)
+        await mailbox.give(1, None)
+        over = asyncio.create_task(mailbox.take(2))
+        await asyncio.sleep(0)
+        await mailbox.close()
+        return [await told, await over, await mailbox.take(3)]
+
+    assert asyncio.run(leave()) == [None, None, None]
+
+
+def test_steps_wake_nobody_and_are_told_with_the_next_news() -> None:
+    async def steps() -> tuple[Any, Any]:
+        mailbox = Mailbox()
+        await mailbox.tell(STEP)
+        waiting = asyncio.create_task(mailbox.events(LONG_S))
+        await asyncio.sleep(SHORT_S)
+        early = waiting.done()
+        await mailbox.tell(Completed("a"))
+        return early, await waiting
+
+    assert asyncio.run(steps()) == (False, [STEP, Completed("a")])
+
+
+def test_a_trial_hears_when_all_its_stages_have_ended_or_one_has_failed() -> None:
+    async def trial(*told: dict[str, str]) -> dict[str, str]:
+        mailbox = Mailbox()
+        waiting = asyncio.create_task(mailbox.outcomes(["a", "b"]))
+        for part in told:
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            await mailbox.settle(part)
+        return await waiting
+
+    good = {"a": "complete", "b": "complete", "c": "complete"}
+    assert asyncio.run(trial({"a": "complete"}, {"b": "complete", "c": "complete"})) == {
+        key: good[key] for key in "ab"
+    }
+    assert asyncio.run(trial({"b": "its loss is not finite"})) == {"b": "its loss is not finite"}
