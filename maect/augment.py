@@ -161,8 +161,9 @@ class Augment:
         settings = self.views[view]
 
         def draw(purpose: str, count: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-            """Return numbers in [0, 1): [B, count]. 1, so never chosen, where none are needed."""
-            if purpose != "crop" and not getattr(settings, purpose):
+            """Return numbers in [0, 1): [B, count]; of an operator that is off, 1: never chosen."""
+            off = purpose != "crop" and getattr(settings, purpose) == 0.0
+            if off:
                 return np.ones((len(indices), count), np.float32)
             return Stream(*self.purpose, purpose, view).uniform(epoch, indices[rows], count)
 

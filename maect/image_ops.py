@@ -154,14 +154,14 @@ def crop_resize(
     Small images are resized on the device, by matrices; large ones one by one on the CPU, where
     cut and resized they are also quicker to move.
     """
-    side = max(images.shape[2:]) if isinstance(images, Tensor) else _TABLE_LIMIT
-    if side * (side + 1) * out * side <= _TABLE_LIMIT:
-        assert isinstance(images, Tensor)
-        top, left, height, width = boxes.T
-        plain = np.zeros_like(flip)
-        vertical = _crop_weights(top, height, plain, images.shape[2], out, device)
-        horizontal = _crop_weights(left, width, flip, images.shape[3], out, device)
-        return _resize(images.to(device), vertical, horizontal)
+    if isinstance(images, Tensor):
+        height, width = images.shape[2:]
+        side = max(height, width)
+        if side * (side + 1) * out * side <= _TABLE_LIMIT:
+            top, left, heights, widths = boxes.T
+            vertical = _crop_weights(top, heights, np.zeros_like(flip), height, out, device)
+            horizontal = _crop_weights(left, widths, flip, width, out, device)
+            return _resize(images.to(device), vertical, horizontal)
 
     def cut(row: int) -> Tensor:
         top, left, height, width = boxes[row].tolist()
