@@ -145,7 +145,7 @@ def crop_resize(
     out: int,
     device: torch.device,
 ) -> Tensor:
-    """Cut `boxes` (top, left, height, width) [B, 4] out, resize, mirror some.
+    """Return `boxes` (top, left, height, width) [B, 4] cut out, resized, some mirrored.
 
     uint8 [B, C, H, W], or B of [C, h, w] -> float32 [B, C, out, out] on `device`. Equals
     torchvision's `resized_crop` of uint8 tensors, bicubic with antialiasing, then `hflip`: whole
@@ -175,7 +175,7 @@ def crop_resize(
 def center_crop_resize(
     images: Tensor | Sequence[Tensor], size: int, device: torch.device
 ) -> Tensor:
-    """Resize the shorter side to 256/224 of `size`, then crop the centre.
+    """Return the centres of images whose shorter side is resized to 256/224 of `size`.
 
     uint8 [B, C, H, W], or B of [C, h, w] -> float32 [B, C, size, size] on `device`. Equals
     torchvision's `resize` of uint8 tensors, bicubic with antialiasing, and `center_crop`. Images

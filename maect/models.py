@@ -81,6 +81,7 @@ def _take(rows: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _blocks(dim: int, depth: int, heads: int, mlp_ratio: float) -> nn.ModuleList:
+    """Return pre-norm transformer blocks: [B, N, dim] -> [B, N, dim] each."""
     norm: Any = partial(nn.LayerNorm, eps=1e-6)
     return nn.ModuleList(
         Block(dim, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)
@@ -171,6 +172,7 @@ class Encoder(nn.Module):
         return torch.cat([self.cls_token.expand(len(images), -1, -1), tokens], dim=1)
 
     def _block(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        """Return the tokens [B, N, D] after a block."""
         if self.checkpoint_activations and torch.is_grad_enabled():
             return checkpoint(block, tokens, use_reentrant=False)
         return block(tokens)

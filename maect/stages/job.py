@@ -63,13 +63,13 @@ class Checkpoints(Protocol):
     """Where a stage keeps its state, so that it can go on after its process has died."""
 
     def load(self) -> State | None:
-        """The newest whole state, on every worker alike."""
+        """Return the newest whole state, on every worker alike; None without one."""
 
     def due(self) -> bool:
-        """Whether it is time to save; asked on the first worker only."""
+        """Return whether it is time to save. Asked on the first worker only."""
 
     def save(self, state: State) -> None:
-        """Keep a state. The tensors are the keeper's own."""
+        """Keep a state. Its tensors are copies, which the keeper may hold on to."""
 
 
 @dataclass

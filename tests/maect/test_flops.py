@@ -84,4 +84,4 @@ def test_costs_follow_batch_mask_queue_and_positives():
         return flops.tune_step(model, HeadSettings.parse(rate), settings, 224, 3)
 
     assert tune(positive="no_queue") < tune(positive="neighbor") == tune(positive="no_swap")
-    assert tune(frozen=1.0) < tune(frozen=0.5) < tune(frozen=0.0)
+    assert tune(frozen_blocks=12) < tune(frozen_blocks=6) < tune(frozen_blocks=0)
