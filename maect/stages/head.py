@@ -11,7 +11,7 @@ from maect.stages.contrastive import ContrastiveTraining
 from maect.stages.job import Job, Output
 from maect.stages.loop import Values, train
 
-SIZES = ("hidden_dim", "predictor_dim", "out_dim", "queue_size")
+SIZES = {"hidden_dim", "predictor_dim", "out_dim", "queue_size"}
 
 
 class HeadTraining(ContrastiveTraining[HeadSettings]):
@@ -22,11 +22,11 @@ class HeadTraining(ContrastiveTraining[HeadSettings]):
 
     def __init__(self, job: Job) -> None:
         settings = HeadSettings.parse(job.settings["train"])
-        super().__init__(job, settings, {name: getattr(settings, name) for name in SIZES})
+        super().__init__(job, settings, settings.model_dump(include=SIZES))
         self.encoder.requires_grad_(False).eval()
         groups = parameter_groups(self.head_parameters, settings.weight_decay)
         self.optimizers = [adamw(groups, self.lr, settings.betas)]
-        self.options = {"topk": settings.topk, "temperature": settings.temperature}
+        self.options = settings.model_dump(include={"topk", "temperature"})
 
     def gradients(self, epoch: int, indices: np.ndarray) -> Values:
         with torch.no_grad():

@@ -33,13 +33,8 @@ class TuneTraining(ContrastiveTraining[TuneSettings]):
             adamw(head_groups, settings.head_lr or self.lr, settings.betas),
         ]
         self.sums = GradientSum(list(encoder.values()), self.group)
-        self.options = {
-            "topk": settings.topk,
-            "temperature": settings.temperature,
-            "use_target": True,
-            "exclude_own": settings.exclude_own,
-            "positive": settings.positive,
-        }
+        chosen = settings.model_dump(include={"topk", "temperature", "exclude_own", "positive"})
+        self.options = {**chosen, "use_target": True}
 
     def gradients(self, epoch: int, indices: np.ndarray) -> Values:
         self.sums.start()
