@@ -10,7 +10,7 @@ must not be.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
@@ -205,8 +205,9 @@ class AugmentSettings(Settings):
 
 # ---------------------------------------------------------------------------- training stages
 
+TrainingStage = Literal["mae", "head", "tune"]
 #: training stages in the order of a chain
-TRAINING_STAGES = ("mae", "head", "tune")
+TRAINING_STAGES: tuple[TrainingStage, ...] = get_args(TrainingStage)
 
 
 class ScheduleSettings(Settings):

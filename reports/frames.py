@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +42,11 @@ STAGES: dict[str, Any] = {
     "started": pl.String,
     "ended": pl.String,
     "worker": pl.String,
+    "code": pl.String,  # hash of the code that ran
+    "torch": pl.String,
+    "workers": pl.Int64,  # that ran it together
+    "backend": pl.String,  # what carried their sums
+    "shards": pl.Int64,  # logical shards of the batch
 }
 
 #: one row per attempt at any planned key, successful or not
@@ -76,6 +80,20 @@ METRICS: dict[str, Any] = {
     "higher_is_better": pl.Boolean,
     "protocol": pl.String,
     "primary": pl.Boolean,
+    "along": pl.String,  # what it is one point along, e.g. "block"; empty where it is alone
+    "at": pl.Float64,
+    "series": pl.String,
+}
+
+#: one row per stage whose newest attempt did not complete, and that nothing replaced
+FAILURES: dict[str, Any] = {
+    "key": pl.String,
+    "name": pl.String,
+    "status": pl.String,  # failed | interrupted
+    "error": pl.String,  # class
+    "message": pl.String,
+    "log_tail": pl.String,
+    "rows": pl.List(pl.String),  # variants that cannot be complete without it
 }
 
 
@@ -98,9 +116,10 @@ class SuiteView:
     tables: list[dict[str, Any]]
     stages: pl.DataFrame
     attempts: pl.DataFrame
-    #: key of a complete or stale stage -> its whole record
+    #: key of a stage -> its newest complete record; else its newest one
     records: dict[str, dict[str, Any]]
     metrics: pl.DataFrame
+    failures: pl.DataFrame
     #: key -> columns of its training log, e.g. {"step": [..], "loss": [..]}, thinned
     curves: dict[str, dict[str, list[float]]]
     #: commit, dirty, versions, hardware, data fingerprint, command, created
@@ -118,6 +137,3 @@ class SuiteView:
     #: what a gallery stage left: key, rows, seed, split, mask_ratio, norm_pix, summary, and its
     #: `arrays` by name (see `maect.stages.gallery`)
     gallery: dict[str, Any] | None = None
-    #: key of a complete stage -> device-hours that the rates of the others of its kind predict:
-    #: (expected, low, high); a kind with one record has none
-    predicted: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)

@@ -32,7 +32,7 @@ class Hours(NamedTuple):
 
 
 def assumption() -> str:
-    """What `assumed` assumes, in words."""
+    """Return in words what `assumed` assumes."""
     low, middle, high = (f"{share:.0%}" for share in ASSUMED_SHARES)
     return (
         f"{middle} ({low} to {high}) of the {ASSUMED_PEAK / 1e12:.0f} TFLOP/s in bf16 of an "
@@ -41,7 +41,7 @@ def assumption() -> str:
 
 
 def assumed(stages: Iterable[Stage], known: Container[str]) -> Hours | None:
-    """GPU-hours of the stages whose kind has no measured rate in `known`; None if none counts.
+    """Return the GPU-hours of stages whose kind has no measured rate in `known`, or None.
 
     Evaluations of stored features are not counted, those that run the encoder are.
     """
@@ -55,6 +55,7 @@ def assumed(stages: Iterable[Stage], known: Container[str]) -> Hours | None:
 
 
 def _fills_a_gpu(stage: Stage) -> bool:
+    """Return whether a stage's encoder comes near the assumed share of the peak."""
     dim = stage.settings.get("model", {}).get("dim", 0)
     return bool(stage.settings["numerics"]["precision"] == "bf16" and dim >= ASSUMED_DIM)
 
@@ -68,21 +69,21 @@ _MIDDLE, _FAST, _SLOW = 0.5, 0.9, 0.1
 class Rates(NamedTuple):
     """What the records of a kind of stage tell of one kind of device."""
 
-    #: FLOPs (of evaluations of stored features, one) per device-second, in order
+    #: per device-second, in order: FLOPs, or of evaluations of stored features, evaluations
     speeds: list[float]
-    #: that a stage held, the median
+    #: the median of how many a stage held
     devices: int
 
 
 def last_device(stages: Collection[Stage]) -> str | None:
-    """The kind of device that ran last."""
+    """Return the kind of device that ran last, or None where none has."""
     records = [stage.record for stage in stages if stage.record is not None]
     newest = max(records, key=lambda record: record.started, default=None)
     return newest.cost.device_kind if newest else None
 
 
 def rates(stages: Collection[Stage], device: str | None = None) -> dict[str, Rates]:
-    """Of each kind with a record on `device`, or on the one that ran last."""
+    """Return the rates of each kind of stage with a record on `device`, or on the one last used."""
     device = device or last_device(stages)
     speeds, held = defaultdict(list), defaultdict(list)
     for stage in stages:
@@ -104,7 +105,7 @@ def _hours(stage: Stage, speeds: list[float]) -> Hours:
 
 
 def seconds(stage: Stage, known: dict[str, Rates]) -> float | None:
-    """Expected wall time of one stage; None where no like stage has run."""
+    """Return the expected wall time of one stage, or None where no like stage has run."""
     rates = known.get(stage.kind)
     if rates is None and stage.flops:  # an evaluation that runs the encoder, about as features do
         rates = known.get("features")
@@ -112,26 +113,23 @@ def seconds(stage: Stage, known: dict[str, Rates]) -> float | None:
 
 
 def remaining(plan: Plan, left: list[Stage], slots: int) -> float | None:
-    """Expected wall time of the stages left on `slots` places; None until all kinds have run.
+    """Return the expected wall time of stages on `slots` places, in seconds.
 
-    Kinds of evaluations that have not run yet count nothing: they take a second or so.
+    None where a kind of training has not run yet. Kinds of evaluations that have not run yet count
+    nothing: they take a second or so.
     """
     known = rates(plan.stages.values())
-    total = 0.0
-    for stage in left:
-        expected = seconds(stage, known)
-        if expected is None:
-            if stage.trains:
-                return None
-            continue
-        total += expected
-    return total / max(slots, 1)
+    expected = {stage.key: seconds(stage, known) for stage in left}
+    if any(stage.trains and expected[stage.key] is None for stage in left):
+        return None
+    return sum(wall_s or 0.0 for wall_s in expected.values()) / max(slots, 1)
 
 
 def device_hours(plan: Plan, todo: list[Stage]) -> tuple[str, Hours, list[str]] | None:
-    """Expected device-hours of `todo` on the device that ran last: its kind, and the hours.
+    """Return the kind of device that ran last, and the expected device-hours of `todo` on it.
 
-    Also the kinds of stages that have not run on it, which are not counted. None without records.
+    Third come the kinds of stages that have not run on it, which are not counted. None without
+    records.
     """
     device = last_device(plan.stages.values())
     if device is None:

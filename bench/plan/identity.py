@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 from functools import cache
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ SCHEMA = 2
 #: definitions only: every number that a worker computes with stands resolved in the key
 _NOT_CODE = {"maect", "maect.settings"}
 
+_DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
 _ROOT = Path(maect.__file__).parent
 
 
@@ -34,9 +36,29 @@ def stage_key(kind: str, settings: dict[str, Any], inputs: dict[str, str], data:
 
 
 @cache
-def _module(name: str) -> tuple[str, frozenset[str]] | None:
-    """Hash of a maect module's syntax tree, and the maect modules it imports anywhere."""
+def code(*entries: str) -> Code:
+    """Return the hashes of `entries` and of every maect module they import, directly or not."""
+    hashes: dict[str, str] = {}
+    pending = [*entries]
+    while pending:
+        name = pending.pop()
+        module = None if name in hashes or name in _NOT_CODE else _module(name)
+        if module is not None:
+            hashes[name], imported = module
+            pending += imported
+    modules = dict(sorted(hashes.items()))
+    return Code(hash=digest(modules, 16), modules=modules)
+
+
+@cache
+def _module(name: str) -> tuple[str, list[str]] | None:
+    """Return the hash of a maect module's syntax tree, docstrings apart, and what it imports.
+
+    The names of imports stand for maect modules, or for definitions in them. None where `name` is
+    no module.
+    """
     path = _ROOT.joinpath(*name.split(".")[1:])
+    package = name if path.is_dir() else name.rpartition(".")[0]
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not file.exists():
         return None
@@ -46,51 +68,11 @@ def _module(name: str) -> tuple[str, frozenset[str]] | None:
         if isinstance(node, ast.Import):
             imported.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            package = name if path.is_dir() else name.rpartition(".")[0]
-            base = node.module or ""
-            if node.level:
-                base = importlib.util.resolve_name("." * node.level + base, package)
-            imported.add(base)
-            imported.update(f"{base}.{alias.name}" for alias in node.names)
-        _drop_docstring(node)
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            imported.update([base, *(f"{base}.{alias.name}" for alias in node.names)])
+        elif isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
     # Python 3.12 has a field more, which is empty in code for 3.11
     text = ast.dump(tree).replace(", type_params=[]", "")
-    return hashlib.sha256(text.encode()).hexdigest()[:16], frozenset(
-        module for module in imported if module.split(".")[0] == "maect"
-    )
-
-
-def _drop_docstring(node: ast.AST) -> None:
-    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        return
-    first = node.body[0] if node.body else None
-    if (
-        isinstance(first, ast.Expr)
-        and isinstance(first.value, ast.Constant)
-        and isinstance(first.value.value, str)
-    ):
-        node.body = node.body[1:] or [ast.Pass()]
-
-
-@cache
-def code_modules(*entries: str) -> dict[str, str]:
-    """Hashes of `entries` and of every maect module they import, directly or not."""
-    hashes: dict[str, str] = {}
-    pending = [*entries]
-    while pending:
-        name = pending.pop()
-        if name in hashes or name in _NOT_CODE:
-            continue
-        module = _module(name)
-        if module is None:
-            continue
-        hashes[name] = module[0]
-        pending.extend(module[1])
-    return dict(sorted(hashes.items()))
-
-
-@cache
-def code(*entries: str) -> Code:
-    """Return the code that a stage runs: a hash over all, and one a module to name what changed."""
-    modules = code_modules(*entries)
-    return Code(hash=digest(modules, 16), modules=modules)
+    ours = [module for module in imported if module.split(".")[0] == "maect"]
+    return hashlib.sha256(text.encode()).hexdigest()[:16], ours

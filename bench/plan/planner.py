@@ -145,7 +145,7 @@ class _RowPlanner:
 
     @property
     def data(self) -> DataInfo:
-        """The row's data set."""
+        """Return what is known of the row's data set."""
         return data_info(self.variant.row.data)
 
     # ----------------------------------------------------------------------- what settings hold
@@ -176,6 +176,7 @@ class _RowPlanner:
     # -------------------------------------------------------------------------------- training
 
     def _mae(self) -> Stage:
+        """Return the pretraining, which rows share where nothing tells them apart."""
         views = self.variant.row.augment["mae"].views(1)
         settings = self._common() | {
             **self._start(),
@@ -185,10 +186,12 @@ class _RowPlanner:
         return self._training("mae", name, settings, {})
 
     def _head(self) -> Stage:
+        """Return the initialisation of the head on the chain's encoder."""
         inputs = {"encoder": self.chain[-1]} if self.chain else {}
         return self._training("head", f"{self.variant.name} head", self._contrastive(), inputs)
 
     def _tune(self) -> Stage:
+        """Return the tuning of the chain's encoder, with the chain's head if there is one."""
         head = self.variant.row.head
         names = ("hidden_dim", "predictor_dim", "out_dim", "queue_size")
         settings = self._contrastive() | {"head": {name: getattr(head, name) for name in names}}
@@ -241,6 +244,7 @@ class _RowPlanner:
         return self.planner.add("features", title, settings, inputs, self.variant, cost=cost)
 
     def _evaluation(self, name: str, evaluation: Evaluation, features: Stage) -> Stage:
+        """Return the stage of an evaluation that the suite calls `name`."""
         evaluator, row = evaluation.evaluator, self.variant.row
         settings = evaluation.resolved() | {
             "numerics": row.numerics.resolved(),
@@ -281,7 +285,8 @@ def schedule(variant: Variant, kind: str, data: DataInfo, matched: Variant | Non
     at least as many FLOPs as that row. An MAE takes its own steps and as many more as the head and
     tuning of `matched` cost; contrastive training without MAE takes what all stages of it cost.
     """
-    images, settings, depth = data.counts["train"], getattr(variant.row, kind), _depth(variant)
+    images, depth = data.counts["train"], variant.row.model.depth or 0
+    settings = getattr(variant.row, kind)
     train = settings.resolve(images, depth)
     if matched is None:
         return train
@@ -303,9 +308,3 @@ def step_flops(variant: Variant, kind: str, train: Any, data: DataInfo) -> float
     if kind == "head":
         return flops.head_step(model, train, size, data.channels)
     return flops.tune_step(model, variant.row.head, train, size, data.channels)
-
-
-def _depth(variant: Variant) -> int:
-    depth = variant.row.model.depth
-    assert depth is not None
-    return depth

@@ -48,19 +48,19 @@ class Stage:
 
     @property
     def trains(self) -> bool:
-        """Whether it is a training stage."""
+        """Return whether it is a training stage."""
         return self.kind in TRAINING_STAGES
 
     @property
     def runs_encoder(self) -> bool:
-        """Whether the encoder runs over the data set, so that several workers can share it."""
+        """Return whether the encoder runs over images, which several workers can share."""
         if self.kind in ENTRY:
             return self.trains or self.kind == "features"
         return evals.get(self.kind).needs_encoder
 
     @property
     def record(self) -> Record | None:
-        """The newest complete record."""
+        """Return the newest complete record, or None."""
         return self.state.record
 
 
@@ -100,7 +100,7 @@ class Plan:
 
     @property
     def unresolved(self) -> str | None:
-        """Why the keys are not final, where the data are not at hand."""
+        """Return why the keys are not final, or None where the data are at hand."""
         return self.data.hint if self.data.fingerprint is None else None
 
     def with_status(self, *statuses: str) -> list[Stage]:

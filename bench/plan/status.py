@@ -65,7 +65,7 @@ def search_identity(suite: Suite) -> str:
 
 
 def _mark_left_out(plan: Plan, store: Store) -> None:
-    """Mark what the newest finished search of this kind left out."""
+    """Set the status `pruned` where the newest finished search with this identity did so."""
     if plan.suite.search is None or not plan.suite.search.explores:
         return
     search = search_identity(plan.suite)
@@ -80,6 +80,6 @@ def _mark_left_out(plan: Plan, store: Store) -> None:
 
 
 def reopen(plan: Plan) -> None:
-    """Take stages that were left out back in: where anything is to do the search decides anew."""
+    """Set stages that a search left out back to `pending`, for the search to decide anew."""
     for stage in plan.with_status("pruned"):
         stage.status, stage.reason = "pending", None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import polars as pl
@@ -17,21 +18,21 @@ from bench.store.record import Cost, Record
 from bench.store.store import Store
 from bench.suite.evaluations import column_id
 from bench.suite.search import setting_names
-from reports.frames import ATTEMPTS, METRICS, STAGES, SuiteView
+from maect.evals import Metric
+from reports.frames import ATTEMPTS, FAILURES, METRICS, STAGES, SuiteView
 
 #: how many unreadable files a note names
 NOTED_FILES = 20
 
 
 def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
-    """Everything the report of a suite needs, read from the store alone."""
-    suite = plan.suite
+    """Return everything that the report of a suite needs, read from the store alone."""
+    suite, stages = plan.suite, plan.stages.values()
     untried = _untried(plan)
-    shown = [row for row in plan.rows if row.variant.name not in untried]
-    stages = list(_stage_rows(shown, plan))
-    metrics = [row for r in shown for row in _metric_rows(r)]
-    attempts = [row for stage in plan.stages.values() for row in _attempt_rows(stage)]
+    rows = [row for row in plan.rows if row.variant.name not in untried]
+    statuses = _statuses(plan)
     gallery, unreadable = _gallery(plan, store)
+    shown = {stage.key: _shown_record(stage, statuses) for stage in stages}
     return SuiteView(
         suite=suite.name,
         title=suite.title,
@@ -41,14 +42,13 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
         seeds=suite.seeds,
         variants=[name for name in suite.variants if name not in untried],
         tables=[table.resolved() for table in suite.tables],
-        stages=pl.DataFrame(stages, schema=STAGES, orient="row"),
-        attempts=pl.DataFrame(attempts, schema=ATTEMPTS, orient="row"),
-        records={
-            key: r.plain() for key, s in plan.stages.items() if (r := _shown_record(s)) is not None
-        },
-        metrics=pl.DataFrame(metrics, schema=METRICS, orient="row"),
+        stages=_frame(_stage_rows(rows, plan, statuses), STAGES),
+        attempts=_frame((a for stage in stages for a in _attempt_rows(stage)), ATTEMPTS),
+        metrics=_frame((metric for row in rows for metric in _metric_rows(row)), METRICS),
+        failures=_frame(_failure_rows(plan, statuses), FAILURES),
+        records={key: record.plain() for key, record in shown.items() if record is not None},
         curves=_curves(plan, store),
-        provenance=_provenance(plan, store, command),
+        provenance=_provenance(plan, command),
         resolved=yaml.safe_dump(suite.resolved(), sort_keys=False, allow_unicode=True),
         runs=[
             run.model_dump()
@@ -57,9 +57,13 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
         ],
         cells=_cells(plan),
         columns=_column_heads(plan),
-        problems=[p for stage in plan.stages.values() for p in stage.state.problems] + unreadable,
+        problems=[problem for stage in stages for problem in stage.state.problems] + unreadable,
         gallery=gallery,
     )
+
+
+def _frame(rows: Iterable[dict[str, Any]], schema: dict[str, Any]) -> pl.DataFrame:
+    return pl.DataFrame(list(rows), schema=schema, orient="row")
 
 
 def _untried(plan: Plan) -> set[str]:
@@ -193,30 +197,62 @@ def _own(row: Row, chains: set[tuple[str, ...]]) -> set[str]:
     return set(own[shared:])
 
 
-def _shown_status(stage: Stage) -> tuple[str, str | None]:
-    """Status and reason as the report tells them."""
+def _statuses(plan: Plan) -> dict[str, tuple[str, str | None]]:
+    """Return status and reason of every stage as the report tells them."""
+    found: dict[str, tuple[str, str | None]] = {}
+    for stage in plan.stages.values():  # inputs first
+        found[stage.key] = _status(stage)
+        lost = [s.title for s in stage.inputs.values() if found[s.key][0] == "failed"]
+        if lost and found[stage.key][0] == "pending":
+            found[stage.key] = "failed", f"its input failed: {lost[0]}"
+    return found
+
+
+def _status(stage: Stage) -> tuple[str, str | None]:
     if stage.status == "stale" or (stage.status == "cached" and stage.reason):
         return "stale", stage.reason  # kept or not, its code is not today's
     if stage.status == "cached":
         return "complete", None
-    if stage.status == "pruned":
-        return "pruned", stage.reason
-    attempts = stage.state.attempts
-    last = attempts[-1].status if attempts else "pending"
-    if last in ("running", "failed", "interrupted", "lost"):
-        error = attempts[-1].error
-        status = "interrupted" if last == "lost" else last
-        return status, error.message if error else None
-    return "pending", stage.reason
+    newest = stage.state.attempts[-1] if stage.state.attempts else None
+    if stage.status == "pruned" or newest is None or newest.status in ("complete", "damaged"):
+        return stage.status, stage.reason
+    status = "interrupted" if newest.status == "lost" else newest.status
+    return status, newest.error.message if newest.error else None
 
 
-def _shown_record(stage: Stage) -> Record | None:
-    return stage.record if _shown_status(stage)[0] in ("complete", "stale") else None
+def _shown_record(stage: Stage, statuses: dict[str, tuple[str, str | None]]) -> Record | None:
+    """Return the record behind a stage's numbers; of a stage without any, its newest attempt's."""
+    if statuses[stage.key][0] in ("complete", "stale"):
+        return stage.record
+    return stage.state.attempts[-1] if stage.state.attempts else None
 
 
-def _stage_rows(rows: list[Row], plan: Plan) -> Iterator[dict[str, Any]]:
-    """A row for every variant and seed that a stage serves."""
-    known = {key: _stage_row(stage) for key, stage in plan.stages.items()}
+def _failure_rows(
+    plan: Plan, statuses: dict[str, tuple[str, str | None]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the stages whose newest attempt came to nothing, with the rows that they cost."""
+    for stage in plan.stages.values():
+        status, _ = statuses[stage.key]
+        if status not in ("failed", "interrupted") or not stage.state.attempts:
+            continue
+        newest = stage.state.attempts[-1]
+        rows = [row.variant.name for row in plan.rows if stage in row.stages()]
+        yield {
+            "key": stage.key,
+            "name": stage.title,
+            "status": status,
+            "error": newest.error.kind if newest.error else None,
+            "message": newest.error.message if newest.error else None,
+            "log_tail": newest.log_tail,
+            "rows": list(dict.fromkeys(rows)),
+        }
+
+
+def _stage_rows(
+    rows: list[Row], plan: Plan, statuses: dict[str, tuple[str, str | None]]
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for every variant and seed that a stage serves."""
+    known = {key: _stage_row(stage, *statuses[key]) for key, stage in plan.stages.items()}
     chains = {tuple(stage.key for stage in row.chain) for row in plan.rows}
     for row in rows:
         own = _own(row, chains)
@@ -231,91 +267,79 @@ def _stage_rows(rows: list[Row], plan: Plan) -> Iterator[dict[str, Any]]:
             }
 
 
-def _stage_row(stage: Stage) -> dict[str, Any]:
-    status, reason = _shown_status(stage)
-    record = _shown_record(stage)
-    values = {
+def _stage_row(stage: Stage, status: str, reason: str | None) -> dict[str, Any]:
+    values: dict[str, Any] = {
         "key": stage.key,
         "name": stage.title,
         "group": "train" if stage.trains else "evaluate",
         "status": status,
         "reason": reason,
-        "attempt": record.attempt if record else None,
         "steps": stage.steps,
-        "started": record.started if record else None,
-        "ended": record.ended if record else None,
-        "worker": f"{record.env['host']}:{record.pid}" if record else None,
+        "shards": stage.settings["numerics"]["shards"],
     }
-    return _measured(record.cost if record else None, STAGES.keys()) | values
+    record = stage.record if status in ("complete", "stale") else None
+    if record is None:
+        return dict.fromkeys(STAGES) | values
+    values |= {
+        "attempt": record.attempt,
+        "started": record.started,
+        "ended": record.ended,
+        "worker": f"{record.env['host']}:{record.pid}",
+        "code": record.code.hash,
+        **{name: record.env.get(name) for name in ("torch", "workers", "backend")},
+    }
+    return _measured(record.cost, STAGES) | values
 
 
-def _measured(cost: Cost | None, names: Iterable[str]) -> dict[str, Any]:
+def _measured(cost: Cost, names: Iterable[str]) -> dict[str, Any]:
     """Return the columns of a record's cost."""
     found = {name: getattr(cost, name, None) for name in names}
-    gpus = None if cost is None else cost.gpus
-    told = [{"uuid": gpu.uuid, "model": gpu.model, "host": gpu.host} for gpu in gpus or []]
-    return found | {"gpus": None if gpus is None else json.dumps(told)}
+    told = [{"uuid": gpu.uuid, "model": gpu.model, "host": gpu.host} for gpu in cost.gpus or []]
+    return found | {"gpus": None if cost.gpus is None else json.dumps(told)}
 
 
-def _metric_rows(row: Row) -> list[dict[str, Any]]:
-    rows = []
+def _metric_rows(row: Row) -> Iterator[dict[str, Any]]:
     for name, stage in row.evaluations.items():
         if stage.record is None or stage.status != "cached":
             continue
         for metric in stage.record.metrics:
-            rows.append(
-                {
-                    "variant": row.variant.name,
-                    "seed": row.seed,
-                    "key": stage.key,
-                    "evaluation": name,
-                    "column": column_id(name, metric.name, metric.primary),
-                    "label": metric.label,
-                    "metric": metric.name,
-                    "value": metric.value,
-                    "unit": metric.unit,
-                    "higher_is_better": metric.higher_is_better,
-                    "protocol": stage.record.protocol_fingerprint,
-                    "primary": metric.primary,
-                }
-            )
-    return rows
+            yield _metric(name, metric) | {
+                "column": column_id(name, metric.name, metric.primary),
+                "variant": row.variant.name,
+                "seed": row.seed,
+                "key": stage.key,
+                "protocol": stage.record.protocol_fingerprint,
+            }
+
+
+def _metric(evaluation: str, metric: Metric) -> dict[str, Any]:
+    """Return a metric's own fields as columns."""
+    found = asdict(metric)
+    return found | {"evaluation": evaluation, "metric": found.pop("name")}
 
 
 def _column_heads(plan: Plan) -> dict[str, dict[str, Any]]:
-    """What each column measures, for tables whose cells are all still open."""
+    """Return what each column measures, for tables whose cells are all still open."""
     return {
-        column: {
-            "evaluation": name,
-            "metric": metric.name,
-            "label": metric.label,
-            "unit": metric.unit,
-            "higher_is_better": metric.higher_is_better,
-            "primary": metric.primary,
-        }
+        column: _metric(name, metric)
         for variant in plan.suite.variants.values()
         for name, evaluation in variant.evaluations.items()
         for column, metric in evaluation.columns(name).items()
     }
 
 
-def _attempt_rows(stage: Stage) -> list[dict[str, Any]]:
-    rows = []
+def _attempt_rows(stage: Stage) -> Iterator[dict[str, Any]]:
     for attempt in stage.state.attempts:
-        rows.append(
-            {
-                "key": stage.key,
-                "kind": stage.kind,
-                "name": stage.title,
-                "attempt": attempt.attempt,
-                "status": attempt.status,
-                "started": attempt.started,
-                "ended": attempt.ended,
-                "error": attempt.error.message if attempt.error else None,
-            }
-        )
-        rows[-1] |= _measured(attempt.cost, ATTEMPTS.keys() - rows[-1].keys())
-    return rows
+        yield _measured(attempt.cost, ATTEMPTS) | {
+            "key": stage.key,
+            "kind": stage.kind,
+            "name": stage.title,
+            "attempt": attempt.attempt,
+            "status": attempt.status,
+            "started": attempt.started,
+            "ended": attempt.ended,
+            "error": attempt.error.message if attempt.error else None,
+        }
 
 
 def _curves(plan: Plan, store: Store) -> dict[str, dict[str, list[float]]]:
@@ -346,7 +370,7 @@ def _gallery(plan: Plan, store: Store) -> tuple[dict[str, Any] | None, list[str]
     return told | {"key": stage.key, "rows": rows, "summary": summary, "arrays": arrays}, []
 
 
-def _provenance(plan: Plan, store: Store, command: str) -> dict[str, Any]:
+def _provenance(plan: Plan, command: str) -> dict[str, Any]:
     """Where the numbers come from: of the records where there are any, else of this machine."""
     records = [s.record for s in plan.stages.values() if s.record is not None]
     env = records[-1].env if records else environment.describe()

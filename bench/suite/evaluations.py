@@ -38,18 +38,18 @@ class Evaluation:
 
     @property
     def evaluator(self) -> evals.Evaluator:
-        """What computes it."""
+        """Return what computes it."""
         found = evals.get(self.kind)
         return evals.at_blocks(found, self.block) if isinstance(self.block, list) else found
 
     @property
     def needs_encoder(self) -> bool:
-        """Whether it can only be had of a row with an encoder."""
+        """Return whether only a row with an encoder can have it."""
         return self.pool is not None or self.evaluator.needs_encoder
 
     @property
     def tokens(self) -> dict[str, Any]:
-        """The tokens where they are declared: part of a stage's settings and of a protocol."""
+        """Return the tokens, if declared, as a stage's settings and a protocol have them."""
         return {"tokens": {"block": self.block, "pool": self.pool}} if self.pool else {}
 
     def said(self) -> list[str]:
@@ -96,9 +96,10 @@ class Evaluation:
 def declare_all(
     wanted: Iterable[str], model: ModelSettings, tree: Map, *, pixels: bool = False
 ) -> dict[str, Evaluation]:
-    """Those `wanted` by name, as a row's `tree` declares them; others are checked for their names.
+    """Return the evaluations `wanted`, by name, as a row's `tree` declares them.
 
-    `pixels`: the row has no encoder, so what needs one is left out. Raises `UserError`.
+    All others that it declares are checked for their names only. `pixels`: the row has no encoder,
+    so what needs one is left out. Raises `UserError`.
     """
     kinds = {name: name for name in wanted}
     for name, given in tree.get("evaluations", {}).items():

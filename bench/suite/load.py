@@ -16,7 +16,7 @@ from bench.errors import UserError, short, suggestion
 from bench.suite import rules
 from bench.suite.evaluations import declare_all
 from bench.suite.messages import check, fault, require
-from bench.suite.schema import Cell, RowSettings, Suite, SuiteSettings, TableSettings, Variant
+from bench.suite.schema import Choices, RowSettings, Suite, SuiteSettings, TableSettings, Variant
 from bench.suite.search import cells_of, of_profile
 from bench.suite.yamlfile import MAX_DEPTH, Map, Place, load, merge, value
 from maect import datasets, evals
@@ -221,7 +221,7 @@ class _Loader:
             if name in names[:index]:
                 raise self._fault(f"'{name}' stands twice; keep one", "evaluate", index)
 
-    def _variant(self, label: str, source: str, cell: Cell) -> Variant:
+    def _variant(self, label: str, source: str, cell: Choices) -> Variant:
         """Return the row `label`: the variant `source`, changed by a cell of the search."""
         spec = self.spec.variants[source]
         tree = merge(self.base, *self._changes(source, cell), *self.sets)
@@ -249,7 +249,7 @@ class _Loader:
         rules.check_row(variant, images, tree)
         return variant
 
-    def _changes(self, source: str, cell: Cell) -> list[Map]:
+    def _changes(self, source: str, cell: Choices) -> list[Map]:
         """Return what is laid over the profile's settings for one row, in order."""
         changes = [self.overlays[source]] if source in self.overlays else []
         if self.spec.variants[source].set:

@@ -5,24 +5,14 @@ All functions raise `UserError`, with the place of the value that should change.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import combinations
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
 from bench.errors import short, suggestion
 from bench.suite.messages import Place, fault, require
 from bench.suite.schema import SearchSettings, SuiteSettings, TableSettings, Variant
 from bench.suite.yamlfile import Map
 from maect.settings import TRAINING_STAGES
-
-#: every choice of training stages in their order is a chain
-CHAINS = [
-    chain
-    for count in range(len(TRAINING_STAGES) + 1)
-    for chain in combinations(TRAINING_STAGES, count)
-]
-
 
 # ----------------------------------------------------------------------------------- one row
 
@@ -32,7 +22,7 @@ def check_variant(variant: Variant, tree: Map, place: Callable[[str], Place]) ->
 
     `place` leads to a setting of the row, by its name, in the suite's `tree`.
     """
-    if variant.stages not in CHAINS:
+    if variant.stages != tuple(stage for stage in TRAINING_STAGES if stage in variant.stages):
         stages = ", ".join(variant.stages)
         message = f"stages [{stages}] form no chain; the order is mae, head, tune, each once"
         raise fault(message, tree, place("stages"))
@@ -46,6 +36,7 @@ def check_variant(variant: Variant, tree: Map, place: Callable[[str], Place]) ->
 
 
 def _check_start(variant: Variant, tree: Map, at: Place) -> None:
+    """Check where the encoder of a row starts."""
     init = variant.init
     if init == "pixels" and variant.stages:
         message = "init 'pixels' has no encoder to train; take the stages out or write 'random'"
@@ -73,6 +64,7 @@ def check_row(variant: Variant, images: int | None, tree: Map) -> None:
 
 
 def _check_model(variant: Variant, tree: Map) -> None:
+    """Check the encoder's sizes against the image and the blocks that tuning freezes."""
     model, size, frozen = variant.row.model, variant.row.data.image_size, variant.row.tune
     patch, depth = model.patch_size, model.depth or 0
     if size % patch:
@@ -91,6 +83,7 @@ def _check_model(variant: Variant, tree: Map) -> None:
 
 
 def _check_mask(variant: Variant, tree: Map) -> None:
+    """Check that an MAE sees some patches and hides some."""
     patches = (variant.row.data.image_size // variant.row.model.patch_size) ** 2
     ratio = variant.row.mae.mask_ratio
     visible = int(patches * (1 - ratio))
@@ -101,6 +94,7 @@ def _check_mask(variant: Variant, tree: Map) -> None:
 
 
 def _check_queue(variant: Variant, tree: Map) -> None:
+    """Check the queue, which the head stage fills, against the tuning that goes on with it."""
     queue, tune, at = variant.row.head.queue_size, variant.row.tune, ("head", "queue_size")
     if queue % tune.batch_size:
         near = max(1, round(queue / tune.batch_size)) * tune.batch_size
@@ -112,6 +106,7 @@ def _check_queue(variant: Variant, tree: Map) -> None:
 
 
 def _check_batches(variant: Variant, images: int | None, tree: Map) -> None:
+    """Check that the data have a whole batch, and that shards cut it into equal parts."""
     row = variant.row
     for stage in TRAINING_STAGES:
         batch, at = getattr(row, stage).batch_size, (stage, "batch_size")
@@ -125,6 +120,7 @@ def _check_batches(variant: Variant, images: int | None, tree: Map) -> None:
 
 
 def _check_evaluations(variant: Variant, images: int | None, tree: Map) -> None:
+    """Check that there are as many neighbours and blocks as evaluations ask for."""
     depth = variant.row.model.depth or 0
     for name, evaluation in variant.evaluations.items():
         most = max(getattr(evaluation.settings, "k", [1]))
@@ -184,7 +180,9 @@ def _check_gallery(spec: SuiteSettings, variants: dict[str, Variant], tree: Map)
         raise fault("the rows of gallery must report on the same images", tree, at)
 
 
-def _check_table(table: TableSettings, rows: Any, columns: set[str], tree: Map, at: Place) -> None:
+def _check_table(
+    table: TableSettings, rows: Collection[str], columns: set[str], tree: Map, at: Place
+) -> None:
     """Check the names in a table that stands at `at`."""
     if table.deltas and table.baseline is None:
         raise fault("deltas need a 'baseline' to be taken from", tree, (*at, "deltas"))

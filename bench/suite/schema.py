@@ -17,6 +17,7 @@ from maect.settings import (
     ModelSettings,
     NumericsSettings,
     Settings,
+    TrainingStage,
     TuneSettings,
 )
 
@@ -45,7 +46,7 @@ class VariantSettings(Settings):
     """One row of the tables: a chain of training stages."""
 
     #: training stages in order; none: what `init` gives is evaluated as it is
-    stages: list[Literal["mae", "head", "tune"]] = []
+    stages: list[TrainingStage] = []
     #: where the encoder starts: random weights, no encoder at all (pixels), or a checkpoint file
     init: str = "random"
     #: pipeline of the head and tuning stages
@@ -107,11 +108,13 @@ class SearchSettings(Settings):
 
     @property
     def explores(self) -> bool:
-        """Whether results decide which cells are run to their end."""
+        """Return whether results decide which cells are run to their end."""
         return self.asha or self.method == "optuna"
 
 
 class SuiteSettings(Settings):
+    """A suite file, all profiles in it."""
+
     suite: Annotated[str, Field(min_length=1)]
     title: str = ""
     notes: list[str] = []
@@ -136,8 +139,8 @@ class Choice(NamedTuple):
     value: Any
 
 
-#: settings of one row of a search: dotted path -> its value
-Cell = dict[str, Choice]
+#: what a search sets in one of its rows: dotted path of a setting -> its value
+Choices = dict[str, Choice]
 
 
 @dataclass(frozen=True)
@@ -167,13 +170,13 @@ class Suite:
     variants: dict[str, Variant]
     tables: list[TableSettings]
     search: SearchSettings | None
-    #: cell of the search behind a generated row: variant name to its settings
-    cells: dict[str, Cell] = field(default_factory=dict)
+    #: the rows that the search made: variant name -> what it sets in each
+    cells: dict[str, Choices] = field(default_factory=dict)
     #: the two rows of the gallery, or none
     gallery: tuple[str, ...] = ()
 
     def resolved(self) -> dict[str, Any]:
-        """The suite as plain data, every default written out, this profile only."""
+        """Return the suite as plain data, every default written out, this profile only."""
         return {
             "suite": self.name,
             "profile": self.profile,

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.errors import short
 from bench.suite.messages import Place, check, fault, require, shown
-from bench.suite.schema import Cell, Choice, SearchSettings
+from bench.suite.schema import Choice, Choices, SearchSettings
 from bench.suite.yamlfile import Map
 from maect.settings import TRAINING_STAGES
 from maect.streams import Stream
@@ -45,7 +45,7 @@ def of_profile(
 
 def cells_of(
     search: SearchSettings | None, variants: Collection[str], tree: Map
-) -> dict[str, Cell]:
+) -> dict[str, Choices]:
     """Return the search's cells: row label to its settings, in the grid's order.
 
     Raises `UserError` with the place in the suite's `tree`.
@@ -115,7 +115,7 @@ def setting_names(axes: Collection[str]) -> dict[str, str]:
     }
 
 
-def _cells(search: SearchSettings, axes: dict[str, list[Choice]], total: int) -> list[Cell]:
+def _cells(search: SearchSettings, axes: dict[str, list[Choice]], total: int) -> list[Choices]:
     """Return the cells of `axes`; of all combinations the last setting varies fastest."""
     if search.method == "each":
         return [{path: choice} for path, choices in axes.items() for choice in choices]

@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any
 
 from maect.evals.base import (
-    ALL_ROWS,
     EvalInput,
     EvalResult,
     Evaluator,
@@ -22,15 +21,12 @@ from maect.evals.base import (
     Measured,
     Metric,
     Predictions,
-    cut,
-    merge,
 )
 from maect.evals.by_block import at_blocks
 
 _PUBLIC = {"knn": "maect.evals.nearest", "effective_rank": "maect.collapse"}
 
 __all__ = [
-    "ALL_ROWS",
     "EvalInput",
     "EvalResult",
     "Evaluator",
@@ -40,10 +36,8 @@ __all__ = [
     "Metric",
     "Predictions",
     "at_blocks",
-    "cut",
     "evaluators",
     "get",
-    "merge",
     "names",
     *_PUBLIC,
 ]

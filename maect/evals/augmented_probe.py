@@ -24,7 +24,7 @@ class AugmentedProbeSettings(ProbeSettings):
     view: ViewSettings = ViewSettings()
 
 
-def _run(data: EvalInput, settings: AugmentedProbeSettings, rows: slice) -> EvalResult:
+def _run(data: EvalInput, settings: AugmentedProbeSettings) -> EvalResult:
     import torch
 
     images = data.images

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -116,50 +115,20 @@ class Evaluator:
     settings: type[Settings]
     #: settings -> the metrics it prints, the primary one first
     metrics: Callable[[Any], list[Metric]]
-    #: (input, settings, rows of the test split) -> result for those rows
-    run: Callable[[EvalInput, Any, slice], EvalResult]
+    #: (input, settings) -> result
+    run: Callable[[EvalInput, Any], EvalResult]
     #: (predictions, test labels [M]) -> metric name -> value
     derive: Callable[[Predictions, np.ndarray], dict[str, float]]
     #: whether its result depends on the seed of `EvalInput`
     uses_seed: bool
-    #: whether disjoint `rows` may be computed apart and joined by `merge`; else rows is everything
-    shardable: bool = False
     #: of one that asks for `EvalInput.images`: (settings, images of each split, classes) -> images
     #: that the encoder sees, a backward pass counted as two more
     passes: Callable[[Any, Mapping[str, int], int], float] | None = None
 
     @property
     def needs_encoder(self) -> bool:
+        """Whether it asks for the encoder; then all workers of a group run it together."""
         return self.passes is not None
-
-
-ALL_ROWS = slice(None)
-
-
-def cut(images: int, parts: int) -> list[slice]:
-    """Consecutive rows for at most `parts` workers: each image once, sizes at most one apart."""
-    parts = max(1, min(parts, images))
-    ends = [images * part // parts for part in range(parts + 1)]
-    return [slice(start, end) for start, end in itertools.pairwise(ends)]
-
-
-def merge(evaluator: Evaluator, parts: list[EvalResult], labels: np.ndarray) -> EvalResult:
-    """Join the results of consecutive `rows` of one test split, in their order.
-
-    Raises ValueError if the evaluation cannot be cut or the parts do not cover the test split.
-    """
-    if not evaluator.shardable and len(parts) != 1:
-        raise ValueError(f"evaluation '{evaluator.name}' cannot be cut into {len(parts)} parts")
-    predictions = {
-        key: np.concatenate([part.predictions[key] for part in parts])
-        for key in parts[0].predictions
-    }
-    for key, array in predictions.items():
-        if len(array) != len(labels):
-            raise ValueError(f"'{key}' holds {len(array)} predictions for {len(labels)} images")
-    first = parts[0]
-    values = evaluator.derive(predictions, labels)
-    return EvalResult(values, predictions, first.chosen, first.protocol, first.notes)
 
 
 def percent_correct(predicted: np.ndarray, labels: np.ndarray) -> float:

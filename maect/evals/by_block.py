@@ -1,9 +1,10 @@
-"""Any evaluation on features of several blocks at once: where does the representation sit?"""
+"""Any evaluation on features of several encoder blocks at once."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,72 +13,77 @@ from maect.evals.base import EvalInput, EvalResult, Evaluator, Features, Metric,
 
 
 def at_blocks(evaluator: Evaluator, blocks: list[int]) -> Evaluator:
-    """The evaluation run on features x [N, K, D] of each of K `blocks`.
+    """Return the evaluation that runs `evaluator` on features x [N, K, D] of each of K `blocks`.
 
     Its metrics, predictions, choices and notes end in the block's number: `accuracy_k10_block3`.
     The primary metric is the one of the last block listed.
     """
+    several = _ByBlock(evaluator, blocks)
+    return dataclasses.replace(
+        evaluator,
+        metrics=several.metrics,
+        derive=several.derive,
+        run=several.run,
+        passes=None if evaluator.passes is None else several.passes,
+    )
 
-    def metrics(settings: Any) -> list[Metric]:
+
+@dataclass(frozen=True)
+class _ByBlock:
+    """The functions of an evaluator, each called block after block."""
+
+    one: Evaluator
+    blocks: list[int]
+
+    def metrics(self, settings: Any) -> list[Metric]:
         every = [
             dataclasses.replace(
                 metric,
                 name=f"{metric.name}_block{block}",
                 label=f"{metric.label}, block {block}",
-                primary=metric.primary and block == blocks[-1],
+                primary=metric.primary and block == self.blocks[-1],
+                along="block",
+                at=float(block),
+                series=metric.label,
             )
-            for block in blocks
-            for metric in evaluator.metrics(settings)
+            for block in self.blocks
+            for metric in self.one.metrics(settings)
         ]
         return sorted(every, key=lambda metric: not metric.primary)
 
-    def derive(predictions: Predictions, labels: np.ndarray) -> dict[str, float]:
+    def derive(self, predictions: Predictions, labels: np.ndarray) -> dict[str, float]:
         values: dict[str, float] = {}
-        for block in blocks:
+        for block in self.blocks:
             end = f"_block{block}"
-            own = {
-                name.removesuffix(end): array
-                for name, array in predictions.items()
-                if name.endswith(end)
-            }
-            values |= _ending(evaluator.derive(own, labels), block)
+            own = {n.removesuffix(end): p for n, p in predictions.items() if n.endswith(end)}
+            values |= _ending(self.one.derive(own, labels), block)
         return values
 
-    def run(data: EvalInput, settings: Any, rows: slice) -> EvalResult:
-        values: dict[str, float] = {}
-        predictions: Predictions = {}
-        chosen: dict[str, Any] = {}
-        notes: dict[str, None] = {}
-        for place, block in enumerate(blocks):
-            result = evaluator.run(_one(data, place), settings, rows)
-            values |= _ending(result.values, block)
-            predictions |= _ending(result.predictions, block)
-            chosen |= _ending(result.chosen, block)
-            notes |= {f"block {block}: {note}": None for note in result.notes}
-        return EvalResult(values, predictions, chosen, result.protocol, list(notes))
+    def run(self, data: EvalInput, settings: Any) -> EvalResult:
+        together = EvalResult({}, {}, {}, {})
+        for place, block in enumerate(self.blocks):
+            result = self.one.run(_at(data, place), settings)
+            together.values |= _ending(result.values, block)
+            together.predictions |= _ending(result.predictions, block)
+            together.chosen |= _ending(result.chosen, block)
+            together.notes += [f"block {block}: {note}" for note in result.notes]
+            together.protocol = result.protocol
+        return together
 
-    def passes(settings: Any, images: Mapping[str, int], classes: int) -> float:
-        return len(blocks) * one(settings, images, classes) if one else 0.0
-
-    one = evaluator.passes
-    own = dataclasses.replace(evaluator, metrics=metrics, derive=derive, run=run)
-    return dataclasses.replace(own, passes=passes) if one else own
+    def passes(self, settings: Any, images: Mapping[str, int], classes: int) -> float:
+        assert self.one.passes is not None
+        return len(self.blocks) * self.one.passes(settings, images, classes)
 
 
 def _ending(found: dict[str, Any], block: int) -> dict[str, Any]:
     return {f"{name}_block{block}": value for name, value in found.items()}
 
 
-def _one(data: EvalInput, place: int) -> EvalInput:
-    """The input with the features of one block."""
-
-    def of(split: Features) -> Features:
-        return Features(split.x[:, place].contiguous(), split.y)
-
-    return dataclasses.replace(
-        data,
-        train=of(data.train),
-        selection=of(data.selection),
-        test=of(data.test),
-        images=data.images and data.images.at(place),
+def _at(data: EvalInput, place: int) -> EvalInput:
+    """Return the input with the features of the block at `place` of the list."""
+    train, selection, test = (
+        Features(split.x[:, place].contiguous(), split.y)
+        for split in (data.train, data.selection, data.test)
     )
+    images = data.images and data.images.at(place)
+    return dataclasses.replace(data, train=train, selection=selection, test=test, images=images)

@@ -83,7 +83,7 @@ def _prepared(x: Tensor, standardize: bool) -> Tensor:
     return standardized(x, x[:0])[0].float() if standardize else x.float()
 
 
-def _run(data: EvalInput, settings: ClusterSettings, rows: slice) -> EvalResult:
+def _run(data: EvalInput, settings: ClusterSettings) -> EvalResult:
     from sklearn.metrics import silhouette_samples
 
     from maect.evals.kmeans import kmeans

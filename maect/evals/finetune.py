@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from maect.evals.base import EvalInput, EvalResult, Evaluator, Images, Metric, labels_of
-from maect.evals.low_shot import Budget, budget_label, check_draws, derive, metric_name
+from maect.evals.base import EvalInput, EvalResult, Evaluator, Images, labels_of
+from maect.evals.low_shot import Budget, budget_metrics, check_draws, derive, metric_name
 from maect.settings import NonNegative, Positive, Settings, Share, ViewSettings
 from maect.streams import Stream, generator
 
@@ -34,19 +34,6 @@ class FineTuneSettings(Settings):
     warmup: Share = 0.1
     #: what is done to the training images
     view: ViewSettings = ViewSettings()
-
-
-def _metrics(settings: FineTuneSettings) -> list[Metric]:
-    return [
-        Metric(
-            metric_name("accuracy", budget),
-            f"{budget_label(budget)}, fine-tuned",
-            "%",
-            True,
-            primary=i == 0,
-        )
-        for i, budget in enumerate(settings.budgets)
-    ]
 
 
 class _Classifier:
@@ -138,7 +125,7 @@ def _tuned(
     return best[2].classes("test", len(data.test.y)), best[1]
 
 
-def _run(data: EvalInput, settings: FineTuneSettings, rows: slice) -> EvalResult:
+def _run(data: EvalInput, settings: FineTuneSettings) -> EvalResult:
     if data.images is None:
         raise ValueError("fine-tuning needs the encoder; it was given cached features only")
     check_draws(data, settings.budgets)
@@ -179,7 +166,7 @@ EVALUATOR = Evaluator(
     name="low_shot_finetune",
     label="low-shot, fine-tuned",
     settings=FineTuneSettings,
-    metrics=_metrics,
+    metrics=lambda settings: budget_metrics(settings.budgets, ", fine-tuned"),
     run=_run,
     derive=derive,
     uses_seed=True,

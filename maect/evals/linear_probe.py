@@ -213,7 +213,7 @@ def derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[st
     }
 
 
-def _run(data: EvalInput, settings: ProbeSettings, rows: slice) -> EvalResult:
+def _run(data: EvalInput, settings: ProbeSettings) -> EvalResult:
     import torch
 
     def cached(epoch: int, rows: np.ndarray) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -55,10 +55,20 @@ def budget_label(budget: str) -> str:
     return budget if budget.endswith("%") else f"{budget}-shot"
 
 
-def _metrics(settings: LowShotSettings) -> list[Metric]:
+def budget_metrics(budgets: Sequence[Budget], how: str = "") -> list[Metric]:
+    """Return an accuracy for each budget, the first one primary; `how` ends their labels."""
     return [
-        Metric(metric_name("accuracy", budget), budget_label(budget), "%", True, primary=i == 0)
-        for i, budget in enumerate(settings.budgets)
+        Metric(
+            metric_name("accuracy", budget),
+            budget_label(budget) + how,
+            "%",
+            True,
+            primary=i == 0,
+            along="share of labels" if budget.endswith("%") else "images a class",
+            at=float(budget.rstrip("%")),
+            series=f"low-shot{how}",
+        )
+        for i, budget in enumerate(budgets)
     ]
 
 
@@ -77,7 +87,7 @@ def check_draws(data: EvalInput, budgets: list[Budget]) -> None:
         raise ValueError(f"the data set's split has no low-shot draws for {', '.join(missing)}")
 
 
-def _run(data: EvalInput, settings: LowShotSettings, rows: slice) -> EvalResult:
+def _run(data: EvalInput, settings: LowShotSettings) -> EvalResult:
     from maect.evals.logistic import fit_logistic
 
     check_draws(data, settings.budgets)
@@ -147,7 +157,7 @@ EVALUATOR = Evaluator(
     name="low_shot",
     label="low-shot",
     settings=LowShotSettings,
-    metrics=_metrics,
+    metrics=lambda settings: budget_metrics(settings.budgets),
     run=_run,
     derive=derive,
     uses_seed=False,

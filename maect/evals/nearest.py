@@ -70,13 +70,12 @@ def _predict(
     k: Sequence[int],
     temperature: float | None,
     standardize: bool,
-    rows: slice,
 ) -> Predictions:
     import torch
 
     from maect.evals.neighbors import nearest, normalize_rows
 
-    train_x, test_x = torch.as_tensor(train[0]), torch.as_tensor(test_x)[rows]
+    train_x, test_x = torch.as_tensor(train[0]), torch.as_tensor(test_x)
     train_y = labels_of(train[1])
     if standardize:
         train_x, test_x = standardized(train_x, test_x)
@@ -110,22 +109,28 @@ def knn(
     or a feature is not finite.
     """
     counts = [int(count) for count in np.atleast_1d(k)]
-    found = _predict((train_x, train_y), test_x, counts, temperature, standardize, slice(None))
+    found = _predict((train_x, train_y), test_x, counts, temperature, standardize)
     truth = labels_of(test_y)
     accuracy = {count: float(np.mean(found[f"class_k{count}"] == truth)) for count in counts}
     return accuracy if np.iterable(k) else accuracy[counts[0]]
 
 
 def _metrics(settings: KnnSettings) -> list[Metric]:
-    accuracy = [
-        Metric(f"accuracy_k{k}", f"k-NN, k={k}", "%", True, primary=i == 0)
-        for i, k in enumerate(settings.k)
-    ]
-    purity = [
-        Metric(f"purity_k{k}", f"neighbours of the same class, k={k}", "%", True)
+    series = {"accuracy": "k-NN", "purity": "neighbours of the same class"}
+    return [
+        Metric(
+            f"{name}_k{k}",
+            f"{label}, k={k}",
+            "%",
+            True,
+            primary=name == "accuracy" and k == settings.k[0],
+            along="neighbours",
+            at=float(k),
+            series=label,
+        )
+        for name, label in series.items()
         for k in settings.k
     ]
-    return accuracy + purity
 
 
 def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
@@ -135,10 +140,10 @@ def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[s
     return values | {f"purity_k{k}": 100.0 * float(same[:, :k].mean()) for k in counts}
 
 
-def _run(data: EvalInput, settings: KnnSettings, rows: slice) -> EvalResult:
+def _run(data: EvalInput, settings: KnnSettings) -> EvalResult:
     train = (data.train.x, data.train.y)
     predictions = _predict(
-        train, data.test.x, settings.k, settings.temperature, settings.standardize, rows
+        train, data.test.x, settings.k, settings.temperature, settings.standardize
     )
     protocol = {
         "evaluation": "knn",
@@ -148,7 +153,7 @@ def _run(data: EvalInput, settings: KnnSettings, rows: slice) -> EvalResult:
         "train_images": len(data.train.y),
         "test_images": len(data.test.y),
     }
-    values = _derive(predictions, labels_of(data.test.y)[rows])
+    values = _derive(predictions, labels_of(data.test.y))
     return EvalResult(values, predictions, {}, protocol)
 
 
@@ -160,5 +165,4 @@ EVALUATOR = Evaluator(
     run=_run,
     derive=_derive,
     uses_seed=False,
-    shardable=True,
 )

@@ -1,18 +1,16 @@
 """Exact nearest neighbours by cosine, in blocks of bounded memory, on CPU or GPU.
 
-The neighbours returned do not depend on block sizes, on how queries are shared among workers, or
-on how a matrix product sums: products only *screen*. A block of products in low precision is off
-by at most `bound` (below), so every row within 2 x bound of the k-th best is kept, and what is
-kept is compared by products and sums in double precision, one pair at a time. Equal similarities
-are ordered by row, lower first.
+The neighbours returned depend neither on block sizes nor on how a matrix product sums: float32
+products only *screen*. A product is off by at most `_bound`, so every row within twice that of the
+k-th best is kept, and what is kept is compared by products and sums in double precision, pair by
+pair. Equal similarities are ordered by row, lower first.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 #: queries and stored rows compared in one product, [65536, 256] at most
@@ -20,18 +18,8 @@ QUERY_BLOCK = 256
 TRAIN_BLOCK = 65536
 #: stored rows per group of the first selection
 GROUP = 25
-#: candidates a query above which a block is screened again in the next precision
-MANY = 512
 #: numbers held at a time by the comparison in double precision
 PAIR_NUMBERS = 2**22
-
-
-class _Screen(NamedTuple):
-    """Stored rows in a screening precision."""
-
-    x: Tensor  # [N, D]
-    lost: float  # largest L2 norm of a row's rounding error
-    scratch: Tensor  # room for the products with one block of queries
 
 
 def normalize_rows(x: Tensor) -> Tensor:
@@ -75,83 +63,45 @@ def _nearest_in_chunk(stored: Tensor, queries: Tensor, k: int) -> tuple[Tensor, 
     n = len(stored)
     size = GROUP if n >= GROUP * max(k, GROUP) else 1
     stored = torch.cat([stored, stored.new_zeros(-n % size, stored.shape[1])])
-    precisions = _precisions(stored)
-    screen = _rounded(stored, precisions[0])
-    similarity, row = [], []
+    scratch = stored.new_empty(len(stored) * QUERY_BLOCK)
+    similarity = [stored.new_empty(0, k, dtype=torch.float64)]
+    row = [stored.new_empty(0, k, dtype=torch.int64)]
     for block in queries.split(QUERY_BLOCK):
-        while True:
-            candidates = _candidates(screen, block, n, size, k)
-            if candidates.shape[1] <= max(MANY, 4 * k) or len(precisions) == 1:
-                break
-            precisions.pop(0)
-            screen = _rounded(stored, precisions[0])
+        candidates = _candidates(stored, block, scratch, n, size, k)
         step = max(1, PAIR_NUMBERS // (candidates.shape[1] * stored.shape[1]))
         for rows, query in zip(candidates.split(step), block.split(step), strict=True):
             best = _best_of(stored, n, query, rows, k)
             similarity.append(best[0])
             row.append(best[1])
-    if not similarity:
-        return stored.new_empty(0, k, dtype=torch.float64), stored.new_empty(0, k).long()
     return torch.cat(similarity), torch.cat(row)
 
 
-def _precisions(x: Tensor) -> list[torch.dtype]:
-    """Screening precisions to try in turn, fastest first."""
-    import torch
+def _bound(dim: int) -> float:
+    """Return the largest error of a float32 product of two rows of norm 1.
 
-    exact = [torch.float32, torch.float64]
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
-    return [torch.bfloat16, *exact] if fast and x.device.type == "cpu" else exact
-
-
-def _rounded(x: Tensor, dtype: torch.dtype) -> _Screen:
-    import torch
-
-    rounded = x.to(dtype)
-    # exact in float32: what bfloat16 drops are the low bits
-    lost = (x - rounded).norm(dim=1).max().item() if dtype is torch.bfloat16 else 0.0
-    scratch = x.new_empty(len(x) * QUERY_BLOCK, dtype=dtype)
-    return _Screen(rounded, lost, scratch)
-
-
-def _unit(dtype: torch.dtype) -> float:
-    """Largest relative error of one product or addition inside a matrix product."""
-    import torch
-
-    if dtype is torch.float64:
-        return 2.0**-53
-    if dtype is torch.bfloat16:  # exact products, summed in float32
-        return 2.0**-24
-    # float32 products may be allowed to round their factors to TF32 or bfloat16
-    allowed = {"highest": 2.0**-24, "high": 2.0**-10, "medium": 2.0**-8}
-    return allowed[torch.get_float32_matmul_precision()]
-
-
-def _bound(dim: int, dtype: torch.dtype, lost: float) -> float:
-    """Largest difference of a screened similarity from the true one, for rows of norm 1.
-
-    With rows q', t' rounded to `dtype`, q.t - q'.t' = (q - q').t + q'.(t - t') is at most
-    |q - q'| + |t - t'| = `lost` (Cauchy-Schwarz); products and sums of D terms err by (D + 2)
-    units (Higham 2002, section 3.1), doubled for the sake of unknown hardware; bfloat16 sums are
-    stored with an error of 2^-9. 1.02 covers norms that rounding raised above 1.
+    Products and sums of D terms err by (D + 2) units (Higham 2002, section 3.1), doubled for the
+    sake of unknown hardware; 1.02 covers norms that rounding raised above 1. Factors may be
+    rounded to TF32 or bfloat16 where torch allows it.
     """
     import torch
 
-    stored = 2.0**-9 if dtype is torch.bfloat16 else 0.0
-    return 1.02 * (lost + 2 * (dim + 2) * _unit(dtype) + stored)
+    unit = {"highest": 2.0**-24, "high": 2.0**-10, "medium": 2.0**-8}
+    return 1.02 * 2 * (dim + 2) * unit[torch.get_float32_matmul_precision()]
 
 
-def _candidates(screen: _Screen, block: Tensor, n: int, size: int, k: int) -> Tensor:
-    """Rows that may be among the k nearest of a block's queries: [B, c], some in excess."""
+def _candidates(
+    stored: Tensor, block: Tensor, scratch: Tensor, n: int, size: int, k: int
+) -> Tensor:
+    """Return rows that may be among the k nearest of a block's queries, some in excess: [B, c].
+
+    `scratch` has room for the products of all rows with the block.
+    """
     import torch
 
-    (rows, dim), count, dtype = screen.x.shape, len(block), screen.x.dtype
-    query = block.to(dtype)
-    lost = (block - query).norm(dim=1).max().item() if dtype is torch.bfloat16 else 0.0
-    slack = 2 * _bound(dim, dtype, screen.lost + lost)
-    products = screen.scratch[: rows * count].view(rows, count)
-    torch.mm(screen.x, query.T, out=products)  # [rows, B]
+    (rows, dim), count = stored.shape, len(block)
+    slack = 2 * _bound(dim)
+    products = scratch[: rows * count].view(rows, count)
+    torch.mm(stored, block.T, out=products)  # [rows, B]
     products[n:] = -float("inf")
     # k groups of rows reach the k-th best of the groups' maxima, so k rows do: a group that
     # stays below it by more than the slack holds no neighbour
@@ -175,12 +125,10 @@ def _best_of(
     stored: Tensor, n: int, queries: Tensor, candidates: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
     """The k best of [B, c] candidate rows by similarity in float64, then by row: [B, k] each."""
-    import torch
-
     pairs = _rows(stored, candidates)
     rough = (pairs @ queries[:, :, None]).squeeze(2)
     rough[candidates >= n] = -float("inf")
-    place = _within(rough, k, 2 * _bound(stored.shape[1], torch.float32, 0.0))
+    place = _within(rough, k, 2 * _bound(stored.shape[1]))
     candidates = candidates.gather(1, place).sort(dim=1).values
     pairs = _rows(stored, candidates).double()
     similarity = pairs.mul_(queries[:, None]).sum(2)

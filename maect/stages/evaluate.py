@@ -39,9 +39,7 @@ def evaluate(
         job.settings.get("seed", 0),
         images,
     )
-    result = evaluator.run(
-        given, evaluator.settings.parse(job.settings["settings"]), evals.ALL_ROWS
-    )
+    result = evaluator.run(given, evaluator.settings.parse(job.settings["settings"]))
     predictions = {name: torch.from_numpy(array) for name, array in result.predictions.items()}
     return Output(
         tensors={"predictions": {**predictions, "labels": given.test.y}},

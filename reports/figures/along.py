@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import polars as pl
 from markupsafe import Markup
 
 from reports.display import short, slug
-from reports.facts import DONE, Facts
+from reports.facts import DONE, Facts, flatten
 from reports.figures.charts import Figure, colour, legend_of, off_scale, with_unit
 from reports.figures.svg import LEFT, PALETTE, RIGHT, Panel, polyline, spanning, tag
-from reports.tables.build import metric_cell
-from reports.tables.model import Column, Table
+from reports.tables.build import metric_cells
+from reports.tables.model import Cell, Column, Table
 
 #: panels and lines beyond which a figure says nothing more
 _PANELS, _LINES = 8, 24
-_NUMBERED = re.compile(r"^(.*?)_?([a-z]*?)(\d+)$")
-#: what a metric's number counts, by the word beside it in the label: (title, label of the axis)
-_COUNTED = {
+#: what a metric is measured along: title of the figure, label of the axis
+_ALONG = {
     "block": ("By encoder depth", "after encoder block, before any norm"),
-    "shot": ("By number of labels", "labelled images a class"),
-    "k": ("By number of neighbours", "neighbours"),
+    "images a class": ("By number of labels", "labelled images a class"),
+    "share of labels": ("By share of labels", "labelled images, %"),
+    "neighbours": ("By number of neighbours", "neighbours"),
 }
 
 #: (x, mean, sd) of one line
@@ -59,22 +59,18 @@ def ablation(facts: Facts, table: Table) -> Figure | None:
 
 
 def _settings(facts: Facts, variant: str) -> dict[str, Any]:
-    """Settings of a row's training stages of one seed, flat: "head.queue_size" -> 512."""
-    chains = facts.training(variant)
+    """Return the settings of a row's training stages of one seed: "head.queue_size" -> 512."""
+    mine = facts.training().filter(pl.col("variant") == variant)
+    first = mine.filter((pl.col("seed") == mine["seed"].first()) & pl.col("status").is_in(DONE))
     flat: dict[str, Any] = {}
-    for stage in next(iter(chains.values()), []):
-        if stage["status"] in DONE:
-            _flatten(facts.record(stage["key"]).get("settings") or {}, stage["kind"], flat)
+    for key, kind in first.select("key", "kind").iter_rows():
+        settings = flatten(facts.record(key).get("settings") or {}, kind)
+        flat |= {
+            path: str(value) if isinstance(value, list) else value
+            for path, value in settings.items()
+            if not path.endswith(".seed")
+        }
     return flat
-
-
-def _flatten(data: Any, path: str, into: dict[str, Any]) -> None:
-    if isinstance(data, dict):
-        for name, value in data.items():
-            if name != "seed":
-                _flatten(value, f"{path}.{name}", into)
-    else:
-        into[path] = str(data) if isinstance(data, list) else data
 
 
 def _varied(rows: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
@@ -133,56 +129,42 @@ def _measured(
 
 
 def by_number(facts: Facts) -> list[Figure]:
-    """Metrics of one evaluation that differ by a number, a figure for each that is counted: the
-    encoder's blocks, labels, neighbours.
+    """Return a figure for each thing that metrics are measured along: blocks, labels, neighbours.
+
+    Each series of metrics is a panel, each row of the table a line.
     """
-    series: dict[tuple[str, str, str], list[tuple[float, str]]] = defaultdict(list)
+    cells = metric_cells(facts)
+    points: dict[str, dict[tuple[str, str], list[tuple[float, str]]]] = {}
     for column, row in facts.columns.items():
-        match = _NUMBERED.match(str(row["metric"]))
-        if match:
-            stem, unit, value = match.groups()
-            series[row["evaluation"], stem, unit].append((float(value), column))
-    figures: dict[str, Figure] = {}
-    for (evaluation, stem, _), columns in series.items():
-        lines = _over_rows(facts, sorted(columns))
-        if len({x for x, _ in columns}) < 3 or not lines:
-            continue
-        row = facts.columns[columns[0][1]]
-        word, rest = _counted(str(row["label"]), columns[0][0])
-        label = rest or f"{evaluation}: {stem}".replace("_", " ")
-        title, x_label = _COUNTED.get(word, ("By number", word or "number in the metric's name"))
-        names = legend_of(facts, [name for _, name, _ in lines])
-        figure = figures.setdefault(
-            title,
-            Figure(f"by-{slug(title)}", title, "Mean over seeds; whiskers are one sd.", [], names),
-        )
-        told = f"{short(label, 40)}, {row['unit']}" if row["unit"] else short(label, 40)
-        figure.panels.append(_panel(told, x_label, lines))
-    for figure in figures.values():
-        del figure.panels[_PANELS:]
-    return list(figures.values())
-
-
-def _counted(label: str, value: float) -> tuple[str, str]:
-    """The word beside a number in a label, and the label without the two."""
-    spot = rf"(?:, *)?(?:([a-z]+)[ =]?)?(?<!\d){value:g}(?!\d)(?:-([a-z]+))?"
-    found = list(re.finditer(spot, label))
-    if not found:
-        return "", label
-    match = found[-1]
-    rest = (label[: match.start()] + label[match.end() :]).strip(" ,")
-    while len(rest) > 40 and ", " in rest:  # a panel has no room for more
-        rest = rest.rpartition(", ")[0]
-    return match.group(1) or match.group(2) or "", rest
+        if row["along"] in _ALONG:
+            series = points.setdefault(row["along"], {})
+            series.setdefault((row["evaluation"], row["series"]), []).append((row["at"], column))
+    figures = []
+    for along, (title, x_label) in _ALONG.items():
+        panels, drawn = [], []
+        for (_, label), columns in points.get(along, {}).items():
+            lines = _over_rows(facts, cells, sorted(columns))
+            if len({x for x, _ in columns}) < 3 or not lines:
+                continue
+            unit = facts.columns[columns[0][1]]["unit"]
+            told = short(label, 40) + (f", {unit}" if unit else "")
+            panels.append(_panel(told, x_label, lines))
+            drawn += [name for _, name, _ in lines]
+        if panels:
+            legend = legend_of(facts, drawn)
+            caption = "Mean over seeds; whiskers are one sd."
+            figures.append(Figure(f"by-{slug(title)}", title, caption, panels[:_PANELS], legend))
+    return figures
 
 
 def _over_rows(
-    facts: Facts, columns: Sequence[tuple[float, str]]
+    facts: Facts, cells: dict[tuple[str, str], Cell], columns: Sequence[tuple[float, str]]
 ) -> list[tuple[str, str, _Points]]:
+    """Return (colour, variant, points) of each row that has at least two numbers."""
     found = []
     for variant in facts.view.variants[:_LINES]:
-        cells = [(x, metric_cell(facts, variant, column)) for x, column in columns]
-        points = [(x, c.mean, c.sd) for x, c in cells if c.valued and c.mean is not None]
+        known = [(x, cells.get((variant, column))) for x, column in columns]
+        points = [(x, c.mean, c.sd) for x, c in known if c and c.valued and c.mean is not None]
         if len(points) > 1:
             found.append((colour(facts, variant), variant, points))
     return found

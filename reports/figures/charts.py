@@ -62,7 +62,7 @@ def curves(facts: Facts) -> Figure | None:
     chosen = sorted(
         panels.items(), key=lambda p: (p[0][1] != "loss", p[0][1], order.get(p[0][0], 9))
     )
-    shown = {facts.users[key][0][0] for _, keys in chosen for key in keys[:_LINES]}
+    shown = {facts.stages[key]["variant"] for _, keys in chosen for key in keys[:_LINES]}
     return Figure(
         "curves", "Training", "Training curves, one line a seed, over long runs means of "
         "neighbouring steps. A stage that rows share has the colour of the first of them.",
@@ -87,7 +87,7 @@ def _curve_panel(facts: Facts, kind: str, name: str, keys: list[str]) -> Markup:
     title = f"{_STAGES.get(kind, short(kind, 20))}: {_readable(name)}{', log scale' if log else ''}"
     panel = Panel(title, x, spanning(ys, 214, 26, log=log), x_label="step")
     for key, points in lines:
-        variant, seed = facts.users[key][0]
+        variant, seed = facts.stages[key]["variant"], facts.stages[key]["seed"]
         line = polyline([(x(a), panel.y(b)) for a, b in points], f"line {colour(facts, variant)}")
         panel.body.append(tag("g", tag("title", f"{short(variant)}, seed {seed}") + line))
     more = f" The first {_LINES} of {len(keys):,} are drawn." if len(keys) > _LINES else ""

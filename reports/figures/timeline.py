@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import polars as pl
 from markupsafe import Markup
 
 from reports.display import duration, plural, short
-from reports.facts import DONE, Facts
+from reports.facts import Facts
 from reports.figures.charts import Figure
 from reports.figures.svg import nice_step, tag
 
@@ -48,21 +49,24 @@ def timeline(facts: Facts) -> Figure | None:
 
 
 def _bars(facts: Facts) -> list[_Bar]:
+    """Return a bar for each complete stage and each attempt that came to nothing."""
+    columns = ["key", "started", "ended", "status", "error"]
+    complete = facts.done.select(*columns[:4], error=pl.lit(""), failed=pl.lit(False))
+    failed = facts.view.attempts.filter(~pl.col("status").is_in(["complete", "running"])).select(
+        *columns, failed=pl.lit(True)
+    )
     found = []
-    for key, stage in facts.stages.items():
+    for row in pl.concat([complete, failed]).iter_rows(named=True):
+        stage = facts.stages.get(row["key"])
+        start, end = _seconds(row["started"]), _seconds(row["ended"])
+        if stage is None or start is None or end is None or end < start:
+            continue
         kind = stage["kind"] if stage["kind"] in _KINDS else "other"
-        users = facts.users[key]
-        where = f"{short(users[0][0])}, seed {users[0][1]}"
-        spans = [(stage, f"k-{kind}", stage["status"])] if stage["status"] in DONE else []
-        for attempt in facts.attempts.get(key, []):
-            if attempt["status"] not in ("complete", "running"):
-                spans.append((attempt, "k-bad", f"{attempt['status']}: {short(attempt['error'])}"))
-        for span, css, status in spans:
-            start, end = _seconds(span["started"]), _seconds(span["ended"])
-            if start is not None and end is not None and end >= start:
-                text = f"{short(stage['name'])} ({where}), {duration(end - start)}, {status}"
-                lane = short(stage["worker"] or "no worker named", 17)
-                found.append(_Bar(lane, start, end, css, text))
+        said = f"{row['status']}: {short(row['error'])}" if row["failed"] else row["status"]
+        where = f"{short(stage['variant'])}, seed {stage['seed']}"
+        text = f"{short(stage['name'])} ({where}), {duration(end - start)}, {said}"
+        lane = short(stage["worker"] or "no worker named", 17)
+        found.append(_Bar(lane, start, end, "k-bad" if row["failed"] else f"k-{kind}", text))
     return found
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,18 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from reports.display import amount, duration, fixed, plain, plural, short, signed, slug, time_unit
+from reports.display import (
+    amount,
+    duration,
+    fixed,
+    plain,
+    plural,
+    short,
+    signed,
+    slug,
+    tail,
+    time_unit,
+)
 from reports.facts import DONE, Facts
 from reports.figures import along, charts
 from reports.figures.gallery import gallery
@@ -53,7 +65,7 @@ def render_html(
         ledger=ledger,
         ledger_rows=_ledger_rows(ledger),
         unmeasured=_quantity_sentences(ledger),
-        prediction_rows=_prediction_rows(ledger),
+        failures=[*_failures(view)],
         published_costs=_published_costs(),
         runs=[{name: run.get(name) for name in _RUN} for run in view.runs],
         entries=records.entries(facts),
@@ -80,6 +92,16 @@ def extract_suite(html: str) -> str:
         raise ValueError("this file embeds no suite: it is no report, or it was changed")
     told = records.outline({"provenance": provenance}).splitlines()
     return suite + "".join(f"# {line}\n" for line in told)
+
+
+def _failures(view: SuiteView) -> Iterator[dict[str, Any]]:
+    """Yield what failed as the page prints it, with the rows that it cost."""
+    for row in view.failures.iter_rows(named=True):
+        yield row | {
+            "rows": ", ".join(short(variant, 40) for variant in row["rows"]),
+            "message": short(row["message"] or "", 400),
+            "log": tail(row["log_tail"] or ""),
+        }
 
 
 def _environment() -> Environment:
@@ -133,7 +155,7 @@ def _embed(data: dict[str, Any]) -> Markup:
 
 def _status(facts: Facts) -> str:
     """ "44 stages, all complete", or what is still open."""
-    counts = Counter(stage["status"] for stage in facts.stages.values())
+    counts = Counter(facts.distinct["status"].to_list())
     total = sum(counts.values())
     done = sum(counts[status] for status in DONE)
     if done == total:
@@ -304,23 +326,6 @@ def _quantity_sentences(ledger: Ledger) -> list[str]:
     """What of the suite's whole was not measured, and why."""
     found = ((q, *ledger.total.measured(q)) for q in costs.QUANTITIES)
     return [f"{q.label}: blank ({reason})." for q, value, reason in found if value is None]
-
-
-def _prediction_rows(ledger: Ledger) -> list[list[str]]:
-    """Predicted and actual device time, each line in a unit that suits it."""
-    rows = []
-    for line in ledger.predictions:
-        unit, factor = time_unit(max(line.hours, line.actual))
-        low, middle, high, actual = (
-            amount(hours * factor) for hours in (line.low, line.hours, line.high, line.actual)
-        )
-        rows.append(
-            [
-                line.kind, str(line.count), f"{line.device}-{unit}", middle, f"{low} to {high}",
-                actual, f"{signed(line.off, 0)} %",
-            ]
-        )  # fmt: skip
-    return rows
 
 
 def _published_costs() -> list[tuple[str, str, str]]:

@@ -39,12 +39,15 @@ def anchor(key: str) -> str:
 
 
 def entries(facts: Facts) -> list[Entry]:
-    """An entry for each distinct stage, in the plan's order."""
+    """Return an entry for each distinct stage, in the plan's order."""
     whole = len(facts.stages) <= FULL
-    return [_entry(facts, key, whole) for key in facts.stages]
+    attempts: dict[str, list[dict[str, Any]]] = {}
+    for row in facts.view.attempts.sort("attempt", nulls_last=True).iter_rows(named=True):
+        attempts.setdefault(row["key"], []).append(row)
+    return [_entry(facts, key, attempts.get(key, []), whole) for key in facts.stages]
 
 
-def _entry(facts: Facts, key: str, whole: bool) -> Entry:
+def _entry(facts: Facts, key: str, attempts: list[dict[str, Any]], whole: bool) -> Entry:
     stage, record = facts.stages[key], facts.record(key)
     full = whole or stage["status"] in ("failed", "interrupted")
     return Entry(
@@ -54,25 +57,23 @@ def _entry(facts: Facts, key: str, whole: bool) -> Entry:
         kind=short(stage["kind"], 30),
         status=stage["status"],
         reason=stage["reason"],
-        users=_users(facts, key),
+        users=_users(stage),
         facts=_facts(stage, record),
         inputs=_inputs(facts, record),
         attempts=[
             a | {"cost": ", ".join(_cost(a)), "said": short(a["error"] or "", 400)}
-            for a in facts.attempts.get(key, [])
+            for a in attempts
         ],
         files=_files(record) if full else [],
         blocks=_blocks(record) if full else [],
     )
 
 
-def _users(facts: Facts, key: str) -> str:
-    """Rows and seeds that rest on the stage: "MAE, MAE-CT: seed 0"."""
-    rows: dict[str, list[int]] = {}
-    for variant, seed in facts.users[key]:
-        rows.setdefault(variant, []).append(seed)
-    seeds = sorted({seed for found in rows.values() for seed in found})
-    names = ", ".join(short(variant, 30) for variant in list(rows)[:8])
+def _users(stage: dict[str, Any]) -> str:
+    """Return the rows and seeds that rest on a stage: "MAE, MAE-CT: seed 0"."""
+    rows = list(dict.fromkeys(stage["variants"]))
+    seeds = sorted(set(stage["seeds"]))
+    names = ", ".join(short(variant, 30) for variant in rows[:8])
     more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
     listed = ", ".join(map(str, seeds[:10])) + (" …" if len(seeds) > 10 else "")
     return f"{names}{more}: seed {listed}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from reports.display import amount, duration, plain, plural, short, time_unit, width
 from reports.facts import Facts
@@ -16,6 +17,8 @@ from reports.tables.model import Column, Table, cell_text, row_label
 
 #: columns where no terminal tells, and of sentences at the most
 _WIDTH = 100
+#: lines of a failed stage's log
+_LOG_LINES = 6
 #: columns of a heading before it goes on below
 _HEADING = 14
 
@@ -31,6 +34,8 @@ def render_text(
         lines += ["", *table_text(table), *_said(table, facts)]
         lines += [line for crossed in table.crossed for line in ["", *table_text(crossed)]]
     lines += ["", *ledger_text(ledger(facts))]
+    for failure in view.failures.iter_rows(named=True):
+        lines += ["", *_failure_text(failure)]
     if view.problems:
         lines += ["", f"{plural(len(view.problems), 'problem')} in the store:"]
         lines += [part for problem in view.problems[:10] for part in _wrap(short(problem, 300))]
@@ -135,6 +140,15 @@ def ledger_text(found: Ledger) -> list[str]:
             lines.append(f"Apart: {line.label.lower()}, {line.count}, {duration(line.wall_s)}.")
     lines += found.sentences
     return [part for line in lines for part in _wrap(line)]
+
+
+def _failure_text(failure: dict[str, Any]) -> list[str]:
+    """Return what failed, why, the rows that it cost, and the end of its log."""
+    rows = ", ".join(short(variant, 40) for variant in failure["rows"])
+    error = f"{failure['error']}: " if failure["error"] else ""
+    said = f"{short(failure['name'], 80)} {failure['status']}: {error}{failure['message']}"
+    log = (failure["log_tail"] or "").rstrip().splitlines()[-_LOG_LINES:]
+    return [*_wrap(short(said, 600)), f"  It costs the rows {rows}.", *(f"  | {x}" for x in log)]
 
 
 def _wrap(text: str) -> list[str]:

@@ -1,14 +1,16 @@
-"""From a `SuiteView` to its tables: aggregation over distinct stages, states, costs, deltas."""
+"""From the frames of a `SuiteView` to its tables: means over distinct stages, and open cells."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import polars as pl
+
 from reports.display import plural, short
-from reports.facts import DONE, Facts, distinct
+from reports.facts import DONE, Facts
 from reports.frames import SuiteView
 from reports.tables import published, statistics
 from reports.tables.costs import cost_cells
@@ -19,14 +21,20 @@ from reports.tables.model import Cell, Column, Row, Table, Value
 _SAID = ("failed", "short", "interrupted", "stale", "missing", "not finite", "mixed protocols")
 
 
+#: what a column without a metric holds
+_NOT_PLANNED = Cell("not planned", reason="the suite does not plan this evaluation for this row")
+
+
 def build_tables(view: SuiteView, facts: Facts | None = None) -> list[Table]:
-    """The tables that the suite declares; one over everything where it declares none."""
+    """Return the tables that the suite declares; one of everything where it declares none."""
     facts = facts or Facts(view)
-    return [build_table(facts, declared) for declared in view.tables or [{"title": view.title}]]
+    declared = view.tables or [{"title": view.title}]
+    cells = metric_cells(facts, [column for one in declared for column in one.get("columns") or []])
+    return [_build(facts, one, cells) for one in declared]
 
 
-def build_table(facts: Facts, declared: dict[str, Any]) -> Table:
-    """One declared table, complete with comparisons, published numbers and notes."""
+def _build(facts: Facts, declared: dict[str, Any], cells: dict[tuple[str, str], Cell]) -> Table:
+    """Return one declared table, complete with comparisons, published numbers and notes."""
     view = facts.view
     variants: list[str] = list(declared.get("rows") or view.variants)
     ids: list[str] = list(declared.get("columns") or _default_columns(facts))
@@ -42,11 +50,13 @@ def build_table(facts: Facts, declared: dict[str, Any]) -> Table:
     )
     for column_id in ids:
         if column_id == "cost":
-            columns, cells = cost_cells(facts, variants)
+            columns, costs = cost_cells(facts, variants)
             table.columns += columns
-            table.cells |= cells
+            table.cells |= costs
         else:
-            _add_metric(table, facts, column_id, column_groups, int(declared.get("digits", 1)))
+            own = {v: cells.get((v, column_id), _NOT_PLANNED) for v in variants}
+            digits = int(declared.get("digits", 1))
+            _add_metric(table, facts, column_id, own, column_groups, digits)
     if table.baseline:
         statistics.compare(table, deltas=bool(declared.get("deltas")))
     table.notes += _notes(table)
@@ -64,7 +74,7 @@ def _default_columns(facts: Facts) -> list[str]:
 def _groups(
     declared: dict[str, Sequence[str]] | None, variants: Sequence[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Members of the declared groups: of rows where they are variants, else of columns."""
+    """Return the group of each row, and of each column, that the suite declares."""
     rows: dict[str, str] = {}
     columns: dict[str, str] = {}
     for group, members in (declared or {}).items():
@@ -74,11 +84,16 @@ def _groups(
 
 
 def _add_metric(
-    table: Table, facts: Facts, column_id: str, groups: dict[str, str], digits: int
+    table: Table,
+    facts: Facts,
+    column_id: str,
+    cells: dict[str, Cell],
+    groups: dict[str, str],
+    digits: int,
 ) -> None:
+    """Add the column of a metric with its cells, by variant."""
     known = facts.columns.get(column_id, {})
     unit = known.get("unit") or ""
-    cells = {row.variant: metric_cell(facts, row.variant, column_id) for row in table.rows}
     protocol = _one_protocol(table, cells, known.get("label") or column_id)
     table.columns.append(
         Column(
@@ -95,38 +110,83 @@ def _add_metric(
     table.cells |= {(variant, column_id): cell for variant, cell in cells.items()}
 
 
-def metric_cell(facts: Facts, variant: str, column: str) -> Cell:
-    """Mean over the distinct stages that measured `column` for a row, or why there is none."""
-    stages = distinct(facts.evaluations(variant, facts.evaluation_of(column)))
-    measured = distinct(facts.metrics[variant, column])
-    if not stages and not measured:
-        return Cell("not planned", reason="the suite does not plan this evaluation for this row")
-    values, protocols, broken = [], set(), []
-    for key, rows in measured.items():
-        if key in facts.stages and facts.stages[key]["status"] not in DONE:
-            continue
-        if rows[0]["value"] is None or not math.isfinite(rows[0]["value"]):
-            broken.append(rows[0]["seed"])
-            continue
-        seeds = tuple(sorted({row["seed"] for row in rows}))
-        values.append(Value(seeds, float(rows[0]["value"]), (key,)))
-        protocols.add(rows[0]["protocol"])
-    values.sort(key=lambda value: value.seeds)
-    planned = list(stages.values()) or list(measured.values())
-    one = len(planned) == 1 and len(planned[0]) > 1
-    if broken:
-        reason = f"seed {', '.join(map(str, broken))} measured no finite number"
-        return Cell("not finite", tuple(values), len(planned), reason, fixed=one)
-    if len(protocols) > 1:
-        reason = "its seeds were measured under different protocols"
-        return Cell("mixed protocols", tuple(values), len(planned), reason, fixed=one)
-    state, why = _state([rows[0] for rows in stages.values()], len(values))
-    protocol = protocols.pop() if protocols else None
-    return Cell(state, tuple(values), len(planned), why, protocol, fixed=one)
+def metric_cells(facts: Facts, ids: Iterable[str] = ()) -> dict[tuple[str, str], Cell]:
+    """Return (variant, column) -> its cell, of every metric that a row was planned or measured for.
+
+    `ids` are columns that are wanted although nothing may have measured them yet.
+
+    A cell is the mean over the distinct stages that measured it, or says why there is none.
+    """
+    status = facts.distinct.select("key", "status")
+    by_column = ["variant", "column"]
+    measured = (
+        facts.view.metrics.join(status, on="key", how="left", maintain_order="left")
+        .filter(pl.col("status").is_null() | pl.col("status").is_in(DONE))
+        .group_by(*by_column, "key", maintain_order=True)
+        .agg(
+            pl.col("seed").unique().sort().alias("seeds"),
+            pl.col("seed", "value", "protocol").first(),
+            pl.col("value").first().is_finite().fill_null(False).alias("finite"),
+        )
+        .sort(pl.col("seeds").list.first(), maintain_order=True)
+        .group_by(by_column, maintain_order=True)
+        .agg(
+            pl.struct("seeds", "value", "key").filter("finite").alias("values"),
+            pl.col("value").filter("finite").mean().alias("mean"),
+            pl.col("value").filter("finite").std().alias("sd"),
+            pl.col("protocol").filter("finite").unique().alias("protocols"),
+            pl.col("seed").filter(~pl.col("finite")).alias("broken"),
+            pl.len().alias("measured"),
+        )
+    )
+    columns = dict.fromkeys([*facts.columns, *ids])
+    evaluations = pl.DataFrame(
+        [(column, facts.evaluation_of(column)) for column in columns],
+        {"column": pl.String, "kind": pl.String},
+        orient="row",
+    )
+    planned = (
+        facts.view.stages.filter(pl.col("group") == "evaluate")
+        .group_by("variant", "kind", "key", maintain_order=True)
+        .agg(pl.len().alias("uses"), pl.col("status", "reason", "seed").first())
+        .group_by("variant", "kind", maintain_order=True)
+        .agg(pl.struct("status", "reason", "seed").alias("stages"), pl.col("uses").first())
+        .join(
+            pl.DataFrame(evaluations, {"column": pl.String, "kind": pl.String}, orient="row"),
+            on="kind",
+        )
+        .drop("kind")
+    )
+    joined = planned.join(measured, on=by_column, how="full", coalesce=True)
+    return {(row["variant"], row["column"]): _cell(row) for row in joined.iter_rows(named=True)}
+
+
+def _cell(row: dict[str, Any]) -> Cell:
+    """Return the cell of one variant and column from what was planned and measured."""
+    stages = row["stages"] or []
+    values = tuple(Value(tuple(v["seeds"]), v["value"], (v["key"],)) for v in row["values"] or [])
+    count = len(stages) or row["measured"] or 0
+    protocols = [protocol for protocol in row["protocols"] or [] if protocol is not None]
+    state, reason = _state(stages, len(values))
+    if row["broken"]:
+        seeds = ", ".join(map(str, row["broken"]))
+        state, reason = "not finite", f"seed {seeds} measured no finite number"
+    elif len(protocols) > 1:
+        state, reason = "mixed protocols", "its seeds were measured under different protocols"
+    return Cell(
+        state,
+        values,
+        row["mean"],
+        row["sd"],
+        count,
+        reason,
+        protocols[0] if len(protocols) == 1 else None,
+        fixed=len(stages) == 1 and row["uses"] > 1,
+    )
 
 
 def _state(stages: list[dict[str, Any]], have: int) -> tuple[str, str | None]:
-    """State of a cell with `have` values out of its distinct stages, and the reason."""
+    """Return the state of a cell with `have` values out of its distinct stages, and the reason."""
     statuses = Counter(stage["status"] for stage in stages)
     reason = _open(stages)
     stale = next((stage for stage in stages if stage["status"] == "stale"), None)
@@ -145,7 +205,7 @@ def _state(stages: list[dict[str, Any]], have: int) -> tuple[str, str | None]:
 
 
 def _open(stages: list[dict[str, Any]]) -> str:
-    """Which seeds are not done, and why: "seeds 0, 2 pending; seed 1 failed: out of memory"."""
+    """Return which seeds are not done, and why: "seeds 0, 2 pending; seed 1 failed: NaN"."""
     seeds: dict[str, list[int]] = {}
     for stage in stages:
         if stage["status"] not in DONE:
@@ -161,7 +221,7 @@ def _because(reason: str | None) -> str:
 
 
 def _one_protocol(table: Table, cells: dict[str, Cell], label: str) -> str | None:
-    """The column's protocol; a cell measured under another one is withheld and reported."""
+    """Return the column's protocol; withhold and report a cell measured under another."""
     counts = Counter(c.protocol for c in cells.values() if c.valued and c.protocol is not None)
     protocol = counts.most_common(1)[0][0] if counts else None
     for variant, cell in cells.items():
@@ -169,15 +229,13 @@ def _one_protocol(table: Table, cells: dict[str, Cell], label: str) -> str | Non
             table.problems.append(f"{short(variant)}, {short(label)}: {cell.reason}")
         elif cell.valued and cell.protocol != protocol:
             why = f"measured under protocol {cell.protocol}, the column under {protocol}"
-            cells[variant] = Cell(
-                "mixed protocols", cell.values, cell.planned, why, cell.protocol, cell.fixed
-            )
+            cells[variant] = replace(cell, state="mixed protocols", reason=why)
             table.problems.append(f"{short(variant)}, {short(label)}: {why}")
     return protocol
 
 
 def _notes(table: Table) -> list[str]:
-    """Sentences under the table: how cells read, which rows do not vary, why some are open."""
+    """Return the sentences under the table: how cells read, what does not vary, what is open."""
     metrics = [column for column in table.columns if column.kind == "metric"]
     notes = []
     if any(table.cell(row, column).sd is not None for row in table.rows for column in metrics):
@@ -196,7 +254,7 @@ def _notes(table: Table) -> list[str]:
 
 
 def _open_notes(table: Table, metrics: Sequence[Column]) -> list[str]:
-    """Why cells are open: a sentence a reason and row, or a reason where rows are open alike."""
+    """Return why cells are open: a sentence for each reason and row, or rows that are alike."""
     columns: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in table.rows:
         for column in metrics:
@@ -214,5 +272,5 @@ def _open_notes(table: Table, metrics: Sequence[Column]) -> list[str]:
 
 
 def remark_of(cell: Cell) -> str:
-    """State and reason in words."""
+    """Return state and reason in words."""
     return cell.state + (f" ({cell.reason})" if cell.reason else "")

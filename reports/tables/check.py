@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
+import polars as pl
+
 from reports.display import plural, short
-from reports.facts import DONE, Facts, lookup
+from reports.facts import DONE, Facts
 from reports.frames import SuiteView
 from reports.tables.build import build_tables, remark_of
 from reports.tables.model import Table, full_label
 
 #: states of a cell that are as planned
 _AS_PLANNED = ("ok", "none", "not planned", "pruned")
-#: what a record says about where a stage ran and with what: (word, path in the record)
-_WHERE = (
-    ("code", ("code", "hash")),
-    ("hardware", ("cost", "device_model")),
-    ("torch", ("env", "torch")),
-)
+#: what stages behind one column should have in common -> its column among the stages
+_WHERE = {"code": "code", "hardware": "device_model", "torch": "torch"}
 #: columns that are open when another one is
 _IMPLIED = ("cost.own", "cost.wall", "cost.energy")
 #: words by which a metric or its label says that it looked at the test split
@@ -51,18 +48,23 @@ def _open_cells(table: Table) -> list[str]:
 
 
 def _mixed(facts: Facts, label: str, keys: set[str]) -> list[str]:
-    """Stages of one kind behind one column, ancestors included, that differ in code or place."""
-    seen: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for key in _with_ancestors(facts, keys):
-        for what, path in _WHERE:
-            value = lookup(facts.record(key), *path)
-            if value is not None:
-                seen[facts.stages[key]["kind"], what][str(value)] += 1
+    """Return where stages of one kind behind one column, or ancestors, differ in code or place."""
+    behind = facts.distinct.filter(pl.col("key").is_in(_with_ancestors(facts, keys)))
     found = []
-    for (kind, what), values in seen.items():
-        if len(values) > 1:
-            listed = [f"{short(v, 40)} ({plural(n, 'stage')})" for v, n in values.items()]
-            found.append(f"{label}: its {short(kind, 30)} stages mix {what}: {', '.join(listed)}")
+    for what, column in _WHERE.items():
+        counts = (
+            behind.filter(pl.col(column).is_not_null())
+            .group_by("kind", column, maintain_order=True)
+            .len()
+        )
+        for (kind,), group in counts.group_by("kind", maintain_order=True):
+            if len(group) > 1:
+                listed = [
+                    f"{short(value, 40)} ({plural(count, 'stage')})"
+                    for value, count in group.select(column, "len").iter_rows()
+                ]
+                name = f"{label}: its {short(kind, 30)} stages mix {what}"
+                found.append(f"{name}: {', '.join(listed)}")
     return found
 
 

@@ -39,11 +39,11 @@ def side_by_side(a: SuiteView, b: SuiteView, names: tuple[str, str] = ("A", "B")
         attempts=pl.concat([ours.attempts, theirs.attempts]),
         records=ours.records | theirs.records,
         metrics=pl.concat([ours.metrics, theirs.metrics]),
+        failures=pl.concat([ours.failures, theirs.failures]),
         curves=ours.curves | theirs.curves,
         provenance={names[0]: a.provenance, names[1]: b.provenance},
         runs=[*a.runs, *b.runs],
         gallery=None,
-        predicted={},  # of stages of two stores
         problems=[f"{n}: {p}" for n, w in zip(names, (a, b), strict=True) for p in w.problems],
     )
 
@@ -74,6 +74,9 @@ def _marked(view: SuiteView, name: str) -> SuiteView:
         records={f"{name}:{k}": _marked_inputs(r, name) for k, r in view.records.items()},
         attempts=view.attempts.with_columns(key),
         metrics=view.metrics.with_columns(key, variant),
+        failures=view.failures.with_columns(
+            key, pl.col("rows").list.eval(pl.concat_str([pl.element(), pl.lit(f" ({name})")]))
+        ),
         curves={f"{name}:{k}": columns for k, columns in view.curves.items()},
     )
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from operator import mul
+from dataclasses import dataclass, replace
 from typing import Any
 
+import polars as pl
+
 from reports.display import amount, plural, short, time_unit
-from reports.facts import DONE, Facts, distinct
+from reports.facts import DONE, Facts
 from reports.tables.model import Cell, Column, Value
-from reports.tables.predictions import Prediction, predictions
 from reports.tables.published import PUBLISHED
 
 #: stages of tuning, whose cost over the MAE's is its overhead
@@ -39,117 +37,129 @@ QUANTITIES = (ENERGY, UTILISATION, MEMORY)
 _UNSUMMED = ("failed", "running", "interrupted", "pending", "pruned", "not measured")
 
 
-def device_word(kinds: Iterable[str]) -> str:
-    """ "GPU", "CPU", or "device" where both were held or nothing says which."""
+def device_word(kinds: Iterable[str | None]) -> str:
+    """Return "GPU", "CPU", or "device" where both were held or nothing says which."""
     found = {kind for kind in kinds if kind}
     return {frozenset({"gpu"}): "GPU", frozenset({"cpu"}): "CPU"}.get(frozenset(found), "device")
+
+
+#: column -> its label, what is summed, whether over the row's own last stages only
+_COSTS = {
+    "cost.own": ("own", "device_hours", True),
+    "cost.total": ("cumulative", "device_hours", False),
+    "cost.wall": ("wall time", "wall_s", False),
+    "cost.energy": ("energy", ENERGY.name, False),
+}
 
 
 def cost_cells(
     facts: Facts, variants: Sequence[str]
 ) -> tuple[list[Column], dict[tuple[str, str], Cell]]:
-    """Columns `cost.own`, `cost.total` (device time), `cost.wall` and, of GPUs, `cost.energy`.
+    """Return the columns `cost.own`, `cost.total`, `cost.wall` and, of GPUs, `cost.energy`.
 
-    Training only, per seed.
+    With their cells by (variant, column): training only, per seed.
     """
-    rows = [row for variant in variants for row in facts.by_variant[variant]]
-    kinds = {row["device_kind"] for row in rows if _spent(row)} or {r["device_kind"] for r in rows}
-    hours: dict[tuple[str, str], Cell] = {}
-    for variant in variants:
-        own, chain = facts.training(variant, own=True), facts.training(variant)
-        hours[variant, "cost.own"] = _sum_cell(own, "device_hours")
-        hours[variant, "cost.total"] = _sum_cell(chain, "device_hours")
-        hours[variant, "cost.wall"] = _sum_cell(chain, "wall_s", 1 / 3600)
-    word = device_word(kinds)
-    columns = []
-    for column_id, label in (("own", "own"), ("total", "cumulative"), ("wall", "wall time")):
-        known = [c.mean for (_, i), c in hours.items() if i == f"cost.{column_id}" and c.mean]
-        shared = "cost.total" if column_id == "own" else f"cost.{column_id}"
-        scale = max((c.mean or 0.0 for (_, i), c in hours.items() if i == shared), default=0.0)
-        unit, factor = time_unit(scale)
-        for variant in variants:
-            hours[variant, f"cost.{column_id}"] = _scaled(
-                hours[variant, f"cost.{column_id}"], factor
-            )
-        shown = unit if column_id == "wall" else f"{word}-{unit}"
-        digits = _digits([value * factor for value in known])
-        columns.append(
-            Column(
-                f"cost.{column_id}", label, shown, "cost", digits, "Training cost per seed", False
-            )
-        )
-    if "gpu" in kinds:
-        columns.append(_energy_column(facts, variants, hours))
-    return columns, hours
-
-
-def _energy_column(
-    facts: Facts, variants: Sequence[str], cells: dict[tuple[str, str], Cell]
-) -> Column:
-    """Energy with ancestors; its cells go into `cells`."""
-    unit, factor = "kWh", 1.0
-    for variant in variants:
-        cells[variant, "cost.energy"] = _sum_cell(facts.training(variant), "energy_kwh")
-    known = [c.mean for (_, i), c in cells.items() if i == "cost.energy" and c.mean]
-    if known and max(known) < 0.1:
-        unit, factor = "Wh", 1000.0
-    for variant in variants:
-        cells[variant, "cost.energy"] = _scaled(cells[variant, "cost.energy"], factor)
-    digits = _digits([value * factor for value in known])
-    return Column("cost.energy", "energy", unit, "cost", digits, "Training cost per seed", False)
-
-
-def _spent(row: dict[str, Any]) -> bool:
-    return row["group"] == "train" and row["status"] in DONE
-
-
-def _sum_cell(by_seed: dict[int, list[dict[str, Any]]], what: str, factor: float = 1.0) -> Cell:
-    """Sum over a row's training stages of one seed, as a cell over distinct sets of stages."""
-    if not by_seed:
-        return Cell("none", reason="this row trains nothing")
-    chains: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    sums: dict[tuple[str, ...], float] = {}
-    reasons: list[str] = []
-    missing: set[str] = set()
-    kinds: set[str] = set()
-    for seed, rows in by_seed.items():
-        stages = {row["key"]: row for row in rows}
-        keys = tuple(stages)
-        chains[keys].append(seed)
-        if keys in sums:
+    training = facts.training().filter(pl.col("variant").is_in(variants))
+    done = training.filter(pl.col("status").is_in(DONE))
+    kinds = {str(kind) for kind in (done if len(done) else training)["device_kind"].drop_nulls()}
+    columns: list[Column] = []
+    cells: dict[tuple[str, str], Cell] = {}
+    scale: tuple[str, float] | None = None
+    for column_id, (label, what, own) in reversed(_COSTS.items()):
+        if what == ENERGY.name and "gpu" not in kinds:
             continue
-        unfinished = [r for r in stages.values() if r["status"] not in DONE]
-        unmeasured = [r for r in stages.values() if r[what] is None]
-        if unfinished:
-            missing |= {row["status"] for row in unfinished}
-            reasons.append(f"seed {seed}: {unfinished[0]['kind']} {unfinished[0]['status']}")
-        elif unmeasured:
-            missing.add("not measured")
-            why = unmeasured[0]["energy_reason"] if what == ENERGY.name else None
-            said = f" ({short(why, 120)})" if why else ""
-            reasons.append(f"seed {seed}: {unmeasured[0]['kind']} was not measured{said}")
+        sums = _sums(facts.training(own=own), what)
+        found = {v: sums.get(v, Cell("none", reason="this row trains nothing")) for v in variants}
+        top = max((cell.mean or 0.0 for cell in found.values()), default=0.0)
+        if what == ENERGY.name:
+            unit, factor = ("Wh", 1000.0) if 0 < top < 0.1 else ("kWh", 1.0)
+        elif what == "wall_s":
+            unit, factor = time_unit(top / 3600)
+            factor /= 3600
+        else:  # own and cumulative device time in one unit
+            scale = scale or time_unit(top)
+            unit, factor = f"{device_word(kinds)}-{scale[0]}", scale[1]
+        cells |= {(v, column_id): _scaled(cell, factor) for v, cell in found.items()}
+        digits = _digits(top * factor)
+        group = "Training cost per seed"
+        columns.insert(0, Column(column_id, label, unit, "cost", digits, group, False))
+    order = list(_COSTS)
+    return sorted(columns, key=lambda column: order.index(column.id)), cells
+
+
+def _sums(training: pl.DataFrame, what: str) -> dict[str, Cell]:
+    """Return variant -> the sum of `what` over its training stages of a seed, as a cell.
+
+    Seeds that share all their stages count once.
+    """
+    open_stage = ~pl.col("status").is_in(DONE)
+    blank = pl.col(what).is_null() & ~open_stage
+    chains = (
+        training.group_by("variant", "seed", maintain_order=True)
+        .agg(
+            pl.col("key").alias("keys"),
+            pl.col("key").str.join(" ").alias("chain"),
+            pl.col(what).sum().alias("sum"),
+            pl.col("device_kind").unique().alias("device_kinds"),
+            pl.struct("kind", "status").filter(open_stage).first().alias("open"),
+            pl.col("status").filter(open_stage).unique().alias("open_statuses"),
+            pl.struct("kind", "energy_reason").filter(blank).first().alias("blank"),
+        )
+        .with_columns(known=pl.col("open").is_null() & pl.col("blank").is_null())
+        .group_by("variant", "chain", maintain_order=True)
+        .agg(pl.col("seed").sort().alias("seeds"), pl.exclude("seed").first())
+    )
+    return {
+        str(variant): _sum_cell(frame, what)
+        for (variant,), frame in chains.group_by("variant", maintain_order=True)
+    }
+
+
+def _sum_cell(chains: pl.DataFrame, what: str) -> Cell:
+    """Return the cell of one row, from its distinct chains of stages."""
+    known = chains.filter("known")
+    values = tuple(
+        Value(tuple(row["seeds"]), row["sum"], tuple(row["keys"]))
+        for row in known.iter_rows(named=True)
+    )
+    mean, sd = (known.select(pl.col("sum").mean(), pl.col("sum").std().alias("sd"))).row(0)
+    missing, reasons = set(), []
+    for row in chains.filter(~pl.col("known")).iter_rows(named=True):
+        if row["open"] is not None:
+            missing |= set(row["open_statuses"])
+            why = f"{row['open']['kind']} {row['open']['status']}"
         else:
-            sums[keys] = math.fsum(row[what] for row in stages.values()) * factor
-            kinds |= {str(row["device_kind"]) for row in stages.values()}
-    values = tuple(Value(tuple(sorted(chains[k])), total, k) for k, total in sums.items())
+            missing.add("not measured")
+            said = row["blank"]["energy_reason"] if what == ENERGY.name else None
+            why = f"{row['blank']['kind']} was not measured"
+            why += f" ({short(said, 120)})" if said else ""
+        reasons.append(f"seed {row['seeds'][0]}: {why}")
     reason = "; ".join(reasons) or None
-    if len(kinds) > 1:
-        return Cell("mixed hardware", values, len(chains), "trained on CPU and GPU")
+    if known["device_kinds"].explode().n_unique() > 1:
+        why = "trained on CPU and GPU"
+        return Cell("mixed hardware", values, mean, sd, len(chains), why)
     if not values:
         # a chain that failed leaves the stages after it pending
         state = next(state for state in _UNSUMMED if state in missing)
-        return Cell(state, planned=len(chains), reason=reason)
-    state = "pruned" if missing == {"pruned"} else "short"
-    return Cell("ok" if len(values) == len(chains) else state, values, len(chains), reason)
+    elif len(values) == len(chains):
+        state = "ok"
+    else:
+        state = "pruned" if missing == {"pruned"} else "short"
+    return Cell(state, values, mean, sd, len(chains), reason)
 
 
 def _scaled(cell: Cell, factor: float) -> Cell:
-    values = tuple(Value(v.seeds, v.value * factor, v.keys) for v in cell.values)
-    return Cell(cell.state, values, cell.planned, cell.reason)
+    """Return a cell in another unit."""
+    return replace(
+        cell,
+        values=tuple(replace(value, value=value.value * factor) for value in cell.values),
+        mean=None if cell.mean is None else cell.mean * factor,
+        sd=None if cell.sd is None else cell.sd * factor,
+    )
 
 
-def _digits(values: Sequence[float]) -> int:
-    top = max(values, default=0.0)
+def _digits(top: float) -> int:
+    """Return the decimals of a column whose largest mean is `top`."""
     return 0 if top >= 100 else 1 if top >= 10 else 2
 
 
@@ -158,63 +168,70 @@ def _digits(values: Sequence[float]) -> int:
 
 @dataclass
 class LedgerLine:
-    """Some stages or attempts together. `hours` by kind of device ("GPU", "CPU")."""
+    """Some stages or attempts together, a row each."""
 
     label: str
-    count: int = 0
-    hours: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    wall_s: float = 0.0
-    unmeasured: int = 0
+    rows: pl.DataFrame
     #: not part of the total above it
     apart: bool = False
-    rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, kind: str, row: dict[str, Any]) -> None:
-        """A stage or an attempt, as the view has it."""
-        self.count += 1
-        self.rows.append(row)
-        self.wall_s += row["wall_s"] or 0.0
-        if row["device_hours"] is None:
-            self.unmeasured += 1
-        else:
-            self.hours[kind] += row["device_hours"]
+    @property
+    def count(self) -> int:
+        """Stages or attempts."""
+        return len(self.rows)
+
+    @property
+    def hours(self) -> dict[str, float]:
+        """Device-hours by kind of device: "GPU", "CPU", "device" where it is not known."""
+        known = self.rows.filter(pl.col("device_hours").is_not_null())
+        sums = known.group_by("device_kind", maintain_order=True).agg(pl.col("device_hours").sum())
+        return {device_word([kind]): hours for kind, hours in sums.iter_rows()}
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of wall time, added up."""
+        return float(self.rows["wall_s"].sum())
+
+    @property
+    def unmeasured(self) -> int:
+        """Stages or attempts without device time."""
+        return self.rows["device_hours"].null_count()
 
     def measured(self, quantity: Quantity) -> tuple[float | None, str | None]:
-        """Sum of the energy, mean utilisation over device time, largest peak of memory.
+        """Return the sum of the energy, mean utilisation over device time, or peak of memory.
 
         None, with the reason, unless all of the line was measured: never a part passed off as the
         whole.
         """
-        known = [row for row in self.rows if row[quantity.name] is not None]
-        if known and len(known) == len(self.rows):
+        known = self.rows.filter(pl.col(quantity.name).is_not_null())
+        if len(known) and len(known) == len(self.rows):
             return _together(quantity, known), None
-        found = {_why_blank(row, quantity) for row in self.rows if row[quantity.name] is None}
-        reason = "; ".join(sorted(found)) or "no stage is complete"
-        if known:
+        no_gpu = pl.when(pl.col("device_kind") == "cpu").then(pl.lit("no GPU"))
+        blank = self.rows.filter(pl.col(quantity.name).is_null()).select(
+            pl.coalesce(quantity.reason, no_gpu, pl.lit("not measured")).unique()
+        )
+        found = sorted({short(reason, 120) for (reason,) in blank.iter_rows()})
+        reason = "; ".join(found) or "no stage is complete"
+        if len(known):
             part = f"{amount(_together(quantity, known))} {quantity.unit}"
             reason = f"{part} over {len(known)} of {len(self.rows)}; the others: {reason}"
         return None, reason
 
 
 def integrated(row: dict[str, Any]) -> bool:
-    """Whether a stage's or attempt's energy is, in part at least, no reading of a counter."""
+    """Return whether the energy of a stage or attempt is, in part at least, no counter's."""
     return row[ENERGY.name] is not None and row["energy_from"] not in (None, "counter")
 
 
-def _together(quantity: Quantity, rows: list[dict[str, Any]]) -> float:
-    values = [row[quantity.name] for row in rows]
+def _together(quantity: Quantity, rows: pl.DataFrame) -> float:
+    value, hours = pl.col(quantity.name), pl.col("device_hours").fill_null(0.0)
     if quantity is ENERGY:
-        return math.fsum(values)
-    if quantity is MEMORY:
-        return float(max(values))
-    hours = [row["device_hours"] or 0.0 for row in rows]
-    return math.fsum(map(mul, values, hours)) / (math.fsum(hours) or 1.0)
-
-
-def _why_blank(row: dict[str, Any], quantity: Quantity) -> str:
-    if row[quantity.reason]:
-        return short(row[quantity.reason], 120)
-    return "no GPU" if row["device_kind"] == "cpu" else "not measured"
+        how = value.sum()
+    elif quantity is MEMORY:
+        how = value.max()
+    else:
+        how = (value * hours).sum() / pl.when(hours.sum() == 0).then(1.0).otherwise(hours.sum())
+    return float(rows.select(how).item())
 
 
 @dataclass
@@ -244,6 +261,8 @@ class Gpu:
 
 @dataclass
 class Ledger:
+    """What a suite cost."""
+
     lines: list[LedgerLine]
     total: LedgerLine
     #: what the same rows would have cost had nothing been shared, less the total
@@ -251,126 +270,125 @@ class Ledger:
     overheads: list[Overhead]
     models: list[str]
     gpus: list[Gpu]
-    predictions: list[Prediction]
     sentences: list[str]
 
     @property
     def kinds(self) -> list[str]:
+        """Kinds of devices, GPUs first."""
         found = {kind for line in [*self.lines, self.total] for kind in line.hours}
         return sorted(found, reverse=True)
 
 
 def ledger(facts: Facts) -> Ledger:
-    """The suite's costs: each distinct stage once; failed and superseded attempts apart."""
-    spent = [row for row in facts.stages.values() if row["status"] in DONE]
-    groups = {"train": LedgerLine("Training"), "evaluate": LedgerLine("Evaluation")}
-    total = LedgerLine("Suite, each stage once")
-    for row in spent:
-        for line in (groups[row["group"]], total):
-            line.add(_word(row), row)
-    saved: dict[str, float] = defaultdict(float)
-    for row in spent:
-        again = len(facts.users[row["key"]]) - 1
-        saved[_word(row)] += again * (row["device_hours"] or 0.0)
+    """Return the suite's costs: each distinct stage once; failed and superseded attempts apart."""
+    total = LedgerLine("Suite, each stage once", facts.done)
+    groups = [
+        LedgerLine(label, facts.done.filter(pl.col("group") == group))
+        for group, label in (("train", "Training"), ("evaluate", "Evaluation"))
+    ]
+    again = (pl.col("variants").list.len() - 1).cast(pl.Float64)
+    saved = facts.done.with_columns(device_hours=again * pl.col("device_hours").fill_null(0.0))
     overhead = overheads(facts)
     return Ledger(
-        [line for line in groups.values() if line.count] + _wasted(facts) + _given_up(facts, spent),
+        [line for line in groups if line.count] + _wasted(facts) + _given_up(facts),
         total,
-        {kind: hours for kind, hours in saved.items() if hours},
+        {kind: hours for kind, hours in LedgerLine("", saved).hours.items() if hours},
         overhead,
-        sorted({row["device_model"] for row in spent if row["device_model"]}),
+        facts.done["device_model"].drop_nulls().unique().sort().to_list(),
         _gpus(facts),
-        predictions(facts),
-        [*_overhead_sentences(overhead), *_integrated(spent)],
+        [*_overhead_sentences(overhead), *_integrated(facts.done)],
     )
 
 
-def _integrated(spent: list[dict[str, Any]]) -> list[str]:
-    count, known = sum(map(integrated, spent)), sum(r[ENERGY.name] is not None for r in spent)
+def _integrated(done: pl.DataFrame) -> list[str]:
+    """Return how many stages' energy is no counter's, in a sentence."""
+    known = done.filter(pl.col(ENERGY.name).is_not_null())
+    count = len(known.filter(pl.col("energy_from") != "counter"))
     if not count:
         return []
-    text = (
-        f"Energy of {count} of {plural(known, 'stage')} is integrated from the power drawn, once a "
-    )
-    return [f"{text}second, as their devices have no counter of it."]
-
-
-def _word(row: dict[str, Any]) -> str:
-    return device_word([row["device_kind"]])
+    what = f"{count} of {plural(len(known), 'stage')}"
+    text = f"Energy of {what} is integrated from the power drawn, once a second, as their devices "
+    return [text + "have no counter of it."]
 
 
 def _wasted(facts: Facts) -> list[LedgerLine]:
-    """Attempts that no result rests on, by what became of them."""
-    lines: dict[str, LedgerLine] = {}
-    for key, attempts in facts.attempts.items():
-        stage = facts.stages.get(key, {})
-        for attempt in attempts:
-            status = attempt["status"]
-            if status == "running" or (status == "complete" and _current(stage, attempt)):
-                continue
-            label = "superseded" if status == "complete" else status
-            line = lines.setdefault(label, LedgerLine(f"Attempts {label}", apart=True))
-            known = attempt["device_kind"] or stage.get("device_kind") or _only_kind(facts)
-            line.add(device_word([known]), attempt)
-    return list(lines.values())
+    """Return the attempts that no result rests on, by what became of them."""
+    kinds = facts.distinct["device_kind"].drop_nulls().unique()
+    only_kind = pl.lit(kinds[0] if len(kinds) == 1 else None)
+    stages = facts.distinct.select("key", pl.col("attempt").alias("current"), known="device_kind")
+    current = pl.col("current").is_null() | (pl.col("current") == pl.col("attempt"))
+    complete = pl.col("status") == "complete"
+    wasted = (
+        facts.view.attempts.join(stages, on="key", how="left", maintain_order="left")
+        .filter((pl.col("status") != "running") & ~(complete & current))
+        .with_columns(
+            pl.when(complete).then(pl.lit("superseded")).otherwise("status").alias("label"),
+            pl.coalesce("device_kind", "known", only_kind).alias("device_kind"),
+        )
+    )
+    return [
+        LedgerLine(f"Attempts {label}", rows, apart=True)
+        for (label,), rows in wasted.group_by("label", maintain_order=True)
+    ]
 
 
-def _given_up(facts: Facts, spent: list[dict[str, Any]]) -> list[LedgerLine]:
-    """Complete stages that serve no row but those that a search gave up: a part of the total."""
-    rows = {row["variant"] for row in facts.rows if row["status"] == "pruned"}
-    line = LedgerLine("Of the suite, for rows that the search gave up", apart=True)
-    for row in spent:
-        if all(variant in rows for variant, _ in facts.users[row["key"]]):
-            line.add(_word(row), row)
-    return [line] if line.count else []
-
-
-def _current(stage: dict[str, Any], attempt: dict[str, Any]) -> bool:
-    return stage.get("attempt") in (None, attempt["attempt"])
-
-
-def _only_kind(facts: Facts) -> str:
-    kinds = {row["device_kind"] for row in facts.stages.values() if row["device_kind"]}
-    return kinds.pop() if len(kinds) == 1 else ""
+def _given_up(facts: Facts) -> list[LedgerLine]:
+    """Return the complete stages that serve only rows that a search gave up: part of the total."""
+    rows = facts.distinct.filter(pl.col("status") == "pruned")["variants"].explode().unique()
+    served = pl.col("variants").list.eval(pl.element().is_in(rows.to_list())).list.all()
+    found = facts.done.filter(served)
+    if not len(rows) or not len(found):
+        return []
+    return [LedgerLine("Of the suite, for rows that the search gave up", found, apart=True)]
 
 
 def _gpus(facts: Facts) -> list[Gpu]:
-    """Every GPU that an attempt held, failed ones included, by host."""
-    found: dict[str, Gpu] = {}
-    for attempts in facts.attempts.values():
-        for attempt in attempts:
-            held = json.loads(attempt["gpus"] or "[]")
-            for one in held:
-                gpu = found.setdefault(
-                    one["uuid"], Gpu(one["uuid"], one["model"] or "unknown model", one["host"])
-                )
-                gpu.attempts += 1
-                gpu.hours += (attempt["device_hours"] or 0.0) / len(held)
-    return sorted(found.values(), key=lambda gpu: (gpu.host, gpu.uuid))
+    """Return every GPU that an attempt held, failed ones included, by host."""
+    told = pl.List(pl.Struct({"uuid": pl.String, "model": pl.String, "host": pl.String}))
+    held = (
+        facts.view.attempts.select(pl.col("gpus").str.json_decode(told), "device_hours")
+        .filter(pl.col("gpus").list.len() > 0)
+        .with_columns(hours=pl.col("device_hours").fill_null(0.0) / pl.col("gpus").list.len())
+        .explode("gpus")
+        .unnest("gpus")
+        .group_by("uuid")
+        .agg(
+            pl.col("model").first().fill_null("unknown model"),
+            pl.col("host").first(),
+            pl.len().alias("attempts"),
+            pl.col("hours").sum(),
+        )
+        .sort("host", "uuid")
+    )
+    return [Gpu(**row) for row in held.iter_rows(named=True)]
 
 
 def overheads(facts: Facts) -> list[Overhead]:
-    """Tuning's overhead of each row that tunes, over seeds whose stages are all complete."""
-    found = []
-    for variant in facts.view.variants:
-        percent, steps = [], {}
-        for rows in facts.training(variant).values():
-            stages = [group[0] for group in distinct(rows).values()]
-            mae = [row for row in stages if row["kind"] == "mae"]
-            tuning = [row for row in stages if row["kind"] in _TUNING]
-            if not mae or not any(row["kind"] == "tune" for row in tuning):
-                continue
-            if any(
-                row["status"] not in DONE or row["device_hours"] is None for row in mae + tuning
-            ):
-                continue
-            base = math.fsum(row["device_hours"] for row in mae)
-            if base > 0:
-                percent.append(100 * math.fsum(r["device_hours"] for r in tuning) / base)
-                steps = {row["kind"]: row["steps"] for row in stages}
-        if percent:
-            found.append(Overhead(variant, percent, steps.get("mae"), steps.get("tune")))
-    return found
+    """Return the overhead of each row that tunes, over seeds whose stages are all complete."""
+    mae, tuning = pl.col("kind") == "mae", pl.col("kind").is_in(_TUNING)
+    hours, steps = pl.col("device_hours"), pl.col("steps")
+    usable = pl.col("status").is_in(DONE) & hours.is_not_null()
+    found = (
+        facts.training()
+        .filter(mae | tuning)
+        .group_by("variant", "seed", maintain_order=True)
+        .agg(
+            hours.filter(mae).sum().alias("mae"),
+            hours.filter(tuning).sum().alias("tuning"),
+            steps.filter(mae).first().alias("mae_steps"),
+            steps.filter(pl.col("kind") == "tune").first().alias("tune_steps"),
+            (usable.all() & (pl.col("kind") == "tune").any()).alias("usable"),
+        )
+        .filter(pl.col("usable") & (pl.col("mae") > 0))
+        .group_by("variant", maintain_order=True)
+        .agg(
+            (100 * pl.col("tuning") / pl.col("mae")).alias("percent"),
+            pl.col("mae_steps", "tune_steps").last(),
+        )
+    )
+    order = {variant: i for i, variant in enumerate(facts.view.variants)}
+    rows = [Overhead(**row) for row in found.iter_rows(named=True)]
+    return sorted(rows, key=lambda one: order.get(one.variant, len(order)))
 
 
 def _overhead_sentences(found: list[Overhead]) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+
+import polars as pl
 
 from reports.display import fixed, plural, short
 from reports.facts import DONE, Facts, lookup
@@ -51,26 +52,26 @@ _EXACT_COSTS = "an MAE step takes 69 % longer, one of the head 9 %, of tuning 8 
 
 
 def numerics(table: Table, facts: Facts) -> list[str]:
-    """What the gradients' sums promise over workers, and on how many the stages were trained."""
-    groups: dict[int, set[str]] = defaultdict(set)
-    for row in table.rows:
-        for stages in facts.training(row.variant).values():
-            for stage in stages:
-                record = facts.record(stage["key"]) if stage["status"] in DONE else {}
-                shards = lookup(record, "settings", "numerics", "shards")
-                workers = lookup(record, "env", "workers")
-                if isinstance(shards, int) and isinstance(workers, int):
-                    groups[shards].add(_trained_on(workers, record))
+    """Return what the gradients' sums promise over workers, and on how many stages were trained."""
+    rows = [row.variant for row in table.rows]
+    trained = facts.training().filter(
+        pl.col("variant").is_in(rows)
+        & pl.col("status").is_in(DONE)
+        & pl.col("shards").is_not_null()
+        & pl.col("workers").is_not_null()
+    )
+    places = trained.select("shards", "workers", "device_kind", "backend").unique()
     found = []
-    for shards, places in sorted(groups.items()):
-        where = " and on ".join(sorted(places))
+    for (shards,), group in places.sort("shards").group_by("shards", maintain_order=True):
+        where = " and on ".join(sorted({_trained_on(**row) for row in group.rows(named=True)}))
         if shards == 1:
             found.append(
                 f"Numerics `fast`, trained on {where}: another number of workers gives the same "
                 "losses at first (to 1e-5), then figures that differ as seeds do."
             )
             continue
-        counts = [str(count) for count in range(1, shards + 1) if shards % count == 0]
+        count = int(str(shards))
+        counts = [str(n) for n in range(1, count + 1) if count % n == 0]
         found.append(
             f"Numerics `exact`, trained on {where}: the same bits on {', '.join(counts[:-1])} or "
             f"{counts[-1]} workers. What that costs, measured with 4 shards on a CPU core: "
@@ -79,13 +80,12 @@ def numerics(table: Table, facts: Facts) -> list[str]:
     return found
 
 
-def _trained_on(workers: int, record: object) -> str:
-    kind = str(lookup(record, "cost", "device_kind") or "device")
+def _trained_on(workers: int, device_kind: str | None, backend: str | None, shards: int) -> str:
+    kind = (device_kind or "device").upper()
     if workers == 1:
-        return f"1 {kind.upper()} worker"
-    backend = str(lookup(record, "env", "backend") or "")
+        return f"1 {kind} worker"
     over = f" over {backend.replace('nccl', 'NCCL')}" if backend else ""
-    return f"{workers} {kind.upper()} workers{over}"
+    return f"{workers} {kind} workers{over}"
 
 
 def tests(table: Table) -> list[str]:
@@ -126,22 +126,26 @@ def needed_text(comparison: Comparison) -> str:
 
 
 def _shared_over_seeds(table: Table, facts: Facts) -> list[str]:
-    """Rows whose seeds start from one ancestor: their spread leaves that ancestor's out."""
-    found = []
-    for row in table.rows:
-        chains = facts.training(row.variant)
-        users: dict[str, set[int]] = defaultdict(set)
-        for seed, stages in chains.items():
-            for stage in stages:
-                users[stage["key"]].add(seed)
-        shared = [key for key, seeds in users.items() if len(seeds) > 1]
-        if shared and any(len(seeds) == 1 for seeds in users.values()):
-            names = ", ".join(short(facts.stages[key]["name"]) for key in shared)
-            found.append(
-                f"The seeds of {short(row.variant)} share an ancestor ({names}): their spread "
-                "leaves out how much that stage varies, and the differences are not independent."
-            )
-    return found
+    """Return the rows whose seeds start from one ancestor: their spread leaves that one's out."""
+    users = (
+        facts.training()
+        .group_by("variant", "key", maintain_order=True)
+        .agg(pl.len().alias("seeds"), pl.col("name").first())
+        .group_by("variant", maintain_order=True)
+        .agg(
+            pl.col("name").filter(pl.col("seeds") > 1).alias("shared"),
+            (pl.col("seeds") == 1).any().alias("own"),
+        )
+        .filter(pl.col("own") & (pl.col("shared").list.len() > 0))
+    )
+    shared = {row["variant"]: row["shared"] for row in users.iter_rows(named=True)}
+    return [
+        f"The seeds of {short(row.variant)} share an ancestor "
+        f"({', '.join(map(short, shared[row.variant]))}): their spread leaves out how much that "
+        "stage varies, and the differences are not independent."
+        for row in table.rows
+        if row.variant in shared
+    ]
 
 
 def _test_images(table: Table, facts: Facts) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -50,6 +49,9 @@ class Cell:
 
     state: str
     values: tuple[Value, ...] = ()
+    mean: float | None = None
+    #: over seeds, with n - 1; None below two
+    sd: float | None = None
     #: seeds (distinct stages) that the plan has
     planned: int = 0
     reason: str | None = None
@@ -65,18 +67,6 @@ class Cell:
     @property
     def n(self) -> int:
         return len(self.values)
-
-    @property
-    def mean(self) -> float | None:
-        return math.fsum(v.value for v in self.values) / self.n if self.values else None
-
-    @property
-    def sd(self) -> float | None:
-        """Standard deviation over seeds with n - 1; None below two."""
-        mean = self.mean
-        if mean is None or self.n < 2:
-            return None
-        return math.sqrt(math.fsum((v.value - mean) ** 2 for v in self.values) / (self.n - 1))
 
     @property
     def keys(self) -> tuple[str, ...]:

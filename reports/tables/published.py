@@ -95,7 +95,8 @@ def _cell(table: Table, row: Row, found: dict[str, Any] | None) -> Cell:
     marks = [_mark(table, "Source: " + PUBLISHED["sources"][found["source"]] + ".")]
     if found["conflict"]:
         marks.append(_mark(table, PUBLISHED["conflicts"][found["conflict"]]))
-    return Cell("ok", (Value((), found["value"], ()),), marks=tuple(marks))
+    value = found["value"]
+    return Cell("ok", (Value((), value, ()),), value, marks=tuple(marks))
 
 
 def _mark(table: Table, text: str) -> str:

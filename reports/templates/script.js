@@ -1,5 +1,5 @@
 "use strict";
-// Sorting, column choice and filters. Without this script the page says the same.
+// Sorting and filters. Without this script the page says the same.
 (() => {
   const make = (name, props) => Object.assign(document.createElement(name), props);
 
@@ -50,38 +50,6 @@
       button.addEventListener("click", () => sort(table, index, head));
       head.append(button);
     });
-  }
-
-  const toggle = (table, columns, index, head, group, shown) => {
-    head.hidden = !shown;
-    for (const body of table.tBodies) {
-      for (const row of body.rows) {
-        if (!row.classList.contains("rowgroup")) row.cells[index].hidden = !shown;
-      }
-    }
-    if (!group) return;
-    const left = columns.filter((c) => c.group === group && !c.head.hidden).length;
-    group.hidden = left === 0;
-    group.colSpan = Math.max(1, left);
-  };
-  for (const table of document.querySelectorAll(".result table.sortable")) {
-    const all = heads(table);
-    const groups = [...table.tHead.rows[0].cells].flatMap((th) =>
-      th.rowSpan > 1 ? [null] : Array(th.colSpan).fill(th));
-    const columns = all.map((head, i) => ({ head, group: groups[i] }));
-    const box = make("details", {});
-    const tools = make("div", { className: "tools", role: "group", ariaLabel: "Columns" });
-    box.append(make("summary", { className: "note", textContent: "Columns" }), tools);
-    all.forEach((head, index) => {
-      if (index === 0) return;
-      const label = make("label", {});
-      const check = make("input", { type: "checkbox", checked: true });
-      check.addEventListener("change", () =>
-        toggle(table, columns, index, head, groups[index], check.checked));
-      label.append(check, head.dataset.name);
-      tools.append(label);
-    });
-    table.closest(".scroll").before(box);
   }
 
   const filter = (name, items, before) => {

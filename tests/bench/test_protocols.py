@@ -94,7 +94,7 @@ def test_the_augmented_probe_on_whole_images_is_the_cached_one(store: Store) -> 
     runs = {}
     for name, more in (("probe", {}), ("probe_augmented", {"view": whole})):
         settings = evals.get(name).settings.parse(kept | more)
-        runs[name] = evals.get(name).run(given, settings, evals.ALL_ROWS).predictions["class"]
+        runs[name] = evals.get(name).run(given, settings).predictions["class"]
     assert (runs["probe"] == runs["probe_augmented"]).mean() > 0.99
     used = record(store, "MAE probe_augmented, seed 0")
     assert used["protocol"]["features"] == "augmented"

@@ -24,7 +24,7 @@ def blobs(seed: int, rows: int, spread: float, classes: int = 5, dim: int = 16) 
 
 def run(data: evals.Features, settings: ClusterSettings, seed: int = 0) -> evals.EvalResult:
     given = evals.EvalInput(data, data, data, classes=5, seed=seed)
-    return evals.get("cluster").run(given, settings, evals.ALL_ROWS)
+    return evals.get("cluster").run(given, settings)
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])

@@ -99,7 +99,7 @@ def low_shot_input() -> evals.EvalInput:
 def test_a_metric_is_the_mean_over_its_draws() -> None:
     data = low_shot_input()
     settings = LowShotSettings(budgets=["1", "2", "10%"])
-    result = evals.get("low_shot").run(data, settings, evals.ALL_ROWS)
+    result = evals.get("low_shot").run(data, settings)
     for key, rows in (("1", 6), ("2", 12), ("10pct", 60)):
         drawn = result.predictions[f"class_{key}"]
         assert drawn.shape == (200, 1 if key == "10pct" else 3)
@@ -112,17 +112,15 @@ def test_a_metric_is_the_mean_over_its_draws() -> None:
 
 def test_only_the_drawn_images_are_looked_at() -> None:
     data, settings = low_shot_input(), LowShotSettings(budgets=["1", "2"])
-    before = evals.get("low_shot").run(data, settings, evals.ALL_ROWS)
+    before = evals.get("low_shot").run(data, settings)
     used = {row for budget in ("1", "2") for draw in data.low_shot[budget] for row in draw}
     unused = [row for row in range(600) if row not in used]
     data.train.x[unused] = 0.0
     data.train.y[unused] = 0
-    after = evals.get("low_shot").run(data, settings, evals.ALL_ROWS)
+    after = evals.get("low_shot").run(data, settings)
     assert before.values == after.values
 
 
 def test_a_budget_that_the_data_lacks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no low-shot draws for 5, 1%"):
-        evals.get("low_shot").run(
-            low_shot_input(), LowShotSettings(budgets=["1", "5", "1%"]), evals.ALL_ROWS
-        )
+        evals.get("low_shot").run(low_shot_input(), LowShotSettings(budgets=["1", "5", "1%"]))

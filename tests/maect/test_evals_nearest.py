@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +68,7 @@ def test_equals_the_published_neighbor_purity(
 ) -> None:
     counts = golden["knn/k"].tolist()
     settings = KnnSettings(k=counts, standardize=standardize)
-    result = evals.get("knn").run(golden_input(golden), settings, evals.ALL_ROWS)
+    result = evals.get("knn").run(golden_input(golden), settings)
     expected = 100 * golden[f"knn/purity_correct_bn{int(standardize)}"]
     assert [result.values[f"purity_k{k}"] for k in counts] == pytest.approx(expected, abs=1e-4)
     if standardize:
@@ -88,7 +87,7 @@ def test_predicts_what_scikit_learn_predicts(temperature: float | None) -> None:
         classes=5,
     )
     settings = KnnSettings(k=[15], temperature=temperature, standardize=False)
-    result = evals.get("knn").run(data, settings, evals.ALL_ROWS)
+    result = evals.get("knn").run(data, settings)
     weights = (lambda d: np.exp((1 - d) / temperature)) if temperature else "uniform"
     model = KNeighborsClassifier(15, metric="cosine", algorithm="brute", weights=weights)
     model.fit(train_x.numpy(), train_y.numpy())
@@ -98,35 +97,9 @@ def test_predicts_what_scikit_learn_predicts(temperature: float | None) -> None:
     )
 
 
-def test_the_same_on_one_two_and_three_workers() -> None:
-    data = evals.EvalInput(
-        evals.Features(*features(0, 1500)),
-        evals.Features(*features(1, 10)),
-        evals.Features(*features(2, 301)),
-        classes=5,
-    )
-    evaluator, settings = evals.get("knn"), KnnSettings(k=[5, 10])
-    labels = data.test.y.numpy()
-    whole = evaluator.run(data, settings, evals.ALL_ROWS)
-    for cuts in ([0, 151, 301], [0, 101, 202, 301]):
-        rows = [slice(a, b) for a, b in itertools.pairwise(cuts)]
-        parts = [evaluator.run(data, settings, part) for part in rows]
-        joined = evals.merge(evaluator, parts, labels)
-        assert joined.values == whole.values
-        for key, array in whole.predictions.items():
-            np.testing.assert_array_equal(joined.predictions[key], array)
-
-
 @pytest.mark.parametrize("offset", [0.0, 1.0, 300.0])
-@pytest.mark.parametrize("precision", [None, torch.bfloat16, torch.float32])
-def test_exact_whatever_the_screening_precision(
-    monkeypatch: pytest.MonkeyPatch, offset: float, precision: torch.dtype | None
-) -> None:
+def test_exact_however_close_the_rows_are(offset: float) -> None:
     """A common offset brings all similarities together, down to rounding errors of float32."""
-    monkeypatch.setattr(neighbors, "QUERY_BLOCK", 1)  # no query keeps what another one asks for
-    if precision is not None:
-        ladder = [precision, torch.float64]
-        monkeypatch.setattr(neighbors, "_precisions", lambda x: list(ladder))
     stored, queries = (normalize_rows(features(s, n)[0] + offset) for s, n in ((0, 4000), (1, 90)))
     similarity, row = nearest(stored, queries, 12)
     np.testing.assert_array_equal(row.numpy(), plain_search(stored, queries, 12))

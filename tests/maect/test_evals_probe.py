@@ -96,7 +96,7 @@ def test_trains_as_torch_modules_do_and_as_each_probe_alone() -> None:
 def test_agrees_with_scikit_learn_where_the_optimum_is_unique() -> None:
     data = problem(train=2000)
     settings = ProbeSettings(epochs=60, batch_size=500, base_lrs=[0.3])
-    result = evals.get("probe").run(data, settings, evals.ALL_ROWS)
+    result = evals.get("probe").run(data, settings)
     model = LogisticRegression(C=np.inf, max_iter=1000).fit(data.train.x, data.train.y)
     same = (result.predictions["class"] == model.predict(data.test.x)).mean()
     assert same >= 0.99
@@ -107,10 +107,10 @@ def test_agrees_with_scikit_learn_where_the_optimum_is_unique() -> None:
 def test_test_labels_choose_nothing() -> None:
     data = problem()
     run = evals.get("probe").run
-    first = run(data, QUICK, evals.ALL_ROWS)
+    first = run(data, QUICK)
     order = torch.from_numpy(np.random.default_rng(9).permutation(len(data.test.y)))
     data.test.y = data.test.y[order]
-    second = run(data, QUICK, evals.ALL_ROWS)
+    second = run(data, QUICK)
     for key in ("base_lr", "selection_accuracy"):
         assert first.chosen[key] == second.chosen[key]
     for key in ("class", "class_by_lr"):
@@ -120,7 +120,7 @@ def test_test_labels_choose_nothing() -> None:
 
 def test_the_official_choice_stands_beside_ours() -> None:
     data = problem()
-    result = evals.get("probe").run(data, QUICK, evals.ALL_ROWS)
+    result = evals.get("probe").run(data, QUICK)
     by_lr = result.predictions["class_by_lr"] == data.test.y.numpy()[:, None]
     official = result.values["accuracy_test_selected"]
     assert official >= 100 * by_lr.mean(0).max() - 1e-9
@@ -136,7 +136,7 @@ def test_choice_by_accuracy_then_loss_then_order() -> None:
 
 def test_a_batch_larger_than_the_data_takes_all_of_it_and_says_so() -> None:
     data = problem(train=50)
-    result = evals.get("probe").run(data, ProbeSettings(epochs=3), evals.ALL_ROWS)
+    result = evals.get("probe").run(data, ProbeSettings(epochs=3))
     assert result.protocol["batch_used"] == 50
     assert any("batch 50 instead of 1024" in note for note in result.notes)
     assert any("3 steps" in note for note in result.notes)
@@ -163,10 +163,10 @@ def test_augmented_features_are_asked_for_epoch_by_epoch() -> None:
     augmented = evals.get("probe_augmented")
     settings = augmented.settings(**QUICK.model_dump(), view=ViewSettings(flip=0.0))
     with pytest.raises(ValueError, match="needs the encoder"):
-        augmented.run(data, settings, evals.ALL_ROWS)
-    cached = evals.get("probe").run(data, QUICK, evals.ALL_ROWS)
+        augmented.run(data, settings)
+    cached = evals.get("probe").run(data, QUICK)
     data.images = images = AsTheyAre(data)
-    fresh = augmented.run(data, settings, evals.ALL_ROWS)
+    fresh = augmented.run(data, settings)
     assert fresh.values == cached.values  # the views here are the images as they are
     assert fresh.protocol["features"] == "augmented" != cached.protocol["features"]
     assert [epoch for epoch, _ in images.asked] == [e for e in range(4) for _ in range(400 // 64)]
@@ -176,8 +176,8 @@ def test_augmented_features_are_asked_for_epoch_by_epoch() -> None:
 
 def test_depends_on_the_seed_and_on_nothing_else() -> None:
     data, run = problem(), evals.get("probe").run
-    first, second = (run(data, QUICK, evals.ALL_ROWS) for _ in range(2))
+    first, second = (run(data, QUICK) for _ in range(2))
     assert first.values == second.values
     data.seed = 2
-    other = run(data, QUICK, evals.ALL_ROWS)
+    other = run(data, QUICK)
     assert (first.predictions["class_by_lr"] != other.predictions["class_by_lr"]).any()

@@ -110,13 +110,12 @@ def test_default_settings_survive_being_stored(name: str) -> None:
 @pytest.mark.parametrize("name", evals.names())
 def test_every_metric_follows_from_the_predictions(name: str) -> None:
     evaluator, given = evals.get(name), data()
-    result = evaluator.run(given, settings(name), evals.ALL_ROWS)
+    result = evaluator.run(given, settings(name))
     declared = evaluator.metrics(settings(name))
     assert set(result.values) == {metric.name for metric in declared}
     assert [metric.primary for metric in declared] == [True] + [False] * (len(declared) - 1)
     labels = given.test.y.numpy()
     assert evaluator.derive(result.predictions, labels) == result.values
-    assert evals.merge(evaluator, [result], labels).values == result.values
     for array in result.predictions.values():
         assert len(array) == len(labels)
         assert array.flags["C_CONTIGUOUS"]
@@ -129,10 +128,10 @@ def test_every_metric_follows_from_the_predictions(name: str) -> None:
 def test_permuted_test_labels_change_no_choice(name: str) -> None:
     """Only what says that it is chosen on the test split may follow the test labels."""
     given, run = data(), evals.get(name).run
-    first = run(given, settings(name), evals.ALL_ROWS)
+    first = run(given, settings(name))
     order = np.random.default_rng(1).permutation(len(given.test.y))
     given.test.y = given.test.y[torch.from_numpy(order)]
-    second = run(given, settings(name), evals.ALL_ROWS)
+    second = run(given, settings(name))
     assert second.values != first.values
     honest = [k for k in first.chosen if not k.startswith("test_selected")]
     assert {k: second.chosen[k] for k in honest} == {k: first.chosen[k] for k in honest}
@@ -144,7 +143,7 @@ def test_permuted_test_labels_change_no_choice(name: str) -> None:
 
 @pytest.mark.parametrize("name", evals.names())
 def test_results_and_protocols_are_plain_json(name: str) -> None:
-    result = evals.get(name).run(data(), settings(name), evals.ALL_ROWS)
+    result = evals.get(name).run(data(), settings(name))
     plain = [result.values, result.chosen, result.protocol, result.notes]
     assert json.loads(json.dumps(plain)) == plain
     assert result.protocol["evaluation"] == name
@@ -155,35 +154,24 @@ def test_results_and_protocols_are_plain_json(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in evals.names() if not evals.get(n).uses_seed])
 def test_what_claims_to_use_no_seed_uses_none(name: str) -> None:
     given, run = data(), evals.get(name).run
-    first = run(given, settings(name), evals.ALL_ROWS)
+    first = run(given, settings(name))
     given.seed = 99
-    assert run(given, settings(name), evals.ALL_ROWS).values == first.values
-
-
-def test_merge_refuses_gaps_and_what_cannot_be_cut() -> None:
-    given, labels = data(), data().test.y.numpy()
-    knn, probe = evals.get("knn"), evals.get("probe")
-    part = knn.run(given, settings("knn"), slice(0, 30))
-    with pytest.raises(ValueError, match="30 predictions for 61 images"):
-        evals.merge(knn, [part], labels)
-    whole = probe.run(given, settings("probe"), evals.ALL_ROWS)
-    with pytest.raises(ValueError, match="'probe' cannot be cut into 2 parts"):
-        evals.merge(probe, [whole, whole], labels)
+    assert run(given, settings(name)).values == first.values
 
 
 def test_fine_tuning_learns_chooses_and_tells_what_it_lacks() -> None:
     finetune, given = evals.get("low_shot_finetune"), data()
-    result = finetune.run(given, settings("low_shot_finetune"), evals.ALL_ROWS)
+    result = finetune.run(given, settings("low_shot_finetune"))
     assert result.values["accuracy_10pct"] > 60  # four classes, twelve images
     (chosen,) = result.chosen["accuracy_10pct"]
     assert chosen["lr"] == 1e-2  # the other one is too low for twenty steps
     assert (chosen["images"], chosen["steps"]) == (12, 20)
-    again = finetune.run(data(), settings("low_shot_finetune"), evals.ALL_ROWS)
+    again = finetune.run(data(), settings("low_shot_finetune"))
     np.testing.assert_array_equal(
         again.predictions["class_10pct"], result.predictions["class_10pct"]
     )
     with pytest.raises(ValueError, match="no low-shot draws for 1%"):
-        finetune.run(given, finetune.settings(), evals.ALL_ROWS)
+        finetune.run(given, finetune.settings())
     given.images = None
     with pytest.raises(ValueError, match="needs the encoder"):
-        finetune.run(given, settings("low_shot_finetune"), evals.ALL_ROWS)
+        finetune.run(given, settings("low_shot_finetune"))

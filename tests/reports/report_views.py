@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from reports.frames import ATTEMPTS, METRICS, STAGES, SuiteView
+from reports.frames import ATTEMPTS, FAILURES, METRICS, STAGES, SuiteView
 
 START = datetime(2026, 3, 1, 12, 0, 0)
 #: k-NN and probe accuracy in percent of seeds 0, 1, 2
@@ -79,7 +79,7 @@ def metric(
         "column": column, "label": labels.get(column, column),
         "metric": "accuracy_k10" if column == "knn" else "accuracy",
         "value": value, "unit": "%", "higher_is_better": True,
-        "protocol": f"{column}-p1", "primary": True,
+        "protocol": f"{column}-p1", "primary": True, "along": "", "at": 0.0, "series": "",
     } | changes  # fmt: skip
 
 
@@ -105,13 +105,25 @@ def view_of(
         "scale": "digits 8x8, ViT 0.1 M parameters, CPU", "notes": [],
         "seeds": sorted({s["seed"] for s in stages}),
         "variants": list(dict.fromkeys(s["variant"] for s in stages)),
-        "tables": [], "stages": frame(stages, STAGES),
+        "tables": [], "stages": frame([_with_record(s) for s in stages], STAGES),
+        "failures": frame([], FAILURES),
         "records": {s["key"]: s["record"] for s in stages if "record" in s},
         "attempts": frame([dict.fromkeys(ATTEMPTS) | a for a in attempts], ATTEMPTS),
         "metrics": frame(metrics, METRICS), "curves": {}, "provenance": {"commit": "abc123"},
         "resolved": RESOLVED, "runs": [], "problems": [],
     }  # fmt: skip
     return SuiteView(**(values | changes))
+
+
+def _with_record(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `stages` with the columns that come from its record."""
+    told = row.get("record") or {}
+    env, numerics = told.get("env", {}), told.get("settings", {}).get("numerics", {})
+    return row | {
+        "code": told.get("code", {}).get("hash"),
+        "shards": numerics.get("shards"),
+        **{name: env.get(name) for name in ("torch", "workers", "backend")},
+    }
 
 
 def mae_key(variant: str, seed: int) -> str:

@@ -19,7 +19,14 @@ from reports.tables.compare import side_by_side
 def changed(key: str, **changes: Any):
     """The full view with one record changed."""
     view = full_view()
-    return replace(view, records=view.records | {key: view.records[key] | changes})
+    told = view.records[key] | changes
+    of_key = pl.col("key") == key
+    columns = {"code": told["code"]["hash"], "torch": told["env"].get("torch")}
+    stages = view.stages.with_columns(
+        pl.when(of_key).then(pl.lit(value)).otherwise(name).alias(name)
+        for name, value in columns.items()
+    )
+    return replace(view, stages=stages, records=view.records | {key: told})
 
 
 def test_a_finished_suite_has_no_problem() -> None:
@@ -54,8 +61,8 @@ def test_mixed_code_and_place_are_named(kind: str, changes: dict, expected: str 
 def test_mixed_hardware_is_named() -> None:
     rows, metrics = [], []
     for seed, model in enumerate(("Xeon", "EPYC")):
-        row = stage(key_of(seed), "knn", "A", seed)
-        row["record"] = record(row, cost={"device_model": model})
+        row = stage(key_of(seed), "knn", "A", seed, device_model=model)
+        row["record"] = record(row)
         rows.append(row)
         metrics.append(metric("A", seed, key_of(seed), 90.0 + seed))
     (problem,) = check(view_of(rows, metrics, tables=[{"title": "T", "columns": ["knn"]}]))

@@ -183,18 +183,6 @@ def test_a_failed_attempt_names_its_gpu_and_its_energy() -> None:
     assert "GPU utilisation: blank (not measured)." in html
 
 
-def test_predicted_cost_stands_beside_the_actual_one() -> None:
-    rows = [stage(str(s), "mae", "A", s, wall_s=60.0 * (s + 1)) for s in (0, 1)]
-    predicted = {"0": (1 / 60, 1 / 120, 1 / 30), "1": (1 / 60, 1 / 120, 1 / 30)}
-    (line,) = ledger(Facts(view_of(rows, [], predicted=predicted))).predictions
-    assert (line.kind, line.device, line.count) == ("mae", "CPU", 2)
-    assert (line.hours, line.low, line.high) == pytest.approx((2 / 60, 1 / 60, 4 / 60))
-    assert line.off == pytest.approx(50.0)
-    html = render_html(view_of(rows, [], predicted=predicted))
-    assert "Predicted against actual" in html
-    assert ">+50 %<" in html
-
-
 def test_what_a_search_gave_up_is_told_apart() -> None:
     rows = [
         stage("shared", "mae", "A", 0, wall_s=100.0),

@@ -152,7 +152,8 @@ def test_a_curve_far_below_all_others_leaves_them_the_scale() -> None:
     rows = [stage(key_of(v), "few", v, 0) for v in levels]
     metrics = [
         metric(v, 0, key_of(v), level + labels, f"few.accuracy_{labels}",
-               metric=f"accuracy_{labels}", label=f"{labels}-shot", primary=False)
+               metric=f"accuracy_{labels}", label=f"{labels}-shot", primary=False,
+               along="images a class", at=float(labels), series="low-shot")
         for v, level in levels.items() for labels in (1, 2, 5)
     ]  # fmt: skip
     (figure,) = along.by_number(Facts(view_of(rows, metrics)))
@@ -164,11 +165,13 @@ def test_numbered_metrics_make_a_curve() -> None:
     row = stage(key_of(0), "depth", "A", 0)
     metrics = [
         metric("A", 0, row["key"], 60.0 + 10 * block, f"depth.accuracy_block{block}",
-               metric=f"accuracy_block{block}", label=f"k-NN, k=1, block {block}", primary=False)
+               metric=f"accuracy_block{block}", label=f"k-NN, k=1, block {block}", primary=False,
+               along="block", at=float(block), series="k-NN, k=1")
         for block in range(1, 5)
     ] + [
         metric("A", 0, row["key"], 50.0 + labels, f"few.accuracy_{labels}",
-               metric=f"accuracy_{labels}", label=f"{labels}-shot", primary=False)
+               metric=f"accuracy_{labels}", label=f"{labels}-shot", primary=False,
+               along="images a class", at=float(labels), series="low-shot")
         for labels in (1, 2, 5)
     ]  # fmt: skip
     depth, few = along.by_number(Facts(view_of([row], metrics)))
@@ -176,7 +179,7 @@ def test_numbered_metrics_make_a_curve() -> None:
     assert (depth.title, few.title) == ("By encoder depth", "By number of labels")
     assert "k-NN, k=1, %<" in panel
     assert panel.count("<circle") == 4
-    assert "few: accuracy, %" in few.panels[0]
+    assert "low-shot, %" in few.panels[0]
     assert "off the scale" not in few.panels[0]
     # the axis is marked where something was measured
     marks = re.findall(r'class="tick" text-anchor="middle">([^<]+)', few.panels[0])

@@ -3,173 +3,141 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import random
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from _pytest.mark import ParameterSet
 from bench_helpers import PAPER, SMOKE, SWEEP, Bench, Done, run_bench
+
+from bench.store.store import Store
 
 TEXT = SMOKE.read_text(encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class Case:
-    """`old` of smoke.yaml replaced by `new`: the message says all of `says`."""
+def case(old: str, new: str, *says: str, at: str | None = None) -> ParameterSet:
+    """`old` of smoke.yaml replaced by `new`: the message says all of `says`.
 
-    name: str
-    old: str
-    new: str
-    says: tuple[str, ...]
-    #: the line it names holds this; by default the first line that was changed
-    at: str | None = None
-    arguments: tuple[str, ...] = ()
+    `at`: the line it names holds this; by default it is the first line that was changed.
+    """
+    return pytest.param(old, new, says, at, id=new[:40])
 
 
-def case(name: str, old: str, new: str, *says: str, at: str | None = None, args: str = "") -> Case:
-    return Case(name, old, new, says, at, tuple(args.split()))
-
-
-HEAD = "head: {steps: 20, batch_size: 64,"
-STAGES = "MAE-CT: {stages: [mae, head, tune], augment: min}"
+#: as they stand in smoke.yaml
+PROBE = "probe: {epochs: 5, batch_size: 256}"
+NUMERICS = "    numerics: {precision: fp32, threads: 1, shards: 4}"
+TUNE = "    tune: {steps: 20, batch_size: 64, lr: 4.0e-3, warmup: 0.2, topk: 5, frozen: 0.5}\n"
 
 CASES = [
     # ---------------------------------------------------------------------------- unknown names
-    case("unknown-key-top", "evaluate:", "evalute:", "'evalute'", "did you mean 'evaluate'?"),
-    case("unknown-key-variant", STAGES, STAGES.replace("augment:", "augmnet:"),
-         "'variants.MAE-CT.augmnet'", "did you mean 'augment'?"),
-    case("unknown-key-table", "baseline: MAE", "base_line: MAE", "did you mean 'baseline'?"),
-    case("unknown-key-profile", "    numerics:", "    numeric:", "did you mean 'numerics'?"),
-    case("unknown-key-model", "patch_size: 2", "patchsize: 2", "did you mean 'patch_size'?"),
-    case("unknown-key-flow", "lr: 3.0e-3", "learning_rate: 3.0e-3", "'mae.learning_rate'", "lr,"),
-    case("unknown-key-view", "mae: {view0: {crop_scale", "mae: {view0: {crop_scal",
-         "'augment.mae.view0.crop_scal'", "did you mean 'crop_scale'?"),
-    case("unknown-key-evaluation", "probe: {epochs: 5", "probe: {epoch: 5",
-         "'evaluations.probe.epoch'", "did you mean 'epochs'?"),
-    case("unknown-profile", "profile: tiny", "profile: tinny", "did you mean 'tiny'?"),
-    case("unknown-evaluation", "[knn, probe]\n\nvar", "[knn, prob]\n\nvar",
-         "did you mean 'probe'?"),
-    case("unknown-evaluation-settings", "      probe:", "      prob:", "did you mean 'probe'?"),
-    case("unknown-stage", "MAE: {stages: [mae]}", "MAE: {stages: [mea]}", "mae"),
-    case("unknown-augment", "augment: aug}", "augment: agu}", "did you mean 'aug'?"),
-    case("unknown-baseline", "baseline: MAE", "baseline: MEA", "did you mean 'MAE'?"),
-    case("deltas-of-nothing", "baseline: MAE", "deltas: true", "'baseline'"),
-    case("unknown-row", "columns: [knn", "rows: [MAE, MAE_CT]\n    columns: [knn",
-         "did you mean 'MAE-CT'?"),
-    case("unknown-column", "probe, cost]", "probe, costs]", "did you mean 'cost'?"),
-    case("unknown-metric", "probe, cost]", "knn.acuracy_k20]", "did you mean 'knn.accuracy_k20'?"),
-    case("unknown-group-member", "baseline: MAE", "groups: {all: [MAE, knn, nobody]}", "'nobody'"),
-    case("unknown-data", "name: digits", "name: digit", "did you mean 'digits'?"),
-    case("unknown-overlay-variant", "    evaluations:",
-         "    variants:\n      MAE-TC: {mae: {lr: 1}}\n    evaluations:",
-         "did you mean 'MAE-CT'?", at="MAE-TC"),
-    case("unknown-gallery-row", "evaluate: [", "gallery: [MAE, MAE_CT]\nevaluate: [",
-         "did you mean 'MAE-CT'?"),
-    case("gallery-of-one", "evaluate: [", "gallery: [MAE]\nevaluate: [", "two rows"),
-    case("gallery-without-mae", "evaluate: [", "gallery: [raw pixels, random encoder]\nevaluate: [",
-         "a stage 'mae'"),
-    case("match-compute-nonsense", "match_compute: MAE-CT", "match_compute: MAE-TC",
-         "did you mean 'MAE-CT'?"),
-    case("match-compute-no-tuning", "match_compute: MAE-CT", "match_compute: MAE", "tunes"),
-    case("match-compute-of-a-matched-row", "match_compute: MAE-CT",
-         "match_compute: NNCLR without MAE", "no match_compute of its own"),
-    case("no-such-checkpoint", "random encoder: {init: random}",
-         "random encoder: {init: weights/none.pth}", "'random', 'pixels' nor a checkpoint"),
-    case("pixels-do-not-train", "MAE: {stages: [mae]}", "MAE: {stages: [mae], init: pixels}",
-         "'random'"),
+    case("evaluate:", "evalute:", "'evalute'", "did you mean 'evaluate'?"),
+    case("], augment: min", "], augmnet: min", "MAE-CT.augmnet'; did you mean 'augment'?"),
+    case("baseline: MAE", "base_line: MAE", "did you mean 'baseline'?"),
+    case("    numerics:", "    numeric:", "did you mean 'numerics'?"),
+    case("patch_size: 2", "patchsize: 2", "did you mean 'patch_size'?"),
+    case("lr: 3.0e-3", "learning_rate: 3.0e-3", "'mae.learning_rate'", "lr,"),
+    case("{crop_scale", "{crop_scal", "'augment.mae.view0.crop_scal'; did you mean 'crop_scale'?"),
+    case("{epochs: 5", "{epoch: 5", "'evaluations.probe.epoch'; did you mean 'epochs'?"),
+    case("profile: tiny", "profile: tinny", "did you mean 'tiny'?"),
+    case("[knn, probe]\n\nvar", "[knn, prob]\n\nvar", "did you mean 'probe'?"),
+    case("      probe:", "      prob:", "did you mean 'probe'?"),
+    case("MAE: {stages: [mae]}", "MAE: {stages: [mea]}", "mae"),
+    case("augment: aug}", "augment: agu}", "did you mean 'aug'?"),
+    case("baseline: MAE", "baseline: MEA", "did you mean 'MAE'?"),
+    case("baseline: MAE", "deltas: true", "'baseline'"),
+    case("columns: [knn", "rows: [MAE, MAE_CT]\n    columns: [knn", "did you mean 'MAE-CT'?"),
+    case("probe, cost]", "probe, costs]", "did you mean 'cost'?"),
+    case("probe, cost]", "knn.acuracy_k20]", "did you mean 'knn.accuracy_k20'?"),
+    case("baseline: MAE", "groups: {all: [MAE, knn, nobody]}", "'nobody'"),
+    case("name: digits", "name: digit", "did you mean 'digits'?"),
+    case(NUMERICS, "    variants:\n      MAE-TC: {}", "did you mean 'MAE-CT'?", at="MAE-TC"),
+    case("evaluate: [", "gallery: [MAE, MAE_CT]\nevaluate: [", "did you mean 'MAE-CT'?"),
+    case("evaluate: [", "gallery: [MAE]\nevaluate: [", "two rows"),
+    case("evaluate: [", "gallery: [raw pixels, random encoder]\nevaluate: [", "a stage 'mae'"),
+    case("match_compute: MAE-CT", "match_compute: MAE-TC", "did you mean 'MAE-CT'?"),
+    case("match_compute: MAE-CT", "match_compute: MAE", "tunes"),
+    case("compute: MAE-CT", "compute: NNCLR without MAE", "no match_compute of its own"),
+    case("{init: random}", "{init: weights/none.pth}", "'random', 'pixels' nor a checkpoint"),
+    case("MAE: {stages: [mae]}", "MAE: {stages: [mae], init: pixels}", "'random'"),
     # --------------------------------------------------------------------------- types and values
-    case("word-for-number", "mae: {steps: 40", "mae: {steps: forty", "whole number", '"forty"'),
-    case("quoted-number", "lr: 3.0e-3", 'lr: "3.0e-3"', "write 0.003 without quotes"),
-    case("fraction-for-int", "mae: {steps: 40", "mae: {steps: 40.5", "whole number", "40.5"),
-    case("float-for-int", "mae: {steps: 40", "mae: {steps: 4e1", "write 40"),
-    case("number-for-text", "title: Smoke test", "title: 3.10", 'in quotes: "3.1"'),
-    case("on-is-a-word", "evaluations:\n", "evaluations:\n      knn: {standardize: on}\n",
-         "true or false", "write true", at="standardize"),
-    case("sexagesimal-is-a-word", "mae: {steps: 40", "mae: {steps: 10:30", '"10:30"'),
-    case("number-for-mapping", "    numerics: {precision: fp32, threads: 1, shards: 4}",
-         "    numerics: 5", "'numerics' should be a mapping", "{name: value}"),
-    case("nothing-for-mapping", "    numerics: {precision: fp32, threads: 1, shards: 4}",
-         "    numerics:", "'numerics' should be a mapping", "null"),
-    case("word-for-list", "seeds: [0, 1]", "seeds: 0", "'seeds' should be a list"),
-    case("list-in-nested-list", "mae: {view0: {crop_scale: [0.5, 1.0]", "mae: {view0: "
-         "{crop_scale: [0.5, [1.0]]", "'augment.mae.view0.crop_scale[1]'", "number"),
-    case("pair-of-three", "min: {view0: {crop_scale: [0.5, 1.0]", "min: {view0: "
-         "{crop_scale: [0.5, 0.7, 1.0]", "write 2"),
-    case("pair-of-one", "min: {view0: {crop_scale: [0.5, 1.0]", "min: {view0: {crop_scale: [0.5]",
-         "too few values; write 2"),
-    case("range-backwards", "min: {view0: {crop_scale: [0.5, 1.0]",
-         "min: {view0: {crop_scale: [0.5, 0.1]", "low first"),
-    case("negative-rate", "lr: 3.0e-3", "lr: -3.0e-3", "greater than 0"),
-    case("not-a-number", "lr: 3.0e-3", "lr: .nan", ".nan", "finite"),
-    case("infinite", "lr: 3.0e-3", "lr: 1e999", "1e999", "finite"),
-    case("huge-integer", "mae: {steps: 40", f"mae: {{steps: {'9' * 5000}", "smaller"),
-    case("huge-float", "mlp_ratio: 2.0", "mlp_ratio: 1e308", "smaller"),
-    case("wrong-choice", "pool: mean", "pool: men", "did you mean 'mean'?"),
-    case("missing-section", "    tune: {steps: 20, batch_size: 64, lr: 4.0e-3, warmup: 0.2, "
-         "topk: 5, frozen: 0.5}\n", "", "'tune' is missing; add it", at="  tiny:"),
-    case("missing-size", "      dim: 32\n", "", "needs dim", at="size: custom"),
-    case("missing-field", "name: digits, image_size: 8", "image_size: 8", "'data.name' is missing"),
+    case("mae: {steps: 40", "mae: {steps: forty", "whole number", '"forty"'),
+    case("lr: 3.0e-3", 'lr: "3.0e-3"', "write 0.003 without quotes"),
+    case("mae: {steps: 40", "mae: {steps: 40.5", "whole number", "40.5"),
+    case("mae: {steps: 40", "mae: {steps: 4e1", "write 40"),
+    case("title: Smoke test", "title: 3.10", 'in quotes: "3.1"'),
+    case(PROBE, "knn: {standardize: on}", "true or false", "write true"),
+    case("mae: {steps: 40", "mae: {steps: 10:30", '"10:30"'),
+    case(NUMERICS, "    numerics: 5", "'numerics' should be a mapping", "{name: value}"),
+    case(NUMERICS, "    numerics:", "'numerics' should be a mapping", "null"),
+    case("seeds: [0, 1]", "seeds: 0", "'seeds' should be a list"),
+    case("[0.5, 1.0]", "[0.5, [1.0]]", "'augment.mae.view0.crop_scale[1]'", "number"),
+    case("[0.5, 1.0]", "[0.5, 0.7, 1.0]", "write 2"),
+    case("[0.5, 1.0]", "[0.5]", "too few values; write 2"),
+    case("[0.5, 1.0]", "[0.5, 0.1]", "low first"),
+    case("lr: 3.0e-3", "lr: -3.0e-3", "greater than 0"),
+    case("lr: 3.0e-3", "lr: .nan", ".nan", "finite"),
+    case("lr: 3.0e-3", "lr: 1e999", "1e999", "finite"),
+    case("mae: {steps: 40", f"mae: {{steps: {'9' * 5000}", "smaller"),
+    case("mlp_ratio: 2.0", "mlp_ratio: 1e308", "smaller"),
+    case("pool: mean", "pool: men", "did you mean 'mean'?"),
+    case(TUNE, "", "'tune' is missing; add it", at="  tiny:"),
+    case("      dim: 32\n", "", "needs dim", at="size: custom"),
+    case("name: digits, image_size: 8", "image_size: 8", "'data.name' is missing"),
     # --------------------------------------------------------------------- what cannot go together
-    case("queue-not-a-multiple", "queue_size: 256", "queue_size: 250", "write 256", at="    head:"),
-    case("queue-against-tuning", "tune: {steps: 20, batch_size: 64", "tune: {steps: 20, "
-         "batch_size: 96", "head.queue_size 256", "write 288", at="queue_size"),
-    case("patch-does-not-divide", "patch_size: 2", "patch_size: 3", "write 2 or 4"),
-    case("patch-larger-than-image", "patch_size: 2", "patch_size: 16", "write 8"),
-    case("more-neighbours-than-queue", "topk: 5", "topk: 257", "queue of 256"),
-    case("more-neighbours-than-images", "evaluations:\n", "evaluations:\n      knn: {k: [5000]}\n",
-         "1097 training images", at="5000"),
-    case("batch-larger-than-data", "mae: {steps: 40, batch_size: 64",
-         "mae: {steps: 40, batch_size: 2048", "1097 training images", "at most 1097"),
-    case("heads-do-not-divide", "      heads: 2", "      heads: 3", "dim 32", "3 heads",
-         at="      dim: 32"),
-    case("mask-hides-all", "mae: {steps: 40", "mae: {mask_ratio: 0.99, steps: 40", "lower"),
-    case("mask-hides-nothing", "mae: {steps: 40", "mae: {mask_ratio: 1e-20, steps: 40", "raise"),
-    case("frozen-beyond-depth", "frozen: 0.5}", "frozen_blocks: 3}", "at most 2"),
-    case("no-hidden-unit", "mlp_ratio: 2.0", "mlp_ratio: 0.01", "raise it"),
-    case("shards-against-batch", "shards: 4}", "shards: 128}", "numerics.shards",
-         at="mae: {steps"),
-    case("shards-no-power", "shards: 4}", "shards: 3}", "power of two"),
-    case("steps-and-epochs", "mae: {steps: 40", "mae: {epochs: 4, steps: 40",
-         "exactly one of steps and epochs"),
-    case("no-rate", "lr: 3.0e-3, ", "", "exactly one of lr and base_lr"),
-    case("stages-out-of-order", "[mae, head, tune], augment: min", "[tune, mae], augment: min",
-         "the order is mae, head, tune"),
-    case("stage-twice", "MAE: {stages: [mae]}", "MAE: {stages: [mae, mae]}", "each once"),
-    case("no-mae-pipeline", "      mae: {view0", "      other: {view0", "pipeline 'mae'",
-         at="  MAE: {stages"),
+    case("queue_size: 256", "queue_size: 250", "write 256", at="    head:"),
+    case(TUNE, TUNE.replace("64", "96"), "head.queue_size 256", "write 288", at="queue_size"),
+    case("patch_size: 2", "patch_size: 3", "write 2 or 4"),
+    case("patch_size: 2", "patch_size: 16", "write 8"),
+    case("topk: 5", "topk: 257", "queue of 256"),
+    case(PROBE, "knn: {k: [5000]}", "1097 training images"),
+    case("batch_size: 64", "batch_size: 2048", "1097 training images", "at most 1097"),
+    case("      heads: 2", "      heads: 3", "dim 32", "3 heads", at="      dim: 32"),
+    case("mae: {steps: 40", "mae: {mask_ratio: 0.99, steps: 40", "lower"),
+    case("mae: {steps: 40", "mae: {mask_ratio: 1e-20, steps: 40", "raise"),
+    case("frozen: 0.5}", "frozen_blocks: 3}", "at most 2"),
+    case("mlp_ratio: 2.0", "mlp_ratio: 0.01", "raise it"),
+    case("shards: 4}", "shards: 128}", "numerics.shards", at="mae: {steps"),
+    case("shards: 4}", "shards: 3}", "power of two"),
+    case("mae: {steps: 40", "mae: {epochs: 4, steps: 40", "exactly one of steps and epochs"),
+    case("lr: 3.0e-3, ", "", "exactly one of lr and base_lr"),
+    case("[mae, head, tune]", "[tune, mae]", "the order is mae, head, tune"),
+    case("MAE: {stages: [mae]}", "MAE: {stages: [mae, mae]}", "each once"),
+    case("      mae: {view0", "      other: {view0", "pipeline 'mae'", at="  MAE: {stages"),
     # ------------------------------------------------------------------------------- seeds, names
-    case("seed-twice", "seeds: [0, 1]", "seeds: [0, 1, 0]", "seed 0 stands twice"),
-    case("no-seeds", "seeds: [0, 1]", "seeds: []", "'seeds' is empty"),
-    case("negative-seed", "seeds: [0, 1]", "seeds: [0, -1]", "'seeds[1]'", "equal to 0"),
-    case("evaluation-twice", "[knn, probe]\n\nvar", "[knn, knn]\n\nvar", "'knn' stands twice"),
-    case("name-is-a-path", "suite: smoke", "suite: ../smoke", "letters, digits"),
+    case("seeds: [0, 1]", "seeds: [0, 1, 0]", "seed 0 stands twice"),
+    case("seeds: [0, 1]", "seeds: []", "'seeds' is empty"),
+    case("seeds: [0, 1]", "seeds: [0, -1]", "'seeds[1]'", "equal to 0"),
+    case("[knn, probe]\n\nvar", "[knn, knn]\n\nvar", "'knn' stands twice"),
+    case("suite: smoke", "suite: ../smoke", "letters, digits"),
     # --------------------------------------------------------------------------------------- YAML
-    case("key-twice", "title: Smoke test", "title: Smoke test\nseeds: [3]", "'seeds' stands twice",
-         "keep one", at="seeds: [0, 1]"),
-    case("python-tag", "title: Smoke test", "title: !!python/object/apply:os.system [ls]",
-         "tag", "plain values"),
-    case("str-tag", "title: Smoke test", "title: !!str 5", "tag", "plain values"),
-    case("merge-key", "  MAE: {stages: [mae]}", "  MAE:\n    <<: {stages: [mae]}", "merge keys",
-         at="<<"),
-    case("undefined-alias", "title: Smoke test", "title: *nothing", "(&name)"),
-    case("recursive-alias", "title: Smoke test", "title: &a [*a]", "fewer aliases"),
-    case("tab", "  MAE: {stages: [mae]}", "\tMAE: {stages: [mae]}", "indent with spaces"),
-    case("colon-in-text", "title: Smoke test", "title: Smoke: test", "quotes"),
-    case("open-bracket", "seeds: [0, 1]", "seeds: [0, 1", "bracket is not closed"),
-    case("open-quote", "title: Smoke test", 'title: "Smoke test', "quote"),
-    case("two-documents", "title: Smoke test", "---\ntitle: Smoke test", "one suite"),
-    case("control-character", "title: Smoke test", "title: Smoke\x00test", "U+0000"),
-    case("surrogate", "title: Smoke test", 'title: "\\ud800"', "no character"),
-]  # fmt: skip
+    case("notes:", "seeds: [3]\nnotes:", "'seeds' stands twice", "keep one", at="seeds: [0, 1]"),
+    case("title: Smoke test", "title: !!python/object/apply:os.system [ls]", "tag", "plain values"),
+    case("title: Smoke test", "title: !!str 5", "tag", "plain values"),
+    case("  MAE: {stages: [mae]}", "  MAE:\n    <<: {stages: [mae]}", "merge keys", at="<<"),
+    case("title: Smoke test", "title: *nothing", "(&name)"),
+    case("title: Smoke test", "title: &a [*a]", "fewer aliases"),
+    case("  MAE: {stages: [mae]}", "\tMAE: {stages: [mae]}", "indent with spaces"),
+    case("title: Smoke test", "title: Smoke: test", "quotes"),
+    case("seeds: [0, 1]", "seeds: [0, 1", "bracket is not closed"),
+    case("title: Smoke test", 'title: "Smoke test', "quote"),
+    case("title: Smoke test", "---\ntitle: Smoke test", "one suite"),
+    case("title: Smoke test", "title: Smoke\x00test", "U+0000"),
+    case("title: Smoke test", 'title: "\\ud800"', "no character"),
+]
 
 
-def line_of(case: Case, text: str) -> int:
-    if case.at is not None:
-        return text[: text.index(case.at)].count("\n") + 1
+def line_of(word: str, text: str) -> int:
+    """The line of a text, from 1, on which a word first stands."""
+    return text[: text.index(word)].count("\n") + 1
+
+
+def first_change(text: str) -> int:
+    """The first line of a text, from 1, that smoke.yaml does not have."""
     before, after = TEXT.splitlines(), text.splitlines()
     return next(n for n, line in enumerate(after, 1) if n > len(before) or line != before[n - 1])
 
@@ -185,22 +153,27 @@ def assert_refused(done: Done, *says: str) -> None:
         assert text in done.err, done.err
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_broken_suite_is_refused_with_its_line(case: Case, bench: Bench, tmp_path: Path):
-    assert TEXT.count(case.old) >= 1
-    path = tmp_path / "broken.yaml"
-    text = TEXT.replace(case.old, case.new, 1)
+@pytest.fixture
+def suite_folder(tmp_path: Path) -> Path:
+    """A folder with the suites that others take their profiles from."""
+    for source in (PAPER, SMOKE):
+        (tmp_path / source.name).write_text(source.read_text())
+    return tmp_path
+
+
+@pytest.mark.parametrize(("old", "new", "says", "at"), CASES)
+def test_a_broken_suite_is_refused_with_its_line(old, new, says, at, bench: Bench, tmp_path: Path):
+    assert old in TEXT
+    path, text = tmp_path / "broken.yaml", TEXT.replace(old, new, 1)
     path.write_text(text, encoding="utf-8")
-    done = bench("plan", path, *case.arguments)
-    assert_refused(done, f"{path}:{line_of(case, text)}: ", *case.says)
+    line = line_of(at, text) if at else first_change(text)
+    assert_refused(bench("plan", path), f"{path}:{line}: ", *says)
 
 
 def test_numbers_and_words_are_read_as_people_mean_them(bench: Bench, tmp_path: Path):
     """PyYAML takes `3e-3` for a text, and `on`, `10:30`, `017` for something else."""
     text = TEXT.replace("lr: 3.0e-3", "lr: 3e-3").replace("title: Smoke test", "title: on")
-    text = text.replace("Digits, a few steps", "10:30").replace(
-        "mae: {steps: 40", "mae: {steps: 040"
-    )
+    text = text.replace("Digits, a few steps", "10:30").replace("{steps: 40", "{steps: 040")
     path = tmp_path / "suite.yaml"
     path.write_text(text)
     done = bench("plan", path, "--json")
@@ -263,14 +236,14 @@ def test_profiles_from(bench: Bench, tmp_path: Path):
     path = tmp_path / "sweep.yaml"
     path.write_text(text)
     (tmp_path / SMOKE.name).write_text(SMOKE.read_text())
-    line = text[: text.index("profiles_from")].count("\n") + 1
+    line = line_of("profiles_from", text)
     done = bench("plan", path)
     assert_refused(done, f"{path}:{line}: ", "there is no suite file", "paper_table.yaml")
     # a mistake in the other file is told with that file's name and line
     other = tmp_path / "paper_table.yaml"
     broken = PAPER.read_text().replace("patch_size: 2", "patch_size: 5", 1)
     other.write_text(broken)
-    line = broken[: broken.index("patch_size: 5")].count("\n") + 1
+    line = line_of("patch_size: 5", broken)
     assert_refused(bench("plan", path), f"{other}:{line}: ", "write 4 or 8")
 
 
@@ -321,26 +294,18 @@ def test_set_reads_values_as_the_file_does(bench: Bench):
 def test_overlays_keep_their_lines(bench: Bench, tmp_path: Path):
     """A row's own settings, the profile's for that row, and what neither of them changed."""
     path = tmp_path / "suite.yaml"
-    text = TEXT.replace(
-        "MAE: {stages: [mae]}", "MAE:\n    stages: [mae]\n    set:\n      mae: {lr: x}"
-    )
+    own = "MAE:\n    stages: [mae]\n    set:\n      mae: {lr: x}"
+    text = TEXT.replace("MAE: {stages: [mae]}", own)
     path.write_text(text)
-    line = text[: text.index("lr: x")].count("\n") + 1
+    line = line_of("lr: x", text)
     assert_refused(bench("plan", path), f"{path}:{line}: 'mae.lr' should be a number")
-    text = (
-        TEXT
-        + "    variants:\n      MAE-CT:\n        tune:\n          steps: 3\n          topk: 0\n"
-    )
+    text = TEXT + "    variants:\n      MAE-CT:\n        tune:\n          topk: 0\n"
     path.write_text(text)
-    line = text[: text.index("topk: 0")].count("\n") + 1
+    line = line_of("topk: 0", text)
     assert_refused(bench("plan", path), f"{path}:{line}: 'tune.topk' should be greater than")
-    text = (
-        text.replace("topk: 0", "topk: 3")
-        .replace("target_ema", "")
-        .replace("frozen: 0.5", "frozen: 5")
-    )
+    text = text.replace("topk: 0", "topk: 3").replace("frozen: 0.5", "frozen: 5")
     path.write_text(text)
-    line = text[: text.index("frozen: 5")].count("\n") + 1
+    line = line_of("frozen: 5", text)
     assert_refused(bench("plan", path), f"{path}:{line}: 'tune.frozen'")
     path.write_text(TEXT + "    variants: [MAE]\n")
     assert_refused(bench("plan", path), "'variants' should be a mapping")
@@ -372,18 +337,15 @@ def test_overlays_keep_their_lines(bench: Bench, tmp_path: Path):
         ("augment: [min, aug]", "head..lr: [1]", "should name a setting", "head..lr"),
         ("  grid:", "  gird:", "did you mean 'grid'?", "gird"),
         ("augment: [min, aug]", f"tune.lr: {list(range(1, 2000))}", "1000 cells", "grid:"),
-        ("MAE: {stages: [mae]}", "MAE: {stages: [mae]}\n  MAE-CT queue_size=128 augment=min: {}",
-         "rename this variant", "queue_size=128"),
+        ("MAE:", "MAE-CT queue_size=128 augment=min:", "rename this variant", "queue_size=128"),
     ],
-)  # fmt: skip
-def test_a_broken_search(old: str, new: str, says: str, at: str, bench: Bench, tmp_path: Path):
+)
+def test_a_broken_search(old: str, new: str, says: str, at: str, bench: Bench, suite_folder: Path):
     text = SWEEP.read_text().replace(old, new, 1)
     assert text != SWEEP.read_text()
-    path = tmp_path / "sweep.yaml"
+    path = suite_folder / "sweep.yaml"
     path.write_text(text)
-    for source in (PAPER, SMOKE):
-        (tmp_path / source.name).write_text(source.read_text())
-    line = text[: text.index(at)].count("\n") + 1
+    line = line_of(at, text)
     assert_refused(bench("plan", path), f"{path}:{line}: ", says)
 
 
@@ -464,12 +426,13 @@ def test_a_full_store(tmp_path: Path):
 def test_the_real_command_shows_no_traceback(command: str, tmp_path: Path):
     path = tmp_path / "broken.yaml"
     path.write_text(TEXT.replace("patch_size: 2", "patch_size: 3"))
-    (tmp_path / "store" / "stages").mkdir(parents=True)
-    done = run_bench(command, path, "--store", tmp_path / "store")
-    line = TEXT[: TEXT.index("patch_size: 2")].count("\n") + 1
-    assert_refused(done, f"{path}:{line}: ", "write 2 or 4")
+    store = tmp_path / "store"
+    Store(store).create()
+    before = [*store.rglob("*")]
+    done = run_bench(command, path, "--store", store)
+    assert_refused(done, f"{path}:{line_of('patch_size: 2', TEXT)}: ", "write 2 or 4")
     assert done.out == ""
-    assert [*(tmp_path / "store").rglob("*")] == [tmp_path / "store" / "stages"]
+    assert [*store.rglob("*")] == before
 
 
 def test_messages_hold_no_escape_codes(bench: Bench, tmp_path: Path):
@@ -478,11 +441,10 @@ def test_messages_hold_no_escape_codes(bench: Bench, tmp_path: Path):
     assert_refused(bench("plan", path), "\\x1b[31mred\\n")
 
 
-VALUES: list[Any] = [
-    None, True, 0, -1, 3, 2**31, 10**30, 0.5, -0.5, 1e308, float("inf"), float("nan"), "", "x",
-    "on", "mae", "~nouser/x", "a" * 5000, "\x1b", "é\n", [], [1], ["a", ["b"]], {}, {"a": 1},
-    {"mae": {}}, [None], "random", "knn", ["mae", "mae"], "../../x", "MAE-CT", [0.5, 0.1], "cost",
-]  # fmt: skip
+VALUES: list[Any] = [None, True, 0, -1, 3, 2**31, 10**30, 0.5, -0.5, 1e308, math.inf, math.nan, ""]
+VALUES += ["x", "on", "mae", "~nouser/x", "a" * 5000, "\x1b", "é\n", [], [1], ["a", ["b"]], {}]
+VALUES += [{"a": 1}, {"mae": {}}, [None], "random", "knn", ["mae", "mae"], "../../x", "MAE-CT"]
+VALUES += [[0.5, 0.1], "cost"]
 
 
 def places(node: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -517,13 +479,11 @@ def mutated(tree: Any, rng: random.Random) -> Any:
 
 
 @pytest.mark.parametrize("path", [SMOKE, SWEEP], ids=["smoke", "sweep"])
-def test_no_mutation_of_a_suite_crashes(path: Path, bench: Bench, tmp_path: Path):
+def test_no_mutation_of_a_suite_crashes(path: Path, bench: Bench, suite_folder: Path):
     """Whatever stands in a suite, it is planned or refused; never is there a traceback."""
-    for source in (PAPER, SMOKE):
-        (tmp_path / source.name).write_text(source.read_text())
     original = yaml.safe_load(path.read_text())
     rng = random.Random(20260)
-    file, refused = tmp_path / "suite.yaml", 0
+    file, refused = suite_folder / "suite.yaml", 0
     for _ in range(250):
         tree = mutated(original, rng)
         file.write_text(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False))
@@ -536,13 +496,11 @@ def test_no_mutation_of_a_suite_crashes(path: Path, bench: Bench, tmp_path: Path
 
 
 @pytest.mark.parametrize("path", [SMOKE, SWEEP], ids=["smoke", "sweep"])
-def test_no_damage_to_the_text_crashes(path: Path, bench: Bench, tmp_path: Path):
-    for source in (PAPER, SMOKE):
-        (tmp_path / source.name).write_text(source.read_text())
-    parts = [b"\t", b"- ", b": ", b"{", b"]", b'"', b"&a ", b"*a ", b"!!x ", b"\xff", b"\n", b"? ",
-             b"<<", b"|", b'"\\ud800"', b'"\\UFFFFFFFF"', b"\0", b"---\n", b"%"]  # fmt: skip
+def test_no_damage_to_the_text_crashes(path: Path, bench: Bench, suite_folder: Path):
+    parts = [b"\t", b"- ", b": ", b"{", b"]", b'"', b"&a ", b"*a ", b"!!x ", b"\xff", b"\n"]
+    parts += [b"? ", b"<<", b"|", b'"\\ud800"', b'"\\UFFFFFFFF"', b"\0", b"---\n", b"%"]
     rng = random.Random(20261)
-    file = tmp_path / "suite.yaml"
+    file = suite_folder / "suite.yaml"
     for _ in range(150):
         text = bytearray(path.read_bytes())
         for _ in range(rng.randint(1, 3)):
