@@ -7,18 +7,14 @@ which the planner reads, costs no import of torch.
 import importlib
 from typing import Any
 
-_PUBLIC = {
-    "patchify": "maect.losses",
-    "mae_loss": "maect.losses",
-    "nnclr_loss": "maect.losses",
-    "NeighborQueue": "maect.heads",
-    "NNCLRHead": "maect.heads",
-    "build_encoder": "maect.models",
-    "sincos_positions": "maect.models",
-    "load_encoder": "maect.weights",
-    "save_encoder": "maect.weights",
-    "layer_decay": "maect.optim",
+_NAMES = {
+    "maect.losses": ("patchify", "mae_loss", "nnclr_loss"),
+    "maect.heads": ("NeighborQueue", "NNCLRHead"),
+    "maect.models": ("build_encoder", "sincos_positions"),
+    "maect.weights": ("load_encoder", "save_encoder"),
+    "maect.optim": ("layer_decay",),
 }
+_PUBLIC = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = ("datasets", "evals")
 
 __all__ = [*_PUBLIC, *_MODULES]

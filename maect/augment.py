@@ -8,8 +8,9 @@ image's index alone: not on the batch around it, the worker or the device.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,18 +42,20 @@ class ViewParameters:
     solarise: np.ndarray
 
     def piece(self, part: slice) -> ViewParameters:
-        fields = {name: value for name, value in vars(self).items() if value is not None}
-        return ViewParameters(**{"boxes": None} | {n: value[part] for n, value in fields.items()})
+        """Return the parameters of some of the images."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(self, **{name: value[part] for name, value in given.items()})
 
 
 def _uniform(draws: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return draws in [0, 1) stretched to [low, high), float64."""
     return low + (high - low) * draws.astype(np.float64)
 
 
 def _tries(
     settings: ViewSettings, draws: np.ndarray, heights: np.ndarray, widths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes int64 [B, T, 4] from draws [B, T, 4] in [0, 1), and which of them fit [B, T]."""
+    """Return boxes int64 [B, T, 4] from draws [B, T, 4] in [0, 1), and which fit [B, T]."""
     assert settings.crop_scale is not None
     full_h, full_w = heights[:, None], widths[:, None]
     area = full_h * full_w * _uniform(draws[..., 0], *settings.crop_scale)
@@ -71,16 +74,18 @@ def sample_boxes(
     heights: np.ndarray,
     widths: np.ndarray,
 ) -> np.ndarray:
-    """Boxes (top, left, height, width) int64 [B, 4], distributed as torchvision's
-    `RandomResizedCrop.get_params`: ten tries, then the largest central crop of a fair ratio.
+    """Return boxes (top, left, height, width) int64 [B, 4], drawn as torchvision draws them.
 
+    `RandomResizedCrop.get_params`: ten tries, then the largest central crop of a fair ratio.
     `draw(rows, count)` gives the first `count` numbers in [0, 1) of each of the given rows.
     """
-    everyone = np.arange(len(heights))
-    tried, fits = _tries(settings, draw(everyone, 4)[:, None], heights, widths)
+    # ---- the first try fits most images
+    tried, fits = _tries(settings, draw(np.arange(len(heights)), 4)[:, None], heights, widths)
     boxes, rest = tried[:, 0], np.flatnonzero(~fits[:, 0])
     if not len(rest):
         return boxes
+
+    # ---- of the others: the first of ten tries that fits, or the central crop
     full_h, full_w = heights[rest], widths[rest]
     draws = draw(rest, 4 * _CROP_TRIES).reshape(-1, _CROP_TRIES, 4)
     tried, fits = _tries(settings, draws, full_h, full_w)
@@ -125,7 +130,7 @@ class Augment:
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """View 0 or 1 of the images: uint8 [B, C, H, W], or B of [C, h, w] -> [B, C, S, S].
+        """Return view 0 or 1: uint8 [B, C, H, W], or B of [C, h, w] -> [B, C, S, S].
 
         `indices` int64 [B] are the samples' rows in their split. Work is done on `device`, by
         default the images'.
@@ -135,84 +140,57 @@ class Augment:
         else:
             sizes = np.array([image.shape[1:] for image in images])
         parameters = self.sample_parameters(epoch, indices, view, sizes[:, 0], sizes[:, 1])
+        threshold = self.views[view].solarise_threshold
         place = torch.device(device) if device is not None else images[0].device
-        side = self.image_size
-        result = torch.empty(len(images), len(self.mean), side, side, dtype=dtype, device=place)
-        for part, piece in self._pieces(images, parameters, view, place):
-            normalise(piece, self.mean, self.std, out=result[part])
+        shape = (len(self.mean), self.image_size, self.image_size)
+        result = torch.empty(len(images), *shape, dtype=dtype, device=place)
+        step = max(1, _CPU_PIECE // math.prod(shape)) if place.type == "cpu" else len(images)
+        for start in range(0, len(images), step):
+            part = slice(start, start + step)
+            chosen = parameters.piece(part)
+            with torch.no_grad(), torch.autocast(place.type, enabled=False):
+                piece = _cropped(images[part], chosen, self.image_size, place)
+                piece = _colors(piece, chosen, threshold)
+                normalise(piece, self.mean, self.std, out=result[part])
         return result
 
     def sample_parameters(
         self, epoch: int, indices: np.ndarray, view: int, heights: np.ndarray, widths: np.ndarray
     ) -> ViewParameters:
-        """Parameters of one view of images of the given sizes (all arrays [B])."""
+        """Return parameters of one view of images of the given sizes (all arrays [B])."""
         settings = self.views[view]
-        indices = np.asarray(indices)
 
-        def draw(purpose: str, count: int, rows: np.ndarray | None = None) -> np.ndarray:
-            chosen = indices if rows is None else indices[rows]
-            return Stream(*self.purpose, purpose, view).uniform(epoch, chosen, count)
+        def draw(purpose: str, count: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+            """Return numbers in [0, 1): [B, count]; of an operator that is off, 1: never chosen."""
+            off = purpose != "crop" and getattr(settings, purpose) == 0.0
+            if off:
+                return np.ones((len(indices), count), np.float32)
+            return Stream(*self.purpose, purpose, view).uniform(epoch, indices[rows], count)
 
         boxes = None
         if settings.crop_scale is not None:
-            boxes = sample_boxes(
-                settings, lambda rows, count: draw("crop", count, rows), heights, widths
-            )
-        none = np.zeros(len(indices), dtype=bool)
-        jitter = draw("jitter", 9) if settings.jitter else np.ones((len(indices), 9), np.float32)
+            boxes = sample_boxes(settings, lambda r, n: draw("crop", n, r), heights, widths)
+        jitter, blur = draw("jitter", 9), draw("blur", 2)
         strengths = (settings.brightness, settings.contrast, settings.saturation)
         ranges = [(max(0.0, 1 - s), 1 + s) for s in strengths] + [(-settings.hue, settings.hue)]
         factors = [_uniform(jitter[:, 5 + i], *span) for i, span in enumerate(ranges)]
-        blur = draw("blur", 2) if settings.blur else np.ones((len(indices), 2), np.float32)
         return ViewParameters(
             boxes=boxes,
-            flip=draw("flip", 1)[:, 0] < settings.flip if settings.flip else none,
+            flip=draw("flip", 1)[:, 0] < settings.flip,
             jitter=jitter[:, 0] < settings.jitter,
             order=np.argsort(jitter[:, 1:5], axis=1, kind="stable"),
             factors=np.stack(factors, axis=1).astype(np.float32),
             blur=blur[:, 0] < settings.blur,
             sigma=_uniform(blur[:, 1], *settings.blur_sigma).astype(np.float32),
-            grey=draw("grey", 1)[:, 0] < settings.grey if settings.grey else none,
-            solarise=draw("solarise", 1)[:, 0] < settings.solarise if settings.solarise else none,
+            grey=draw("grey", 1)[:, 0] < settings.grey,
+            solarise=draw("solarise", 1)[:, 0] < settings.solarise,
         )
-
-    def apply(
-        self,
-        images: Tensor | Sequence[Tensor],
-        parameters: ViewParameters,
-        view: int = 0,
-        *,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        """The operators alone, given parameters: float32 [B, C, S, S] on the scale 0-255."""
-        place = torch.device(device) if device is not None else images[0].device
-        return torch.cat([piece for _, piece in self._pieces(images, parameters, view, place)])
-
-    @torch.no_grad()
-    def _pieces(
-        self,
-        images: Tensor | Sequence[Tensor],
-        parameters: ViewParameters,
-        view: int,
-        place: torch.device,
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """Views of consecutive parts of the batch, small enough for a CPU's cache."""
-        threshold = self.views[view].solarise_threshold
-        step = len(images)
-        if place.type == "cpu":
-            step = max(1, _CPU_PIECE // (len(self.mean) * self.image_size**2))
-        for start in range(0, len(images), step):
-            part = slice(start, start + step)
-            chosen = parameters.piece(part)
-            with torch.autocast(place.type, enabled=False):
-                piece = _cropped(images[part], chosen, self.image_size, place)
-                yield part, _colors(piece, chosen, threshold)
 
 
 def _cropped(
     images: Tensor | Sequence[Tensor], parameters: ViewParameters, size: int, place: torch.device
 ) -> Tensor:
-    """Crop, resize and flip: float32 [B, C, S, S]."""
+    """Return the images cropped, resized and flipped: float32 [B, C, S, S]."""
     if parameters.boxes is not None:
         return ops.crop_resize(images, parameters.boxes, parameters.flip, size, place)
     result = ops.center_crop_resize(images, size, place)
@@ -221,7 +199,7 @@ def _cropped(
 
 
 def _colors(images: Tensor, parameters: ViewParameters, threshold: int) -> Tensor:
-    """Jitter, blur, grey, solarise, each on the images chosen for it."""
+    """Return the images after jitter, blur, grey, solarise, each on those chosen for it."""
     p, batch = parameters, ops.Batch(images)
     if p.jitter.any():
         ops.color_jitter(batch, p.jitter, p.order, p.factors)
@@ -238,7 +216,7 @@ def _colors(images: Tensor, parameters: ViewParameters, threshold: int) -> Tenso
 def _statistics(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Offset and factor [C, 1, 1] that normalise values on the scale 0-255."""
+    """Return offset and factor [C, 1, 1] that normalise values on the scale 0-255."""
     spread = 255 * torch.tensor(std, device=device)[:, None, None]
     return -255 * torch.tensor(mean, device=device)[:, None, None] / spread, 1 / spread
 
@@ -246,7 +224,7 @@ def _statistics(
 def normalise(
     images: Tensor, mean: Sequence[float], std: Sequence[float], out: Tensor | None = None
 ) -> Tensor:
-    """(x / 255 - mean) / std by channel: [B, C, H, W] on the scale 0-255 -> the same shape."""
+    """Return (x / 255 - mean) / std by channel: [B, C, H, W] on the scale 0-255 -> [B, C, H, W]."""
     offset, factor = _statistics(tuple(mean), tuple(std), images.device)
     return torch.addcmul(offset, images, factor, out=out)
 
@@ -261,7 +239,7 @@ def evaluation_transform(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Views for evaluation: uint8 [B, C, H, W], or B of [C, h, w] -> [B, C, S, S], normalised.
+    """Return evaluation's views: uint8 [B, C, H, W], or B of [C, h, w] -> [B, C, S, S], normalised.
 
     Shorter side to 256/224 of the image size, then centre crop; images of the right size already
     are only normalised.

@@ -12,24 +12,25 @@ from maect.settings import HeadSettings, MAESettings, ModelSettings, TuneSetting
 
 
 def block_forward(tokens: int, dim: int, mlp_ratio: float) -> float:
-    """One transformer block on one sample of `tokens` tokens."""
+    """Return FLOPs of one transformer block on one sample of `tokens` tokens."""
     linear = 4 * dim * dim + 2 * dim * int(dim * mlp_ratio)
     return 2.0 * tokens * linear + 4.0 * tokens * tokens * dim
 
 
 def patches(model: ModelSettings, image_size: int) -> int:
+    """Return the number of patches of an image."""
     return (image_size // model.patch_size) ** 2
 
 
 def encoder_forward(model: ModelSettings, image_size: int, channels: int, visible: int) -> float:
-    """The encoder on one image of which `visible` patches are seen; the others cost nothing."""
+    """Return FLOPs of the encoder on one image of which `visible` patches are seen."""
     assert model.dim and model.depth
     embed = 2.0 * visible * channels * model.patch_size**2 * model.dim
     return embed + model.depth * block_forward(visible + 1, model.dim, model.mlp_ratio)
 
 
 def mae_step(model: ModelSettings, mae: MAESettings, image_size: int, channels: int) -> float:
-    """One step of MAE pretraining, forward and backward, over the global batch."""
+    """Return FLOPs of a step of MAE pretraining, forward and backward, over the global batch."""
     assert model.dim
     count = patches(model, image_size)
     visible = int(count * (1 - mae.mask_ratio))
@@ -41,7 +42,7 @@ def mae_step(model: ModelSettings, mae: MAESettings, image_size: int, channels: 
 
 
 def _head_forward(dim: int, head: HeadSettings, *, target: bool, queued: bool) -> float:
-    """Projector, predictor, similarities and, where used, target projector and queue; one view."""
+    """Return FLOPs of one view: projector, predictor, similarities, target projector, queue."""
     projector = dim * head.hidden_dim + head.hidden_dim**2 + head.hidden_dim * head.out_dim
     predictor = 2 * head.out_dim * head.predictor_dim
     queue = head.queue_size * head.out_dim if queued else 0
@@ -51,20 +52,17 @@ def _head_forward(dim: int, head: HeadSettings, *, target: bool, queued: bool) -
 
 
 def head_step(model: ModelSettings, head: HeadSettings, image_size: int, channels: int) -> float:
-    """One step of head initialisation: frozen encoder forward, head forward and backward."""
+    """Return FLOPs of a step of head initialisation: frozen encoder, trained head."""
     assert model.dim
     encoder = encoder_forward(model, image_size, channels, patches(model, image_size))
-    return (
-        2.0
-        * head.batch_size
-        * (encoder + _head_forward(model.dim, head, target=False, queued=True))
-    )
+    heads = _head_forward(model.dim, head, target=False, queued=True)
+    return 2.0 * head.batch_size * (encoder + heads)
 
 
 def tune_step(
     model: ModelSettings, head: HeadSettings, tune: TuneSettings, image_size: int, channels: int
 ) -> float:
-    """One step of contrastive tuning: lower blocks forward only, upper blocks and head trained.
+    """Return FLOPs of a step of contrastive tuning: upper blocks and head are trained.
 
     `tune` is resolved: it tells the number of frozen blocks.
     """
@@ -79,6 +77,5 @@ def tune_step(
 
 
 def forward_pass(model: ModelSettings, image_size: int, channels: int, images: float) -> float:
-    """Features of `images` whole images."""
-    count = patches(model, image_size)
-    return images * encoder_forward(model, image_size, channels, count)
+    """Return FLOPs of the features of `images` whole images."""
+    return images * encoder_forward(model, image_size, channels, patches(model, image_size))

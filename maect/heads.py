@@ -45,7 +45,7 @@ class NeighborQueue(nn.Module):
 
     @torch.no_grad()
     def reset(self, random: np.random.Generator) -> None:
-        """Start anew with embeddings drawn from `random`."""
+        """Start anew with embeddings drawn from `random`, of no sample and no label."""
         draws = random.standard_normal(tuple(self.embeddings.shape), dtype=np.float32)
         self.embeddings.copy_(F.normalize(torch.from_numpy(draws), dim=1))
         self.ids.fill_(-1)
@@ -61,10 +61,10 @@ class NeighborQueue(nn.Module):
         exclude_own: bool = True,
         labels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The `topk` most similar entries: queries [B, D], ids [B] -> (indices, cosines) [B, k].
+        """Return the `topk` most similar entries: queries [B, D] -> (indices, cosines) [B, k].
 
-        Queries are L2-normalised here. With `exclude_own` an entry of the query's own id gets
-        similarity -1. With `labels` [B] entries of other (or unknown) labels get their
+        Queries are L2-normalised here. With `exclude_own` an entry of the query's own id (`ids`
+        [B]) gets similarity -1. With `labels` [B] entries of other (or unknown) labels get their
         similarity less 2, so that they come last. Most similar first; of equal similarities
         the lowest index comes first for `topk` 1, in `torch.topk`'s order for more.
         """
@@ -76,10 +76,10 @@ class NeighborQueue(nn.Module):
         if exclude_own:
             similarities = similarities.masked_fill(ids[:, None] == self.ids, -1.0)
         if topk == 1:
-            nearest = similarities.max(dim=1, keepdim=True)
-            return nearest.indices, nearest.values
-        best = similarities.topk(topk, dim=1)
-        return best.indices, best.values
+            cosines, indices = similarities.max(dim=1, keepdim=True)
+        else:
+            cosines, indices = similarities.topk(topk, dim=1)
+        return indices, cosines
 
     @torch.no_grad()
     def push(self, embeddings: Tensor, ids: Tensor, labels: Tensor | None = None) -> None:
@@ -97,48 +97,31 @@ class NeighborQueue(nn.Module):
         self.pointer.copy_((self.pointer + len(ids)) % size)
 
     def age(self, indices: Tensor) -> Tensor:
-        """Entries written since each of `indices` was, itself included: 1 (newest) to Q."""
+        """Return how old the entries are, in entries written since: 1 (the newest) to Q."""
         return (self.pointer - 1 - indices) % len(self.embeddings) + 1
 
 
 class HeadOutput(NamedTuple):
-    """What one call of the head gives; tensors, so that reading them is the caller's choice."""
+    """What one call of the head gives; tensors, so that reading them is the caller's choice.
+
+    All but the loss are None where there is no queue.
+    """
 
     #: scalar, symmetrised over the views
     loss: Tensor
-    #: rows of the queue taken as the positives of both views, before the push: [2, B], or None
-    #: without a queue
-    indices: Tensor | None
+    #: rows of the queue taken as the positives of both views, before the push: [2, B]
+    indices: Tensor | None = None
     #: share of view 0's neighbours with the sample's label (what the published code logs)
-    neighbor_accuracy: Tensor | None
+    neighbor_accuracy: Tensor | None = None
     #: mean cosine between projections and their neighbours, both views
-    neighbor_similarity: Tensor | None
+    neighbor_similarity: Tensor | None = None
     #: mean age of the neighbours as a share of the queue, both views, in (0, 1]
-    queue_age: Tensor | None
+    queue_age: Tensor | None = None
 
 
-def projector(dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
-    """Linear-BN-ReLU, Linear-BN-ReLU, Linear-BN; no biases in the Linears: [B, D] -> [B, O]."""
-    return nn.Sequential(
-        nn.Linear(dim, hidden_dim, bias=False),
-        nn.BatchNorm1d(hidden_dim),
-        nn.ReLU(),
-        nn.Linear(hidden_dim, hidden_dim, bias=False),
-        nn.BatchNorm1d(hidden_dim),
-        nn.ReLU(),
-        nn.Linear(hidden_dim, out_dim, bias=False),
-        nn.BatchNorm1d(out_dim),
-    )
-
-
-def predictor(dim: int, hidden_dim: int) -> nn.Sequential:
-    """Linear-BN-ReLU-Linear, no biases in the Linears: [B, D] -> [B, D]."""
-    return nn.Sequential(
-        nn.Linear(dim, hidden_dim, bias=False),
-        nn.BatchNorm1d(hidden_dim),
-        nn.ReLU(),
-        nn.Linear(hidden_dim, dim, bias=False),
-    )
+def _hidden(inputs: int, outputs: int) -> list[nn.Module]:
+    """Return Linear-BN-ReLU, without a bias in the Linear: [B, inputs] -> [B, outputs]."""
+    return [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
 
 
 class NNCLRHead(nn.Module):
@@ -158,8 +141,16 @@ class NNCLRHead(nn.Module):
         queue_size: int = 65536,
     ) -> None:
         super().__init__()
-        self.projector = projector(dim, hidden_dim, out_dim)
-        self.predictor = predictor(out_dim, predictor_dim)
+        #: Linear-BN-ReLU, Linear-BN-ReLU, Linear-BN: [B, dim] -> [B, O]
+        self.projector = nn.Sequential(
+            *_hidden(dim, hidden_dim),
+            *_hidden(hidden_dim, hidden_dim),
+            *_hidden(hidden_dim, out_dim)[:2],
+        )
+        #: Linear-BN-ReLU-Linear: [B, O] -> [B, O]
+        self.predictor = nn.Sequential(
+            *_hidden(out_dim, predictor_dim), nn.Linear(predictor_dim, out_dim, bias=False)
+        )
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.queue = NeighborQueue(queue_size, out_dim)
 
@@ -177,43 +168,51 @@ class NNCLRHead(nn.Module):
         positive: Positive = "neighbor",
         labels: Tensor | None = None,
     ) -> HeadOutput:
-        """Loss of the global batch; then view 0's projections enter the queue.
+        """Return the loss of the global batch; then view 0's projections enter the queue.
 
-        `view0`, `view1` [B, D] pooled features of the two views, `ids` [B] int64, `labels` [B]
-        int64 (for diagnostics, and for `positive` "oracle"), `draws` [2, B] uniform in [0, 1) of
-        each view's draw among the `topk` (not needed for 1). Each view passes the head by itself,
-        so batch statistics are per view. `use_target`: lookups and queue take the projections of
-        the EMA target projector (tuning), else those of the online one (head stage).
+        `view0`, `view1` [B, D] pooled features of the two views; `ids` [B] int64; `labels` [B]
+        int64 (for diagnostics, and for `positive` "oracle"); `draws` [2, B] uniform in [0, 1), of
+        each view's draw among the `topk` (not needed for 1). `use_target`: lookups and queue take
+        the projections of the EMA target projector (tuning), else those of the online one (head
+        stage).
 
         `positive`: "neighbor", the loss is `(L(pred_0, nn_1) + L(pred_1, nn_0)) / 2`; "no_swap",
         `(L(pred_0, nn_0) + L(pred_1, nn_1)) / 2`; "oracle", neighbours of the sample's own label
         only, while the queue holds any; "no_queue", in the place of nn_i stands view i's own
         projection, without gradient as queue entries are.
 
-        ValueError if draws or labels are needed and missing.
+        Raises ValueError if draws or labels are needed and missing.
         """
         if positive == "oracle" and labels is None:
             raise ValueError("positive 'oracle' needs labels")
-        views = (view0, view1)
-        projected = [self.projector(view) for view in views]
-        predicted = [self.predictor(projection) for projection in projected]
-        with torch.no_grad():
-            keys = [self.target_projector(v) for v in views] if use_target else projected
-        keys = [key.detach() for key in keys]
 
+        # ---- each view passes the head by itself, so batch statistics are per view
+        views = (view0, view1)
+        projected = [self.projector(view) for view in views]  # 2 x [B, O]
+        predicted = [self.predictor(projection) for projection in projected]  # 2 x [B, O]
+
+        # ---- keys ask the queue, and view 0's enter it: no gradient
+        with torch.no_grad():
+            keys = [self.target_projector(view) for view in views] if use_target else projected
+        keys = [key.detach() for key in keys]  # 2 x [B, O]
+
+        # ---- positives: 2 x [B, O], rows of unit norm
+        found = None
         if positive == "no_queue":
-            positives, found = [F.normalize(key, dim=1) for key in keys], None
+            positives = [F.normalize(key, dim=1) for key in keys]
         else:
             wanted = labels if positive == "oracle" else None
-            found = self._neighbors(keys, ids, topk, draws, exclude_own, wanted)
+            found = self._neighbors(keys, ids, topk, draws, exclude_own, wanted)  # [2, B]
             positives = [self.queue.embeddings[rows] for rows in found]
-        other = (0, 1) if positive == "no_swap" else (1, 0)
-        losses = [nnclr_loss(predicted[i], positives[other[i]], temperature) for i in (0, 1)]
-        output = HeadOutput(
-            (losses[0] + losses[1]) / 2, found, *self._diagnose(keys, found, labels)
-        )
+
+        # ---- loss: a view's predictions against the other view's positives
+        if positive != "no_swap":
+            positives.reverse()
+        losses = [nnclr_loss(predicted[i], positives[i], temperature) for i in (0, 1)]
+        loss = (losses[0] + losses[1]) / 2
+        known = self._diagnosis(keys, found, labels) if found is not None else {}
         self.queue.push(keys[0], ids, labels)
-        return output
+        return HeadOutput(loss, found, **known)
 
     def update_target(self, momentum: float) -> None:
         """Move the target projector by `1 - momentum` of the way; call after the optimizer step."""
@@ -221,7 +220,7 @@ class NNCLRHead(nn.Module):
 
     def reset_target(self) -> None:
         """Make the target projector equal to the online one (start of training)."""
-        update_average(self.target_projector, self.projector, 0.0)
+        self.update_target(0.0)
 
     def _neighbors(
         self,
@@ -232,15 +231,15 @@ class NNCLRHead(nn.Module):
         exclude_own: bool,
         labels: Tensor | None,
     ) -> Tensor:
-        """Queue rows of one neighbour for each sample of both views: [2, B]."""
-        found = [self.queue.lookup(key, ids, topk, exclude_own, labels) for key in keys]
-        if topk == 1:
-            return torch.stack([indices[:, 0] for indices, _ in found])
+        """Return the queue row of one neighbour for each sample of both views: [2, B]."""
         if draws is None:
-            raise ValueError(f"a draw among the top {topk} needs draws [2, B]")
+            if topk > 1:
+                raise ValueError(f"a draw among the top {topk} needs draws [2, B]")
+            draws = torch.zeros(2, len(ids))
         chosen = []
-        for (indices, similarities), draw in zip(found, draws, strict=True):
-            count = indices.new_full((len(indices),), topk)
+        for key, draw in zip(keys, draws, strict=True):
+            indices, similarities = self.queue.lookup(key, ids, topk, exclude_own, labels)  # [B, k]
+            count = torch.full_like(ids, topk)
             if labels is not None:  # fewer than topk entries of the label: draw among those
                 count = (similarities > -1.0).sum(dim=1).clamp(min=1)
             rank = torch.minimum((draw.to(count.device).double() * count).long(), count - 1)
@@ -248,18 +247,17 @@ class NNCLRHead(nn.Module):
         return torch.stack(chosen)
 
     @torch.no_grad()
-    def _diagnose(
-        self, keys: list[Tensor], found: Tensor | None, labels: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """(neighbor_accuracy, neighbor_similarity, queue_age) of `HeadOutput`."""
-        if found is None:
-            return None, None, None
+    def _diagnosis(
+        self, keys: list[Tensor], found: Tensor, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return what `HeadOutput` says of the neighbours `found` [2, B]."""
+        queue, known = self.queue, {}
+        if labels is not None:
+            known["neighbor_accuracy"] = (queue.labels[found[0]] == labels).float().mean()
         cosines = [
-            F.cosine_similarity(key.to(self.queue.embeddings.dtype), self.queue.embeddings[rows])
+            F.cosine_similarity(key.to(queue.embeddings.dtype), queue.embeddings[rows])
             for key, rows in zip(keys, found, strict=True)
         ]
-        accuracy = (
-            None if labels is None else (self.queue.labels[found[0]] == labels).float().mean()
-        )
-        age = self.queue.age(found).float().mean() / len(self.queue.embeddings)
-        return accuracy, torch.cat(cosines).mean(), age
+        known["neighbor_similarity"] = torch.cat(cosines).mean()
+        known["queue_age"] = queue.age(found).float().mean() / len(queue.embeddings)
+        return known

@@ -47,60 +47,65 @@ class Batch:
     def sort(self, kinds: np.ndarray, count: int) -> list[int]:
         """Bring images of one kind together: `kinds` [B] of 0..count-1, the kinds in turn.
 
-        Returns where each kind begins, and the end: kind k lies in `images[at[k]:at[k + 1]]`.
+        Return where each kind begins, and the end: kind k lies in `images[at[k]:at[k + 1]]`.
         """
         self._reorder(np.argsort(kinds[self.rows], kind="stable"))
         return [0, *np.cumsum(np.bincount(kinds, minlength=count)).tolist()]
 
     def chosen(self, rows: np.ndarray) -> Tensor:
-        """A view of the images chosen by bool [B]."""
-        count = self.sort(np.where(rows, 0, 1), 2)[1]
+        """Return a view of the images chosen by bool [B]."""
+        _, count, _ = self.sort(np.where(rows, 0, 1), 2)
         return self.images[:count]
 
     def restored(self) -> Tensor:
-        """The images in the order they came in."""
+        """Return the images in the order they came in."""
         self._reorder(np.argsort(self.rows))
         return self.images
 
 
 def cached(images: Tensor, start: int, end: int) -> Iterator[slice]:
-    """`start` to `end` in steps of as many images as stay in a CPU's cache; whole elsewhere."""
+    """Yield slices from `start` to `end`, of images that fit a CPU's cache; whole elsewhere."""
     step = max(1, _CACHED // images[0].numel()) if images.device.type == "cpu" else len(images)
     for first in range(start, end, step):
         yield slice(first, min(first + step, end))
 
 
 def _column(values: np.ndarray, like: Tensor) -> Tensor:
-    """[n] -> float32 [n, 1, 1, 1] on the device of `like`."""
+    """Return values [n] as float32 [n, 1, 1, 1] on the device of `like`."""
     return torch.from_numpy(values.astype(np.float32)).to(like.device)[:, None, None, None]
 
 
 def resample_weights(
     starts: np.ndarray, lengths: np.ndarray, mirror: np.ndarray, size: int, out: int
 ) -> Tensor:
-    """Matrices that cut an interval out of a row of pixels and resize it: float32 [n, out, size].
+    """Return matrices that cut an interval out of a row of pixels and resize it to `out` pixels.
 
-    Interval i is `starts[i]`, `lengths[i]` pixels long, of a row of `size`; pixels outside it have
-    no part. Bicubic (a = -0.5), widened when shrinking, as in Pillow's Resample.c.
+    float32 [n, out, size]. Interval i is `starts[i]`, `lengths[i]` pixels long, of a row of `size`;
+    pixels outside it have no part. Bicubic (a = -0.5), widened when shrinking, as in Pillow's
+    Resample.c. Places are counted from the interval's start.
     """
-    first, length, turned = (np.asarray(a)[:, None, None] for a in (starts, lengths, mirror))
+    start, length, mirrored = (np.asarray(a)[:, None, None] for a in (starts, lengths, mirror))
+    target = np.arange(out)[:, None]
+    target = np.where(mirrored, out - 1 - target, target)  # [n, out, 1]
     scale = length / out
-    stretch = np.maximum(scale, 1.0)
-    position = np.arange(out)[:, None]
-    center = (np.where(turned, out - 1 - position, position) + 0.5) * scale
-    pixel = np.arange(size) - first
-    low = np.maximum(np.floor(center - 2 * stretch + 0.5), 0)
-    high = np.minimum(np.floor(center + 2 * stretch + 0.5), length)
-    x = np.abs(pixel - center + 0.5) / stretch
+    center = (target + 0.5) * scale  # of each output pixel, in the interval
+    pixel = np.arange(size) - start  # [n, 1, size]
+    # ---- whole pixels that the filter reaches, two (widened) to each side
+    widening = np.maximum(scale, 1.0)
+    first = np.maximum(np.floor(center - 2 * widening + 0.5), 0)
+    last = np.minimum(np.floor(center + 2 * widening + 0.5), length)
+    # ---- the cubic at their distance, in two pieces; weights of an output pixel sum to 1
+    x = np.abs(pixel - center + 0.5) / widening
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weights = np.where((pixel >= low) & (pixel < high) & (x < 2), np.where(x < 1, near, far), 0.0)
+    reached = (pixel >= first) & (pixel < last) & (x < 2)
+    weights = np.where(reached, np.where(x < 1, near, far), 0.0)
     return torch.from_numpy((weights / weights.sum(2, keepdims=True)).astype(np.float32))
 
 
 @functools.lru_cache(maxsize=8)
 def _crop_table(size: int, out: int, device: torch.device) -> Tensor:
-    """`resample_weights` of every interval of a row: by length, by start; plain, then mirrored."""
+    """Return `resample_weights` of all intervals: by length, by start; plain, then mirrored."""
     pairs = [(start, length) for length in range(1, size + 1) for start in range(size - length + 1)]
     starts, lengths = np.tile(pairs, (2, 1)).T
     mirror = np.arange(2 * len(pairs)) >= len(pairs)
@@ -110,15 +115,16 @@ def _crop_table(size: int, out: int, device: torch.device) -> Tensor:
 def _crop_weights(
     starts: np.ndarray, lengths: np.ndarray, mirror: np.ndarray, size: int, out: int, device: Any
 ) -> Tensor:
-    """The rows of `_crop_table` for given intervals: [B, out, size]."""
+    """Return the rows of `_crop_table` for given intervals: [B, out, size]."""
     table = _crop_table(size, out, device)
+    # there are size + 1 - l intervals of each length l; this many are of a smaller one
     shorter = (lengths - 1) * (size + 1) - (lengths - 1) * lengths // 2
     rows = shorter + starts + mirror * (len(table) // 2)
     return table.index_select(0, torch.from_numpy(rows).to(device))
 
 
 def _resize(images: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
-    """Rows by `horizontal` [B, w, W], then columns by `vertical` [B, h, H]: [B, C, h, w].
+    """Return images resized by `horizontal` [B, w, W], then `vertical` [B, h, H]: [B, C, h, w].
 
     `images` are uint8; the result is rounded to 8-bit levels after each of the two.
     """
@@ -126,7 +132,7 @@ def _resize(images: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
     result = horizontal.new_empty(batch, channels, vertical.shape[1], horizontal.shape[1])
     for part in cached(result, 0, batch):
         rows = images[part].float().reshape(-1, channels * height, width)
-        rows = torch.bmm(rows, horizontal[part].mT).round_().clamp_(0, 255)
+        rows = torch.bmm(rows, horizontal[part].mT).round_().clamp_(0, 255)  # [b, C H, w]
         columns = torch.matmul(vertical[part, None], rows.view(-1, channels, height, rows.shape[2]))
         torch.clamp(columns.round_(), 0, 255, out=result[part])
     return result
@@ -139,7 +145,7 @@ def crop_resize(
     out: int,
     device: torch.device,
 ) -> Tensor:
-    """Cut `boxes` (top, left, height, width) [B, 4] out, resize, mirror some.
+    """Return `boxes` (top, left, height, width) [B, 4] cut out, resized, some mirrored.
 
     uint8 [B, C, H, W], or B of [C, h, w] -> float32 [B, C, out, out] on `device`. Equals
     torchvision's `resized_crop` of uint8 tensors, bicubic with antialiasing, then `hflip`: whole
@@ -148,36 +154,57 @@ def crop_resize(
     Small images are resized on the device, by matrices; large ones one by one on the CPU, where
     cut and resized they are also quicker to move.
     """
-    top, left, height, width = boxes.T
-    if isinstance(images, Tensor) and _is_small(images.shape[2], images.shape[3], out):
-        plain = np.zeros_like(flip)
-        vertical = _crop_weights(top, height, plain, images.shape[2], out, device)
-        horizontal = _crop_weights(left, width, flip, images.shape[3], out, device)
-        return _resize(images.to(device), vertical, horizontal)
+    if isinstance(images, Tensor):
+        height, width = images.shape[2:]
+        side = max(height, width)
+        if side * (side + 1) * out * side <= _TABLE_LIMIT:
+            top, left, heights, widths = boxes.T
+            vertical = _crop_weights(top, heights, np.zeros_like(flip), height, out, device)
+            horizontal = _crop_weights(left, widths, flip, width, out, device)
+            return _resize(images.to(device), vertical, horizontal)
 
-    def one(row: int) -> Tensor:
-        y, x, h, w = boxes[row].tolist()
-        resized = _interpolate(images[row][:, y : y + h, x : x + w].cpu(), (out, out))
+    def cut(row: int) -> Tensor:
+        top, left, height, width = boxes[row].tolist()
+        inside = images[row][:, top : top + height, left : left + width]
+        resized = _interpolate(inside.cpu(), (out, out))
         return resized.flip(2) if flip[row] else resized
 
-    return _each(one, len(images), device)
+    return _each(cut, len(images), device)
 
 
-def _is_small(height: int, width: int, out: int) -> bool:
-    """Whether a table of crop matrices is worth its memory."""
-    side = max(height, width)
-    return side * (side + 1) * out * side <= _TABLE_LIMIT
+def center_crop_resize(
+    images: Tensor | Sequence[Tensor], size: int, device: torch.device
+) -> Tensor:
+    """Return the centres of images whose shorter side is resized to 256/224 of `size`.
+
+    uint8 [B, C, H, W], or B of [C, h, w] -> float32 [B, C, size, size] on `device`. Equals
+    torchvision's `resize` of uint8 tensors, bicubic with antialiasing, and `center_crop`. Images
+    of `size` x `size` stay as they are.
+    """
+    if isinstance(images, Tensor) and images.shape[2:] == (size, size):
+        return images.to(device).float()
+
+    def centre(row: int) -> Tensor:
+        image = images[row].cpu()
+        if image.shape[1:] == (size, size):
+            return image
+        sides, short = image.shape[1:], size * 256 // 224
+        height, width = (short * side // min(sides) for side in sides)
+        top, left = round((height - size) / 2), round((width - size) / 2)
+        return _interpolate(image, (height, width))[:, top : top + size, left : left + size]
+
+    return _each(centre, len(images), device)
 
 
 def _interpolate(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 [C, h, w] -> [C, *size], bicubic with antialiasing."""
+    """Return uint8 [C, h, w] resized to [C, *size], bicubic with antialiasing."""
     if image.shape[1:] == size:
         return image
     return interpolate(image[None], size, mode="bicubic", antialias=True)[0]
 
 
 def _each(one: Callable[[int], Tensor], count: int, device: torch.device) -> Tensor:
-    """uint8 results of `one` for 0..count-1, stacked, as float32 on `device`.
+    """Return uint8 results of `one` for 0..count-1, stacked, as float32 on `device`.
 
     Beside a GPU the CPU's cores are free and share the work; else one thread does it, because
     how many a worker uses is a setting.
@@ -191,24 +218,24 @@ def _each(one: Callable[[int], Tensor], count: int, device: torch.device) -> Ten
 
 
 def greyscale(images: Tensor) -> Tensor:
-    """Luminance [B, 1, H, W] of RGB images, as torchvision's `rgb_to_grayscale`."""
+    """Return luminance [B, 1, H, W] of RGB images, as torchvision's `rgb_to_grayscale`."""
     red, green, blue = images.split(1, dim=1)
     return (red * _GREY[0]).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2])
 
 
 @functools.lru_cache(maxsize=8)
 def _corners(device: torch.device) -> Tensor:
-    """Red, green and blue on the hue's hexagon, counted from red: [3, 1, 1]."""
+    """Return where red, green and blue lie on the hue's hexagon, from red: [3, 1, 1]."""
     return torch.tensor([0.0, 2.0, -2.0], device=device)[:, None, None]
 
 
 def adjust_hue(images: Tensor, shift: np.ndarray) -> Tensor:
-    """Turn the hue of RGB images by `shift` [B] of a full circle, at most half, as torchvision's
-    `adjust_hue` of a tensor (that of a PIL image rounds the hue itself to 8 bits).
+    """Return RGB images with their hue turned by `shift` [B] of a full circle, at most half.
 
-    On the hue's hexagon (six sides of length 1) a colour lies |h| = 1 + (g + b - r - min) / (max -
-    min) from red, on green's side where g > b; and a channel is min + (max - min) (2 - d), clipped,
-    at a distance d from that channel's corner.
+    Equals torchvision's `adjust_hue` of a tensor (for a PIL image it rounds the hue to 8 bits).
+    The hue is a place on a hexagon with sides of length 1. A colour lies at a distance |h| = 1 +
+    (g + b - r - min) / (max - min) from red, on green's side where g > b. From a hue, a channel is
+    min + (max - min) (2 - d), clipped, where d is the distance from the channel's corner.
     """
     red, green, blue = images.split(1, dim=1)
     least = images.amin(1, keepdim=True)
@@ -222,8 +249,12 @@ def adjust_hue(images: Tensor, shift: np.ndarray) -> Tensor:
 
 
 def _blend(images: Tensor, factor: Tensor, contrast: int, saturation: int) -> None:
-    """x f + (1 - f) g in place: g is 0, from image number `contrast` on the mean luminance, from
-    `saturation` on the luminance of each pixel."""
+    """Blend images in place: x f + (1 - f) g.
+
+    g is 0 for the first images (brightness), from image number `contrast` on the image's mean
+    luminance, and from `saturation` on the luminance of each pixel.
+    """
+    toward = None
     if contrast < len(images):
         toward = images[contrast:]
         toward = greyscale(toward) if images.shape[1] == 3 else toward.clone()
@@ -231,15 +262,14 @@ def _blend(images: Tensor, factor: Tensor, contrast: int, saturation: int) -> No
             flat = toward[: saturation - contrast]
             flat.copy_(flat.mean((2, 3), keepdim=True))
         toward.mul_(1 - factor[contrast:])
-        images.mul_(factor)
+    images.mul_(factor)
+    if toward is not None:
         images[contrast:] += toward
-    else:
-        images.mul_(factor)
     images.clamp_(0, 255)
 
 
 def color_jitter(batch: Batch, chosen: np.ndarray, order: np.ndarray, factors: np.ndarray) -> None:
-    """Brightness, contrast, saturation and hue of the chosen images, each in an order of its own.
+    """Change brightness, contrast, saturation and hue, each image in an order of its own.
 
     `chosen` [B] bool; `order` [B, 4] holds a permutation of (0 brightness, 1 contrast,
     2 saturation, 3 hue), the first to be applied first; `factors` [B, 4] the strength of each by
@@ -249,22 +279,22 @@ def color_jitter(batch: Batch, chosen: np.ndarray, order: np.ndarray, factors: n
     parts = 4 if batch.images.shape[1] == 3 else 2
     kinds = np.where(chosen[:, None] & (order < parts), order, 4)
     for position in range(4):
-        at = batch.sort(kinds[:, position], 5)
-        rows = batch.rows
-        if at[3]:
-            here = rows[: at[3]]
-            factor = _column(factors[here, kinds[here, position]], batch.images)
-            _blend(batch.images[: at[3]], factor, at[1], at[2])
-        if at[3] < at[4]:
-            hue = slice(at[3], at[4])
-            batch.images[hue] = adjust_hue(batch.images[hue], factors[rows[hue], 3])
+        # where each part of the jitter begins among the images
+        _, contrast, saturation, hue, others, _ = batch.sort(kinds[:, position], 5)
+        if hue:
+            rows = batch.rows[:hue]
+            factor = _column(factors[rows, kinds[rows, position]], batch.images)
+            _blend(batch.images[:hue], factor, contrast, saturation)
+        if hue < others:
+            turned = batch.images[hue:others]
+            turned.copy_(adjust_hue(turned, factors[batch.rows[hue:others], 3]))
 
 
 def _box_radius(sigma: np.ndarray, passes: int = 3) -> np.ndarray:
-    """Radius of the box that, applied `passes` times, blurs like a Gaussian (Pillow BoxBlur.c).
+    """Return the radius [n] of the box that, applied `passes` times, blurs like a Gaussian.
 
-    Gwosdek et al. 2011, "Theoretical foundations of Gaussian convolution by extended box
-    filtering".
+    As in Pillow's BoxBlur.c, after Gwosdek et al. 2011, "Theoretical foundations of Gaussian
+    convolution by extended box filtering".
     """
     variance = sigma.astype(np.float64) ** 2 / passes
     whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
@@ -273,8 +303,9 @@ def _box_radius(sigma: np.ndarray, passes: int = 3) -> np.ndarray:
 
 
 def _box_weights(radius: np.ndarray) -> np.ndarray:
-    """Weights of boxes of `radius` [n]: of the middle pixel, of others wholly inside, and of the
-    two in part. float64 [3, n].
+    """Return weights of boxes of `radius` [n]: float64 [2, n].
+
+    The first is of each pixel wholly inside, the second of each of the two that are in part.
 
     Pillow cuts weights to multiples of 2^-24, and what is cut decides which way ties are rounded
     (they are common: sigma 1 gives 1/6, 4/6, 1/6). 64 times the cut makes them fall the same way
@@ -290,7 +321,7 @@ def _box_weights(radius: np.ndarray) -> np.ndarray:
 
 
 def _box_blur(images: Tensor, whole: int, weights: list[Tensor], dim: int) -> Tensor:
-    """Three passes of boxes along `dim`, ends repeated, each rounded to 8-bit levels.
+    """Return images after three boxes along `dim`, ends repeated, each rounded to 8-bit levels.
 
     A box reaches `whole` pixels to each side and a part of one more; `weights` as `_box_weights`
     gives them, each [B, 1, 1, 1].
@@ -314,8 +345,10 @@ def _box_blur(images: Tensor, whole: int, weights: list[Tensor], dim: int) -> Te
 
 
 def gaussian_blur(batch: Batch, chosen: np.ndarray, sigma: np.ndarray) -> None:
-    """Blur the `chosen` images [B] with standard deviation `sigma` [B] pixels, as Pillow's
-    `ImageFilter.GaussianBlur`: three box passes along each direction, rounded after each.
+    """Blur the `chosen` images [B] with standard deviation `sigma` [B] pixels.
+
+    Equals Pillow's `ImageFilter.GaussianBlur`: three box passes along each direction, rounded
+    after each.
     """
     radius = _box_radius(sigma)
     weights = _box_weights(radius)
@@ -330,39 +363,17 @@ def gaussian_blur(batch: Batch, chosen: np.ndarray, sigma: np.ndarray) -> None:
 
 
 def grey(batch: Batch, chosen: np.ndarray) -> None:
-    """Make the `chosen` RGB images [B] grey: torchvision's `rgb_to_grayscale`, three channels."""
+    """Make the `chosen` RGB images [B] grey, as torchvision's `rgb_to_grayscale` to 3 channels."""
     images = batch.chosen(chosen)
     if images.shape[1] == 3:
         images.copy_(greyscale(images).expand_as(images))
 
 
 def solarise(batch: Batch, chosen: np.ndarray, threshold: int) -> None:
-    """Invert what is at or above `threshold`, an 8-bit level, in the `chosen` images [B]:
-    torchvision's `solarize`."""
+    """Invert what is at or above `threshold`, an 8-bit level, in the `chosen` images [B].
+
+    Equals torchvision's `solarize`.
+    """
     images = batch.chosen(chosen)
     invert = images.round().sub_(threshold - 1).clamp_(0, 1)
     images.copy_(torch.lerp(images, 255 - images, invert))
-
-
-def center_crop_resize(
-    images: Tensor | Sequence[Tensor], size: int, device: torch.device
-) -> Tensor:
-    """Shorter side to 256/224 of `size`, centre crop: torchvision's `resize` of uint8 tensors,
-    bicubic with antialiasing, and `center_crop`. Images of `size` x `size` stay as they are.
-    uint8 [B, C, H, W], or B of [C, h, w] -> float32 [B, C, size, size] on `device`.
-    """
-    if isinstance(images, Tensor) and images.shape[2:] == (size, size):
-        return images.to(device).float()
-
-    def one(row: int) -> Tensor:
-        image = images[row].cpu()
-        height, width = image.shape[1:]
-        if height == width == size:
-            return image
-        short, long = size * 256 // 224, max(height, width) * (size * 256 // 224)
-        long //= min(height, width)
-        resized = _interpolate(image, (short, long) if height <= width else (long, short))
-        top, left = (round((side - size) / 2) for side in resized.shape[1:])
-        return resized[:, top : top + size, left : left + size]
-
-    return _each(one, len(images), device)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Cut images into patches: [B, C, H, W] -> [B, N, P], P ordered (patch row, column, channel).
+    """Return images cut into patches: [B, C, H, W] -> [B, N, P], P by (row, column, channel).
 
-    Patches run along the rows of the image. ValueError if a side is no multiple of `patch_size`.
+    Patches run along the rows of the image. Raises ValueError if a side is no multiple of
+    `patch_size`.
     """
     batch, channels, height, width = images.shape
     if height % patch_size or width % patch_size:
@@ -25,10 +26,10 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int] | None = None) -> Tensor:
-    """Inverse of `patchify`: [B, N, P] -> [B, C, H, W].
+    """Return the images of patches, the inverse of `patchify`: [B, N, P] -> [B, C, H, W].
 
-    `grid` is (rows, columns) of patches, by default a square. ValueError if it does not hold N
-    patches, or if P is no multiple of `patch_size` squared.
+    `grid` is (rows, columns) of patches, by default a square. Raises ValueError if it does not
+    hold N patches, or if P is no multiple of `patch_size` squared.
     """
     batch, count, values = patches.shape
     rows, columns = grid or (round(count**0.5),) * 2
@@ -45,7 +46,7 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int] | None = 
 def mae_loss_per_image(
     pred: Tensor, images: Tensor, mask: Tensor, patch_size: int, norm_pix: bool = True
 ) -> Tensor:
-    """Sum over each image's masked patches of the patch's mean squared error: -> [B].
+    """Return each image's sum over masked patches of the patch's mean squared error: [B].
 
     Shares of a global batch add up: its loss is the sum of these values over all images, divided
     by the number of masked patches of all images. Arguments as in `mae_loss`.
@@ -62,7 +63,7 @@ def mae_loss_per_image(
 def mae_loss(
     pred: Tensor, images: Tensor, mask: Tensor, patch_size: int, norm_pix: bool = True
 ) -> Tensor:
-    """Masked autoencoder's loss, a scalar: mean squared error over all masked patches.
+    """Return the masked autoencoder's loss, a scalar: mean squared error over masked patches.
 
     `pred` [B, N, P] as `patchify` orders it, `images` [B, C, H, W], `mask` [B, N] with 1 where a
     patch was removed. `norm_pix`: the target is `(x - mean) / sqrt(var + 1e-6)` by each patch's
@@ -73,7 +74,7 @@ def mae_loss(
 
 
 def nnclr_loss(predicted: Tensor, neighbors: Tensor, temperature: float) -> Tensor:
-    """NNCLR's loss in one direction, a scalar.
+    """Return NNCLR's loss in one direction, a scalar.
 
     Mean cross entropy over the rows of `neighbors @ predicted.T / temperature` [B, B], with the
     diagonal as the positives: a row is the neighbour of one image in one view, the columns are the
@@ -83,12 +84,12 @@ def nnclr_loss(predicted: Tensor, neighbors: Tensor, temperature: float) -> Tens
 
     The published code computes, on each of R ranks, the rows of its own samples against the
     predictions gathered from all ranks with a gather that sums gradients over ranks; then
-    DistributedDataParallel averages. Its ranks' losses average to this one, and each rank's
-    gradient before averaging is R times this one's share, so the averaged gradient is this one's.
+    DistributedDataParallel averages. Its ranks' losses average to the loss here, and each rank's
+    gradient before averaging is R times its share of the gradient here, so the averages are equal.
     """
     with torch.autocast(predicted.device.type, enabled=False):
         if predicted.dtype in (torch.bfloat16, torch.float16):
             predicted = predicted.float()
         predicted = F.normalize(predicted, dim=-1)
-        similarities = neighbors.to(predicted.dtype) @ predicted.T / temperature
+        similarities = neighbors.to(predicted.dtype) @ predicted.T / temperature  # [B, B]
         return F.cross_entropy(similarities, torch.arange(len(predicted), device=predicted.device))

@@ -20,20 +20,21 @@ from torch.utils.checkpoint import checkpoint
 
 from maect.heads import NeighborQueue, NNCLRHead
 from maect.losses import patchify
-from maect.settings import SIZES, ModelSettings
+from maect.settings import ModelSettings
 from maect.streams import generator
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) of a size or of a square's side."""
     return (size, size) if isinstance(size, int) else size
 
 
 def sincos_positions(grid: int | tuple[int, int], dim: int) -> Tensor:
-    """Fixed sin-cos positions of a grid of patches: [N, dim] float32, N along the rows.
+    """Return fixed sin-cos positions of a grid of patches: [N, dim] float32, N along the rows.
 
     `grid` is the side or (rows, columns). The first half of the channels encodes the column, the
     second the row, each as sines, then cosines of `position / 10000 ** (i / (dim / 4))`.
-    ValueError if `dim` is no multiple of 4.
+    Raises ValueError if `dim` is no multiple of 4.
     """
     if dim % 4:
         raise ValueError(f"sin-cos positions need a dim that is a multiple of 4, not {dim}")
@@ -46,11 +47,11 @@ def sincos_positions(grid: int | tuple[int, int], dim: int) -> Tensor:
 
 
 def random_masking(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Which patches stay: noise [B, N] -> (keep [B, n], ids_restore [B, N], mask [B, N]).
+    """Return which patches stay: noise [B, N] -> (keep [B, n], ids_restore [B, N], mask [B, N]).
 
     The `n = int(N * (1 - mask_ratio))` patches of the lowest noise stay, in that order (of equal
     noise the first patch wins). `ids_restore` gives each patch's place in the order of the noise;
-    `mask` is 1 where a patch was removed. ValueError if no patch would stay.
+    `mask` is 1 where a patch was removed. Raises ValueError if no patch would stay.
     """
     count = noise.shape[1]
     visible = int(count * (1 - mask_ratio))
@@ -63,16 +64,24 @@ def random_masking(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Te
 
 
 def pool(tokens: Tensor, how: Literal["cls", "mean", "both"]) -> Tensor:
-    """Features of an image: tokens [B, 1+n, D] -> [B, D], class token or mean of the patches;
-    [B, 2D] for both side by side."""
+    """Return features of images: tokens [B, 1+n, D] -> [B, D], class token or mean of the patches.
+
+    "both" is the two side by side, [B, 2D]. Raises ValueError for anything else.
+    """
     if how not in ("cls", "mean", "both"):
         raise ValueError(f"pool '{how}' is neither 'cls' nor 'mean' nor 'both'")
     if how == "both":
-        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
+        return torch.cat([pool(tokens, "cls"), pool(tokens, "mean")], dim=1)
     return tokens[:, 0] if how == "cls" else tokens[:, 1:].mean(dim=1)
 
 
+def _take(rows: Tensor, chosen: Tensor) -> Tensor:
+    """Return each image's chosen rows: rows [B, N, D], chosen [B, n] -> [B, n, D]."""
+    return rows.gather(1, chosen[..., None].expand(-1, -1, rows.shape[-1]))
+
+
 def _blocks(dim: int, depth: int, heads: int, mlp_ratio: float) -> nn.ModuleList:
+    """Return pre-norm transformer blocks: [B, N, dim] -> [B, N, dim] each."""
     norm: Any = partial(nn.LayerNorm, eps=1e-6)
     return nn.ModuleList(
         Block(dim, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)
@@ -116,17 +125,11 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, images: Tensor, keep: Tensor | None = None, frozen_blocks: int = 0) -> Tensor:
-        """The same as `forward_features`."""
-        return self.forward_features(images, keep, frozen_blocks)
-
-    def forward_features(
-        self, images: Tensor, keep: Tensor | None = None, frozen_blocks: int = 0
-    ) -> Tensor:
-        """Tokens after the final norm, class token first: [B, C, H, W] -> [B, 1+n, D].
+        """Return tokens after the final norm, class token first: [B, C, H, W] -> [B, 1+n, D].
 
         `keep` [B, n] int64: the visible patches, in the order wanted; only these are computed.
         By default all N. No gradient reaches the embedding and the first `frozen_blocks` blocks,
-        and nothing is stored for one; 0 freezes neither.
+        and their activations are not stored; 0 freezes neither.
         """
         blocks = list(self.blocks)
         with torch.no_grad() if frozen_blocks else nullcontext():
@@ -137,8 +140,14 @@ class Encoder(nn.Module):
             tokens = self._block(block, tokens)
         return self.norm(tokens)
 
+    #: the name that timm's models know it by
+    forward_features = forward
+
     def features_by_depth(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
-        """Tokens after each of `blocks` (from 0), before any final norm: list of [B, 1+N, D]."""
+        """Return tokens after each of `blocks` (from 0), before any norm: list of [B, 1+N, D].
+
+        Raises ValueError for a block that the encoder does not have.
+        """
         outside = [index for index in blocks if not 0 <= index < self.depth]
         if outside:
             raise ValueError(f"an encoder of {self.depth} blocks has no block {outside[0]}")
@@ -148,20 +157,22 @@ class Encoder(nn.Module):
         return [outputs[index] for index in blocks]
 
     def _embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
-        """Class token and embedded visible patches with their positions: [B, 1+n, D].
+        """Return class token and embedded visible patches with their positions: [B, 1+n, D].
 
-        The patch projection is a convolution in name and shape only: as a matrix product it runs
-        on the visible patches alone.
+        The patch projection is stored as a convolution, and computed as a matrix product, which
+        runs on the visible patches alone.
         """
-        patches, positions = patchify(images, self.patch_size), self.pos_embed
+        patches = patchify(images, self.patch_size)  # [B, N, P]
+        positions = self.pos_embed  # [1, N, D]
         if keep is not None:
-            patches = patches.gather(1, keep[..., None].expand(-1, -1, patches.shape[-1]))
-            positions = positions[0][keep]
-        weight = self.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)
-        tokens = F.linear(patches, weight, self.patch_embed.proj.bias) + positions
+            patches, positions = _take(patches, keep), positions[0][keep]  # [B, n, P], [B, n, D]
+        projection = self.patch_embed.proj
+        weight = projection.weight.permute(0, 2, 3, 1).flatten(1)  # [D, P], P as in `patchify`
+        tokens = F.linear(patches, weight, projection.bias) + positions  # [B, n, D]
         return torch.cat([self.cls_token.expand(len(images), -1, -1), tokens], dim=1)
 
     def _block(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        """Return the tokens [B, N, D] after a block."""
         if self.checkpoint_activations and torch.is_grad_enabled():
             return checkpoint(block, tokens, use_reentrant=False)
         return block(tokens)
@@ -186,7 +197,7 @@ class Decoder(nn.Module):
         heads: int = 16,
         mlp_ratio: float = 4.0,
     ) -> None:
-        """`grid` is (rows, columns) of patches, `patch_values` the pixels x channels of one."""
+        """`grid` is (rows, columns) of patches, `patch_values` the pixels x channels of a patch."""
         super().__init__()
         self.embed = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -196,15 +207,14 @@ class Decoder(nn.Module):
         self.pred = nn.Linear(dim, patch_values)
 
     def forward(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
-        """Predicted patches: latent [B, 1+n, D], ids_restore [B, N] -> [B, N, P].
+        """Return predicted patches: latent [B, 1+n, D], ids_restore [B, N] -> [B, N, P].
 
         Mask tokens fill the removed places; the class token passes through and is dropped.
         """
-        tokens = self.embed(latent)
+        tokens = self.embed(latent)  # [B, 1+n, E]
         missing = ids_restore.shape[1] + 1 - tokens.shape[1]
         masks = self.mask_token.to(tokens.dtype).expand(len(tokens), missing, -1)
-        patches = torch.cat([tokens[:, 1:], masks], dim=1)
-        patches = patches.gather(1, ids_restore[..., None].expand(-1, -1, patches.shape[-1]))
+        patches = _take(torch.cat([tokens[:, 1:], masks], dim=1), ids_restore)  # [B, N, E]
         tokens = torch.cat([tokens[:, :1], patches + self.pos_embed], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
@@ -215,31 +225,22 @@ def build_encoder(
     name: str = "base",
     *,
     image_size: int | tuple[int, int] = 224,
-    patch_size: int = 16,
     in_chans: int = 3,
-    dim: int | None = None,
-    depth: int | None = None,
-    heads: int | None = None,
-    mlp_ratio: float = 4.0,
     checkpoint_activations: bool = False,
     seed: int = 0,
+    **sizes: Any,
 ) -> Encoder:
-    """An encoder with initial weights of `seed`: a size of `maect.settings.SIZES`, or "custom".
+    """Return an encoder with initial weights of `seed`.
 
-    `dim`, `depth` and `heads` override the size's; "custom" needs all three. ValueError for an
-    unknown name, a missing size, or an image that has no whole number of patches.
+    `name` is a size of `maect.settings.SIZES`, or "custom". `sizes` are `patch_size`, `dim`,
+    `depth`, `heads` and `mlp_ratio`; they override the size's, and "custom" needs all of dim, depth
+    and heads. Raises ValueError for an unknown name, a missing or bad size, or an image that has no
+    whole number of patches.
     """
-    if name != "custom" and name not in SIZES:
-        raise ValueError(f"encoder '{name}' is none of {', '.join(SIZES)} and custom")
-    default = SIZES.get(name, (0, 0, 0))
-    dim, depth, heads = dim or default[0], depth or default[1], heads or default[2]
-    if not (dim and depth and heads):
-        raise ValueError("encoder 'custom' needs dim, depth and heads")
-    encoder = Encoder(
-        image_size, patch_size, in_chans, dim, depth, heads, mlp_ratio, checkpoint_activations
+    settings = ModelSettings.model_validate({"size": name, **sizes})
+    return encoder_from(
+        settings, image_size, in_chans, checkpoint_activations=checkpoint_activations, seed=seed
     )
-    initialize(encoder, seed, "encoder")
-    return encoder
 
 
 def encoder_from(
@@ -250,31 +251,26 @@ def encoder_from(
     checkpoint_activations: bool = False,
     seed: int = 0,
 ) -> Encoder:
-    """The encoder that `settings` describe, with initial weights of `seed`."""
-    return build_encoder(
-        settings.size,
-        image_size=image_size,
-        patch_size=settings.patch_size,
-        in_chans=in_chans,
-        dim=settings.dim,
-        depth=settings.depth,
-        heads=settings.heads,
-        mlp_ratio=settings.mlp_ratio,
-        checkpoint_activations=checkpoint_activations,
-        seed=seed,
+    """Return the encoder that `settings` describe, with initial weights of `seed`."""
+    sizes = settings.model_dump(include={"patch_size", "dim", "depth", "heads", "mlp_ratio"})
+    encoder = Encoder(
+        image_size, in_chans=in_chans, checkpoint_activations=checkpoint_activations, **sizes
     )
+    initialize(encoder, seed, "encoder")
+    return encoder
 
 
 def decoder_from(
     settings: ModelSettings, image_size: int | tuple[int, int], in_chans: int, *, seed: int = 0
 ) -> Decoder:
-    """The decoder that `settings` describe, with initial weights of `seed`."""
-    size = _pair(image_size)
+    """Return the decoder that `settings` describe, with initial weights of `seed`."""
+    height, width = _pair(image_size)
+    patch = settings.patch_size
     assert settings.dim is not None
     decoder = Decoder(
         settings.dim,
-        (size[0] // settings.patch_size, size[1] // settings.patch_size),
-        in_chans * settings.patch_size**2,
+        (height // patch, width // patch),
+        in_chans * patch**2,
         settings.decoder_dim,
         settings.decoder_depth,
         settings.decoder_heads,
@@ -292,7 +288,7 @@ def initialize(module: nn.Module, seed: int, role: str) -> None:
     one matrix), tokens N(0, 0.02), biases 0, norms 1 and 0; in the NNCLR head, Linears uniform
     within 1 / sqrt(inputs) (torch's own default), a random unit-norm queue, and the target
     projector equal to the online one. Numbers are drawn on the CPU in float32, so every device
-    and precision starts from the same ones. Positions and other buffers stay.
+    and precision starts from the same numbers. Positions and other buffers stay.
     """
     in_head = isinstance(module, NNCLRHead)
     for prefix, part in module.named_modules():
@@ -311,6 +307,7 @@ def initialize(module: nn.Module, seed: int, role: str) -> None:
 def _draw(
     name: str, parameter: nn.Parameter, random: np.random.Generator, in_head: bool
 ) -> np.ndarray:
+    """Return the initial values of one parameter, float32 in its shape."""
     shape = tuple(parameter.shape)
     if name == "bias":
         return np.zeros(shape, np.float32)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 _STEM = ("cls_token", "pos_embed", "patch_embed.")
 
 
 def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
-    """Learning rate of `step` (from 0) out of `total`, in the units of `peak`.
+    """Return the learning rate of `step` (from 0) out of `total`, in the units of `peak`.
 
     Linear over the first `warmup` steps, `peak * (step + 1) / (warmup + 1)`; then half a cosine,
     `peak * (1 + cos(pi * s / (total - warmup))) / 2` with s counted from the end of the warm-up
-    (the published code's schedule). ValueError for a step outside of the schedule.
+    (the published code's schedule). Raises ValueError for a step outside of the schedule.
     """
     if not 0 <= step < total:
         raise ValueError(f"step {step} is outside of a schedule of {total} steps")
@@ -35,10 +34,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def layer_decay(names: Iterable[str], depth: int, decay: float) -> dict[str, float]:
-    """Learning-rate factor of each parameter name of an encoder of `depth` blocks.
+    """Return the learning-rate factor of each parameter name of an encoder of `depth` blocks.
 
     Stem (patch embedding, tokens) `decay ** (depth + 1)`, block b `decay ** (depth - b)`, final
-    norm and anything above it 1. ValueError if a block is beyond `depth`.
+    norm and anything above it 1. Raises ValueError if a block is beyond `depth`.
     """
     factors = {}
     for name in names:
@@ -58,11 +57,11 @@ def parameter_groups(
     weight_decay: float,
     lr_factors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """AdamW groups of the trainable parameters, one for each (weight decay, factor).
+    """Return AdamW groups of the trainable parameters, one for each (weight decay, factor).
 
     Biases and 1-d parameters are not decayed; class and mask tokens are, as in the published
     code. Every group carries `names` (in the order of `params`) and `lr_scale`, its factor.
-    KeyError if `lr_factors` lacks a trainable parameter's name.
+    Raises KeyError if `lr_factors` lacks a trainable parameter's name.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in named_params:
@@ -81,7 +80,7 @@ def parameter_groups(
 def adamw(
     groups: list[dict[str, Any]], lr: float, betas: tuple[float, float] = (0.9, 0.95)
 ) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`; every group starts at `lr` times its `lr_scale`."""
+    """Return AdamW over `parameter_groups`; every group starts at `lr` times its `lr_scale`."""
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
     set_learning_rate(optimizer, lr)
     return optimizer
@@ -90,8 +89,8 @@ def adamw(
 def freeze(encoder: nn.Module, blocks: int) -> list[str]:
     """Freeze an encoder's first `blocks` blocks, its patch embedding and its class token.
 
-    With 0 blocks nothing is frozen. Returns the names of the trainable parameters. ValueError if
-    the encoder has fewer blocks.
+    With 0 blocks nothing is frozen. Return the names of the trainable parameters. Raises ValueError
+    if the encoder has fewer blocks.
     """
     depth = len(encoder.get_submodule("blocks"))  # type: ignore[arg-type]
     if not 0 <= blocks <= depth:
@@ -104,27 +103,8 @@ def freeze(encoder: nn.Module, blocks: int) -> list[str]:
 
 @torch.no_grad()
 def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """`average = decay * average + (1 - decay) * module` for parameters; buffers are copied."""
+    """Set parameters to `decay * average + (1 - decay) * module`, and copy buffers."""
     for mean, value in zip(average.parameters(), module.parameters(), strict=True):
         mean.mul_(decay).add_(value, alpha=1 - decay)
     for copied, buffer in zip(average.buffers(), module.buffers(), strict=True):
         copied.copy_(buffer)
-
-
-class EncoderEMA(nn.Module):
-    """Moving average of an encoder, for evaluation; starts as a copy of it.
-
-    Its state is in `state_dict` (names prefixed with `module.`) and so in checkpoints.
-    """
-
-    def __init__(self, encoder: nn.Module, decay: float = 0.9999) -> None:
-        super().__init__()
-        self.decay = decay
-        self.module = copy.deepcopy(encoder).requires_grad_(False)
-
-    def update(self, encoder: nn.Module) -> None:
-        """Take one step towards `encoder`; call after the optimizer's step."""
-        update_average(self.module, encoder, self.decay)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.module(*args, **kwargs)

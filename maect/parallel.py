@@ -31,7 +31,10 @@ def make_deterministic(threads: int) -> None:
 
 
 class Group:
-    """The workers of a stage: this process alone, or all of the default process group."""
+    """The workers of a stage: this process alone, or all of the default process group.
+
+    Raises ValueError where the logical shards cannot be dealt to the workers equally.
+    """
 
     def __init__(self, shards: int = 1) -> None:
         joined = dist.is_available() and dist.is_initialized()
@@ -74,7 +77,7 @@ class Group:
                 yield part[: count - own]
 
     def gather(self, local: Tensor) -> Tensor:
-        """Rows of all workers in the order of the global batch: [b, ...] -> [B, ...]."""
+        """Return the rows of all workers in the order of the global batch: [b, ...] -> [B, ...]."""
         if self.size == 1:
             return local
         parts = [torch.empty_like(local) for _ in range(self.size)]
@@ -112,6 +115,7 @@ class GradientSum:
         self._tree: list[tuple[int, Tensor]] = []
 
     def start(self) -> None:
+        """Forget the gradients of the step before."""
         self._tree.clear()
         for parameter in self.parameters:
             parameter.grad = None
@@ -125,6 +129,7 @@ class GradientSum:
             parameter.grad = None
 
     def finish(self) -> None:
+        """Leave the sum over all pieces of all workers in the gradients."""
         if self.alone:
             return
         ((level, total),) = self._tree
@@ -155,6 +160,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def _unflatten(flat: Tensor, targets: Sequence[Tensor]) -> None:
+    """Write the numbers of `flat` into `targets`, one after the other."""
     offset = 0
     with torch.no_grad():
         for target in targets:

@@ -26,12 +26,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def resolved(self) -> dict[str, Any]:
-        """All values, defaults included, as plain JSON data (what goes into a key)."""
+        """Return all values, defaults included, as plain JSON data (what goes into a key)."""
         return self.model_dump(mode="json")
 
     @classmethod
     def parse(cls, data: Any) -> Self:
-        """Settings from plain JSON data. Raises pydantic's ValidationError.
+        """Return settings from plain JSON data. Raises pydantic's ValidationError.
 
         Through JSON text, where a list may stand for a tuple while all else stays strict.
         """
@@ -131,7 +131,7 @@ class FeatureSettings(Settings):
         return self
 
     def blocks(self, depth: int) -> int | list[int] | None:
-        """`block` with `all` written out for an encoder of `depth` blocks."""
+        """Return `block` with `all` written out for an encoder of `depth` blocks."""
         return list(range(depth)) if self.block == "all" else self.block
 
 
@@ -199,6 +199,7 @@ class AugmentSettings(Settings):
     view1: ViewSettings | None = None
 
     def views(self, count: int) -> list[ViewSettings]:
+        """Return the settings of the first `count` views."""
         return [self.view0, self.view1 or self.view0][:count]
 
 
@@ -262,16 +263,9 @@ class ScheduleSettings(Settings):
             warmup = round(self.warmup_epochs * an_epoch)
         else:
             warmup = round((self.warmup or 0.0) * steps)
-        changes = {
-            "steps": steps,
-            "epochs": None,
-            "lr": self._peak(None),
-            "base_lr": None,
-            "warmup": None,
-            "warmup_epochs": None,
-            "warmup_steps": min(warmup, steps),
-        }
-        return self.model_copy(update=changes)
+        told = {"steps": steps, "lr": self._peak(None), "warmup_steps": min(warmup, steps)}
+        untold = dict.fromkeys(("epochs", "base_lr", "warmup", "warmup_epochs"))
+        return self.model_copy(update=told | untold)
 
 
 class MAESettings(ScheduleSettings):

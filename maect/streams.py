@@ -18,20 +18,20 @@ _32 = np.uint64(32)
 
 
 def hash_key(*parts: int | str, bits: int = 64) -> int:
-    """An integer of `bits` bits from the named parts; stable across machines and versions."""
+    """Return an integer of `bits` bits from the named parts, equal on any machine."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=bits // 8).digest(), "big")
 
 
 def generator(seed: int, *purpose: int | str) -> np.random.Generator:
-    """A generator for bulk draws that belong to one purpose (initial weights, say)."""
+    """Return a generator for bulk draws of one purpose (initial weights, say)."""
     return np.random.Generator(np.random.Philox(key=hash_key(seed, *purpose, bits=128)))
 
 
 def philox(counters: np.ndarray, key: int) -> np.ndarray:
-    """Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+    """Return random bits: `counters` [4, n] uint32, `key` of 64 bits -> [4, n] uint32.
 
-    `counters` [4, n] uint32, `key` 64 bits -> [4, n] uint32.
+    Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
     """
     c0, c1, c2, c3 = (row.astype(np.uint64) for row in counters)
     k0, k1 = key & 0xFFFFFFFF, key >> 32
@@ -54,7 +54,7 @@ class Stream:
         self.key = hash_key(seed, *purpose)
 
     def uniform(self, epoch: int, indices: np.ndarray, count: int) -> np.ndarray:
-        """`count` numbers in [0, 1) for each sample index: [B] -> [B, count] float32."""
+        """Return `count` numbers in [0, 1) for each sample index: [B] -> [B, count] float32."""
         indices = np.asarray(indices, dtype=np.uint64)
         blocks = -(-count // 4)
         counters = np.empty((4, len(indices), blocks), dtype=np.uint32)
@@ -67,7 +67,7 @@ class Stream:
         return (bits >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
     def permutation(self, epoch: int, size: int) -> np.ndarray:
-        """An order of `size` samples for one epoch: [size] int64."""
+        """Return an order of `size` samples for one epoch: [size] int64."""
         index = np.arange(size)
         draws = self.uniform(epoch, index, 2).astype(np.float64)
         return np.argsort(draws[:, 0] + draws[:, 1] * 2.0**-24, kind="stable")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from maect import datasets
 from maect.datasets import Split
+from maect.files import sha256
 from maect.models import Encoder, encoder_from
 from maect.parallel import Group, make_deterministic
 from maect.settings import DataSettings, ModelSettings, NumericsSettings
@@ -63,13 +63,13 @@ class Checkpoints(Protocol):
     """Where a stage keeps its state, so that it can go on after its process has died."""
 
     def load(self) -> State | None:
-        """The newest whole state, on every worker alike."""
+        """Return the newest whole state, on every worker alike; None without one."""
 
     def due(self) -> bool:
-        """Whether it is time to save; asked on the first worker only."""
+        """Return whether it is time to save. Asked on the first worker only."""
 
     def save(self, state: State) -> None:
-        """Keep a state. The tensors are the keeper's own."""
+        """Keep a state. Its tensors are copies, which the keeper may hold on to."""
 
 
 @dataclass
@@ -94,18 +94,22 @@ class Job:
 
     @property
     def seed(self) -> int:
+        """Seed of the stage's random streams."""
         return int(self.settings["seed"])
 
-    @property
+    @cached_property
     def numerics(self) -> NumericsSettings:
+        """Precision, threads and logical shards."""
         return NumericsSettings.parse(self.settings["numerics"])
 
-    @property
+    @cached_property
     def model(self) -> ModelSettings:
+        """Sizes of encoder and decoder."""
         return ModelSettings.parse(self.settings["model"])
 
-    @property
+    @cached_property
     def data(self) -> DataSettings:
+        """The data set, with the place where it lies on this machine."""
         return DataSettings.parse(self.settings["data"] | {"path": self.data_path})
 
     @property
@@ -114,25 +118,29 @@ class Job:
         return torch.float64 if self.numerics.precision == "fp64" else torch.float32
 
     def prepare(self) -> Group:
-        """Set the process up for these numerics, deterministically; returns its group."""
+        """Set the process up for these numerics, deterministically. Return its group."""
         make_deterministic(self.numerics.threads)
         return Group(self.numerics.shards)
 
     def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which networks run forward."""
         if self.numerics.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
     def split(self, name: str) -> Split:
+        """Return a split of the data. Raises DataError."""
         return datasets.load(self.data, self.data_root, name)
 
     def tensors(self, input_name: str, file: str) -> dict[str, Tensor]:
+        """Return the tensors of a file of an input's artifact."""
         return load_file(self.inputs[input_name] / f"{file}.safetensors")
 
     def encoder(self, channels: int, *, averaged: bool = False) -> Encoder:
-        """The encoder this stage starts from: its input's, released weights', or random.
+        """Return the encoder this stage starts from: its input's, released weights', or random.
 
-        `averaged`: take the input's moving average where it has one.
+        `averaged`: take the input's moving average where it has one. Raises
+        `maect.weights.CheckpointError` for a file of weights other than the planned one.
         """
         encoder = encoder_from(
             self.model,
@@ -142,50 +150,27 @@ class Job:
             seed=self.settings.get("seed", 0),
         )
         if "encoder" in self.inputs:
-            folder = self.inputs["encoder"]
-            name = "encoder_ema" if averaged and _has(folder, "encoder_ema") else "encoder"
+            average = self.inputs["encoder"] / "encoder_ema.safetensors"
+            name = "encoder_ema" if averaged and average.exists() else "encoder"
             encoder.load_state_dict(self.tensors("encoder", name))
         elif "weights" in self.settings:
             encoder.load_state_dict(self._released(channels).state_dict())
         return encoder.to(self.device, self.dtype)
 
     def _released(self, channels: int) -> Encoder:
-        """The encoder in the file of released weights, which must be the one that was planned."""
+        """Return the encoder in the file of released weights, which must be the planned one."""
         from maect.weights import CheckpointError, load_for
 
-        assert self.weights is not None
-        with self.weights.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != self.settings["weights"]:
-                raise CheckpointError(
-                    f"{self.weights} is not the file that was planned with: its checksum differs"
-                )
-        return load_for(
-            self.weights, self.model, image_size=self.data.image_size, in_chans=channels
-        )
-
-
-def _has(folder: Path, name: str) -> bool:
-    return (folder / f"{name}.safetensors").exists()
+        path, size = self.weights, self.data.image_size
+        assert path is not None
+        if sha256(path) != self.settings["weights"]:
+            raise CheckpointError(
+                f"{path} is not the file that was planned with: its checksum differs"
+            )
+        return load_for(path, self.model, image_size=size, in_chans=channels)
 
 
 def encoder_document(encoder: Encoder) -> dict[str, Any]:
-    """Sizes of an encoder, to build it again from its file."""
-    return {
-        "architecture": "vit",
-        "image_size": list(encoder.image_size),
-        "patch_size": encoder.patch_size,
-        "in_chans": encoder.in_chans,
-        "dim": encoder.dim,
-        "depth": encoder.depth,
-        "heads": encoder.heads,
-        "mlp_ratio": encoder.mlp_ratio,
-    }
-
-
-def read_document(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def cpu_tensors(module: torch.nn.Module) -> dict[str, Tensor]:
-    """A module's state on the CPU, each tensor with its own storage."""
-    return {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}
+    """Return the sizes of an encoder, to build it again from its file."""
+    names = ("image_size", "patch_size", "in_chans", "dim", "depth", "heads", "mlp_ratio")
+    return {"architecture": "vit"} | {name: getattr(encoder, name) for name in names}

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import lru_cache
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maect.datasets import Split
-from maect.optim import EncoderEMA, learning_rate, set_learning_rate
-from maect.settings import ScheduleSettings
-from maect.stages.job import Job, Output, Progress, State, TrainingError
+from maect.augment import Augment
+from maect.optim import learning_rate, set_learning_rate, update_average
+from maect.settings import AugmentSettings, ScheduleSettings, ViewSettings
+from maect.stages.job import Job, Output, Progress, State, TrainingError, encoder_document
 from maect.streams import Stream
 
 #: every step of the beginning is logged, then about this many points over the rest
@@ -24,10 +27,11 @@ PROGRESS_S = 0.5
 REMEDY = "lower lr, lengthen the warm-up or set clip_grad"
 
 Values = dict[str, Tensor | float]
+S = TypeVar("S", bound=ScheduleSettings)
 
 
 def is_logged(step: int, steps: int) -> bool:
-    """Whether the curves of a stage of `steps` steps hold this one."""
+    """Return whether the curves of a stage of `steps` steps hold this step."""
     return step < FIRST_LOGGED or step % max(1, steps // LOGGED_POINTS) == 0 or step == steps - 1
 
 
@@ -40,108 +44,145 @@ class Batches:
         self.images, self.batch_size = images, batch_size
         self.per_epoch = images // batch_size
         self.stream = Stream(seed, role, "order")
-        self._epoch, self._order = -1, np.empty(0, np.int64)
+        # two epochs: the training is in one while its images are decoded ahead from the next
+        self._order = lru_cache(maxsize=2)(lambda epoch: self.stream.permutation(epoch, images))
 
     def at(self, step: int) -> tuple[int, np.ndarray]:
-        """Epoch and sample indices [B] of a step."""
+        """Return epoch and sample indices [B] of a step."""
         epoch, position = divmod(step, self.per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self.stream.permutation(epoch, self.images)
         start = position * self.batch_size
-        return epoch, self._order[start : start + self.batch_size]
+        return epoch, self._order(epoch)[start : start + self.batch_size]
 
 
-class Training(ABC):
+class Training(ABC, Generic[S]):
     """A training stage, ready to take its steps.
 
     Its settings are resolved: told in steps and peak rates. A step is a function of its number
-    alone, given the state that the steps before it left.
+    alone, given the state that the steps before it left. A subclass adds its networks to
+    `modules` and sets `optimizers`.
     """
 
+    #: names the stage's random streams
     role: str
-    settings: ScheduleSettings
+    #: whether steps change the encoder, so that a moving average of it makes sense
+    trains_encoder = True
 
-    def __init__(self, job: Job, train: Split) -> None:
-        self.job, self.train = job, train
+    def __init__(self, job: Job, settings: S) -> None:
+        assert settings.steps is not None and settings.lr is not None
+        self.job, self.settings = job, settings
+        self.steps, self.lr = settings.steps, settings.lr
         self.group = job.prepare()
-        self.pieces = self.group.pieces(self.settings.batch_size)
-        self.batches = Batches(len(train), self.settings.batch_size, job.seed, self.role)
-        #: optimizers with their peak rates
-        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = []
-        self.average: EncoderEMA | None = None
+        self.pieces = self.group.pieces(settings.batch_size)
+
+        # ---- data: batches and their augmented views
+        self.train = job.split("train")
+        self.batches = Batches(len(self.train), settings.batch_size, job.seed, self.role)
+        views = [ViewSettings.parse(view) for view in job.settings["views"]]
+        self.augment = Augment(
+            AugmentSettings(view0=views[0], view1=views[-1]),
+            image_size=job.data.image_size,
+            mean=self.train.mean,
+            std=self.train.std,
+            seed=job.seed,
+            role=self.role,
+        )
+
+        # ---- encoder, and its moving average for evaluation
+        self.encoder = job.encoder(len(self.train.mean))
+        self.forward = torch.compile(self.encoder) if job.numerics.compile else self.encoder
+        #: everything with weights or buffers that steps change, by the name of its file
+        self.modules: dict[str, nn.Module] = {"encoder": self.encoder}
+        if settings.encoder_ema and self.trains_encoder:
+            self.modules["encoder_ema"] = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.optimizers: list[torch.optim.AdamW] = []
 
     @abstractmethod
     def gradients(self, epoch: int, indices: np.ndarray) -> Values:
-        """Leave the gradient of the global batch in the parameters; what to log, the loss in it."""
+        """Leave the gradient of the global batch in the parameters.
+
+        Return the values to log, "loss" among them.
+        """
 
     def watch(self) -> Values:
-        """What more to log of the step whose gradients were last computed; changes nothing."""
+        """Return more values to log of the step just computed. Changes nothing."""
         return {}
 
-    @abstractmethod
     def after_step(self) -> None:
         """Update what follows the weights: moving averages."""
+        if "encoder_ema" in self.modules:
+            average, decay = self.modules["encoder_ema"], self.settings.encoder_ema
+            update_average(average, self.encoder, decay or 0.0)
 
-    @abstractmethod
     def output(self) -> Output:
-        """What the stage leaves when its steps are taken."""
+        """Return what the stage leaves when its steps are taken: a file for each module."""
+        tensors = {name: cpu_tensors(module.state_dict()) for name, module in self.modules.items()}
+        return Output(tensors=tensors, documents={"encoder": encoder_document(self.encoder)})
 
-    def modules(self) -> dict[str, nn.Module]:
-        """Everything with weights or buffers that steps change, by name."""
-        found = {name: m for name, m in vars(self).items() if isinstance(m, nn.Module)}
-        return {name: m for name, m in found.items() if name != "forward"}
+    def step(self, number: int) -> Values:
+        """Take one step. Return the values to log."""
+        schedule = self.settings
+        assert schedule.warmup_steps is not None
+        values = self.gradients(*self.batches.at(number))
+        if is_logged(number, self.steps):
+            values |= self.watch()
+        for optimizer in self.optimizers:
+            peak = optimizer.defaults["lr"]
+            rate = learning_rate(number, self.steps, schedule.warmup_steps, peak)
+            values.setdefault("lr", rate)  # the curve shows the first optimizer's
+            set_learning_rate(optimizer, rate)
+            if schedule.clip_grad is not None:
+                nn.utils.clip_grad_norm_(parameters_of(optimizer), schedule.clip_grad)
+            optimizer.step()
+        self.after_step()
+        return values
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, buffers, averages and the optimizers' moments, copied to the CPU."""
-        tensors = {}
-        for name, module in self.modules().items():
-            for key, tensor in module.state_dict().items():
-                tensors[f"{name}/{key}"] = tensor
-        for index, (optimizer, _) in enumerate(self.optimizers):
-            for parameter, values in optimizer.state_dict()["state"].items():
-                for key, tensor in values.items():
+        """Return weights, buffers, averages and the optimizers' moments, copied to the CPU.
+
+        Names are `module/name` and `optimizer0/parameter/moment`.
+        """
+        tensors = {
+            f"{name}/{key}": tensor
+            for name, module in self.modules.items()
+            for key, tensor in module.state_dict().items()
+        }
+        for index, optimizer in enumerate(self.optimizers):
+            for parameter, moments in optimizer.state_dict()["state"].items():
+                for key, tensor in moments.items():
                     tensors[f"optimizer{index}/{parameter}/{key}"] = tensor
-        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        return cpu_tensors(tensors)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go back to a `state`."""
-        for name, module in self.modules().items():
-            start = f"{name}/"
-            module.load_state_dict(
-                {key[len(start) :]: t for key, t in tensors.items() if key.startswith(start)}
-            )
-        for index, (optimizer, _) in enumerate(self.optimizers):
+        owned: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            owner, _, key = name.partition("/")
+            owned.setdefault(owner, {})[key] = tensor
+        for name, module in self.modules.items():
+            module.load_state_dict(owned[name])
+        for index, optimizer in enumerate(self.optimizers):
             moments: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in tensors.items():
-                owner, _, rest = key.partition("/")
-                if owner == f"optimizer{index}":
-                    parameter, _, value = rest.partition("/")
-                    moments.setdefault(int(parameter), {})[value] = tensor
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            for name, tensor in owned.get(f"optimizer{index}", {}).items():
+                parameter, _, key = name.partition("/")
+                moments.setdefault(int(parameter), {})[key] = tensor
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
-    def step(self, number: int) -> Values:
-        """Take one step."""
-        schedule = self.settings
-        assert schedule.steps is not None
-        assert schedule.warmup_steps is not None
-        epoch, indices = self.batches.at(number)
-        values = self.gradients(epoch, indices)
-        if is_logged(number, schedule.steps):
-            values |= self.watch()
-        rates = []
-        for optimizer, peak in self.optimizers:
-            rates.append(learning_rate(number, schedule.steps, schedule.warmup_steps, peak))
-            set_learning_rate(optimizer, rates[-1])
-            if schedule.clip_grad is not None:
-                nn.utils.clip_grad_norm_(_parameters(optimizer), schedule.clip_grad)
-            optimizer.step()
-        self.after_step()
-        return {**values, "lr": rates[0]}
+    def own_batches(self, began: int) -> Iterator[np.ndarray]:
+        """Yield the sample indices [b] of this worker's pieces, in the order of the steps."""
+        for number in range(began, self.steps):
+            _, indices = self.batches.at(number)
+            for piece in self.pieces:
+                yield indices[piece]
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Return all parameters that an optimizer updates."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def cpu_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies on the CPU, each tensor with its own storage."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
 class Log:
@@ -156,11 +197,13 @@ class Log:
         self._held: list[tuple[int, Values]] = []
 
     def add(self, step: int, values: Values) -> None:
+        """Take the values of a step. Raises TrainingError as `flush` does."""
         self._held.append((step, values))
         if len(self._held) >= self.patience or step == self.steps - 1:
             self.flush()
 
     def flush(self) -> None:
+        """Read what is held into the curves. Raises TrainingError for a loss not finite."""
         for step, values in self._held:
             numbers = {name: float(value) for name, value in values.items()}
             self.loss = numbers["loss"]
@@ -173,23 +216,27 @@ class Log:
                     self.curves.setdefault(name, []).append(number)
         self._held.clear()
 
-    def copy(self) -> dict[str, list[float]]:
-        return {name: list(values) for name, values in self.curves.items()}
 
+def train(training: Training[S]) -> Output:
+    """Take all steps of a stage, from its newest checkpoint where it has one.
 
-def train(training: Training) -> Output:
-    """Take all steps of a stage, from its newest checkpoint where it has one."""
-    job, steps = training.job, training.settings.steps
-    assert steps is not None
+    Return what it leaves, curves included. Raises TrainingError where a loss or a weight is not
+    finite.
+    """
+    job, steps = training.job, training.steps
     log = Log(steps, job.device)
-    began = _resume(training, log)
-    training.train.expect(_own_batches(training, began))
-    first = training.group.rank == 0
+    state = job.checkpoints.load() if job.checkpoints else None
+    began = state.step if state else 0
+    if state is not None:
+        training.restore(state.tensors)
+        log.curves, log.loss = state.curves, state.curves["loss"][-1]
+    training.train.expect(training.own_batches(began))
+
     last, last_step = time.monotonic(), began
     for number in range(began, steps):
         log.add(number, training.step(number))
-        if not first:
-            continue
+        if training.group.rank > 0:
+            continue  # the first worker tells how far the stage is, and keeps its state
         now, done = time.monotonic(), number + 1
         if now - last >= PROGRESS_S or done == steps:
             images = (done - last_step) * training.settings.batch_size
@@ -198,41 +245,21 @@ def train(training: Training) -> Output:
             last, last_step = now, done
         if job.checkpoints is not None and done < steps and job.checkpoints.due():
             log.flush()  # a loss that is not finite ends the stage before it is kept
-            state = training.state()
-            _require_finite(state, done, steps)
-            job.checkpoints.save(State(done, state, log.copy()))
+            tensors = training.state()
+            _require_finite(tensors, done, steps)
+            job.checkpoints.save(State(done, tensors, copy.deepcopy(log.curves)))
+
     output = training.output()
     for tensors in output.tensors.values():
         _require_finite(tensors, steps, steps)
     output.curves = log.curves
-    trained = sum(p.numel() for optimizer, _ in training.optimizers for p in _parameters(optimizer))
+    trained = sum(p.numel() for o in training.optimizers for p in parameters_of(o))
     output.summary |= {"final_loss": log.loss, "trained_parameters": trained, "resumed_at": began}
     return output
 
 
 def _require_finite(tensors: dict[str, Tensor], done: int, steps: int) -> None:
-    """TrainingError where weights are not worth keeping, although the last loss was finite."""
+    """Raise TrainingError where weights are not worth keeping, although the loss was finite."""
     bad = next((name for name, tensor in tensors.items() if not tensor.sum().isfinite()), None)
     if bad is not None:
         raise TrainingError(f"{bad} is not finite after step {done - 1} of {steps}; {REMEDY}")
-
-
-def _own_batches(training: Training, began: int) -> Iterator[np.ndarray]:
-    """Samples of this worker's pieces in the order of the steps, for decoding ahead."""
-    settings, ahead = training.settings, training.batches
-    order = Batches(ahead.images, ahead.batch_size, training.job.seed, training.role)
-    for number in range(began, settings.steps or 0):
-        _, indices = order.at(number)
-        for piece in training.pieces:
-            yield indices[piece]
-
-
-def _resume(training: Training, log: Log) -> int:
-    """Restore the newest checkpoint; returns the steps already taken."""
-    state = training.job.checkpoints.load() if training.job.checkpoints else None
-    if state is None:
-        return 0
-    training.restore(state.tensors)
-    log.curves = state.curves
-    log.loss = state.curves["loss"][-1]
-    return state.step

@@ -2,8 +2,9 @@
 
 Absolute times mean nothing across machines, so each step is compared with a plain forward and
 backward pass of timm's VisionTransformer of the same sizes on the same batch, timed in turn with
-it. The bounds are 1.5 times the ratios measured on an AMD EPYC (AVX-512), torch 2.15, one thread,
-medians of 40 steps: 0.65 (mae), 0.83 (head), 1.57 (tune).
+it, in CPU time. The bounds are 1.2 to 1.25 times the ratios measured on an AMD EPYC (AVX-512),
+torch 2.15, one thread, medians of 40 steps, both cores busy with other work: 0.63 (mae), 0.84
+(head), 1.56 (tune). A step that takes 1.3 times as long is beyond them.
 """
 
 from __future__ import annotations
@@ -28,15 +29,14 @@ from maect.stages.job import Job
 SUITE = Path(__file__).parents[2] / "suites" / "paper_table.yaml"
 ROUNDS = 40
 #: stage -> largest ratio of its step to the plain pass
-BOUNDS = {"mae": 1.0, "head": 1.25, "tune": 2.35}
+BOUNDS = {"mae": 0.76, "head": 1.05, "tune": 1.9}
 CLASSES = {"mae": "MAETraining", "head": "HeadTraining", "tune": "TuneTraining"}
 
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Stage], Store]:
     """The digits profile's stages of one seed, the inputs of the later ones trained briefly."""
-    sets = ["mae.steps=20", "head.steps=100", "tune.steps=100"]
-    suite = load_suite(SUITE, seeds=1, sets=sets)
+    suite = load_suite(SUITE, seeds=1, sets=["mae.steps=5", "head.steps=5"])
     store = Store(tmp_path_factory.mktemp("store"))
     store.create()
     plan = make_plan(suite, store)
@@ -50,10 +50,8 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Stage], 
 def plain_pass():
     """One optimizer step of a plain ViT on a fixed batch: what everything is compared with."""
     torch.manual_seed(0)
-    model = VisionTransformer(
-        img_size=8, patch_size=2, in_chans=1, num_classes=10,
-        embed_dim=64, depth=4, num_heads=4, mlp_ratio=2.0,
-    )  # fmt: skip
+    sizes = {"embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0}
+    model = VisionTransformer(img_size=8, patch_size=2, in_chans=1, num_classes=10, **sizes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     images, labels = torch.rand(128, 1, 8, 8), torch.arange(128) % 10
 
@@ -65,6 +63,7 @@ def plain_pass():
     return step
 
 
+@pytest.mark.benchmark(timer=time.process_time)
 @pytest.mark.parametrize("kind", list(BOUNDS))
 def test_a_step_is_not_slower_than_its_bound(kind, stages, plain_pass, benchmark):
     chain, store = stages
@@ -74,21 +73,21 @@ def test_a_step_is_not_slower_than_its_bound(kind, stages, plain_pass, benchmark
         inputs={name: store.folder(source.key) for name, source in stage.inputs.items()},
         data_root=Path(stage.places["data_root"]),
     )
-    if kind == "mae":
-        stage.settings["train"]["steps"] = 100  # the input above took 20
+    stage.settings["train"]["steps"] = 100  # the inputs above took 5
     training = getattr(importlib.import_module(f"maect.stages.{kind}"), CLASSES[kind])(job)
     numbers = count()
     plain: list[float] = []
 
     def in_turn() -> None:
-        began = time.perf_counter()
+        began = time.process_time()
         plain_pass()
-        plain.append(time.perf_counter() - began)
+        plain.append(time.process_time() - began)
 
     benchmark.pedantic(
         lambda: training.step(next(numbers)), setup=in_turn, rounds=ROUNDS, warmup_rounds=5
     )
-    ratio = benchmark.stats.stats.median / median(plain[5:])
+    taken = benchmark.stats.stats.data
+    ratio = median(step / other for step, other in zip(taken, plain[-ROUNDS:], strict=True))
     benchmark.extra_info["ratio to a plain pass"] = round(ratio, 3)
     print(f"\n{kind}: {ratio:.2f} times a plain pass (bound {BOUNDS[kind]:.2f})")
     assert ratio <= BOUNDS[kind], (

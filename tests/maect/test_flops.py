@@ -50,11 +50,7 @@ def test_frozen_blocks_cost_their_forward_pass_only(frozen: int, inputs: dict[st
 @pytest.mark.parametrize(("size", "patch"), [("tiny", 16), ("small", 32)])
 def test_a_forward_pass_of_the_usual_sizes(size: str, patch: int):
     model = ModelSettings.parse({"size": size, "patch_size": patch})
-    assert model.dim and model.depth and model.heads
-    encoder = build_encoder(
-        image_size=96, patch_size=patch, in_chans=3, dim=model.dim, depth=model.depth,
-        heads=model.heads,
-    ).eval()  # fmt: skip
+    encoder = build_encoder(size, image_size=96, patch_size=patch)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         encoder(torch.zeros(2, 3, 96, 96))
     assert flops.forward_pass(model, 96, 3, 2) == pytest.approx(counter.get_total_flops(), rel=0.01)
@@ -88,4 +84,4 @@ def test_costs_follow_batch_mask_queue_and_positives():
         return flops.tune_step(model, HeadSettings.parse(rate), settings, 224, 3)
 
     assert tune(positive="no_queue") < tune(positive="neighbor") == tune(positive="no_swap")
-    assert tune(frozen=1.0) < tune(frozen=0.5) < tune(frozen=0.0)
+    assert tune(frozen_blocks=12) < tune(frozen_blocks=6) < tune(frozen_blocks=0)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bench.store.store import Store
 from maect.parallel import GradientSum, Group
+from maect.stages.loop import parameters_of
 
 CASES = {
     "fp32": ["numerics.shards=1"],
@@ -36,13 +37,12 @@ def one_step(kind: str, case: str, inputs: dict[str, Path]) -> Found:
     training = training_of(stage, inputs)
     epoch, indices = training.batches.at(0)
     loss = training.gradients(epoch, indices)["loss"]
-    trained = [p for optimizer, _ in training.optimizers
-               for group in optimizer.param_groups for p in group["params"]]  # fmt: skip
+    trained = [p for optimizer in training.optimizers for p in parameters_of(optimizer)]
     found = {
         "loss": torch.as_tensor(loss),
         "gradient": torch.cat([p.grad.reshape(-1) for p in trained]),
     }
-    for optimizer, _ in training.optimizers:
+    for optimizer in training.optimizers:
         optimizer.step()
     training.after_step()
     found["weights"] = torch.cat([p.detach().reshape(-1) for p in trained])
@@ -58,6 +58,7 @@ def worker(rank: int, workers: int, folder: Path, inputs: dict[str, Path]) -> No
         dist.init_process_group(
             "gloo", init_method=f"file://{folder}/meet{workers}", rank=rank, world_size=workers
         )
+    assert Group().share({"told by": rank}) == {"told by": 0}
     cases = [case for case in CASES if workers < 4 or case == "exact"]
     found = {(case, kind): one_step(kind, case, inputs) for case in cases for kind in TRAININGS}
     torch.save(found, folder / f"{workers}-{rank}.pt")

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
 import torch
+from stage_helpers import TRAININGS, chain, trained_inputs, training_of
 
-from bench.plan.planner import Stage, make_plan
-from bench.run.task import Task
-from bench.run.worker import run_task
 from bench.store.resume import StageCheckpoints
 from bench.store.store import Store
-from bench.suite.load import load_suite
-from maect.stages.job import Job, State
+from maect.stages.job import State
 from maect.stages.loop import train
-
-SUITE = Path(__file__).parents[2] / "suites" / "smoke.yaml"
-TRAININGS = {"mae": "MAETraining", "head": "HeadTraining", "tune": "TuneTraining"}
 
 
 class CutOff(Exception):
@@ -55,36 +48,28 @@ class Kept(Cutting):
 
 
 @pytest.fixture(scope="module")
-def chain(tmp_path_factory) -> tuple[list[Stage], Store]:
-    store = Store(tmp_path_factory.mktemp("store"))
-    store.create()
+def inputs(tmp_path_factory) -> dict[str, Path]:
+    return trained_inputs(tmp_path_factory.mktemp("store"))
+
+
+def output_of(kind: str, inputs: dict[str, Path], checkpoints) -> dict[str, torch.Tensor]:
     sets = ["tune.encoder_ema=0.9", "tune.clip_grad=1.0"]
-    plan = make_plan(load_suite(SUITE, seeds=1, sets=sets), store)
-    row = next(row for row in plan.rows if row.variant.name == "MAE-CT_aug")
-    for stage in row.chain[:2]:
-        run_task(Task.of(stage), store, "test", lambda event: None)
-    return row.chain, store
-
-
-def output_of(stage: Stage, store: Store, checkpoints) -> dict[str, torch.Tensor]:
-    inputs = {name: store.folder(source.key) for name, source in stage.inputs.items()}
-    job = Job(settings=stage.settings, inputs=inputs, data_root=Path(stage.places["data_root"]))
-    job.checkpoints = checkpoints
-    module = importlib.import_module(f"maect.stages.{stage.kind}")
-    output = train(getattr(module, TRAININGS[stage.kind])(job))
+    stage = next(s for s in chain(Store(Path("none")), sets) if s.kind == kind)
+    training = training_of(stage, inputs)
+    training.job.checkpoints = checkpoints
+    output = train(training)
     tensors = {f"{f}/{n}": t for f, ts in output.tensors.items() for n, t in ts.items()}
     return tensors | {"loss curve": torch.tensor(output.curves["loss"])}
 
 
-@pytest.mark.parametrize("index", [0, 1, 2])
-def test_a_stage_cut_off_and_resumed_ends_bitwise_as_if_never_cut(index, chain):
-    stages, store = chain
-    whole = output_of(stages[index], store, None)
+@pytest.mark.parametrize("kind", list(TRAININGS))
+def test_a_stage_cut_off_and_resumed_ends_bitwise_as_if_never_cut(kind, inputs):
+    whole = output_of(kind, inputs, None)
     cutting = Cutting(at=13)
     with pytest.raises(CutOff):
-        output_of(stages[index], store, cutting)
+        output_of(kind, inputs, cutting)
     assert cutting.kept.step == 13
-    resumed = output_of(stages[index], store, Kept(cutting.kept))
+    resumed = output_of(kind, inputs, Kept(cutting.kept))
     assert resumed.keys() == whole.keys()
     for name, tensor in whole.items():
         assert torch.equal(resumed[name], tensor), name

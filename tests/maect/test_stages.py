@@ -235,10 +235,8 @@ def test_bf16_trains_as_fp32_does_up_to_rounding(kind: str, inputs: dict[str, Pa
 def test_compiled_stages_train_as_plain_ones_do(inputs: dict[str, Path]):
     for kind in ("mae", "tune"):
         plain = output_of(kind, inputs, f"{kind}.steps=5")
-        compiled = output_of(
-            kind, inputs, f"{kind}.steps=5", "numerics.compile=true",
-            "numerics.checkpoint_activations=true",
-        )  # fmt: skip
+        sets = ("numerics.compile=true", "numerics.checkpoint_activations=true")
+        compiled = output_of(kind, inputs, f"{kind}.steps=5", *sets)
         assert compiled.curves["loss"] == pytest.approx(plain.curves["loss"], rel=1e-4)
         assert tensors(compiled).keys() == tensors(plain).keys()
 
