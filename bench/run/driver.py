@@ -288,6 +288,9 @@ class _Driver:
                     self._ended(other, "complete")
 
     def _failed(self, key: str, reason: str) -> None:
+        """Take note of a failure and of what it takes with it, for the table too."""
+        if key not in self.state.done:
+            self._assess(self.plan.stages[key])
         for other in self.state.fail(key, reason):
             self._ended(self.plan.stages[other], "failed")
 

@@ -61,7 +61,7 @@ def ablation(facts: Facts, table: Table) -> Figure | None:
 def _settings(facts: Facts, variant: str) -> dict[str, Any]:
     """Return the settings of a row's training stages of one seed: "head.queue_size" -> 512."""
     mine = facts.training().filter(pl.col("variant") == variant)
-    first = mine.filter((pl.col("seed") == mine["seed"].first()) & pl.col("status").is_in(DONE))
+    first = mine.filter((pl.col("seed") == pl.col("seed").first()) & pl.col("status").is_in(DONE))
     flat: dict[str, Any] = {}
     for key, kind in first.select("key", "kind").iter_rows():
         settings = flatten(facts.record(key).get("settings") or {}, kind)

@@ -61,7 +61,8 @@ def cost_cells(
     """
     training = facts.training().filter(pl.col("variant").is_in(variants))
     done = training.filter(pl.col("status").is_in(DONE))
-    kinds = {str(kind) for kind in (done if len(done) else training)["device_kind"].drop_nulls()}
+    held = done if len(done) else facts.distinct  # nothing trained yet: what evaluations held
+    kinds = set(held["device_kind"].drop_nulls())
     columns: list[Column] = []
     cells: dict[tuple[str, str], Cell] = {}
     scale: tuple[str, float] | None = None

@@ -63,7 +63,7 @@ def test_problems_of_unequal_size_solved_together_are_as_if_alone() -> None:
 
 
 def test_equals_the_published_predictions_but_for_their_stopping_point() -> None:
-    with np.load(Path(__file__).parent / "golden" / "official_a.npz") as archive:
+    with np.load(Path(__file__).parents[1] / "golden" / "official_a.npz") as archive:
         train_x, test_x, train_y, predicted, count, row = (
             archive[key]
             for key in (

@@ -18,7 +18,7 @@ from maect.evals.neighbors import nearest, normalize_rows
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    with np.load(Path(__file__).parent / "golden" / "official_a.npz") as archive:
+    with np.load(Path(__file__).parents[1] / "golden" / "official_a.npz") as archive:
         return {key: archive[key] for key in archive.files if key.startswith("knn/")}
 
 

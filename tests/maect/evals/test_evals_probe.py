@@ -19,7 +19,7 @@ QUICK = ProbeSettings(epochs=4, batch_size=64, base_lrs=[0.02, 0.1, 0.4])
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    with np.load(Path(__file__).parent / "golden" / "official_a.npz") as archive:
+    with np.load(Path(__file__).parents[1] / "golden" / "official_a.npz") as archive:
         wanted = ("probe/", "sched/probe")
         return {key: archive[key] for key in archive.files if key.startswith(wanted)}
 
