@@ -2,10 +2,15 @@
 
 pytest-benchmark has only `--benchmark-...` options; the bare flag is ours. With it only the
 benchmarks run, and a step that has become slower than its committed bound fails the run.
+
+`@pytest.mark.needs("gcc", "cc")`: the test needs one of these programs. Without any it is skipped,
+or fails where MAECT_REQUIRE_PROGRAMS is set: where continuous integration has installed them.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,6 +36,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose program is missing, or fail it where the program must be there."""
+    for mark in item.iter_markers("needs"):
+        if not any(map(shutil.which, mark.args)):
+            message = f"needs {' or '.join(mark.args)} on the PATH"
+            if os.environ.get("MAECT_REQUIRE_PROGRAMS"):
+                pytest.fail(message, pytrace=False)
+            pytest.skip(message)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*programs): one of these must be on the PATH")
     if not config.getoption("regression_benchmarks"):
         config.option.benchmark_disable = True

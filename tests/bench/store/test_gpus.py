@@ -34,7 +34,7 @@ SECONDS = 30
 #: NVML's codes, from nvml.h
 NOT_SUPPORTED, NO_PERMISSION, FUNCTION_NOT_FOUND, GPU_IS_LOST = 3, 4, 13, 15
 
-pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+pytestmark = pytest.mark.needs("gcc")
 
 #: one sample a second of the script's time, then the reading
 DRIVE = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -231,7 +230,7 @@ def test_bf16_trains_as_fp32_does_up_to_rounding(kind: str, inputs: dict[str, Pa
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.needs("g++")  # for torch.compile
 def test_compiled_stages_train_as_plain_ones_do(inputs: dict[str, Path]):
     for kind in ("mae", "tune"):
         plain = output_of(kind, inputs, f"{kind}.steps=5")

@@ -17,7 +17,7 @@ from test_report_html import nasty_view
 from reports.formats.html import render_html
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not on the PATH")
+pytestmark = pytest.mark.needs("chromium", "chromium-browser")
 
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -109,7 +108,7 @@ def test_markdown_keeps_foreign_text_in_its_cell() -> None:
     assert "\\<script\\>" in text
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@pytest.mark.needs("pdflatex")
 @pytest.mark.parametrize("make", [full_view, nasty_view])
 def test_latex_compiles(make, tmp_path: Path) -> None:
     (tmp_path / "t.tex").write_text(to_latex(build_tables(make())), encoding="utf-8")
@@ -122,7 +121,7 @@ def test_latex_compiles(make, tmp_path: Path) -> None:
     assert "Overfull" not in (tmp_path / "t.log").read_text(errors="replace")
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@pytest.mark.needs("pdflatex")
 def test_latex_of_a_wide_table_fits_the_page(tmp_path: Path) -> None:
     columns = [f"metric {i}" for i in range(20)]
     rows = [stage(key_of(c), c, "A", 0) for c in columns]
