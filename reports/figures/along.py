@@ -14,9 +14,9 @@ from markupsafe import Markup
 from reports.display import short, slug
 from reports.facts import DONE, Facts, flatten
 from reports.figures.charts import Figure, colour, legend_of, off_scale, with_unit
-from reports.figures.svg import LEFT, PALETTE, RIGHT, Panel, polyline, spanning, tag
+from reports.figures.svg import LEFT, PALETTE, RIGHT, Point, Scale, Series, plot, spanning, tag
 from reports.tables.build import metric_cells
-from reports.tables.model import Cell, Column, Table
+from reports.tables.model import Cell, Table
 
 #: panels and lines beyond which a figure says nothing more
 _PANELS, _LINES = 8, 24
@@ -28,26 +28,30 @@ _ALONG = {
     "neighbours": ("By number of neighbours", "neighbours"),
 }
 
-#: (x, mean, sd) of one line
-_Points = list[tuple[float, float, float | None]]
-
-
 # -------------------------------------------------------------------- along one setting of the rows
 
 
 def ablation(facts: Facts, table: Table) -> Figure | None:
-    """Metrics against each number that at least three otherwise comparable rows differ in."""
+    """Return metrics against each number that at least three comparable rows differ in."""
     rows = {row.variant: _settings(facts, row.variant) for row in table.rows}
     panels = []
     legend: list[tuple[str, str]] = []
     for setting, tied in _varied(rows).items():
-        lines = _lines(rows, setting, tied)
+        lines = _lines(rows, setting, tied)[:_LINES]
         legend = legend or [(f"c{i % PALETTE}", _common(line)) for i, line in enumerate(lines)]
         kind, _, name = setting.partition(".")
+        label = f"{name.rpartition('.')[2]} ({kind})"
         for column in (c for c in table.columns if c.kind == "metric"):
-            drawn = _measured(table, lines, column)
+            series = [
+                _series(
+                    f"c{i % PALETTE}",
+                    ", ".join(variant for _, variant in line),
+                    [(x, table.cells[variant, column.id]) for x, variant in line],
+                )
+                for i, line in enumerate(lines)
+            ]
+            drawn = [one for one in series if len(one.points) > 1]
             if drawn:
-                label = f"{name.rpartition('.')[2]} ({kind})"
                 panels.append(_panel(with_unit(column), label, drawn))
     if not panels:
         return None
@@ -55,7 +59,21 @@ def ablation(facts: Facts, table: Table) -> Figure | None:
         "Mean over seeds against a setting in which the rows differ, whiskers one sd; rows that "
         "are alike in all other settings are joined."
     )
-    return Figure("ablations", "Ablations", caption, panels[:_PANELS], legend[:_LINES])
+    return Figure("ablations", "Ablations", caption, panels[:_PANELS], legend)
+
+
+def _series(css: str, name: str, cells: Sequence[tuple[float, Cell]]) -> Series:
+    """Return the line through the cells that have a number."""
+    said = short(name)
+    return Series(
+        css,
+        name,
+        [
+            Point(x, cell.mean, cell.sd, f"{said}: {cell.mean:.4g} at {x:g}")
+            for x, cell in cells
+            if cell.valued and cell.mean is not None
+        ],
+    )
 
 
 def _settings(facts: Facts, variant: str) -> dict[str, Any]:
@@ -111,21 +129,7 @@ def _common(line: list[tuple[float, str]]) -> str:
     return short(" ".join(shared) or names[0])
 
 
-def _measured(
-    table: Table, lines: list[list[tuple[float, str]]], column: Column
-) -> list[tuple[str, str, _Points]]:
-    """(colour, what it is, points) of each line that has at least two numbers."""
-    found = []
-    for i, line in enumerate(lines[:_LINES]):
-        cells = [(x, table.cells[variant, column.id]) for x, variant in line]
-        points = [(x, c.mean, c.sd) for x, c in cells if c.valued and c.mean is not None]
-        if len(points) > 1:
-            names = ", ".join(variant for _, variant in line)
-            found.append((f"c{i % PALETTE}", names, points))
-    return found
-
-
-# --------------------------------------------------------------------------- numbered metrics
+# ------------------------------------------------------------------ along what metrics say
 
 
 def by_number(facts: Facts) -> list[Figure]:
@@ -134,22 +138,21 @@ def by_number(facts: Facts) -> list[Figure]:
     Each series of metrics is a panel, each row of the table a line.
     """
     cells = metric_cells(facts)
-    points: dict[str, dict[tuple[str, str], list[tuple[float, str]]]] = {}
+    columns: dict[str, dict[tuple[str, str], list[tuple[float, str]]]] = {}
     for column, row in facts.columns.items():
-        if row["along"] in _ALONG:
-            series = points.setdefault(row["along"], {})
-            series.setdefault((row["evaluation"], row["series"]), []).append((row["at"], column))
+        found = columns.setdefault(row["along"], {})
+        found.setdefault((row["evaluation"], row["series"]), []).append((row["at"], column))
     figures = []
     for along, (title, x_label) in _ALONG.items():
         panels, drawn = [], []
-        for (_, label), columns in points.get(along, {}).items():
-            lines = _over_rows(facts, cells, sorted(columns))
-            if len({x for x, _ in columns}) < 3 or not lines:
+        for (_, label), numbered in columns.get(along, {}).items():
+            series = _by_row(facts, cells, sorted(numbered))
+            if len({x for x, _ in numbered}) < 3 or not series:
                 continue
-            unit = facts.columns[columns[0][1]]["unit"]
+            unit = facts.columns[numbered[0][1]]["unit"]
             told = short(label, 40) + (f", {unit}" if unit else "")
-            panels.append(_panel(told, x_label, lines))
-            drawn += [name for _, name, _ in lines]
+            panels.append(_panel(told, x_label, series))
+            drawn += [one.name for one in series]
         if panels:
             legend = legend_of(facts, drawn)
             caption = "Mean over seeds; whiskers are one sd."
@@ -157,63 +160,48 @@ def by_number(facts: Facts) -> list[Figure]:
     return figures
 
 
-def _over_rows(
+def _by_row(
     facts: Facts, cells: dict[tuple[str, str], Cell], columns: Sequence[tuple[float, str]]
-) -> list[tuple[str, str, _Points]]:
-    """Return (colour, variant, points) of each row that has at least two numbers."""
+) -> list[Series]:
+    """Return the line of each row that has at least two numbers."""
     found = []
     for variant in facts.view.variants[:_LINES]:
-        known = [(x, cells.get((variant, column))) for x, column in columns]
-        points = [(x, c.mean, c.sd) for x, c in known if c and c.valued and c.mean is not None]
-        if len(points) > 1:
-            found.append((colour(facts, variant), variant, points))
-    return found
+        known = [(x, cells[variant, column]) for x, column in columns if (variant, column) in cells]
+        found.append(_series(colour(facts, variant), variant, known))
+    return [one for one in found if len(one.points) > 1]
 
 
-def _beyond(lines: list[tuple[str, str, _Points]]) -> list[tuple[str, str, _Points]]:
-    """Lines so far from all others that these would be flat: told in words."""
-    values = {name: [y for _, y, _ in points] for _, name, points in lines}
+def _beyond(series: list[Series]) -> list[Series]:
+    """Return the lines so far from all others that these would be flat; they are told in words."""
+    values = {one.name: [point.y for point in one.points] for one in series}
     apart = off_scale({name: math.fsum(ys) / len(ys) for name, ys in values.items()})
     rest = [y for name, ys in values.items() if name not in apart for y in ys]
     return [
-        line
-        for line in lines
-        if line[1] in apart
-        and (max(values[line[1]]) < min(rest) or min(values[line[1]]) > max(rest))
+        one
+        for one in series
+        if one.name in apart
+        and (max(values[one.name]) < min(rest) or min(values[one.name]) > max(rest))
     ]
 
 
-def _panel(title: str, x_label: str, lines: list[tuple[str, str, _Points]]) -> Markup:
-    beyond = _beyond(lines)
-    lines = [line for line in lines if line not in beyond]
-    xs = [x for _, _, points in lines for x, _, _ in points]
-    ends = [y + s * (sd or 0.0) for _, _, points in lines for _, y, sd in points for s in (-1, 1)]
-    log = min(xs) > 0 and max(xs) / min(xs) >= 8
-    scale = spanning(xs, LEFT, RIGHT, log=log)
-    marks = sorted(set(xs))
+def _panel(title: str, x_label: str, series: list[Series]) -> Markup:
+    beyond = _beyond(series)
+    series = [one for one in series if one not in beyond]
+    marks = sorted({point.x for one in series for point in one.points})
+    log = marks[0] > 0 and marks[-1] / marks[0] >= 8
+    scale = spanning(marks, LEFT, RIGHT, log=log)
     crowded = any(scale(b) - scale(a) < 24 for a, b in pairwise(marks))
-    panel = Panel(
-        title, scale, spanning(ends, 214, 26), marks=None if crowded else marks,
-        x_label=short(x_label, 50) + (", log scale" if log else ""),
-    )  # fmt: skip
-    for i, (shade, name, points) in enumerate(beyond):
-        text = f"off the scale: {short(name, 24)}, {points[0][1]:.1f} to {points[-1][1]:.1f}"
-        at = panel.y.start - 8 - 16 * i
-        end = {"x": RIGHT - 4, "text_anchor": "end"}
-        panel.body.append(tag("text", text, y=at, class_=f"edge {shade}", **end))
-    for shade, name, points in lines:
-        panel.body.append(
-            polyline([(panel.x(x), panel.y(y)) for x, y, _ in points], f"line {shade}")
-        )
-        for x, y, sd in points:
-            px = panel.x(x)
-            if sd:
-                low, high = panel.y(y - sd), panel.y(y + sd)
-                panel.body.append(
-                    tag("line", x1=px, x2=px, y1=low, y2=high, class_=f"whisker {shade}")
-                )
-            text = tag("title", f"{short(name)}: {y:.4g} at {x:g}")
-            panel.body.append(
-                tag("circle", text, cx=px, cy=panel.y(y), r=3.5, class_=f"dot {shade}")
-            )
-    return panel.svg("; ".join(short(name, 40) for _, name, _ in lines[:8]))
+
+    def told(x: Scale, y: Scale) -> list[Markup]:
+        """Return the lines off the scale, in words."""
+        found = []
+        for i, one in enumerate(beyond):
+            first, last = one.points[0].y, one.points[-1].y
+            text = f"off the scale: {short(one.name, 24)}, {first:.1f} to {last:.1f}"
+            place = {"x": RIGHT - 4, "y": y.start - 8 - 16 * i, "text_anchor": "end"}
+            found.append(tag("text", text, class_=f"edge {one.css}", **place))
+        return found
+
+    said = "; ".join(short(one.name, 40) for one in series[:8])
+    at = None if crowded else marks
+    return plot(title, series, said, x_label=short(x_label, 50), log_x=log, marks=at, under=told)

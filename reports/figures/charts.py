@@ -12,7 +12,20 @@ from markupsafe import Markup
 
 from reports.display import middle, plural, short, width
 from reports.facts import Facts
-from reports.figures.svg import GLYPH, LEFT, PALETTE, RIGHT, Panel, Scale, polyline, spanning, tag
+from reports.figures.svg import (
+    GLYPH,
+    PALETTE,
+    RIGHT,
+    Panel,
+    Point,
+    Scale,
+    Series,
+    dot,
+    plot,
+    polyline,
+    spanning,
+    tag,
+)
 from reports.tables.model import Cell, Column, Table, number, row_label
 
 #: lines in one panel, points in one line, rows in one panel: a picture with more gets heavier,
@@ -72,26 +85,21 @@ def curves(facts: Facts) -> Figure | None:
 
 
 def _curve_panel(facts: Facts, kind: str, name: str, keys: list[str]) -> Markup:
-    lines = []
+    series = []
     for key in keys[:_LINES]:
-        columns = facts.view.curves[key]
-        points = list(zip(columns["step"], columns[name], strict=False))
-        points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-        lines.append((key, smoothed(points)))
-    xs = [x for key, _ in lines for x in facts.view.curves[key]["step"] if math.isfinite(x)]
-    ys = [y for _, points in lines for _, y in points] or [0.0, 1.0]
-    low, high = min(xs, default=0.0), max(xs, default=1.0)
-    x = Scale(low, max(high, low + 1), LEFT, RIGHT)
+        stage, columns = facts.stages[key], facts.view.curves[key]
+        points = zip(columns["step"], columns[name], strict=False)
+        finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+        label = f"{short(stage['variant'])}, seed {stage['seed']}"
+        smooth = [Point(x, y) for x, y in smoothed(finite)]
+        series.append(Series(colour(facts, stage["variant"]), label, smooth, dots=False))
+    ys = [point.y for one in series for point in one.points]
     # a loss that falls far at first would be a corner and a flat line on a linear axis
     log = name == "loss" and min(ys) > 0 and max(ys) / min(ys) > 4
     title = f"{_STAGES.get(kind, short(kind, 20))}: {_readable(name)}{', log scale' if log else ''}"
-    panel = Panel(title, x, spanning(ys, 214, 26, log=log), x_label="step")
-    for key, points in lines:
-        variant, seed = facts.stages[key]["variant"], facts.stages[key]["seed"]
-        line = polyline([(x(a), panel.y(b)) for a, b in points], f"line {colour(facts, variant)}")
-        panel.body.append(tag("g", tag("title", f"{short(variant)}, seed {seed}") + line))
     more = f" The first {_LINES} of {len(keys):,} are drawn." if len(keys) > _LINES else ""
-    return panel.svg(f"{plural(len(lines), 'line')} against the step.{more}")
+    said = f"{plural(len(series), 'line')} against the step.{more}"
+    return plot(title, series, said, x_label="step", log_y=log)
 
 
 def smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -155,10 +163,8 @@ def _seed_panel(facts: Facts, table: Table, column: Column, rows: list[str]) -> 
         )
         for value in cell.values:
             seeds = "all seeds" if cell.fixed else f"seed {value.seeds[0]}"
-            title = tag("title", f"{short(variant)}, {seeds}: {value.value:.{column.digits}f}")
-            panel.body.append(
-                tag("circle", title, cx=panel.x(value.value), cy=at, r=4, class_=f"dot {shade}")
-            )
+            text = f"{short(variant)}, {seeds}: {value.value:.{column.digits}f}"
+            panel.body.append(dot(panel.x(value.value), at, shade, text))
     return panel.svg(_spoken(cells, column))
 
 
@@ -250,27 +256,21 @@ def _pareto_panel(
     column: Column,
     cost: Column,
 ) -> Markup:
-    costs = [p[1] for p in points]
-    ends = [p[2] + s * (p[3] or 0.0) for p in points for s in (-1, 1)]
-    log = max(costs) / min(costs) > 8
-    panel = Panel(
-        with_unit(column), spanning(costs, LEFT, RIGHT, log=log, pad=0.12), spanning(ends, 214, 26),
-        x_label=f"{cost.unit}{', log scale' if log else ''}",
-    )  # fmt: skip
+    costs = [x for _, x, _, _ in points]
     names = front([p[:3] for p in points], column.higher_is_better)
-    at = {p[0]: (panel.x(p[1]), panel.y(p[2])) for p in points}
-    steps = [at[names[0]]]
-    for name in names[1:]:
-        steps += [(at[name][0], steps[-1][1]), at[name]]
-    panel.body.append(polyline(steps, "front"))
+    at = {variant: (x, y) for variant, x, y, _ in points}
+
+    def steps(x: Scale, y: Scale) -> list[Markup]:
+        """Return the line through the front, in steps."""
+        corners = [at[names[0]]]
+        for name in names[1:]:
+            corners += [(at[name][0], corners[-1][1]), at[name]]
+        return [polyline([(x(a), y(b)) for a, b in corners], "front")]
+
+    series = []
     for variant, x, y, sd in points:
-        px, py = at[variant]
-        shade = colour(facts, variant)
-        if sd:
-            low, high = panel.y(y - sd), panel.y(y + sd)
-            panel.body.append(tag("line", x1=px, x2=px, y1=low, y2=high, class_=f"whisker {shade}"))
         text = f"{short(variant)}: {y:.{column.digits}f} {column.unit} at {x:.3g} {cost.unit}"
-        panel.body.append(
-            tag("circle", tag("title", text), cx=px, cy=py, r=5, class_=f"dot {shade}")
-        )
-    return panel.svg("On the front: " + ", ".join(short(name) for name in names))
+        series.append(Series(colour(facts, variant), variant, [Point(x, y, sd, text)], line=False))
+    said = "On the front: " + ", ".join(short(name) for name in names)
+    log = max(costs) / min(costs) > 8
+    return plot(with_unit(column), series, said, x_label=cost.unit, log_x=log, under=steps)

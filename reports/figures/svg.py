@@ -1,10 +1,11 @@
-"""Small pieces of SVG: scales, ticks, axes. Colours come from the page's style sheet by class."""
+"""The one drawer of series as SVG. Colours come from the page's style sheet by class."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
@@ -13,7 +14,7 @@ from reports.display import plain, short
 #: colours that the style sheet has, c0 and up
 PALETTE = 12
 #: where a panel's axes begin and end; room is left for the numbers beside and below them
-LEFT, RIGHT = 46, 380
+LEFT, RIGHT, BOTTOM, TOP = 46, 380, 214, 26
 #: pixels that a letter takes in the widest of the common fonts, at a panel's text size
 GLYPH = 7.8
 
@@ -143,6 +144,66 @@ class Panel:
                 tag("text", label, x=right, y=bottom + 31, class_="label", text_anchor="end")
             )
         return found
+
+
+class Point(NamedTuple):
+    """A value with its spread; `text` is what it says when it is pointed at."""
+
+    x: float
+    y: float
+    sd: float | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one colour, joined by a line, marked by dots with whiskers, or both."""
+
+    css: str
+    name: str
+    points: Sequence[Point]
+    line: bool = True
+    dots: bool = True
+
+
+def plot(
+    title: str,
+    series: Sequence[Series],
+    description: str,
+    *,
+    x_label: str = "",
+    log_x: bool = False,
+    log_y: bool = False,
+    marks: Sequence[float] | None = None,
+    under: Callable[[Scale, Scale], list[Markup]] = lambda x, y: [],
+) -> Markup:
+    """Return a panel with all series, its axes as wide as they need.
+
+    `under` draws below the series, given both scales.
+    """
+    points = [point for one in series for point in one.points]
+    ends = [p.y + s * (p.sd or 0.0) for p in points for s in (-1, 1)] or [0.0, 1.0]
+    x = spanning([p.x for p in points] or [0.0, 1.0], LEFT, RIGHT, log=log_x)
+    y = spanning(ends, BOTTOM, TOP, log=log_y)
+    label = x_label + (", log scale" if log_x else "")
+    panel = Panel(title, x, y, x_label=label, marks=marks, body=under(x, y))
+    for one in series:
+        drawn = []
+        if one.line:
+            drawn.append(polyline([(x(p.x), y(p.y)) for p in one.points], f"line {one.css}"))
+        for point in one.points if one.dots else ():
+            if point.sd:
+                ends_at = {"y1": y(point.y - point.sd), "y2": y(point.y + point.sd)}
+                at = x(point.x)
+                drawn.append(tag("line", x1=at, x2=at, **ends_at, class_=f"whisker {one.css}"))
+            drawn.append(dot(x(point.x), y(point.y), one.css, point.text))
+        panel.body.append(tag("g", Markup("").join([tag("title", one.name), *drawn])))
+    return panel.svg(description)
+
+
+def dot(x: float, y: float, css: str, text: str) -> Markup:
+    """Return a dot that says `text` when it is pointed at."""
+    return tag("circle", tag("title", text), cx=x, cy=y, r=4, class_=f"dot {css}")
 
 
 def polyline(points: Sequence[tuple[float, float]], class_: str) -> Markup:
