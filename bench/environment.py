@@ -28,7 +28,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def processor() -> dict[str, Any]:
-    """CPU model, its instruction sets and the cores this process may use."""
+    """Return the CPU model, its instruction sets and the cores this process may use."""
     model, flags = platform.processor() or platform.machine(), ""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -47,7 +47,7 @@ def processor() -> dict[str, Any]:
 
 @cache
 def commit() -> dict[str, Any]:
-    """The git commit of the installed source and whether files differ from it."""
+    """Return the git commit of the installed source and whether files differ from it."""
     root = Path(__file__).parent.parent
 
     def git(*arguments: str) -> str | None:
@@ -65,6 +65,6 @@ def commit() -> dict[str, Any]:
 
 
 def describe() -> dict[str, Any]:
-    """Everything above that belongs into a record."""
+    """Return versions, processor, platform and host, as a record holds them."""
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
     return {**versions(), **processor(), "platform": system, "host": platform.node()}

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def effective_rank(features: Any) -> float:
-    """Effective rank of features [N, D]: from 1 (one direction) to min(N - 1, D).
+    """Return the effective rank of features [N, D]: from 1 (one direction) to min(N - 1, D).
 
     exp(-sum p log p) with p the singular values of the centred features divided by their sum
     (Roy and Vetterli 2007, "The effective rank"). 0 if all rows are equal. Raises ValueError if

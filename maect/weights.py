@@ -55,7 +55,7 @@ def load_encoder(
     image_size: int | tuple[int, int] | None = None,
     heads: int | None = None,
 ) -> Encoder:
-    """The encoder in a checkpoint file, or in a folder that holds one, in float32.
+    """Return the encoder in a checkpoint file, or in a folder that holds one, in float32.
 
     Sizes are read off the tensors. `heads`: where not given, from a `config.json` beside the
     weights, else those of the known size, else one for each 64 channels. `image_size`: by default
@@ -167,7 +167,7 @@ def _weights_file(path: Path) -> Path:
 
 
 def _read(file: Path) -> Any:
-    """What a file holds, without running code from it."""
+    """Return what a file holds, without running code from it."""
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
@@ -193,7 +193,7 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _encoder_part(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """The tensors of the one encoder in a file, without their common prefix."""
+    """Return the tensors of the one encoder in a file, without their common prefix."""
     prefixes = {
         re.sub(r"(embeddings\.)?cls_token$", "", name)
         for name in tensors
@@ -216,7 +216,7 @@ def _encoder_part(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
 
 
 def _rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's names to ours, query, key and value joined; others as they are."""
+    """Return tensors under our names, Hugging Face's query, key and value joined."""
     if "embeddings.cls_token" not in tensors:
         return tensors
     renamed = {}
@@ -233,7 +233,7 @@ def _rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sizes(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
-    """Arguments of `Encoder` that the tensors' shapes show, image size and heads apart."""
+    """Return arguments of `Encoder` that the tensors' shapes show, image size and heads apart."""
     shapes = {}
     for name, meaning in (
         ("cls_token", "[1, 1, dim]"),

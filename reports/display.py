@@ -34,7 +34,7 @@ def middle(text: object, limit: int) -> str:
 
 
 def tail(text: object, limit: int = 4000) -> str:
-    """The end of a long text, with a word on what was left out."""
+    """Return the end of a long text, with a word on what was left out."""
     source = plain(text)
     if len(source) <= limit:
         return source
@@ -42,7 +42,7 @@ def tail(text: object, limit: int = 4000) -> str:
 
 
 def width(text: str) -> int:
-    """Columns that `text` takes on a terminal."""
+    """Return columns that `text` takes on a terminal."""
     total = 0
     for char in text:
         if unicodedata.combining(char) or char in "\u200d\ufe0f":
@@ -71,7 +71,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def time_unit(hours: float) -> tuple[str, float]:
-    """Unit in which `hours` reads well, and the factor from hours to it."""
+    """Return the unit in which `hours` reads well, and the factor from hours to it."""
     if hours >= 1.0:
         return "h", 1.0
     return ("min", 60.0) if hours * 60.0 >= 1.0 else ("s", 3600.0)

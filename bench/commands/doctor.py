@@ -43,7 +43,7 @@ def _check(name: str, ok: bool, found: str, hint: str = "") -> Check:
 
 
 def _optional(name: str, here: bool, found: str, hint: str = "") -> Check:
-    """Something a suite may need, but whose absence is no fault."""
+    """Return the check of what a suite may need, but whose absence is no fault."""
     return {
         "name": name,
         "ok": True,

@@ -208,7 +208,7 @@ def _text(found: dict[str, Any]) -> str:
 
 
 def _tree(options: argparse.Namespace) -> yamlfile.Map:
-    """What `--pool`, `--block` and `--set` say, as a suite would under `evaluations`."""
+    """Return what `--pool`, `--block` and `--set` say, as a suite would under `evaluations`."""
     tree = yamlfile.Map("the command line")
     inner = yamlfile.merge(tree, *(parse_set(given) for given in options.sets))
     if options.block is not None:
@@ -227,7 +227,7 @@ def _tree(options: argparse.Namespace) -> yamlfile.Map:
 
 
 def _names(text: str, tree: yamlfile.Map) -> list[str]:
-    """Evaluations asked for, each once."""
+    """Return evaluations asked for, each once."""
     names = [*dict.fromkeys(filter(None, (part.strip() for part in text.split(","))))]
     known = {*evals.names(), *tree["evaluations"]}
     for name in names:
@@ -260,7 +260,7 @@ def _encoder(options: argparse.Namespace) -> Encoder:
 
 
 def _data(given: str, image_size: int) -> DataSettings:
-    """A catalogued set, or a folder of images or Parquet shards."""
+    """Return a catalogued set, or a folder of images or Parquet shards."""
     if given in CATALOG:
         return DataSettings.parse({"name": given, "image_size": image_size})
     path = Path(given).expanduser()

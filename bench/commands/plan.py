@@ -44,7 +44,7 @@ def _todo(plan: Plan) -> list[Stage]:
 
 
 def plan_summary(plan: Plan) -> str:
-    """The plan in a few lines."""
+    """Return the plan in a few lines."""
     suite = plan.suite
     kinds = Counter(stage.kind for stage in plan.stages.values())
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
@@ -71,7 +71,7 @@ def plan_summary(plan: Plan) -> str:
 
 
 def _predicted(plan: Plan, todo: list[Stage]) -> list[str]:
-    """Device-hours of the stages to run, by the rates in the store."""
+    """Return device-hours of the stages to run, by the rates in the store."""
     found = estimate.device_hours(plan, todo) if todo else None
     if found is None or not found[1].hours:
         return []
@@ -84,7 +84,7 @@ def _predicted(plan: Plan, todo: list[Stage]) -> list[str]:
 
 
 def _assumed(plan: Plan) -> list[str]:
-    """What the stages to run would cost, where only an assumed rate can tell."""
+    """Return what the stages to run would cost, where only an assumed rate can tell."""
     found = estimate.assumed(_todo(plan), estimate.rates(plan.stages.values()))
     if found is None:
         return []
@@ -110,7 +110,7 @@ def left(plan: Plan) -> str:
 
 
 def _text(plan: Plan) -> str:
-    """The whole plan, a line a stage."""
+    """Return the whole plan, a line a stage."""
     known = estimate.rates(plan.stages.values())
     lines = [plan_summary(plan), ""]
     for stage in plan.stages.values():
@@ -141,7 +141,7 @@ def _predicted_data(plan: Plan) -> dict[str, Any] | None:
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON data."""
+    """Return the plan as JSON data."""
     known = estimate.rates(plan.stages.values())
 
     def assumed(stages: list[Stage]) -> dict[str, Any] | None:

@@ -208,7 +208,7 @@ def _check_metrics(stage: Stage, record: Record, store: Store, found: Verified) 
 
 
 def _labels(stage: Stage, store: Store) -> np.ndarray | None:
-    """Labels of the reported split as the features stage has them."""
+    """Return labels of the reported split as the features stage has them."""
     features = stage.inputs["features"]
     try:
         path = store.folder(features.key) / "features.safetensors"

@@ -116,7 +116,7 @@ def _cells(plan: Plan) -> dict[str, dict[str, str]]:
 
 
 def scale(plan: Plan) -> str:
-    """What was trained on what, in one line."""
+    """Return what was trained on what, in one line."""
     variant = max(plan.suite.variants.values(), key=lambda v: len(v.stages))
     row = variant.row
     model, size = row.model, row.data.image_size
@@ -133,7 +133,7 @@ def scale(plan: Plan) -> str:
 
 
 def _parameters(plan: Plan) -> float:
-    """Parameters of the encoder, from its sizes."""
+    """Return parameters of the encoder, from its sizes."""
     row = max(plan.suite.variants.values(), key=lambda v: len(v.stages)).row
     model = row.model
     assert model.dim and model.depth
@@ -150,7 +150,7 @@ def _millions(count: float) -> str:
 
 
 def _matched_notes(plan: Plan) -> list[str]:
-    """How many steps each compute-matched row was given, and why."""
+    """Return how many steps each compute-matched row was given, and why."""
     notes = []
     for name, variant in plan.suite.variants.items():
         row = next((r for r in plan.rows if r.variant.name == name), None)
@@ -177,7 +177,7 @@ def _matched_notes(plan: Plan) -> list[str]:
 
 
 def _data_notes(plan: Plan) -> list[str]:
-    """Images that could not be read or were converted."""
+    """Return images that could not be read or were converted."""
     notes, data = [], unusual(plan.data)
     if data["broken"]:
         named = ", ".join(data["broken_files"][:NOTED_FILES])
@@ -353,7 +353,7 @@ def _curves(plan: Plan, store: Store) -> dict[str, dict[str, list[float]]]:
 
 
 def _gallery(plan: Plan, store: Store) -> tuple[dict[str, Any] | None, list[str]]:
-    """What the gallery stage left, if it is complete; and what cannot be read of it."""
+    """Return what the gallery stage left, if it is complete; and what cannot be read of it."""
     stage = next((row.gallery for row in plan.rows if row.gallery is not None), None)
     if stage is None or stage.record is None or stage.status != "cached":
         return None, []

@@ -23,7 +23,7 @@ from reports.tables.compare import side_by_side
 
 
 def page_path(plan: Plan, store: Store) -> Path:
-    """Where a suite's page goes; its name is the suite's, made safe for a file."""
+    """Return where a suite's page goes; its name is the suite's, made safe for a file."""
     name = re.sub(r"[^\w.-]+", "_", f"{plan.suite.name}-{plan.suite.profile}")
     return store.root / "reports" / f"{name[:100]}.html"
 
@@ -70,7 +70,7 @@ def problems(view: SuiteView) -> list[str]:
 
 
 def extract(path: Path) -> str:
-    """The resolved suite that a page embeds. Raises `UserError`."""
+    """Return the resolved suite that a page embeds. Raises `UserError`."""
     try:
         return extract_suite(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

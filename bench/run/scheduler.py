@@ -177,7 +177,7 @@ class RunState:
         return found
 
     def lose(self, group: int, why: str) -> str | None:
-        """A group is no more. Return the key of the stage that it worked on."""
+        """Note that a group is no more. Return the key of the stage that it worked on."""
         key = self.groups.pop(group).stage
         if key is not None:
             self.lost.setdefault(key, []).append(why)

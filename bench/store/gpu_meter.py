@@ -35,7 +35,7 @@ _MIG = "MIG: the driver counts for the whole GPU, not for an instance"
 
 
 def names() -> list[str]:
-    """Names of this machine's GPUs; none where there is no driver."""
+    """Return names of this machine's GPUs; none where there is no driver."""
     import pynvml
 
     try:
@@ -250,7 +250,7 @@ class Meter:
 
 
 def _handle(uuid: str) -> Any:
-    """NVML's handle of a device. Raises `NVMLError`."""
+    """Return NVML's handle of a device. Raises `NVMLError`."""
     import pynvml
 
     bare = uuid.removeprefix("GPU-").removeprefix("MIG-")
@@ -263,7 +263,7 @@ def _handle(uuid: str) -> Any:
 
 
 def _asks(question: Callable[[Any], Any], handle: Any) -> bool:
-    """A yes or no that old drivers and old devices do not know."""
+    """Return a yes or no that old drivers and old devices do not know."""
     import pynvml
 
     try:

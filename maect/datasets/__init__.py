@@ -34,7 +34,7 @@ __all__ = [
 
 
 def describe(settings: DataSettings, root: Path | None = None) -> DataInfo:
-    """What the planner needs: shape, classes, counts, fingerprint. Decodes no image.
+    """Return what the planner needs: shape, classes, counts, fingerprint. Decodes no image.
 
     Without a fingerprint the data are not here, are damaged, or were not `prepare`d; `hint` says
     which. Raises DataError where neither data nor settings tell how many images there are.
@@ -65,7 +65,7 @@ def prepare(
 
 
 def load(settings: DataSettings, root: Path | None = None, split: str = "train") -> Split:
-    """Images and labels of one split: "train", "selection" or "test".
+    """Return images and labels of one split: "train", "selection" or "test".
 
     Raises DataError where the data are absent, damaged or were not `prepare`d.
     """

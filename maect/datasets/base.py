@@ -79,7 +79,7 @@ class Split(ABC):
 
     @abstractmethod
     def batch(self, indices: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
-        """Images of the given samples, on the CPU: int64 [B] -> uint8 [B, C, H, W], or where
+        """Return images of the given samples, on the CPU: int64 [B] -> uint8 [B, C, H, W], or where
         their sizes differ B of [C, h, w]."""
 
     def expect(self, batches: Iterable[np.ndarray]) -> None:  # noqa: B027 - nothing to do by default
@@ -109,7 +109,7 @@ class ArraySplit(Split):
         return self._pool[self._rows]
 
     def batch(self, indices: np.ndarray) -> torch.Tensor:
-        """Images of the given samples, on the CPU: int64 [B] -> uint8 [B, C, H, W]."""
+        """Return images of the given samples, on the CPU: int64 [B] -> uint8 [B, C, H, W]."""
         import torch
 
         return torch.from_numpy(self._pool[self._rows[np.asarray(indices)]])
@@ -123,5 +123,5 @@ def decode_threads() -> int:
 
 
 def data_root() -> Path:
-    """The data directory: `$MAECT_DATA`, or `~/.cache/maect-bench/data`."""
+    """Return the data directory: `$MAECT_DATA`, or `~/.cache/maect-bench/data`."""
     return Path(os.environ.get("MAECT_DATA") or "~/.cache/maect-bench/data").expanduser()

@@ -68,7 +68,7 @@ def write(name: str, root: Path, pools: Pools, source: str) -> None:
 
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
-    """Size and modification time of each array: what tells that nothing has changed."""
+    """Return the size and modification time of each array: what tells that nothing has changed."""
     found = {}
     for file in sorted(folder.glob("*.npy")):
         status = file.stat()
@@ -77,7 +77,7 @@ def _stamps(folder: Path) -> dict[str, list[int]]:
 
 
 def read(name: str, root: Path, verify: bool = False) -> tuple[Pools, dict[str, Any]]:
-    """Memory-mapped images and labels of a set, and its meta.json.
+    """Return memory-mapped images and labels of a set, and its meta.json.
 
     The checksum is computed where `verify` says so, or where size or time of a file have changed
     since it was last right. Raises DataError where the set is absent or damaged.

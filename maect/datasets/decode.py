@@ -124,7 +124,7 @@ def _read_files(path: Path, wanted: set[str]) -> Files:
 
 
 def decode(name: str, path: Path) -> Pools:
-    """Images uint8 [N, C, H, W] and labels int64 [N] of a set from a folder or archive.
+    """Return images uint8 [N, C, H, W] and labels int64 [N] of a set from a folder or archive.
 
     Raises DataError where it holds none of the set's formats or is damaged.
     """

@@ -41,7 +41,7 @@ class EncodedSplit(Split):
         self._held = 0
 
     def _decode(self, row: int) -> np.ndarray:
-        """Pixels uint8 [h, w, 3] of one image."""
+        """Return pixels uint8 [h, w, 3] of one image."""
         try:
             return decode(self._read(row))[0]
         except (OSError, ValueError) as error:
@@ -71,7 +71,7 @@ class EncodedSplit(Split):
             self._held += int(self._bytes[row])
 
     def batch(self, indices: np.ndarray) -> list[torch.Tensor]:
-        """Images of the given samples: int64 [B] -> B of uint8 [3, h, w] on the CPU.
+        """Return images of the given samples: int64 [B] -> B of uint8 [3, h, w] on the CPU.
 
         Raises DataError where a file can no longer be read; ValueError where batches were
         announced and this is not the next.

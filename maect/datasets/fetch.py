@@ -235,5 +235,5 @@ def check(name: str, root: Path | None = None) -> str:
 
 
 def sources(name: str) -> list[str]:
-    """Where a set is fetched from, in the order in which they are tried."""
+    """Return where a set is fetched from, in the order in which they are tried."""
     return [str(source) for source in CATALOG[name].sources]

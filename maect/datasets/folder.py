@@ -35,7 +35,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def listing(path: Path) -> Listing:
-    """Every file of a set with its size and time. Raises DataError where the layout differs.
+    """Return every file of a set with its size and time. Raises DataError where the layout differs.
 
     Whatever lies in a class's folder counts as an image of it: a file that is none is then
     found and named.
@@ -75,7 +75,7 @@ def listing(path: Path) -> Listing:
 
 
 def is_current(index: Index | None, files: Listing) -> bool:
-    """Whether an index was made from these very files."""
+    """Return whether an index was made from these very files."""
     return (
         index is not None
         and len(index) == len(files.names)
@@ -87,7 +87,7 @@ def is_current(index: Index | None, files: Listing) -> bool:
 
 
 def _known(index: Index | None) -> dict[tuple[str, int, int], Inspection]:
-    """What was found in each file, by name, size and modification time."""
+    """Return what was found in each file, by name, size and modification time."""
     if index is None:
         return {}
     known = {}
@@ -101,7 +101,7 @@ def _known(index: Index | None) -> dict[tuple[str, int, int], Inspection]:
 
 
 def update(path: Path, index: Index | None, progress: Callable[[str], None]) -> Index:
-    """The index of the files as they are now; only those that changed are read."""
+    """Return the index of the files as they are now; only those that changed are read."""
     files, known = listing(path), _known(index)
 
     def look(at: int) -> Inspection:

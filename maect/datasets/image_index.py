@@ -72,7 +72,7 @@ class Index:
 
     @classmethod
     def load(cls, path: Path) -> Index | None:
-        """The index in a file; None where there is none or it is damaged."""
+        """Return the index in a file; None where there is none or it is damaged."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return cls(**{field.name: arrays[field.name] for field in fields(cls)})
@@ -109,7 +109,7 @@ class Index:
 
     @classmethod
     def join(cls, parts: list[Index], classes: list[str]) -> Index:
-        """The rows of all parts in turn."""
+        """Return the rows of all parts in turn."""
         rows = [field.name for field in fields(cls) if field.name not in _TABLES]
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in rows}
         for codes, table in (("kinds", "kind_names"), ("reasons", "reason_names")):
@@ -129,7 +129,7 @@ class Index:
         return cls(**joined, classes=np.array(classes, dtype=np.str_))
 
     def take(self, rows: np.ndarray) -> Index:
-        """The same for some of the rows."""
+        """Return the same for some of the rows."""
         kept = [field.name for field in fields(self) if field.name not in _TABLES]
         return replace(self, **{name: getattr(self, name)[rows] for name in kept})
 
@@ -145,7 +145,7 @@ class Index:
         return digest.hexdigest()
 
     def splits(self) -> dict[str, np.ndarray]:
-        """Rows of each split, the unusable training images left out.
+        """Return rows of each split, the unusable training images left out.
 
         A training image is in the selection split by its checksum, so that copies of one image
         are on the same side and a set's files can come in any order.
@@ -160,11 +160,11 @@ class Index:
         }
 
     def broken(self) -> list[tuple[str, str]]:
-        """Name and reason of every image that cannot be used."""
+        """Return the name and reason of every image that cannot be used."""
         return [(self.name(row), self.reason(row)) for row in np.flatnonzero(self.reasons).tolist()]
 
     def converted(self) -> dict[str, tuple[str, ...]]:
-        """Names of the images that are not RGB, by kind."""
+        """Return names of the images that are not RGB, by kind."""
         found = {}
         for number in np.unique(self.kinds):
             kind = str(self.kind_names[number])

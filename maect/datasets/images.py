@@ -26,7 +26,7 @@ class Inspection:
 
 
 def decode(data: bytes) -> tuple[np.ndarray, str]:
-    """Pixels uint8 [h, w, 3] and the kind of image they were converted from.
+    """Return pixels uint8 [h, w, 3] and the kind of image they were converted from.
 
     16-bit values keep their upper 8 bits; transparency is dropped; palettes and CMYK are
     converted by Pillow; orientation tags are not applied and animations give their first frame,

@@ -42,7 +42,7 @@ def read_digits() -> cache.Pools:
 
 
 def _read(name: str, root: Path) -> tuple[cache.Pools, str]:
-    """Images and labels of a named set, and the SHA-256 of both."""
+    """Return images and labels of a named set, and the SHA-256 of both."""
     if name == "digits":
         return read_digits(), CATALOG[name].content or ""
     pools, meta = cache.read(name, root)

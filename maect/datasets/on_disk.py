@@ -19,7 +19,7 @@ Reader = Callable[[int], bytes]
 
 
 def _places(settings: DataSettings, root: Path) -> tuple[Path, Path]:
-    """The set's folder, and where what is known of it is kept: "<...>.npz" or a folder."""
+    """Return the set's folder, and where what is known of it is kept: "<...>.npz" or a folder."""
     if settings.path is None:
         raise DataError(f"data '{settings.name}' needs a path")
     path = Path(settings.path).expanduser().resolve()
@@ -39,7 +39,7 @@ def _current(settings: DataSettings, root: Path) -> tuple[Index, Reader] | None:
 
 
 def _planned(settings: DataSettings, hint: str) -> DataInfo:
-    """A set as far as its settings tell: enough to plan with, not to run."""
+    """Return a set as far as its settings tell: enough to plan with, not to run."""
     if settings.train_images is None:
         raise DataError(f"{hint}. To plan without the data, write train_images: N")
     return DataInfo(
@@ -110,7 +110,7 @@ def prepare(settings: DataSettings, root: Path, progress: Callable[[str], None])
 
 
 def _updated(settings: DataSettings, root: Path, progress: Callable[[str], None]) -> Index:
-    """The index of the set as it is now, kept for the next time."""
+    """Return the index of the set as it is now, kept for the next time."""
     path, known = _places(settings, root)
     if settings.name == "parquet":
         shards.update(path, known, progress)
@@ -124,7 +124,7 @@ def _updated(settings: DataSettings, root: Path, progress: Callable[[str], None]
 
 
 def _opened(settings: DataSettings, root: Path) -> tuple[Index, Reader]:
-    """The index as it was made, without looking at the files again."""
+    """Return the index as it was made, without looking at the files again."""
     path, known = _places(settings, root)
     if settings.name == "parquet":
         return shards.load(path, known)
@@ -135,7 +135,7 @@ def _opened(settings: DataSettings, root: Path) -> tuple[Index, Reader]:
 
 
 def load(settings: DataSettings, root: Path, split: str) -> EncodedSplit:
-    """One split, decoded when asked for. Raises DataError where the set was not prepared."""
+    """Return one split, decoded when asked for. Raises DataError where the set was not prepared."""
     index, read = _opened(settings, root)
     index.require_usable(settings.max_broken)
     part = index.splits()[split]

@@ -26,7 +26,7 @@ _ROWS = 64
 
 
 def listing(path: Path) -> list[tuple[Path, bool]]:
-    """The shards, training shards first, and whether they hold test images.
+    """Return the shards, training shards first, and whether they hold test images.
 
     Shards are told apart by the beginning of their names: train-..., validation-..., test-...
     Raises DataError where either kind is missing.
@@ -65,12 +65,12 @@ def _is_current(shard: Path, unpacked: Path) -> bool:
 
 
 def is_current(path: Path, known: Path) -> bool:
-    """Whether every shard has been unpacked as it is now."""
+    """Return whether every shard has been unpacked as it is now."""
     return all(_is_current(shard, _unpacked(path, shard, known)) for shard, _ in listing(path))
 
 
 def _class_names(schema: Any) -> list[str]:
-    """Names of the classes from Hugging Face's note in the file, where there is one."""
+    """Return names of the classes from Hugging Face's note in the file, where there is one."""
     try:
         note = json.loads(schema.metadata[b"huggingface"])
         return [str(name) for name in note["info"]["features"]["label"]["names"]]
@@ -130,7 +130,7 @@ def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
 
 
 def load(path: Path, known: Path) -> tuple[Index, Callable[[int], bytes]]:
-    """The index of all shards together, and what reads the encoded bytes of a row of it."""
+    """Return the index of all shards together, and what reads the encoded bytes of a row of it."""
     parts, files = [], []
     for shard, _ in listing(path):
         unpacked = _unpacked(path, shard, known)

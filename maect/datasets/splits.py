@@ -55,7 +55,7 @@ def stratified(labels: np.ndarray, size: int, order: np.ndarray) -> np.ndarray:
 
 
 def _first_of_each(labels: np.ndarray, take: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The first `take[c]` rows of each class c in the given order, sorted."""
+    """Return the first `take[c]` rows of each class c in the given order, sorted."""
     by_class = order[np.argsort(labels[order], kind="stable")]
     starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
     return np.sort(
@@ -107,7 +107,7 @@ def make_split(name: str, labels: np.ndarray) -> dict[str, Any]:
 
 
 def manifest_hash(body: dict[str, Any]) -> str:
-    """SHA-256 of a manifest without its own `sha256`, as sorted compact JSON."""
+    """Return the SHA-256 of a manifest without its own `sha256`, as sorted compact JSON."""
     body = {key: value for key, value in body.items() if key != "sha256"}
     return hashlib.sha256(
         json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
@@ -133,6 +133,6 @@ def parse(document: dict[str, Any]) -> Manifest:
 
 @functools.cache
 def committed(name: str) -> Manifest | None:
-    """The committed manifest of a set, or None where there is none."""
+    """Return the committed manifest of a set, or None where there is none."""
     file = resources.files("maect").joinpath("splits", f"{name}.json")
     return parse(json.loads(file.read_text())) if file.is_file() else None

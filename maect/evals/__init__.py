@@ -45,7 +45,7 @@ __all__ = [
 
 @cache
 def evaluators() -> dict[str, Evaluator]:
-    """All evaluations of this package by name."""
+    """Return all evaluations of this package by name."""
     found: dict[str, Evaluator] = {}
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
@@ -63,7 +63,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Evaluator:
-    """The evaluation called `name`; ValueError with the nearest name if there is none."""
+    """Return the evaluation called `name`; ValueError with the nearest name if there is none."""
     known = evaluators()
     if name in known:
         return known[name]

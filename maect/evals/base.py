@@ -137,10 +137,10 @@ class Evaluator:
 
 
 def percent_correct(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Share of equal entries, in percent: [M], [M] -> float."""
+    """Return the share of equal entries, in percent: [M], [M] -> float."""
     return 100.0 * float(np.mean(predicted == labels))
 
 
 def labels_of(y: Any) -> np.ndarray:
-    """Labels as a NumPy array on the CPU: tensor or array-like [N] -> int64 [N]."""
+    """Return labels as a NumPy array on the CPU: tensor or array-like [N] -> int64 [N]."""
     return np.asarray(y.cpu() if hasattr(y, "cpu") else y).astype(np.int64)

@@ -97,7 +97,7 @@ def _squared_distances(x: Tensor, norm: Tensor, index: Tensor) -> Tensor:
 
 
 def _assign(x: Tensor, norm: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest centre and squared distance: [N, D], [R, K, D] -> [R, N] each."""
+    """Return the nearest centre and squared distance: [N, D], [R, K, D] -> [R, N] each."""
     import torch
 
     runs, k, _ = center.shape
@@ -114,13 +114,13 @@ def _assign(x: Tensor, norm: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _counts(label: Tensor, k: int) -> Tensor:
-    """Images of each cluster: [R, N] -> [R, K]."""
+    """Return images of each cluster: [R, N] -> [R, K]."""
     ones = label.new_ones(()).expand_as(label)
     return label.new_zeros(len(label), k).scatter_add_(1, label, ones)
 
 
 def _filled(label: Tensor, distance: Tensor, k: int) -> Tensor:
-    """Labels in which each empty cluster was given the farthest image that can be spared."""
+    """Return labels in which each empty cluster was given the farthest image that can be spared."""
     counts = _counts(label, k)
     if bool((counts > 0).all()):
         return label
@@ -136,7 +136,7 @@ def _filled(label: Tensor, distance: Tensor, k: int) -> Tensor:
 
 
 def _means(x: Tensor, label: Tensor, k: int) -> Tensor:
-    """Centres of clusters none of which is empty: [N, D], [R, N] -> [R, K, D].
+    """Return centres of clusters none of which is empty: [N, D], [R, N] -> [R, K, D].
 
     Sums run over images sorted by cluster, in the same order always, so that a GPU repeats them.
     """

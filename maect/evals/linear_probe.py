@@ -53,7 +53,7 @@ class ProbeSettings(Settings):
 
 
 def rate(step: int, total: int, warmup: int) -> float:
-    """Factor of the learning rate at `step` (from 0), the published probe's curve.
+    """Return the factor of the learning rate at `step` (from 0), the published probe's curve.
 
     From 0 to 1 in equal parts over the first `warmup` steps, both ends included; then half a
     cosine from 1 to 0 over the rest, both ends included.
@@ -168,7 +168,7 @@ def fit(
 
 
 def choose(accuracy: np.ndarray, loss: np.ndarray) -> int:
-    """Place of the highest accuracy; of equal ones the lowest loss, then the first."""
+    """Return the place of the highest accuracy; of equal ones the lowest loss, then the first."""
     return int(np.lexsort((loss, -accuracy))[0])
 
 
@@ -179,7 +179,7 @@ TrainFeatures = Callable[[int, np.ndarray], "Tensor"]
 def _batches(
     data: EvalInput, size: int, features: TrainFeatures
 ) -> Callable[[int], Iterable[tuple[Tensor, Tensor]]]:
-    """Shuffled batches of features and labels, the last incomplete one dropped."""
+    """Return shuffled batches of features and labels, the last incomplete one dropped."""
     import torch
 
     orders, train = Stream(data.seed, "probe", "order"), data.train
@@ -195,7 +195,7 @@ def _batches(
 
 
 def probe_metrics(label: str) -> list[Metric]:
-    """What a probe prints; `label` names its protocol."""
+    """Return what a probe prints; `label` names its protocol."""
     return [
         Metric("accuracy", label, "%", True, primary=True),
         Metric("accuracy_test_selected", f"{label}, chosen on test", "%", True),

@@ -79,7 +79,7 @@ def fit_logistic(x: Tensor, y: Tensor, classes: int, l2: float, tol: float = 1e-
 def _direction(
     x: Tensor, energy: Tensor, probability: Tensor, gradient: Tensor, l2: float
 ) -> Tensor:
-    """Newton direction by conjugate gradients in float32: [P, C, r] float64.
+    """Return the Newton direction by conjugate gradients in float32: [P, C, r] float64.
 
     Preconditioned by the Hessian that equal curvature of all images and classes would give, which
     is diagonal in the basis of `x` [P, n, r].
@@ -122,19 +122,19 @@ def _objective(logits: Tensor, target: Tensor, real: Tensor, weight: Tensor, l2:
 
 
 def _eigenvectors(x: Tensor) -> Tensor:
-    """Eigenvectors of each Gram matrix as rows: [P, n, D] -> [P, D, D]."""
+    """Return eigenvectors of each Gram matrix as rows: [P, n, D] -> [P, D, D]."""
     import torch
 
     return torch.linalg.eigh(_product(x.mT, x)).eigenvectors.mT
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of products of each problem: two of [P, a, b] -> [P]."""
+    """Return the sum of products of each problem: two of [P, a, b] -> [P]."""
     return (a * b).sum((1, 2))
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Batched matrix product; on CPUs, large ones are much faster one by one."""
+    """Return batched matrix products; on CPUs, large ones are much faster one by one."""
     import torch
 
     if a.device.type == "cpu" and (len(a) == 1 or b[0].numel() > _LARGE):

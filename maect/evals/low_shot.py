@@ -32,7 +32,7 @@ class LowShotSettings(Settings):
 
 
 def centred_rows(x: Tensor) -> Tensor:
-    """Each row minus its own mean, divided by its L2 norm: [N, D] -> [N, D] float64.
+    """Return each row minus its own mean, divided by its L2 norm: [N, D] -> [N, D] float64.
 
     The published protocol's preparation. Raises ValueError if a value is not finite.
     """
@@ -51,7 +51,7 @@ def metric_name(what: str, budget: str) -> str:
 
 
 def budget_label(budget: str) -> str:
-    """A budget as tables call it: 1-shot, 10%."""
+    """Return a budget as tables call it: 1-shot, 10%."""
     return budget if budget.endswith("%") else f"{budget}-shot"
 
 
@@ -73,7 +73,7 @@ def budget_metrics(budgets: Sequence[Budget], how: str = "") -> list[Metric]:
 
 
 def derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
-    """Mean over the draws of the accuracy on the whole test split."""
+    """Return the mean over the draws of the accuracy on the whole test split."""
     return {
         key.replace("class", "accuracy"): 100.0 * float((drawn == labels[:, None]).mean())
         for key, drawn in predictions.items()
@@ -146,7 +146,7 @@ def _stacked(train: Features, draws: list[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 
 def _classes(test: Tensor, weight: Tensor) -> np.ndarray:
-    """Predicted classes: test [M, D], weight [P, C, D] -> [M, P] int32."""
+    """Return predicted classes: test [M, D], weight [P, C, D] -> [M, P] int32."""
     import torch
 
     parts = [(rows @ weight.mT).max(2).indices.T.cpu() for rows in test.split(2048)]

@@ -103,7 +103,7 @@ def knn(
     temperature: float | None = 0.07,
     standardize: bool = True,
 ) -> float | dict[int, float]:
-    """k-NN accuracy in [0, 1]; a dict k -> accuracy if `k` is a sequence.
+    """Return the k-NN accuracy in [0, 1]; a dict k -> accuracy if `k` is a sequence.
 
     train_x [N, D], train_y [N], test_x [M, D], test_y [M]. Raises ValueError if k is not in 1..N
     or a feature is not finite.

@@ -36,7 +36,7 @@ def normalize_rows(x: Tensor) -> Tensor:
 
 
 def nearest(stored: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k stored rows most similar to each query, best first.
+    """Return the k stored rows most similar to each query, best first.
 
     stored [N, D], queries [Q, D], both float32 with unit rows -> similarity [Q, k] float64,
     row [Q, k] int64, on the CPU. Raises ValueError if k is not in 1..N.

@@ -1,4 +1,4 @@
-"""An evaluation of stored features."""
+"""An evaluation of stored features, on the device that its worker holds."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def evaluate(
         evaluator = evals.at_blocks(evaluator, tokens["block"])
     split = job.settings["split"]
     data = DataSettings(name=job.data_name, path=job.data_path)  # type: ignore[arg-type]
+    on_device = {name: tensor.to(job.device) for name, tensor in features.items()}
     given = eval_input(
-        features,
+        on_device,
         split,
         datasets.low_shot(data, job.data_root),
         job.settings.get("seed", 0),
@@ -42,7 +43,7 @@ def evaluate(
     result = evaluator.run(given, evaluator.settings.parse(job.settings["settings"]))
     predictions = {name: torch.from_numpy(array) for name, array in result.predictions.items()}
     return Output(
-        tensors={"predictions": {**predictions, "labels": given.test.y}},
+        tensors={"predictions": {**predictions, "labels": given.test.y.cpu()}},
         summary={"chosen": result.chosen, "notes": result.notes},
         values=result.values,
         protocol={

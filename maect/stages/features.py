@@ -16,6 +16,7 @@ from maect.augment import Augment, evaluation_transform
 from maect.models import Encoder, pool
 from maect.parallel import Group
 from maect.settings import AugmentSettings, ViewSettings
+from maect.stages.encoder import encoder_of
 from maect.stages.job import Job, Output
 
 BATCH = 256
@@ -74,7 +75,7 @@ class JobImages:
     def network(self) -> FeatureNetwork:
         job = self.job
         if self.given is None:
-            encoder = job.encoder(len(self.split("train").mean), averaged=True)
+            encoder = encoder_of(job, len(self.split("train").mean), averaged=True)
         else:
             encoder = copy.deepcopy(self.given).to(job.device, job.dtype)
         return FeatureNetwork(encoder, job.settings["pool"], self.block, job.autocast)

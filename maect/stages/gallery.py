@@ -17,6 +17,7 @@ from maect.evals.nearest import standardized
 from maect.evals.neighbors import nearest, normalize_rows
 from maect.losses import patchify, unpatchify
 from maect.models import decoder_from, random_masking
+from maect.stages.encoder import encoder_of
 from maect.stages.job import Job, Output
 from maect.streams import Stream
 
@@ -34,7 +35,7 @@ PERPLEXITY = 30.0
 
 
 def run(job: Job) -> Output:
-    """Leaves `gallery`: pictures as uint8 [.., C, s, s], rows and labels as int64.
+    """Leave `gallery`: pictures as uint8 [.., C, s, s], rows and labels as int64.
 
     `original`, `masked`, `reconstructed` [8, ..] by the MAE (input `encoder`); `query` [8, ..] and
     `neighbor` [2, 8, 5, ..] of the features of inputs `before` and `after`, with `query_row`,
@@ -63,7 +64,7 @@ def _spread(count: int, most: int) -> np.ndarray:
 def _features(
     job: Job, name: str, rows: np.ndarray, few: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Training rows nearest to `rows` [M, 5], standardised features of `few` [F, D]."""
+    """Return training rows nearest to `rows` [M, 5], standardised features of `few` [F, D]."""
     tensors = job.tensors(name, "features")
     shown = tensors[f"{job.settings['split']}_x"].to(job.device)
     train, shown = standardized(tensors["train_x"].to(job.device), shown)
@@ -74,7 +75,7 @@ def _features(
 
 
 def _images(job: Job, split: Split, rows: np.ndarray) -> Tensor:
-    """Images as an encoder is shown them, not normalised: [B, C, S, S] in [0, 1]."""
+    """Return images as an encoder is shown them, not normalised: [B, C, S, S] in [0, 1]."""
     none, one = [0.0] * len(split.mean), [1.0] * len(split.mean)
     return evaluation_transform(
         split.batch(rows),
@@ -87,7 +88,7 @@ def _images(job: Job, split: Split, rows: np.ndarray) -> Tensor:
 
 
 def _pictures(images: Tensor) -> Tensor:
-    """Small copies to look at: [.., C, S, S] in [0, 1] -> uint8 [.., C, s, s] on the CPU."""
+    """Return small copies to look at: [.., C, S, S] in [0, 1] -> uint8 [.., C, s, s] on the CPU."""
     if images.shape[-1] > SIDE:
         images = torch.nn.functional.interpolate(images, SIDE, mode="area")
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
@@ -97,7 +98,7 @@ def _pictures(images: Tensor) -> Tensor:
 
 
 def _reconstructions(job: Job, split: Split, rows: np.ndarray) -> dict[str, Tensor]:
-    """What the MAE makes of hidden patches, put beside the visible ones.
+    """Return what the MAE makes of hidden patches, put beside the visible ones.
 
     Where it predicts normalised patches, they are given the mean and spread of the true ones.
     """
@@ -106,7 +107,7 @@ def _reconstructions(job: Job, split: Split, rows: np.ndarray) -> dict[str, Tens
     channels = len(split.mean)
     mean = torch.tensor(split.mean, dtype=job.dtype, device=job.device).view(-1, 1, 1)
     std = torch.tensor(split.std, dtype=job.dtype, device=job.device).view(-1, 1, 1)
-    encoder = job.encoder(channels).eval()
+    encoder = encoder_of(job, channels).eval()
     decoder = decoder_from(job.model, size, channels)
     decoder.load_state_dict(job.tensors("encoder", "decoder"))
     decoder.to(job.device, job.dtype).eval()
@@ -136,7 +137,7 @@ def _reconstructions(job: Job, split: Split, rows: np.ndarray) -> dict[str, Tens
 def _strips(
     job: Job, split: Split, rows: np.ndarray, near: np.ndarray
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The training images nearest to some images, before and after; and how many changed.
+    """Return the training images nearest to some images, before and after; and how many changed.
 
     near: training rows [2, M, 5].
 

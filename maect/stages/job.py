@@ -15,8 +15,6 @@ from torch import Tensor
 
 from maect import datasets
 from maect.datasets import Split
-from maect.files import sha256
-from maect.models import Encoder, encoder_from
 from maect.parallel import Group, make_deterministic
 from maect.settings import DataSettings, ModelSettings, NumericsSettings
 
@@ -135,42 +133,3 @@ class Job:
     def tensors(self, input_name: str, file: str) -> dict[str, Tensor]:
         """Return the tensors of a file of an input's artifact."""
         return load_file(self.inputs[input_name] / f"{file}.safetensors")
-
-    def encoder(self, channels: int, *, averaged: bool = False) -> Encoder:
-        """Return the encoder this stage starts from: its input's, released weights', or random.
-
-        `averaged`: take the input's moving average where it has one. Raises
-        `maect.weights.CheckpointError` for a file of weights other than the planned one.
-        """
-        encoder = encoder_from(
-            self.model,
-            self.data.image_size,
-            channels,
-            checkpoint_activations=self.numerics.checkpoint_activations,
-            seed=self.settings.get("seed", 0),
-        )
-        if "encoder" in self.inputs:
-            average = self.inputs["encoder"] / "encoder_ema.safetensors"
-            name = "encoder_ema" if averaged and average.exists() else "encoder"
-            encoder.load_state_dict(self.tensors("encoder", name))
-        elif "weights" in self.settings:
-            encoder.load_state_dict(self._released(channels).state_dict())
-        return encoder.to(self.device, self.dtype)
-
-    def _released(self, channels: int) -> Encoder:
-        """Return the encoder in the file of released weights, which must be the planned one."""
-        from maect.weights import CheckpointError, load_for
-
-        path, size = self.weights, self.data.image_size
-        assert path is not None
-        if sha256(path) != self.settings["weights"]:
-            raise CheckpointError(
-                f"{path} is not the file that was planned with: its checksum differs"
-            )
-        return load_for(path, self.model, image_size=size, in_chans=channels)
-
-
-def encoder_document(encoder: Encoder) -> dict[str, Any]:
-    """Return the sizes of an encoder, to build it again from its file."""
-    names = ("image_size", "patch_size", "in_chans", "dim", "depth", "heads", "mlp_ratio")
-    return {"architecture": "vit"} | {name: getattr(encoder, name) for name in names}

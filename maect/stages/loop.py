@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from maect.augment import Augment
 from maect.optim import learning_rate, set_learning_rate, update_average
 from maect.settings import AugmentSettings, ScheduleSettings, ViewSettings
-from maect.stages.job import Job, Output, Progress, State, TrainingError, encoder_document
+from maect.stages.encoder import encoder_document, encoder_of
+from maect.stages.job import Job, Output, Progress, State, TrainingError
 from maect.streams import Stream
 
 #: every step of the beginning is logged, then about this many points over the rest
@@ -88,7 +89,7 @@ class Training(ABC, Generic[S]):
         )
 
         # ---- encoder, and its moving average for evaluation
-        self.encoder = job.encoder(len(self.train.mean))
+        self.encoder = encoder_of(job, len(self.train.mean))
         self.forward = torch.compile(self.encoder) if job.numerics.compile else self.encoder
         #: everything with weights or buffers that steps change, by the name of its file
         self.modules: dict[str, nn.Module] = {"encoder": self.encoder}

@@ -123,7 +123,7 @@ def _lines(
 
 
 def _common(line: list[tuple[float, str]]) -> str:
-    """What the names of a line's rows have in common; the first of them if nothing."""
+    """Return what the names of a line's rows have in common; the first of them if nothing."""
     names = [variant for _, variant in line]
     shared = [w for w in names[0].split() if all(w in name.split() for name in names)]
     return short(" ".join(shared) or names[0])

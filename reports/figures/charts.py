@@ -47,7 +47,7 @@ class Figure:
 
 
 def colour(facts: Facts, variant: str) -> str:
-    """The class that gives a variant its colour, the same in every figure."""
+    """Return the class that gives a variant its colour, the same in every figure."""
     return f"c{facts.view.variants.index(variant) % PALETTE}"
 
 
@@ -60,7 +60,7 @@ def legend_of(facts: Facts, variants: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def curves(facts: Facts) -> Figure | None:
-    """Loss and every other logged column against the step, one panel a kind of stage."""
+    """Return the loss and every other logged column against the step, one panel a kind of stage."""
     panels: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key, columns in facts.view.curves.items():
         stage = facts.stages.get(key)
@@ -77,11 +77,13 @@ def curves(facts: Facts) -> Figure | None:
     )
     shown = {facts.stages[key]["variant"] for _, keys in chosen for key in keys[:_LINES]}
     return Figure(
-        "curves", "Training", "Training curves, one line a seed, over long runs means of "
+        "curves",
+        "Training",
+        "Training curves, one line a seed, over long runs means of "
         "neighbouring steps. A stage that rows share has the colour of the first of them.",
         [_curve_panel(facts, kind, name, keys) for (kind, name), keys in chosen],
         legend_of(facts, list(shown)),
-    )  # fmt: skip
+    )
 
 
 def _curve_panel(facts: Facts, kind: str, name: str, keys: list[str]) -> Markup:
@@ -103,14 +105,14 @@ def _curve_panel(facts: Facts, kind: str, name: str, keys: list[str]) -> Markup:
 
 
 def smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Means of as many consecutive points as leave no more than `_POINTS`."""
+    """Return means of as many consecutive points as leave no more than `_POINTS`."""
     size = max(1, math.ceil(len(points) / _POINTS))
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in parts]
 
 
 def _readable(name: str) -> str:
-    """A logged column's name in words."""
+    """Return a logged column's name in words."""
     return short(name, 30).replace("_", " ").replace("neighbor", "neighbour")
 
 
@@ -118,7 +120,7 @@ def _readable(name: str) -> str:
 
 
 def by_seed(facts: Facts, table: Table) -> Figure | None:
-    """A dot a seed and a tick at the mean, rows below each other, one panel a metric."""
+    """Return a dot a seed and a tick at the mean, rows below each other, one panel a metric."""
     metrics = [c for c in table.columns if c.kind == "metric"]
     rows = [r.variant for r in table.rows][:_ROWS]
     drawn = [c for c in metrics if any(table.cells[v, c.id].valued for v in rows)]
@@ -128,9 +130,12 @@ def by_seed(facts: Facts, table: Table) -> Figure | None:
     if len(rows) < len(table.rows):
         caption += f" The first {len(rows)} of {len(table.rows):,} rows are drawn."
     return Figure(
-        "seeds", "Metric by seed", caption,
-        [_seed_panel(facts, table, column, rows) for column in drawn], [],
-    )  # fmt: skip
+        "seeds",
+        "Metric by seed",
+        caption,
+        [_seed_panel(facts, table, column, rows) for column in drawn],
+        [],
+    )
 
 
 def _seed_panel(facts: Facts, table: Table, column: Column, rows: list[str]) -> Markup:
@@ -147,9 +152,12 @@ def _seed_panel(facts: Facts, table: Table, column: Column, rows: list[str]) -> 
     labels = [middle(label, 28) for label in told_apart(rows)]
     left = 12 + GLYPH * max(width(label) for label in labels)
     panel = Panel(
-        with_unit(column), spanning(values, min(left, 240), RIGHT), y, height=height,
+        with_unit(column),
+        spanning(values, min(left, 240), RIGHT),
+        y,
+        height=height,
         categories=list(enumerate(labels)),
-    )  # fmt: skip
+    )
     for i, (variant, cell) in enumerate(cells.items()):
         if not cell.valued or cell.mean is None:
             continue
@@ -169,7 +177,7 @@ def _seed_panel(facts: Facts, table: Table, column: Column, rows: list[str]) -> 
 
 
 def told_apart(names: Sequence[str]) -> list[str]:
-    """The names, those too long without the words that they all begin with."""
+    """Return the names, those too long without the words that they all begin with."""
     long = [name.split()[:-1] for name in names if len(name) > 28]
     alike = takewhile(lambda words: len(set(words)) == 1, zip(*long, strict=False))
     shared = len(list(alike)) if len(long) > 1 else 0
@@ -192,7 +200,7 @@ def off_scale(means: dict[str, float]) -> set[str]:
 
 
 def _edge(cell: Cell, column: Column, x: Scale, at: float, shade: str) -> Markup:
-    """A row off the scale: an arrow at the edge of the panel, and its number."""
+    """Return the mark of a row off the scale: an arrow at the panel's edge, and its number."""
     assert cell.mean is not None
     left = cell.mean < x.low
     text = f"◂ {number(cell, column)}" if left else f"{number(cell, column)} ▸"
@@ -214,7 +222,7 @@ def _spoken(cells: dict[str, Cell], column: Column) -> str:
 
 
 def pareto(facts: Facts, table: Table) -> Figure | None:
-    """Metric against cumulative training cost, with the rows that none beats on both."""
+    """Return metrics against cumulative training cost, with the rows that none beats on both."""
     cost = next((c for c in table.columns if c.id == "cost.total"), None)
     metrics = [c for c in table.columns if c.kind == "metric"][:6]
     if cost is None:

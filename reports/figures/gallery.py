@@ -54,7 +54,7 @@ class Gallery:
 
 
 def gallery(found: dict[str, Any] | None) -> Gallery | None:
-    """The gallery of a view's `gallery`; None where there is none."""
+    """Return the gallery of a view's `gallery`; None where there is none."""
     if found is None:
         return None
     arrays, rows = found["arrays"], [row_label(row) for row in found["rows"]]
@@ -125,7 +125,7 @@ def _strips(arrays: dict[str, np.ndarray]) -> list[Strip]:
 
 
 def _changes(found: dict[str, Any], rows: list[str]) -> str:
-    """What the strips show, and of how many images it holds."""
+    """Return what the strips show, and of how many images it holds."""
     summary = found["summary"]
     return (
         f"Images of the {found['split']} split and the training images nearest to them (cosine of "
@@ -138,7 +138,7 @@ def _changes(found: dict[str, Any], rows: list[str]) -> str:
 
 
 def _map(points: np.ndarray, labels: np.ndarray, row: str) -> Markup:
-    """Points [M, 2] at one scale in both directions; the figure is as high as they need."""
+    """Return points [M, 2] at one scale in both directions; the figure is as high as they need."""
     low, high = points.min(0), points.max(0)
     scale = (_MAP - 2 * _EDGE) / max(float((high - low).max()), 1e-9)
     width, height = scale * (high - low) + 2 * _EDGE
@@ -150,6 +150,11 @@ def _map(points: np.ndarray, labels: np.ndarray, row: str) -> Markup:
         css = f"dot c{label % PALETTE}"
         parts.append(tag("circle", cx=float(x), cy=float(y), r=3, class_=css))
     return tag(
-        "svg", Markup("").join(parts), viewBox=f"0 0 {_MAP} {height}", width=_MAP,
-        height=height, role="img", class_="panel",
-    )  # fmt: skip
+        "svg",
+        Markup("").join(parts),
+        viewBox=f"0 0 {_MAP} {height}",
+        width=_MAP,
+        height=height,
+        role="img",
+        class_="panel",
+    )

@@ -57,7 +57,7 @@ class Scale:
 
 
 def nice_step(rough: float) -> float:
-    """The smallest of 1, 2, 5 × 10^k that is at least `rough`."""
+    """Return the smallest of 1, 2, 5 × 10^k that is at least `rough`."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(m * power for m in (1.0, 2.0, 5.0, 10.0) if m * power >= rough * (1 - 1e-9))
 
@@ -74,7 +74,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 def spanning(
     values: Sequence[float], start: float, end: float, *, pad: float = 0.06, log: bool = False
 ) -> Scale:
-    """A scale over `values` with some air; a flat range is opened up."""
+    """Return a scale over `values` with some air; a flat range is opened up."""
     low, high = min(values), max(values)
     if log:
         ratio = max((high / low) ** pad, 1.15)
@@ -84,7 +84,7 @@ def spanning(
 
 
 def tick_text(value: float) -> str:
-    """A tick's label: no more digits than it has."""
+    """Return a tick's label: no more digits than it has."""
     if value == 0:
         return "0"
     if abs(value) >= 10000 and value % 1000 == 0:
@@ -109,12 +109,17 @@ class Panel:
     body: list[Markup] = field(default_factory=list)
 
     def svg(self, description: str) -> Markup:
-        """The whole panel; `description` is read out in place of the picture."""
+        """Return the whole panel; `description` is read out in place of the picture."""
         parts = [tag("title", f"{self.title}. {description}"), *self._axes(), *self.body]
         return tag(
-            "svg", Markup("").join(parts), viewBox=f"0 0 {self.width} {self.height}",
-            width=self.width, height=self.height, role="img", class_="panel",
-        )  # fmt: skip
+            "svg",
+            Markup("").join(parts),
+            viewBox=f"0 0 {self.width} {self.height}",
+            width=self.width,
+            height=self.height,
+            role="img",
+            class_="panel",
+        )
 
     def _axes(self) -> list[Markup]:
         left, right, bottom, top = self.x.start, self.x.end, self.y.start, self.y.end

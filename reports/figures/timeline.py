@@ -30,7 +30,7 @@ class _Bar:
 
 
 def timeline(facts: Facts) -> Figure | None:
-    """The run over wall time; None where no stage has both times."""
+    """Return the stages over wall time; None where no stage has both times."""
     bars = _bars(facts)
     if not bars:
         return None
@@ -71,7 +71,7 @@ def _bars(facts: Facts) -> list[_Bar]:
 
 
 def _seconds(text: str | None) -> float | None:
-    """Seconds since the epoch of an ISO time; one without a zone is read as UTC."""
+    """Return seconds since the epoch of an ISO time; one without a zone is read as UTC."""
     try:
         moment = datetime.fromisoformat(text or "")
     except ValueError:
@@ -80,7 +80,7 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _pauses(bars: list[_Bar]) -> list[tuple[float, float]]:
-    """Gaps in which no worker did anything, where they are long beside the work itself."""
+    """Return gaps in which no worker did anything, where they are long beside the work itself."""
     busy, gaps, end = 0.0, [], bars[0].start
     for bar in bars:
         if bar.start > end:
@@ -96,7 +96,7 @@ def _draw(bars: list[_Bar], lanes: list[str], pauses: list[tuple[float, float]])
     cut = 0.02 * shown  # width left to a pause
 
     def elapsed(moment: float) -> float:
-        """Seconds on the axis at `moment`, pauses shortened to `cut`."""
+        """Return seconds on the axis at `moment`, pauses shortened to `cut`."""
         lost = sum(min(moment, b) - a - cut for a, b in pauses if moment > a)
         return moment - first - lost
 
@@ -130,9 +130,14 @@ def _draw(bars: list[_Bar], lanes: list[str], pauses: list[tuple[float, float]])
         parts.append(tag("line", x1=x, x2=x, y1=4, y2=bottom, class_="cut"))
     parts += _axis(shown + cut * len(pauses), scale, bottom, bool(pauses))
     return tag(
-        "svg", Markup("").join(parts), viewBox=f"0 0 1080 {height}", width=1080, height=height,
-        role="img", class_="panel",
-    )  # fmt: skip
+        "svg",
+        Markup("").join(parts),
+        viewBox=f"0 0 1080 {height}",
+        width=1080,
+        height=height,
+        role="img",
+        class_="panel",
+    )
 
 
 def _axis(seconds: float, scale: float, bottom: float, cut: bool) -> list[Markup]:

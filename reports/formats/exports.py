@@ -25,12 +25,26 @@ from reports.tables.model import (
 
 #: columns of the long form, one row a cell; `text` is the number as every format prints it
 SCHEMA: dict[str, Any] = {
-    "table": pl.String, "row_group": pl.String, "row": pl.String, "column": pl.String,
-    "label": pl.String, "unit": pl.String, "kind": pl.String, "state": pl.String,
-    "text": pl.String, "mean": pl.Float64, "sd": pl.Float64, "n": pl.Int64, "planned": pl.Int64,
-    "bold": pl.Boolean, "protocol": pl.String, "reason": pl.String, "values": pl.String,
-    "keys": pl.String, "sources": pl.String,
-}  # fmt: skip
+    "table": pl.String,
+    "row_group": pl.String,
+    "row": pl.String,
+    "column": pl.String,
+    "label": pl.String,
+    "unit": pl.String,
+    "kind": pl.String,
+    "state": pl.String,
+    "text": pl.String,
+    "mean": pl.Float64,
+    "sd": pl.Float64,
+    "n": pl.Int64,
+    "planned": pl.Int64,
+    "bold": pl.Boolean,
+    "protocol": pl.String,
+    "reason": pl.String,
+    "values": pl.String,
+    "keys": pl.String,
+    "sources": pl.String,
+}
 
 
 def to_frame(tables: Sequence[Table]) -> pl.DataFrame:
@@ -71,7 +85,7 @@ def _long(table: Table, row: Row, column: Column) -> dict[str, Any]:
 
 
 def to_csv(tables: Sequence[Table]) -> str:
-    """The long form; numbers in full precision, `text` as printed.
+    """Return the long form; numbers in full precision, `text` as printed.
 
     A name from a suite that a spreadsheet would take for a formula has an apostrophe before it.
     """
@@ -82,14 +96,14 @@ def to_csv(tables: Sequence[Table]) -> str:
 
 
 def to_parquet(tables: Sequence[Table]) -> bytes:
-    """The long form as Parquet."""
+    """Return the long form as Parquet."""
     buffer = io.BytesIO()
     to_frame(tables).write_parquet(buffer)
     return buffer.getvalue()
 
 
 def to_json(tables: Sequence[Table]) -> str:
-    """Tables with their cells, comparisons, notes and problems."""
+    """Return tables with their cells, comparisons, notes and problems."""
     found = [
         {
             "title": table.title,
@@ -123,7 +137,7 @@ def _cell(table: Table, row: Row, column: Column) -> dict[str, Any]:
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
-    """Pipe tables; bold where a difference survives its test."""
+    """Return pipe tables; bold where a difference survives its test."""
     parts = []
     for table in each(tables):
         heads = [
@@ -161,7 +175,7 @@ def _piped(cells: Sequence[str]) -> str:
 
 
 def _escaped(text: str, limit: int = 80) -> str:
-    """One line of text that Markdown shows as it stands."""
+    """Return one line of text that Markdown shows as it stands."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|&$~" else c for c in short(plain(text), limit))
 
 

@@ -56,25 +56,29 @@ def render_html(
     tables = tables or build_tables(view, facts)
     style, script = _asset("style.css"), _asset("script.js")
     ledger = costs.ledger(facts)
-    return _environment().get_template("page.html").render(
-        view=view,
-        status=_status(facts),
-        tables=[_TableView(table, i, facts) for i, table in enumerate(tables)],
-        figures=_figures(facts, tables),
-        gallery=gallery(view.gallery),
-        ledger=ledger,
-        ledger_rows=_ledger_rows(ledger),
-        unmeasured=_quantity_sentences(ledger),
-        failures=[*_failures(view)],
-        published_costs=_published_costs(),
-        runs=[{name: run.get(name) for name in _RUN} for run in view.runs],
-        entries=records.entries(facts),
-        full=records.FULL,
-        style=Markup(style),
-        script=Markup(script),
-        policy=_policy(style, script),
-        embedded=_embed({"suite": view.resolved, "provenance": view.provenance}),
-    )  # fmt: skip
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            view=view,
+            status=_status(facts),
+            tables=[_TableView(table, i, facts) for i, table in enumerate(tables)],
+            figures=_figures(facts, tables),
+            gallery=gallery(view.gallery),
+            ledger=ledger,
+            ledger_rows=_ledger_rows(ledger),
+            unmeasured=_quantity_sentences(ledger),
+            failures=[*_failures(view)],
+            published_costs=_published_costs(),
+            runs=[{name: run.get(name) for name in _RUN} for run in view.runs],
+            entries=records.entries(facts),
+            full=records.FULL,
+            style=Markup(style),
+            script=Markup(script),
+            policy=_policy(style, script),
+            embedded=_embed({"suite": view.resolved, "provenance": view.provenance}),
+        )
+    )
 
 
 def extract_suite(html: str) -> str:
@@ -106,18 +110,26 @@ def _failures(view: SuiteView) -> Iterator[dict[str, Any]]:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, finalize=_finalize,
-    )  # fmt: skip
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
     environment.filters |= {
-        "duration": duration, "short": short, "amount": amount, "slug": slug, "codes": _codes,
-    }  # fmt: skip
+        "duration": duration,
+        "short": short,
+        "amount": amount,
+        "slug": slug,
+        "codes": _codes,
+    }
     environment.globals |= {"plural": plural, "record_anchor": records.anchor}
     return environment
 
 
 def _finalize(value: Any) -> Any:
-    """Every printed string loses its control characters; markup of ours passes as it is."""
+    """Return what is printed of a value: no control characters; markup of ours as it is."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -126,7 +138,7 @@ def _finalize(value: Any) -> Any:
 
 
 def _codes(text: str) -> Markup:
-    """A sentence of ours, escaped, with what stands between backticks as code."""
+    """Return a sentence of ours, escaped, with what stands between backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(plain(text)))))
 
 
@@ -146,7 +158,7 @@ def _policy(style: str, script: str) -> str:
 
 
 def _embed(data: dict[str, Any]) -> Markup:
-    """JSON that cannot end its script element."""
+    """Return JSON that cannot end its script element."""
     text = json.dumps(data, default=str)
     for char in "<>&":
         text = text.replace(char, f"\\u{ord(char):04x}")
@@ -166,7 +178,7 @@ def _status(facts: Facts) -> str:
 
 
 def _figures(facts: Facts, tables: list[Table]) -> list[charts.Figure]:
-    """Figures of each table, then those of the run; what two tables share is drawn once."""
+    """Return figures of each table, then those of the run; what two tables share is drawn once."""
     found: list[charts.Figure | None] = []
     drawn: set[tuple[tuple[str, ...], ...]] = set()
     for i, table in enumerate(tables):
@@ -181,7 +193,7 @@ def _figures(facts: Facts, tables: list[Table]) -> list[charts.Figure]:
 
 
 def _numbered(figure: charts.Figure | None, index: int) -> charts.Figure | None:
-    """A figure of a later table says which; the first one's needs no number."""
+    """Return a figure with the number of its table, which the first table's need not say."""
     if figure is None or index == 0:
         return figure
     return replace(
@@ -208,7 +220,7 @@ class _TableView:
         }
 
     def anchor(self, row: Row, column: Column) -> str:
-        """Id of the cell's line among the values by seed."""
+        """Return the id of the cell's line among the values by seed."""
         return self._line(row.variant, column.id)
 
     def _line(self, variant: str, column: str) -> str:
@@ -217,11 +229,11 @@ class _TableView:
         return f"v-{self.index}-{self.row_at[variant]}-{self.column_at[column]}"
 
     def name(self, column: Column) -> str:
-        """The column's name out of the table, where its header does not stand above it."""
+        """Return the column's name out of the table, where its header does not stand above it."""
         return short(full_label(self.table, column), 60)
 
     def named(self, column: Column) -> str:
-        """The same with its unit."""
+        """Return the same with its unit."""
         return charts.with_unit(replace(column, label=self.name(column)))
 
     def label(self, variant: str) -> str:
@@ -232,7 +244,7 @@ class _TableView:
         return f"num {column.kind} s-{slug(cell.state)}{bold}"
 
     def number(self, cell: Cell, column: Column) -> Markup:
-        """The number with its spread set apart, so that means line up below each other."""
+        """Return the number with its spread set apart, so that means line up below each other."""
         text = number(cell, column)
         if column.kind != "metric" or not self.spread[column.id]:
             return Markup("{}").format(text)
@@ -241,7 +253,7 @@ class _TableView:
         return Markup('{}<span class="sd">{}</span>').format(mean, spread)
 
     def images(self, cell: Cell, column: Column) -> str:
-        """The spread that the images measured on give a cell, seeds apart."""
+        """Return the spread that the images measured on give a cell, seeds apart."""
         found = findings.sampling_error(self.facts, column, cell)
         return "" if found is None else f"± {fixed(found[0], column.digits)} ({found[1]})"
 
@@ -249,7 +261,7 @@ class _TableView:
         return remark(cell)
 
     def values(self) -> list[tuple[Row, Column, Cell]]:
-        """The cells that rest on records, for the list of values by seed."""
+        """Return the cells that rest on records, for the list of values by seed."""
         return [
             (row, column, cell)
             for row in self.table.rows
@@ -291,7 +303,7 @@ def _p(value: float | None) -> str:
 
 
 def _ledger_rows(ledger: Ledger) -> list[dict[str, Any]]:
-    """Lines of the cost table, each kind of device in its own unit."""
+    """Return lines of the cost table, each kind of device in its own unit."""
     units = {kind: time_unit(max(ledger.total.hours.get(kind, 0.0), 1e-9)) for kind in ledger.kinds}
     shown = _shown_quantities(ledger)
     rows = []
@@ -317,13 +329,13 @@ def _ledger_rows(ledger: Ledger) -> list[dict[str, Any]]:
 
 
 def _shown_quantities(ledger: Ledger) -> list[costs.Quantity]:
-    """Those that some line of the ledger has; the others are one sentence."""
+    """Return those that some line of the ledger has; the others are one sentence."""
     lines = [*ledger.lines, ledger.total]
     return [q for q in costs.QUANTITIES if any(line.measured(q)[0] is not None for line in lines)]
 
 
 def _quantity_sentences(ledger: Ledger) -> list[str]:
-    """What of the suite's whole was not measured, and why."""
+    """Return what of the suite's whole was not measured, and why."""
     found = ((q, *ledger.total.measured(q)) for q in costs.QUANTITIES)
     return [f"{q.label}: blank ({reason})." for q, value, reason in found if value is None]
 

@@ -9,15 +9,46 @@ from reports.display import short
 from reports.tables.model import Cell, Column, Row, Table, each, number, remark
 
 _SPECIAL = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\char36{}", "&": r"\&", "#": r"\#",
-    "%": r"\%", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
-    "±": r"$\pm$", "×": r"$\times$", "−": r"$-$", "≤": r"$\leq$", "≥": r"$\geq$", "–": "--",
-    "—": "---", "…": r"\dots{}", "Δ": r"$\Delta$", "α": r"$\alpha$", "σ": r"$\sigma$",
-    "µ": r"$\mu$", "μ": r"$\mu$", "·": r"$\cdot$", "→": r"$\rightarrow$", "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$", "’": "'", "‘": "`", "“": "``", "”": "''", "°": r"$^\circ$",
-    "²": r"$^2$", "³": r"$^3$", "\u00a0": "~",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\char36{}",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "−": r"$-$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "–": "--",
+    "—": "---",
+    "…": r"\dots{}",
+    "Δ": r"$\Delta$",
+    "α": r"$\alpha$",
+    "σ": r"$\sigma$",
+    "µ": r"$\mu$",
+    "μ": r"$\mu$",
+    "·": r"$\cdot$",
+    "→": r"$\rightarrow$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "’": "'",
+    "‘": "`",
+    "“": "``",
+    "”": "''",
+    "°": r"$^\circ$",
+    "²": r"$^2$",
+    "³": r"$^3$",
+    "\u00a0": "~",
+}
 
 _PREAMBLE = r"""% Needs: \usepackage{booktabs,graphicx,xcolor}
 \documentclass{article}
@@ -44,7 +75,7 @@ def escape(text: object, limit: int = 400) -> str:
 
 
 def _accented(char: str) -> bool:
-    """Whether LaTeX's own fonts set a character of Latin-1 as it is."""
+    """Return whether LaTeX's own fonts set a character of Latin-1 as it is."""
     if char in "æøåßÆØÅ":
         return True
     parts = unicodedata.decomposition(char).split()
@@ -52,19 +83,23 @@ def _accented(char: str) -> bool:
 
 
 def to_latex(tables: Sequence[Table]) -> str:
-    """A document that compiles by itself; each table stands alone for pasting elsewhere."""
+    """Return a document that compiles by itself; each table stands alone for pasting elsewhere."""
     return _PREAMBLE + "\n".join(_table(table) for table in each(tables)) + "\\end{document}\n"
 
 
 def _table(table: Table) -> str:
     aligned = "l" + "r" * len(table.columns)
     lines = [
-        r"\begin{table}[htbp]", r"\centering\small\setlength{\tabcolsep}{4pt}",
+        r"\begin{table}[htbp]",
+        r"\centering\small\setlength{\tabcolsep}{4pt}",
         rf"\caption{{{escape(table.title)}}}",
         # as wide as it is, but no wider than the page
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{aligned}}}", r"\toprule", *_heads(table), r"\midrule",
-    ]  # fmt: skip
+        rf"\begin{{tabular}}{{{aligned}}}",
+        r"\toprule",
+        *_heads(table),
+        r"\midrule",
+    ]
     for i, (group, rows) in enumerate(table.row_groups()):
         if i:
             lines.append(r"\addlinespace")
@@ -82,7 +117,7 @@ def _table(table: Table) -> str:
 
 
 def _heads(table: Table) -> list[str]:
-    """Groups over rules where there are any, labels, units."""
+    """Return groups over rules where there are any, labels, units."""
     lines = []
     groups = table.column_groups()
     if any(group is not None for group, _ in groups):
@@ -105,7 +140,7 @@ def _heads(table: Table) -> list[str]:
 
 
 def _label(column: Column) -> str:
-    """The label; a long one goes on below behind its commas."""
+    """Return the label; a long one goes on below behind its commas."""
     label = escape(column.label, 40)
     if len(column.label) <= 12 or ", " not in label:
         return label

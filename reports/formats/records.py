@@ -34,7 +34,7 @@ class Entry:
 
 
 def anchor(key: str) -> str:
-    """Id of a stage's entry in the page."""
+    """Return the id of a stage's entry in the page."""
     return f"r-{slug(key)}"
 
 
@@ -90,7 +90,7 @@ def _cost(attempt: dict[str, Any]) -> Iterator[str]:
 
 
 def _facts(stage: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str]]:
-    """The lines at the head of an entry; what is not known has no line."""
+    """Return the lines at the head of an entry; what is not known has no line."""
     hours = stage["device_hours"]
     found = [
         ("began", stage["started"]),
@@ -119,7 +119,7 @@ def _held(stage: dict[str, Any]) -> str | None:
 
 
 def _metered(stage: dict[str, Any], quantity: Quantity) -> str | None:
-    """A value with its unit, or why there is none."""
+    """Return a value with its unit, or why there is none."""
     if stage[quantity.name] is not None:
         return f"{amount(stage[quantity.name])} {quantity.unit}"
     return f"not measured: {stage[quantity.reason]}" if stage[quantity.reason] else None
@@ -156,7 +156,7 @@ def _files(record: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _blocks(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is printed as it stands: settings, protocol, metrics, environment, log."""
+    """Return what is printed as it stands: settings, protocol, metrics, environment, log."""
     metrics = {
         f"{m.get('name')}": f"{m.get('value')} {m.get('unit', '')}".strip()
         for m in record.get("metrics") or []
@@ -177,7 +177,7 @@ def _blocks(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def outline(data: Any, depth: int = 0) -> str:
-    """Nested data as indented lines, `name: value`; short lists stay on their line."""
+    """Return nested data as indented lines, `name: value`; short lists stay on their line."""
     pad = "  " * depth
     if isinstance(data, dict):
         lines = []

@@ -45,7 +45,7 @@ def render_text(
 
 
 def table_text(table: Table) -> list[str]:
-    """One table, ruled as in print; published numbers are left to the report.
+    """Return one table, ruled as in print; published numbers are left to the report.
 
     Columns past the width of the terminal go on below, beside the same rows.
     """
@@ -61,12 +61,12 @@ def table_text(table: Table) -> list[str]:
 
 
 def _room() -> int:
-    """Columns of the terminal."""
+    """Return columns of the terminal."""
     return shutil.get_terminal_size((_WIDTH, 24)).columns
 
 
 def _ruled(table: Table, columns: Sequence[Column]) -> list[str]:
-    """All rows with some of the columns, between rules."""
+    """Return all rows with some of the columns, between rules."""
     body: list[list[str] | str] = []
     for group, rows in table.row_groups():
         if group is not None:
@@ -94,7 +94,7 @@ def _cell(table: Table, variant: str, column: Column) -> str:
 
 
 def _heads(columns: Sequence[Column]) -> list[list[str]]:
-    """The label of each column in lines of whole words, then its unit; all of one height."""
+    """Return the label of each column in lines of whole words, then its unit; all of one height."""
     found = []
     for column in columns:
         lines = ["training"] if column.kind == "cost" else []
@@ -119,7 +119,7 @@ def _said(table: Table, facts: Facts) -> list[str]:
 
 
 def ledger_text(found: Ledger) -> list[str]:
-    """Costs of the suite in a few lines."""
+    """Return costs of the suite in a few lines."""
     lines = []
     for kind, hours in found.total.hours.items():
         unit, factor = time_unit(hours)

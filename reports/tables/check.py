@@ -69,7 +69,7 @@ def _mixed(facts: Facts, label: str, keys: set[str]) -> list[str]:
 
 
 def _with_ancestors(facts: Facts, keys: set[str]) -> list[str]:
-    """The stages and, through their records' inputs, everything they rest on."""
+    """Return the stages and, through their records' inputs, everything they rest on."""
     found: dict[str, None] = {}
     waiting = sorted(keys)
     while waiting:
@@ -83,7 +83,7 @@ def _with_ancestors(facts: Facts, keys: set[str]) -> list[str]:
 
 
 def _test_selected(facts: Facts, label: str, column: str, keys: set[str]) -> list[str]:
-    """Whether the column's numbers were chosen by looking at the test split."""
+    """Return whether the column's numbers were chosen by looking at the test split."""
     known = facts.columns.get(column, {})
     said = f"{known.get('metric', '')} {known.get('label', '')}"
     by_name = any(word in said for word in _ON_TEST)
@@ -93,7 +93,7 @@ def _test_selected(facts: Facts, label: str, column: str, keys: set[str]) -> lis
 
 
 def _chosen_on_test(protocol: Any) -> bool:
-    """A protocol says what it selects by in fields named select... or choice..."""
+    """Return whether a protocol selects on test: its fields named select... or choice... say so."""
     if not isinstance(protocol, dict):
         return False
     return any(

@@ -11,7 +11,7 @@ from reports.frames import SuiteView
 
 
 def side_by_side(a: SuiteView, b: SuiteView, names: tuple[str, str] = ("A", "B")) -> SuiteView:
-    """A view with each row of `a` above the same row of `b`, marked by their names.
+    """Return a view with each row of `a` above the same row of `b`, marked by their names.
 
     Keys are marked too: the same stage in two stores is two measurements. The tables are those
     that `a` declares, without baselines; columns measured under different protocols are refused
@@ -49,7 +49,7 @@ def side_by_side(a: SuiteView, b: SuiteView, names: tuple[str, str] = ("A", "B")
 
 
 def _paired(table: dict[str, Any], order: list[str], pairs: dict[str, list[str]]) -> dict[str, Any]:
-    """The declared table with each row twice, a group a row."""
+    """Return the declared table with each row twice, a group a row."""
     rows = [row for row in table.get("rows") or order if row in pairs]
     columns = {
         group: members
@@ -65,7 +65,7 @@ def _paired(table: dict[str, Any], order: list[str], pairs: dict[str, list[str]]
 
 
 def _marked(view: SuiteView, name: str) -> SuiteView:
-    """The view with its name in its variants' names and in all of its keys."""
+    """Return the view with its name in its variants' names and in all of its keys."""
     key = pl.concat_str([pl.lit(f"{name}:"), pl.col("key")]).alias("key")
     variant = pl.concat_str([pl.col("variant"), pl.lit(f" ({name})")]).alias("variant")
     return replace(
@@ -82,7 +82,7 @@ def _marked(view: SuiteView, name: str) -> SuiteView:
 
 
 def _marked_inputs(record: dict[str, Any], name: str) -> dict[str, Any]:
-    """The record with its inputs' keys marked like all others."""
+    """Return the record with its inputs' keys marked like all others."""
     inputs = record.get("inputs") or {}
     marked = {n: given | {"key": f"{name}:{given['key']}"} for n, given in inputs.items()}
     return record | {"inputs": marked}

@@ -393,7 +393,7 @@ def overheads(facts: Facts) -> list[Overhead]:
 
 
 def _overhead_sentences(found: list[Overhead]) -> list[str]:
-    """What tuning adds to its MAE, by row or as a range, and why it is large where it is."""
+    """Return what tuning adds to its MAE, by row or as a range, and why it is large where it is."""
     limit = PUBLISHED["cost"]["overhead_percent_at_most"]
     source = PUBLISHED["sources"][PUBLISHED["cost"]["overhead_source"]]
     published = f"published: at most {limit} % ({source})"

@@ -42,9 +42,14 @@ def cross(facts: Facts, table: Table) -> list[Table]:
 
 
 def _crossed(
-    table: Table, column_id: str, down: str, across: Sequence[str], values: Sequence[str],
-    combinations: Sequence[tuple[str, ...]], variants: dict[tuple[str, ...], str],
-) -> Table:  # fmt: skip
+    table: Table,
+    column_id: str,
+    down: str,
+    across: Sequence[str],
+    values: Sequence[str],
+    combinations: Sequence[tuple[str, ...]],
+    variants: dict[tuple[str, ...], str],
+) -> Table:
     metric = next(column for column in table.columns if column.id == column_id)
     group = " × ".join(short(name, 30) for name in across)
     columns = [

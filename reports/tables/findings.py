@@ -13,15 +13,18 @@ from reports.tables.statistics import ALPHA, MOST, SHUFFLES, shuffled_spread
 
 
 def findings(table: Table, facts: Facts) -> list[str]:
-    """Sentences that belong under a table's comparisons."""
+    """Return sentences that belong under a table's comparisons."""
     return [
-        *tests(table), *ranking(table, facts), *numerics(table, facts),
-        *_shared_over_seeds(table, facts), *_test_images(table, facts),
-    ]  # fmt: skip
+        *tests(table),
+        *ranking(table, facts),
+        *numerics(table, facts),
+        *_shared_over_seeds(table, facts),
+        *_test_images(table, facts),
+    ]
 
 
 def ranking(table: Table, facts: Facts) -> list[str]:
-    """Whether the seeds tell the cells of a search apart, a sentence a metric."""
+    """Return whether the seeds tell the cells of a search apart, a sentence a metric."""
     found = []
     for column in (column for column in table.columns if column.kind == "metric"):
         cells = [table.cell(r, column) for r in table.rows if r.variant in facts.view.cells]
@@ -89,7 +92,7 @@ def _trained_on(workers: int, device_kind: str | None, backend: str | None, shar
 
 
 def tests(table: Table) -> list[str]:
-    """Which test, over what, and what it allows one to say with this many seeds."""
+    """Return which test, over what, and what it allows one to say with this many seeds."""
     if not table.comparisons:
         return []
     tested = [c for c in table.comparisons if c.p is not None]
@@ -119,7 +122,7 @@ def _survived(count: int) -> str:
 
 
 def needed_text(comparison: Comparison) -> str:
-    """Seeds that would settle a comparison, in words."""
+    """Return seeds that would settle a comparison, in words."""
     if comparison.p is None:
         return "–"
     return f"{comparison.needed:,}" if comparison.needed else f"> {MOST:,}"

@@ -133,7 +133,7 @@ class Table:
         self.cells[variant, column] = replace(self.cells[variant, column], **changes)  # type: ignore[arg-type]
 
     def row_groups(self) -> list[tuple[str | None, list[Row]]]:
-        """Consecutive rows of one group together."""
+        """Return consecutive rows of one group together."""
         groups: list[tuple[str | None, list[Row]]] = []
         for row in self.rows:
             if not groups or groups[-1][0] != row.group:
@@ -142,7 +142,7 @@ class Table:
         return groups
 
     def column_groups(self) -> list[tuple[str | None, list[Column]]]:
-        """Consecutive columns of one group together."""
+        """Return consecutive columns of one group together."""
         groups: list[tuple[str | None, list[Column]]] = []
         for column in self.columns:
             if not groups or groups[-1][0] != column.group or column.group is None:
@@ -159,7 +159,7 @@ def each(tables: Iterable[Table]) -> Iterator[Table]:
 
 
 def number(cell: Cell, column: Column) -> str:
-    """The cell's number as every format prints it; empty where it has none."""
+    """Return the cell's number as every format prints it; empty where it has none."""
     if not cell.valued or cell.mean is None:
         return ""
     if column.kind == "metric":
@@ -170,7 +170,7 @@ def number(cell: Cell, column: Column) -> str:
 
 
 def remark(cell: Cell) -> str:
-    """What stands beside the number, or instead of it: "2 of 3", "stale", "failed", "–"."""
+    """Return what stands beside the number, or instead of it: "2 of 3", "stale", "failed", "–"."""
     if cell.state == "ok":
         return ""
     if cell.state == "short":
@@ -183,7 +183,7 @@ def remark(cell: Cell) -> str:
 
 
 def cell_text(cell: Cell, column: Column) -> str:
-    """Number and remark on one line, for formats without markup."""
+    """Return the number and remark on one line, for formats without markup."""
     mark = "".join(raised(mark) for mark in cell.marks)
     value, beside = number(cell, column), remark(cell)
     if value and beside:
@@ -192,7 +192,7 @@ def cell_text(cell: Cell, column: Column) -> str:
 
 
 def raised(mark: str) -> str:
-    """A footnote's letter in superscript, without markup."""
+    """Return a footnote's letter in superscript, without markup."""
     return dict(zip("abcdefghijklmnop", "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖ", strict=True)).get(mark, f"[{mark}]")
 
 

@@ -31,7 +31,7 @@ def model_of(resolved: str) -> str | None:
 
 
 def _find(node: Any, name: str) -> Any:
-    """The first mapping called `name` in a nest of mappings, nearest the top."""
+    """Return the first mapping called `name` in a nest of mappings, nearest the top."""
     level = [node]
     while level:
         level = [item for item in level if isinstance(item, dict)]
@@ -100,7 +100,7 @@ def _cell(table: Table, row: Row, found: dict[str, Any] | None) -> Cell:
 
 
 def _mark(table: Table, text: str) -> str:
-    """The letter of a footnote; the same text keeps its letter."""
+    """Return the letter of a footnote; the same text keeps its letter."""
     for mark, known in table.footnotes.items():
         if known == text:
             return mark
@@ -110,7 +110,7 @@ def _mark(table: Table, text: str) -> str:
 
 
 def _notes(own: str | None, model: str, shown: dict[str, str]) -> list[str]:
-    """What the published columns are, what to beware of, and what other methods reach."""
+    """Return what the published columns are, what to beware of, and what other methods reach."""
     name = f"{PUBLISHED['models'][model]} on {PUBLISHED['dataset']}"
     notes = [f"Published (grey): results of {name}."]
     if own is None:

@@ -80,7 +80,7 @@ def shuffled_spread(values: Sequence[Sequence[float]]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given."""
+    """Return Holm's step-down adjusted p-values, in the order given."""
     adjusted = [0.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
@@ -108,9 +108,19 @@ def paired(cell: Cell, baseline: Cell, row: Row, against: str, column: Column) -
         )
     t = mean / (sd / math.sqrt(n))
     return Comparison(
-        row.variant, against, column.id, n, mean, sd, t, t_two_sided(t, n - 1), None, None, None,
+        row.variant,
+        against,
+        column.id,
+        n,
+        mean,
+        sd,
+        t,
+        t_two_sided(t, n - 1),
+        None,
+        None,
+        None,
         False,
-    )  # fmt: skip
+    )
 
 
 def compare(table: Table, *, deltas: bool = False) -> None:

@@ -220,7 +220,7 @@ def test_comments_and_docstrings_are_no_change_of_code(package: Path):
     loop = package / "maect" / "stages" / "loop.py"
     edit(loop, '"""The loop', '"""Another docstring. The loop')
     edit(loop, "class Batches:", "# a comment\n\n\nclass Batches:  # and one more")
-    edit(package / "maect" / "streams.py", "An integer of `bits` bits", "A number")
+    edit(package / "maect" / "streams.py", "integer of `bits` bits", "number")
     assert code_of(package) == before
 
 

@@ -16,6 +16,7 @@ from bench.suite.load import load_suite
 from maect import evals
 from maect.datasets import data_root, low_shot
 from maect.settings import DataSettings
+from maect.stages.encoder import encoder_of
 from maect.stages.evaluate import eval_input
 from maect.stages.features import SPLITS, JobImages
 from maect.stages.job import Job
@@ -44,7 +45,7 @@ def test_blocks_give_what_the_encoder_says_at_each(store: Store) -> None:
     inputs = {name: store.folder(source["key"]) for name, source in found["inputs"].items()}
     job = Job(found["settings"], inputs, data_root())
     images = JobImages(job)
-    encoder = job.encoder(1, averaged=True).eval()
+    encoder = encoder_of(job, 1, averaged=True).eval()
     x, y = [], []
     for name in SPLITS:
         rows = np.arange(len(images.split(name)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -277,13 +278,29 @@ def test_two_stores_hold_the_same_bits(smoke, failed):
     assert measured(store).items() <= measured(smoke.store).items()
 
 
-def test_a_failure_shows_in_table_and_report(failed, bench: Bench):
+def test_a_failure_shows_in_terminal_report_page_and_exports(failed, bench: Bench):
+    """With error, end of the log, and the rows that it cost; at once and in later reports."""
     store, settings, done = failed
-    assert "failed" in done.out[done.out.index("Digits, a few steps") :]
-    report = bench("report", SMOKE, "--store", store, *settings)
+    report = bench("report", SMOKE, "--store", store, *settings, "--export", "json")
     assert report.code == 0
+    for out in (done.out, report.out):
+        table = out[out.index("Digits, a few steps") :]
+        assert re.search(r"^MAE-CT +failed +failed +failed", table, re.MULTILINE)
+        assert "its input failed: MAE-CT features, seed 0" in " ".join(table.split())
+        assert "pending" not in table
+        assert "MAE-CT tuning, seed 0 failed: TrainingError: the loss is nan" in table
+        assert "It costs the rows MAE-CT." in table
+        assert "  | maect.stages.job.TrainingError: the loss is nan" in table
     html = (store / "reports" / "smoke-tiny.html").read_text(encoding="utf-8")
-    assert "the loss is nan" in html
+    alert = html[html.index('class="warn failure"') : html.index('id="tables"')]
+    assert "MAE-CT tuning, seed 0</a> failed: <code>TrainingError</code>: the loss is nan" in alert
+    assert "It costs the rows MAE-CT." in alert
+    assert "Traceback" in alert
+    cells = json.loads((store / "reports" / "smoke-tiny.json").read_text(encoding="utf-8"))
+    assert "its input failed: MAE-CT features, seed 0" in json.dumps(cells)
+    listed = json.loads(bench("ls", "--store", store, "--json").out)
+    errors = {row["name"]: row["error"] for row in listed if row["status"] == "failed"}
+    assert "the loss is nan" in errors["MAE-CT tuning, seed 0"]
     plan = bench("plan", SMOKE, "--store", store, *settings)
     assert "failed before: the loss is nan" in plan.out
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maect import evals
 from maect.evals.linear_probe import Probes, ProbeSettings, choose, rate
+from maect.parallel import Group
 from maect.settings import ViewSettings
 
 QUICK = ProbeSettings(epochs=4, batch_size=64, base_lrs=[0.02, 0.1, 0.4])
@@ -146,7 +147,7 @@ class AsTheyAre:
     """Images whose augmented views are the features as they are."""
 
     def __init__(self, data: evals.EvalInput) -> None:
-        self.data = data
+        self.data, self.group = data, Group()
         self.asked: list[tuple[int, np.ndarray]] = []
 
     def network(self) -> torch.nn.Module:

@@ -13,6 +13,7 @@ from maect import datasets
 from maect.settings import DataSettings
 from maect.stages import features
 from maect.stages.contrastive import ContrastiveTraining
+from maect.stages.encoder import encoder_of
 from maect.stages.job import Output, Progress, State, TrainingError
 from maect.stages.loop import FIRST_LOGGED, LOGGED_POINTS, Batches, Log, train
 from maect.weights import load_encoder
@@ -242,7 +243,7 @@ def test_compiled_stages_train_as_plain_ones_do(inputs: dict[str, Path]):
 
 def test_an_encoder_that_a_stage_left_is_loaded_by_its_path(inputs: dict[str, Path]):
     images = torch.rand(2, 1, 8, 8)
-    expected = job_of(chain(NOWHERE)[1], inputs).encoder(1)
+    expected = encoder_of(job_of(chain(NOWHERE)[1], inputs), 1)
     for path in (inputs["encoder"], inputs["encoder"] / "encoder.safetensors"):
         encoder = load_encoder(path)
         assert encoder.heads == 2  # which no shape shows
