@@ -13,8 +13,8 @@ import numpy as np
 
 from maect.datasets import named, on_disk
 from maect.datasets.base import SPLITS, ArraySplit, DataError, DataInfo, Split, data_root
-from maect.datasets.catalog import CATALOG
 from maect.datasets.encoded import EncodedSplit
+from maect.datasets.named import CATALOG
 from maect.settings import DataSettings
 
 __all__ = [

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from maect.datasets.base import DataError
+from maect.files import write_atomic
 
 #: images uint8 [N, C, H, W] and labels int64 [N] of "train" and "test"
 Pools = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -33,14 +34,9 @@ def content_hash(pools: Pools) -> str:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write JSON so that the file is there whole or not at all."""
+    """Write JSON so that the file is there whole or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(document))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(path, json.dumps(document).encode())
 
 
 def write(name: str, root: Path, pools: Pools, source: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from maect.datasets import cache, decode, named
 from maect.datasets.base import DataError, data_root
-from maect.datasets.catalog import CATALOG, Entry, Source
+from maect.datasets.named import CATALOG, Entry, Source
 
 Progress = Callable[[str], None]
 

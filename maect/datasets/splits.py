@@ -8,7 +8,6 @@ to commit a list (`cifar100`, folders, shards) the same function makes it from t
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from maect.datasets.base import DataError
+from maect.files import digest
 from maect.streams import Stream
 
 #: images of the splits that are drawn; train is the rest
@@ -108,10 +108,7 @@ def make_split(name: str, labels: np.ndarray) -> dict[str, Any]:
 
 def manifest_hash(body: dict[str, Any]) -> str:
     """Return the SHA-256 of a manifest without its own `sha256`, as sorted compact JSON."""
-    body = {key: value for key, value in body.items() if key != "sha256"}
-    return hashlib.sha256(
-        json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
-    ).hexdigest()
+    return digest({key: value for key, value in body.items() if key != "sha256"})
 
 
 def parse(document: dict[str, Any]) -> Manifest:

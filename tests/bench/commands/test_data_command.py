@@ -11,7 +11,7 @@ import pytest
 from bench_helpers import Bench
 
 from maect.datasets import CATALOG, cache, splits
-from maect.datasets.catalog import Source
+from maect.datasets.named import Source
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from PIL import Image
 
 from maect import datasets
 from maect.datasets import DataError, cache, decode, fetch, splits
-from maect.datasets.catalog import CATALOG
+from maect.datasets.named import CATALOG
 from maect.settings import DataSettings
 
 DIGITS = DataSettings(name="digits", image_size=8)

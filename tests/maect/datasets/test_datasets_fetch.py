@@ -16,7 +16,7 @@ import pytest
 
 from maect import datasets
 from maect.datasets import DataError, fetch, splits
-from maect.datasets.catalog import CATALOG, Source
+from maect.datasets.named import CATALOG, Source
 from maect.settings import DataSettings
 
 BODY = bytes(range(256)) * 5000
