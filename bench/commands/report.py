@@ -19,6 +19,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--export",
         action="append",
+        default=[],
         choices=FORMATS,
         metavar="FORMAT",
         help=f"also write {', '.join(FORMATS)}; may be repeated",
@@ -30,6 +31,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         metavar="STORE",
         help="beside another store's; of two stores, the one's beside the other's",
     )
+    common.json_argument(parser)
     parser.add_argument("--check", action="store_true", help="exit 3 if the table is not sound")
     parser.add_argument(
         "--extract-suite",
@@ -69,7 +71,9 @@ def _run(options: argparse.Namespace) -> int:
         return OK
     store = common.existing(options.store)
     plan = common.planned(options, store, keep_stale=options.keep_stale)
-    view = write.write_report(plan, store, options.command_line, options.export)
+    view = write.write_report(
+        plan, store, options.command_line, options.export, as_json=options.json
+    )
     found = write.problems(view) if options.check else []
     for problem in found:
         print(f"check: {problem}", file=sys.stderr)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import UserError
@@ -13,7 +15,7 @@ from bench.store.files import write_atomic
 from bench.store.store import Store
 from bench.suite.schema import Suite
 from reports.facts import Facts
-from reports.formats.exports import FORMATS
+from reports.formats.exports import FORMATS, plain_tables
 from reports.formats.html import extract_suite, render_html
 from reports.formats.text import render_text
 from reports.frames import SuiteView
@@ -29,27 +31,41 @@ def page_path(plan: Plan, store: Store) -> Path:
 
 
 def write_report(
-    plan: Plan, store: Store, command: str, exports: list[str] | None = None
+    plan: Plan,
+    store: Store,
+    command: str,
+    exports: Sequence[str] = (),
+    *,
+    as_json: bool = False,
 ) -> SuiteView:
-    """Print the tables; write the page and what else is asked for beside it. Return its data."""
+    """Print the tables; write the page and what else is asked for beside it. Return its data.
+
+    With `as_json` tables and failures are printed as JSON, and nothing else.
+    """
     view = build_view(plan, store, command)
-    _write(view, page_path(plan, store), exports or [])
+    _write(view, page_path(plan, store), exports, as_json=as_json)
     return view
 
 
-def _write(view: SuiteView, path: Path, exports: list[str]) -> None:
+def _write(
+    view: SuiteView, path: Path, exports: Sequence[str] = (), *, as_json: bool = False
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = Facts(view)
     tables = build_tables(view, facts)
     write_atomic(path, render_html(view, facts, tables).encode())
-    print(render_text(view, facts, tables))
-    print(f"\nreport: {path}")
+    said = [f"\nreport: {path}"]
     for name in exports:
         suffix, export = FORMATS[name]
         data = export(tables)
         target = path.with_suffix(suffix)
         write_atomic(target, data.encode() if isinstance(data, str) else data)
-        print(f"{name}: {target}")
+        said.append(f"{name}: {target}")
+    if as_json:
+        found = {"tables": plain_tables(tables), "failures": view.failures.to_dicts()}
+        print(json.dumps(found, ensure_ascii=False, indent=1))
+    else:
+        print("\n".join([render_text(view, facts, tables), *said]))
 
 
 def compare(suite: Suite, stores: tuple[Store, Store], only: str, command: str) -> None:
@@ -61,7 +77,7 @@ def compare(suite: Suite, stores: tuple[Store, Store], only: str, command: str) 
     views = [build_view(p, s, command) for p, s in zip(plans, stores, strict=True)]
     path = page_path(plans[0], stores[0])
     both = side_by_side(views[0], views[1], names)
-    _write(both, path.with_name(f"{path.stem}-beside-{stores[1].root.name}.html"), [])
+    _write(both, path.with_name(f"{path.stem}-beside-{stores[1].root.name}.html"))
 
 
 def problems(view: SuiteView) -> list[str]:

@@ -104,7 +104,12 @@ def to_parquet(tables: Sequence[Table]) -> bytes:
 
 def to_json(tables: Sequence[Table]) -> str:
     """Return tables with their cells, comparisons, notes and problems."""
-    found = [
+    return json.dumps(plain_tables(tables), ensure_ascii=False, indent=1) + "\n"
+
+
+def plain_tables(tables: Sequence[Table]) -> list[dict[str, Any]]:
+    """Return tables with their cells, comparisons, notes and problems as plain data."""
+    return [
         {
             "title": table.title,
             "baseline": table.baseline,
@@ -124,7 +129,6 @@ def to_json(tables: Sequence[Table]) -> str:
         }
         for table in tables
     ]
-    return json.dumps(found, ensure_ascii=False, indent=1) + "\n"
 
 
 def _cell(table: Table, row: Row, column: Column) -> dict[str, Any]:

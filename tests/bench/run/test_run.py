@@ -298,6 +298,10 @@ def test_a_failure_shows_in_terminal_report_page_and_exports(failed, bench: Benc
     assert "Traceback" in alert
     cells = json.loads((store / "reports" / "smoke-tiny.json").read_text(encoding="utf-8"))
     assert "its input failed: MAE-CT features, seed 0" in json.dumps(cells)
+    told = json.loads(bench("report", SMOKE, "--store", store, *settings, "--json").out)
+    (failure,) = [f for f in told["failures"] if f["name"] == "MAE-CT tuning, seed 0"]
+    assert (failure["error"], failure["rows"]) == ("TrainingError", ["MAE-CT"])
+    assert "Traceback" in failure["log_tail"]
     listed = json.loads(bench("ls", "--store", store, "--json").out)
     errors = {row["name"]: row["error"] for row in listed if row["status"] == "failed"}
     assert "the loss is nan" in errors["MAE-CT tuning, seed 0"]
