@@ -11,7 +11,6 @@ What was not measured for the whole attempt is blank, with the reason; never zer
 
 from __future__ import annotations
 
-import math
 import platform
 import threading
 import time
@@ -20,8 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pynvml
+
 from bench.store.files import write_json
-from bench.store.record import Gpu
+from bench.store.record import ENERGY, MEMORY, QUANTITIES, UTILISATION, Gpu
 
 #: seconds between two samples, and between two notes in the attempt's folder
 EVERY_S = 1.0
@@ -29,22 +30,17 @@ NOTE_S = 10.0
 #: how long a stage waits for a meter's first sample and for its last
 PATIENCE_S = 2.0
 
-ENERGY, UTILISATION, MEMORY = "energy_kwh", "utilisation_percent", "peak_memory_mib"
-QUANTITIES = (ENERGY, UTILISATION, MEMORY)
 _MIG = "MIG: the driver counts for the whole GPU, not for an instance"
 
 
 def names() -> list[str]:
-    """Return names of this machine's GPUs; none where there is no driver."""
-    import pynvml
-
+    """Return the names of this machine's GPUs; none where there is no driver."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return []
     try:
-        count = pynvml.nvmlDeviceGetCount()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
         return [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
     except pynvml.NVMLError:
         return []
@@ -53,7 +49,7 @@ def names() -> list[str]:
 
 
 def meter(uuid: str | None, folder: Path, worker: int) -> Callable[[], None]:
-    """Begin to meter the device a worker holds, if it is a GPU; returns what ends it."""
+    """Begin to meter the device that a worker holds, if it is a GPU. Return what ends it."""
     if uuid is None:
         return lambda: None
     started = Meter(uuid, folder, worker)
@@ -82,8 +78,10 @@ class Meter:
         self._initialised = False
         #: whether there is a counter of energy; else power is integrated
         self._counts = True
+        #: millijoules at the first and the newest sample
         self._counter = (0, 0)
         self._joules = self._power = self._busy = self._memory = 0.0
+        #: samples in a row at which others computed on the device
         self._crowded = 0
         self._ready, self._done = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"meter {uuid}")
@@ -91,7 +89,7 @@ class Meter:
     # ------------------------------------------------------------------------------ the thread
 
     def start(self) -> None:
-        """Begin; returns when the first sample is taken, or soon if NVML does not answer."""
+        """Begin. Return when the first sample is taken, or soon if NVML does not answer."""
         self._thread.start()
         self._ready.wait(PATIENCE_S)
 
@@ -128,8 +126,6 @@ class Meter:
 
     def open(self) -> None:
         """Find the device; what cannot be measured on it is blank from the start."""
-        import pynvml
-
         try:
             pynvml.nvmlInit()
             self._initialised = True
@@ -146,27 +142,23 @@ class Meter:
                 self.blank[MEMORY] = _MIG
 
     def close(self) -> None:
+        """Let go of NVML."""
         if self._initialised:
-            import pynvml
-
             with suppress(pynvml.NVMLError):
                 pynvml.nvmlShutdown()
 
     def sample(self) -> None:
         """Read everything that is not blank yet, once."""
-        import pynvml
-
-        first, last = self.times
         now = self.clock()
-        if self.samples == 0:
-            first = last = now
+        first, last = self.times if self.samples else (now, now)
         if self._handle is not None:
             self._look_around()
-        for name, read in (
-            (ENERGY, self._read_energy),
-            (UTILISATION, self._read_utilisation),
-            (MEMORY, self._read_memory),
-        ):
+        readers = {
+            ENERGY: self._read_energy,
+            UTILISATION: self._read_utilisation,
+            MEMORY: self._read_memory,
+        }
+        for name, read in readers.items():
             if name in self.blank:
                 continue
             try:
@@ -178,9 +170,7 @@ class Meter:
         self.samples += 1
 
     def _look_around(self) -> None:
-        """A device that others use as well says nothing about this attempt."""
-        import pynvml
-
+        """Give up on a device that others use as well: it says nothing about this attempt."""
         with suppress(pynvml.NVMLError):  # not every driver tells
             others = len(pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)) - 1
             # one that is just ending is seen once
@@ -188,9 +178,7 @@ class Meter:
             if self._crowded > 1:
                 self._give_up(f"shared: {others + 1} processes compute on the device")
 
-    def _read_energy(self, passed: float) -> None:
-        import pynvml
-
+    def _read_energy(self, passed_s: float) -> None:
         if self._counts:
             try:
                 counted = pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
@@ -203,21 +191,17 @@ class Meter:
                     self.blank[ENERGY] = "the device's counter of energy went back"
                 self._counter = (self._counter[0] if self.samples else counted), counted
                 return
-        power = pynvml.nvmlDeviceGetPowerUsage(self._handle) / 1000
-        self._joules += passed * (power + self._power) / 2
-        self._power = power
+        power_w = pynvml.nvmlDeviceGetPowerUsage(self._handle) / 1000
+        self._joules += passed_s * (power_w + self._power) / 2
+        self._power = power_w
 
-    def _read_utilisation(self, passed: float) -> None:
-        import pynvml
+    def _read_utilisation(self, passed_s: float) -> None:
+        # NVML's figure is of the time before
+        self._busy += passed_s * pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu
 
-        busy = pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu
-        self._busy += passed * busy  # NVML's figure is of the time before
-
-    def _read_memory(self, passed: float) -> None:
-        import pynvml
-
-        used = pynvml.nvmlDeviceGetMemoryInfo(self._handle).used / 2**20
-        self._memory = max(self._memory, used)
+    def _read_memory(self, passed_s: float) -> None:
+        used_mib = pynvml.nvmlDeviceGetMemoryInfo(self._handle).used / 2**20
+        self._memory = max(self._memory, used_mib)
 
     def _give_up(self, why: str) -> None:
         self.blank = dict.fromkeys(QUANTITIES, why) | self.blank
@@ -225,16 +209,10 @@ class Meter:
     def reading(self) -> Gpu:
         """Return what is known by now."""
         seconds = self.times[1] - self.times[0]
+        short = "the attempt was too short for two samples"
+        blank = ({} if seconds > 0 else {ENERGY: short, UTILISATION: short}) | self.blank
         counted = (self._counter[1] - self._counter[0]) / 1000
         joules = counted if self._counts else self._joules
-        short = None if seconds > 0 else "the attempt was too short for two samples"
-        values = {
-            ENERGY: joules / 3.6e6,
-            UTILISATION: self._busy / seconds if seconds > 0 else 0.0,
-            MEMORY: self._memory,
-        }
-        blank = {name: self.blank.get(name) or short for name in (ENERGY, UTILISATION)}
-        blank[MEMORY] = self.blank.get(MEMORY)
         return Gpu(
             uuid=self.uuid,
             model=self.model,
@@ -243,16 +221,16 @@ class Meter:
             seconds=seconds,
             samples=self.samples,
             final=False,
-            energy_from=None if blank[ENERGY] else "counter" if self._counts else "power",
-            reasons={name: why for name, why in blank.items() if why},
-            **{name: None if blank[name] else value for name, value in values.items()},
+            energy_kwh=None if ENERGY in blank else joules / 3.6e6,
+            energy_from=None if ENERGY in blank else "counter" if self._counts else "power",
+            utilisation_percent=None if UTILISATION in blank else self._busy / seconds,
+            peak_memory_mib=None if MEMORY in blank else self._memory,
+            reasons=blank,
         )
 
 
 def _handle(uuid: str) -> Any:
     """Return NVML's handle of a device. Raises `NVMLError`."""
-    import pynvml
-
     bare = uuid.removeprefix("GPU-").removeprefix("MIG-")
     try:
         return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{bare}")
@@ -263,54 +241,8 @@ def _handle(uuid: str) -> Any:
 
 
 def _asks(question: Callable[[Any], Any], handle: Any) -> bool:
-    """Return a yes or no that old drivers and old devices do not know."""
-    import pynvml
-
+    """Return the answer to a yes or no; no where the driver or the device does not know it."""
     try:
         return bool(question(handle))
     except pynvml.NVMLError:
         return False
-
-
-# ------------------------------------------------------------------------------ the attempt's cost
-
-
-def collect(folder: Path, held: int) -> dict[str, Any]:
-    """Return what the meters of an attempt left, as fields of `bench.store.record.Cost`.
-
-    Energy is the devices' sum, utilisation their mean over time, memory the largest peak. Each is
-    blank, with its reason, unless all of the `held` devices have it.
-    """
-    gpus = []
-    for path in folder.glob("gpu-*.json"):
-        with suppress(OSError, ValueError):
-            gpus.append(Gpu.model_validate_json(path.read_bytes()))
-    gpus.sort(key=lambda gpu: gpu.worker)
-    cost: dict[str, Any] = {"gpus": gpus}
-    for name in QUANTITIES:
-        why = [_reason(gpu, name) for gpu in gpus]
-        if len(gpus) < held:
-            why.append(f"{held - len(gpus)} of {held} devices left no word")
-        reasons = list(dict.fromkeys(reason for reason in why if reason))
-        cost[name] = None if reasons else _together(name, gpus)
-        cost[name.rpartition("_")[0] + "_reason"] = "; ".join(reasons) or None
-    sources = {gpu.energy_from for gpu in gpus if gpu.energy_from}
-    cost["energy_from"] = None if cost[ENERGY] is None else "+".join(sorted(sources))
-    return cost
-
-
-def _reason(gpu: Gpu, name: str) -> str | None:
-    """Return why a device did not tell a quantity."""
-    if not gpu.final:
-        return f"its worker ended without a word, some {gpu.seconds:.0f} s into the attempt"
-    return gpu.reasons.get(name)
-
-
-def _together(name: str, gpus: list[Gpu]) -> float:
-    values = [getattr(gpu, name) for gpu in gpus]
-    if name == ENERGY:
-        return math.fsum(values)
-    if name == MEMORY:
-        return float(max(values))
-    seconds = [gpu.seconds for gpu in gpus]
-    return math.fsum(v * s for v, s in zip(values, seconds, strict=True)) / math.fsum(seconds)

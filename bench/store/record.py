@@ -6,7 +6,10 @@ record.json     the record as it ended, with a checksum over its content
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +19,10 @@ from maect.files import digest
 
 #: version of the layout of records; a store of another version is refused, never changed
 SCHEMA = 2
+
+#: what the meter of a GPU tells
+ENERGY, UTILISATION, MEMORY = "energy_kwh", "utilisation_percent", "peak_memory_mib"
+QUANTITIES = (ENERGY, UTILISATION, MEMORY)
 
 
 def _time(text: str) -> str:
@@ -113,6 +120,12 @@ class Cost(_Part):
     peak_memory_mib: float | None = None
     peak_memory_reason: str | None = None
     gpus: list[Gpu] | None = None
+
+    def after(self, wall_s: float, folder: Path) -> Cost:
+        """Return the cost of an attempt that took `wall_s`, with what its GPUs' meters noted."""
+        used = {"wall_s": wall_s, "device_hours": self.devices * wall_s / 3600}
+        metered = collect(folder, self.devices) if self.device_kind == "gpu" else {}
+        return self.model_copy(update=used | metered)
 
 
 class Record(_Part):
@@ -214,3 +227,48 @@ def parsed(content: dict[str, Any]) -> Record:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise ValueError(f"its '{place}' is not as records have it: {first['msg']}") from None
+
+
+# ------------------------------------------------------------------------ the cost of an attempt
+
+
+def collect(folder: Path, held: int) -> dict[str, Any]:
+    """Return what the meters of an attempt's GPUs left in its folder, as fields of `Cost`.
+
+    Energy is the devices' sum, utilisation their mean over time, memory the largest peak. Each is
+    blank, with its reason, unless all of the `held` devices have it.
+    """
+    gpus = []
+    for path in folder.glob("gpu-*.json"):
+        with suppress(OSError, ValueError):
+            gpus.append(Gpu.model_validate_json(path.read_bytes()))
+    gpus.sort(key=lambda gpu: gpu.worker)
+    cost: dict[str, Any] = {"gpus": gpus}
+    for name in QUANTITIES:
+        why = [_reason(gpu, name) for gpu in gpus]
+        if len(gpus) < held:
+            why.append(f"{held - len(gpus)} of {held} devices left no word")
+        reasons = list(dict.fromkeys(reason for reason in why if reason))
+        cost[name] = None if reasons else _together(name, gpus)
+        cost[name.rpartition("_")[0] + "_reason"] = "; ".join(reasons) or None
+    sources = {gpu.energy_from for gpu in gpus if gpu.energy_from}
+    cost["energy_from"] = None if cost[ENERGY] is None else "+".join(sorted(sources))
+    return cost
+
+
+def _reason(gpu: Gpu, name: str) -> str | None:
+    """Return why a device did not tell a quantity, or None."""
+    if not gpu.final:
+        return f"its worker ended without a word, some {gpu.seconds:.0f} s into the attempt"
+    return gpu.reasons.get(name)
+
+
+def _together(name: str, gpus: list[Gpu]) -> float:
+    """Return a quantity that all devices told, of all of them."""
+    values = [getattr(gpu, name) for gpu in gpus]
+    if name == ENERGY:
+        return math.fsum(values)
+    if name == MEMORY:
+        return float(max(values))
+    seconds = [gpu.seconds for gpu in gpus]
+    return math.fsum(v * s for v, s in zip(values, seconds, strict=True)) / math.fsum(seconds)

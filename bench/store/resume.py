@@ -36,6 +36,7 @@ class StageCheckpoints:
         self._writer: threading.Thread | None = None
 
     def load(self) -> State | None:
+        """Return the newest whole state, or None."""
         for note in reversed(self._notes()):
             try:
                 entry = json.loads(note.read_text(encoding="utf-8"))
@@ -47,15 +48,14 @@ class StageCheckpoints:
         return None
 
     def _notes(self) -> list[Path]:
-        """Of whole checkpoints, oldest first."""
-        found = [p for p in self.folder.glob("*.json") if p.stem.isdigit()]
+        """Return the notes beside whole states, oldest first."""
+        found = [path for path in self.folder.glob("*.json") if path.stem.isdigit()]
         return sorted(found, key=lambda path: int(path.stem))
 
     def due(self) -> bool:
-        return time.monotonic() - self._last >= EVERY_S and not self._writing()
-
-    def _writing(self) -> bool:
-        return self._writer is not None and self._writer.is_alive()
+        """Return whether it is time for another checkpoint and the last one is written."""
+        writing = self._writer is not None and self._writer.is_alive()
+        return time.monotonic() - self._last >= EVERY_S and not writing
 
     def save(self, state: State) -> None:
         """Write in the background; the training goes on meanwhile."""
@@ -68,12 +68,9 @@ class StageCheckpoints:
         data = save(state.tensors)
         path = self.folder / f"{state.step}.safetensors"
         write_atomic(path, data)
-        entry = {
-            "step": state.step,
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "curves": state.curves,
-        }
-        write_json(path.with_suffix(".json"), entry)
-        for note in self._notes()[:-KEPT]:
-            note.unlink(missing_ok=True)
-            note.with_suffix(".safetensors").unlink(missing_ok=True)
+        checksum = hashlib.sha256(data).hexdigest()
+        note = {"step": state.step, "sha256": checksum, "curves": state.curves}
+        write_json(path.with_suffix(".json"), note)
+        for old in self._notes()[:-KEPT]:
+            old.unlink(missing_ok=True)
+            old.with_suffix(".safetensors").unlink(missing_ok=True)

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
-from bench.store import gpu_meter
 from bench.store.files import iso, store_error, tail, write_atomic, write_first, write_json
 from bench.store.record import SCHEMA, Failure, File, Record, Run, Status, parsed, sealed, unsealed
 from maect.files import sha256
@@ -80,17 +79,18 @@ class Store:
 
     def create(self) -> None:
         """Make the folders and prove that they can be written. Raises `UserError`."""
-        try:
-            (self.root / "stages").mkdir(parents=True, exist_ok=True)
-            (self.root / "runs").mkdir(exist_ok=True)
-        except OSError as error:
-            raise store_error(self.root / "stages", error) from None
         probe = self.root / "runs" / f".probe-{os.getpid()}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            if not (self.root / "store.json").exists():  # before `stages`: a store always has it
+                told = {"schema": SCHEMA, "version": version("maect-bench")}
+                write_json(self.root / "store.json", told)
+            (self.root / "stages").mkdir(exist_ok=True)
+            probe.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise store_error(probe.parent, error) from None
         write_atomic(probe, b"x" * 65536)
         probe.unlink()
-        if not (self.root / "store.json").exists():
-            told = {"schema": SCHEMA, "version": version("maect-bench")}
-            write_json(self.root / "store.json", told)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -172,13 +172,16 @@ class Store:
     def damage(self, state: StageState) -> str | None:
         """Return what is wrong with a complete stage's files, or None."""
         assert state.record is not None
-        for name, file in state.record.files.items():
-            path = self.folder(state.key) / name
-            if not path.exists():
-                return f"{name} is missing"
-            if path.stat().st_size != file.bytes or sha256(path) != file.sha256:
-                return f"{name} does not fit its checksum"
-        return None
+        return next(self.damages(state.record), None)
+
+    def damages(self, record: Record) -> Iterator[str]:
+        """Yield everything that is wrong with the files of a record."""
+        for name, file in record.files.items():
+            path = self.folder(record.key) / name
+            if not path.is_file():
+                yield f"{name} is missing"
+            elif path.stat().st_size != file.bytes or sha256(path) != file.sha256:
+                yield f"{name} does not fit its checksum"
 
     def set_aside(self, state: StageState, reason: str) -> None:
         """Move a damaged stage's files out of the way and close its record."""
@@ -220,18 +223,14 @@ class Store:
         `ended_s` is in seconds since the epoch. Return False if the attempt has a record already:
         it was given up for lost.
         """
-        folder, cost = self.attempt_folder(record), record.cost
-        wall = max(0.0, ended_s - record.started_s)
-        used: dict[str, Any] = {"wall_s": wall, "device_hours": cost.devices * wall / 3600}
-        if cost.device_kind == "gpu":
-            used |= gpu_meter.collect(folder, cost.devices)
-        closed = record.model_copy(
-            update={
-                "ended": iso(record.started_s + wall),
-                "cost": cost.model_copy(update=used),
-                "log_tail": tail(folder / "log.txt"),
-            }
-        )
+        folder = self.attempt_folder(record)
+        wall_s = max(0.0, ended_s - record.started_s)
+        end = {
+            "ended": iso(record.started_s + wall_s),
+            "cost": record.cost.after(wall_s, folder),
+            "log_tail": tail(folder / "log.txt"),
+        }
+        closed = record.model_copy(update=end)
         return write_first(folder / "record.json", sealed(closed))
 
     def write_record(self, record: Record) -> None:

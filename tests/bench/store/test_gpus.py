@@ -20,8 +20,7 @@ from bench_helpers import SMOKE, Bench, write_record
 
 from bench.plan.planner import make_plan
 from bench.run.recovery import close_running
-from bench.store.gpu_meter import collect
-from bench.store.record import Cost
+from bench.store.record import Cost, collect
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from reports.display import amount
