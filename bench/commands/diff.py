@@ -142,25 +142,26 @@ def _section(
     """Return one entry a difference, with all stages that have it."""
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for name, ours, theirs in pairs:
-        before, after = read(ours), read(theirs)
-        for what in dict.fromkeys([*before, *after]):
-            a, b = before.get(what), after.get(what)
-            if a != b:
-                entry: dict[str, Any] = {"what": what, "a": a, "b": b, "stages": []}
-                found.setdefault((what, repr(a), repr(b)), entry)["stages"].append(name)
+        for what, a, b in _unequal(read(ours), read(theirs)):
+            entry: dict[str, Any] = {"what": what, "a": a, "b": b, "stages": []}
+            found.setdefault((what, repr(a), repr(b)), entry)["stages"].append(name)
     return list(found.values())
+
+
+def _unequal(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each name with other values before and after; None stands for a missing value."""
+    for name in dict.fromkeys([*before, *after]):
+        if before.get(name) != after.get(name):
+            yield name, before.get(name), after.get(name)
 
 
 def _metrics(pairs: list[tuple[str, Record, Record]]) -> list[dict[str, Any]]:
     found = []
     for name, ours, theirs in pairs:
-        before = {metric.name: metric.value for metric in ours.metrics}
-        after = {metric.name: metric.value for metric in theirs.metrics}
-        for metric in dict.fromkeys([*before, *after]):
-            a, b = before.get(metric), after.get(metric)
-            if a != b:
-                gap = None if a is None or b is None else b - a
-                found.append({"stage": name, "metric": metric, "a": a, "b": b, "difference": gap})
+        before, after = ({m.name: m.value for m in record.metrics} for record in (ours, theirs))
+        for metric, a, b in _unequal(before, after):
+            gap = None if a is None or b is None else b - a
+            found.append({"stage": name, "metric": metric, "a": a, "b": b, "difference": gap})
     return found
 
 
@@ -169,8 +170,7 @@ def _artifacts(pairs: list[tuple[str, Record, Record]]) -> list[str]:
     return [
         f"{name}/{file}"
         for name, ours, theirs in pairs
-        for file in sorted(ours.files.keys() | theirs.files.keys())
-        if ours.file_hashes.get(file) != theirs.file_hashes.get(file)
+        for file, _, _ in sorted(_unequal(ours.file_hashes, theirs.file_hashes))
     ]
 
 

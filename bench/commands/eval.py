@@ -24,62 +24,44 @@ if TYPE_CHECKING:
     from maect.stages.job import Output
 
 
+#: of an encoder, what the output tells
+_SIZES = ("image_size", "patch_size", "in_chans", "dim", "depth", "heads")
+#: what an argument is for
+_HELP = {
+    "--weights": "a checkpoint: MAE-CT's, facebookresearch/mae's, timm's or Hugging Face's, or a "
+    "folder that holds one",
+    "--data": "a data set's name, or a folder of images or shards",
+    "--evaluate": "evaluations, with commas between (default: knn,probe)",
+    "--pool": "class token, mean of the patches (default), or both",
+    "--block": "tokens after this block, from 0, or `all` (default: after the last one and the "
+    "final norm)",
+    "--split": "images to report on (default: test)",
+    "--image-size": "side in pixels (default: the checkpoint's)",
+    "--heads": "attention heads, where the file does not show them",
+    "--threads": "default 1; others may change the last digits",
+    "--seed": None,
+    "--predictions": "also write each image's predictions, as safetensors",
+}
+
+
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="a checkpoint: MAE-CT's, facebookresearch/mae's, timm's or Hugging Face's, or a "
-        "folder that holds one",
-    )
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="DIR_OR_NAME",
-        help="a data set's name, or a folder of images or shards",
-    )
-    parser.add_argument(
-        "--evaluate",
-        default="knn,probe",
-        metavar="NAMES",
-        help="evaluations, with commas between (default: knn,probe)",
-    )
-    parser.add_argument(
-        "--pool",
-        choices=["cls", "mean", "both"],
-        default="mean",
-        help="class token, mean of the patches (default), or both",
-    )
-    parser.add_argument(
-        "--block",
-        metavar="N",
-        help="tokens after this block, from 0, or `all` (default: after the last one and the "
-        "final norm)",
-    )
-    parser.add_argument(
-        "--split",
-        choices=["test", "selection"],
-        default="test",
-        help="images to report on (default: test)",
-    )
-    sizes = {"--image-size": "side in pixels (default: the checkpoint's)"}
-    sizes["--heads"] = "attention heads, where the file does not show them"
-    for name, text in sizes.items():
-        parser.add_argument(name, type=common.count_from(1), metavar="N", help=text)
-    threads = "default 1; others may change the last digits"
-    parser.add_argument(
-        "--threads", type=common.count_from(1), default=1, metavar="N", help=threads
-    )
-    parser.add_argument("--seed", type=common.count_from(0), default=0, metavar="N")
+
+    def add(name: str, **how: Any) -> None:
+        parser.add_argument(name, help=_HELP[name], **how)
+
+    add("--weights", type=Path, required=True, metavar="FILE")
+    add("--data", required=True, metavar="DIR_OR_NAME")
+    add("--evaluate", default="knn,probe", metavar="NAMES")
+    add("--pool", choices=["cls", "mean", "both"], default="mean")
+    add("--block", metavar="N")
+    add("--split", choices=["test", "selection"], default="test")
+    add("--image-size", type=common.count_from(1), metavar="N")
+    add("--heads", type=common.count_from(1), metavar="N")
+    add("--threads", type=common.count_from(1), default=1, metavar="N")
+    add("--seed", type=common.count_from(0), default=0, metavar="N")
     common.set_argument(parser, "a setting, e.g. probe.epochs=10; may be repeated")
-    parser.add_argument(
-        "--predictions",
-        type=Path,
-        metavar="FILE",
-        help="also write each image's predictions, as safetensors",
-    )
+    add("--predictions", type=Path, metavar="FILE")
     common.json_argument(parser)
 
 
@@ -102,16 +84,12 @@ def run(options: argparse.Namespace) -> int:
     outputs = _Checkpoint(options, encoder, data).evaluate(chosen)
     if options.predictions:
         _write_predictions(outputs, options.predictions)
+    checksum = sha256(options.weights) if options.weights.is_file() else None
     found = {
-        "weights": {"file": str(options.weights), "sha256": _checksum(options.weights)},
-        "encoder": {
-            name: getattr(encoder, name)
-            for name in ("image_size", "patch_size", "in_chans", "dim", "depth", "heads")
-        },
+        "weights": {"file": str(options.weights), "sha256": checksum},
+        "encoder": {name: getattr(encoder, name) for name in _SIZES},
         "data": {"name": info.name, "fingerprint": info.fingerprint, "images": info.counts},
-        "evaluations": {
-            name: _result(chosen[name], output, info) for name, output in outputs.items()
-        },
+        "evaluations": {name: _result(chosen[name], told, info) for name, told in outputs.items()},
     }
     print(json.dumps(found, indent=1) if options.json else _text(found))
     return OK
@@ -244,6 +222,7 @@ def _names(text: str, tree: yamlfile.Map) -> list[str]:
 
 
 def _encoder(options: argparse.Namespace) -> Encoder:
+    """Return the checkpoint's encoder, for square images. Raises `UserError`."""
     from maect.weights import CheckpointError, load_encoder
 
     path = options.weights.expanduser()
@@ -272,15 +251,10 @@ def _data(given: str, image_size: int) -> DataSettings:
 
 
 def _check_blocks(chosen: dict[str, Evaluation], depth: int) -> None:
+    """Raise `UserError` where an evaluation reads a block that the encoder does not have."""
     for name, evaluation in chosen.items():
         blocks = evaluation.block if isinstance(evaluation.block, list) else [evaluation.block or 0]
-        if max(blocks) >= depth:
-            message = (
-                f"block {max(blocks)} is none of the encoder's {depth}; write 0 to {depth - 1}"
-            )
+        last = max(blocks)
+        if last >= depth:
+            message = f"block {last} is none of the encoder's {depth}; write 0 to {depth - 1}"
             raise UserError(message, file=name)
-
-
-def _checksum(path: Path) -> str | None:
-    """Return the SHA-256 of a file of weights; None for a folder."""
-    return sha256(path) if path.is_file() else None

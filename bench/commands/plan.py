@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from bench.commands import common
@@ -34,44 +35,53 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
-def _slots(plan: Plan) -> int:
-    threads = max(s.settings["numerics"]["threads"] for s in plan.stages.values())
-    return max(1, processor()["cores"] // threads)
-
-
 def _todo(plan: Plan) -> list[Stage]:
-    return [s for s in plan.stages.values() if s.status not in _NOT_RUN]
+    return [stage for stage in plan.stages.values() if stage.status not in _NOT_RUN]
+
+
+def _counted(stages: Iterable[Stage]) -> str:
+    """Return how many stages there are of each kind: "2 mae, 4 features"."""
+    kinds = Counter(stage.kind for stage in stages)
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+
+
+def _expected(plan: Plan, todo: list[Stage]) -> str | None:
+    """Return in words the time that stages should take on this machine; None if unknown."""
+    threads = max(stage.settings["numerics"]["threads"] for stage in plan.stages.values())
+    seconds = estimate.remaining(plan, todo, max(1, processor()["cores"] // threads))
+    return None if seconds is None else f"about {duration(seconds)}"
 
 
 def plan_summary(plan: Plan) -> str:
     """Return the plan in a few lines."""
-    suite = plan.suite
-    kinds = Counter(stage.kind for stage in plan.stages.values())
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    suite, todo = plan.suite, _todo(plan)
     seeds, rows = ", ".join(map(str, suite.seeds)), len(plan.rows) // len(suite.seeds)
+    stages = f"{len(plan.stages)} stages ({_counted(plan.stages.values())})"
     lines = [
         f"{suite.name}, profile {suite.profile}: {scale(plan)}",
-        f"{rows} rows × seeds {seeds} = {len(plan.stages)} stages ({counts})",
+        f"{rows} rows × seeds {seeds} = {stages}",
     ]
     if plan.unresolved:
         lines.append(f"keys are not resolved and nothing is cached: {plan.unresolved}")
-        lines += _assumed(plan)
-        return "\n".join(lines)
-    todo, stale, pruned = _todo(plan), plan.with_status("stale"), plan.with_status("pruned")
+    else:
+        lines += [_statuses(plan, todo), *_predicted(plan, todo)]
+    return "\n".join([*lines, *_assumed(plan, todo)])
+
+
+def _statuses(plan: Plan, todo: list[Stage]) -> str:
+    stale, pruned = plan.with_status("stale"), plan.with_status("pruned")
     line = f"{len(plan.with_status('cached'))} cached, {len(todo)} to run"
-    line += f", {len(pruned)} left out by the search" if pruned else ""
+    if pruned:
+        line += f", {len(pruned)} left out by the search"
     if stale:
         line += f" ({len(stale)} of them stale: {stale[0].reason})"
     if todo:
-        left = estimate.remaining(plan, todo, _slots(plan))
-        line += (
-            f", expected time {f'about {duration(left)}' if left is not None else 'unknown yet'}"
-        )
-    return "\n".join([*lines, line, *_predicted(plan, todo), *_assumed(plan)])
+        line += f", expected time {_expected(plan, todo) or 'unknown yet'}"
+    return line
 
 
 def _predicted(plan: Plan, todo: list[Stage]) -> list[str]:
-    """Return device-hours of the stages to run, by the rates in the store."""
+    """Return a line on the device-hours of the stages to run by rates in the store, or none."""
     found = estimate.device_hours(plan, todo) if todo else None
     if found is None or not found[1].hours:
         return []
@@ -83,29 +93,23 @@ def _predicted(plan: Plan, todo: list[Stage]) -> list[str]:
     return [f"{line}; not counted, as none has run: {', '.join(unknown)}" if unknown else line]
 
 
-def _assumed(plan: Plan) -> list[str]:
-    """Return what the stages to run would cost, where only an assumed rate can tell."""
-    found = estimate.assumed(_todo(plan), estimate.rates(plan.stages.values()))
+def _assumed(plan: Plan, todo: list[Stage]) -> list[str]:
+    """Return a line on what stages to run cost where only an assumed rate can tell, or none."""
+    found = estimate.assumed(todo, estimate.rates(plan.stages.values()))
     if found is None:
         return []
-    return [
-        (
-            f"predicted {found}, each shared stage counted once. This assumes "
-            f"{estimate.assumption()}, as the store has no measured rate; evaluations of "
-            f"stored features are not counted"
-        )
-    ]
+    line = f"predicted {found}, each shared stage counted once. This assumes "
+    line += f"{estimate.assumption()}, as the store has no measured rate; evaluations of "
+    return [line + "stored features are not counted"]
 
 
 def left(plan: Plan) -> str:
-    """What a stopped run leaves: stages complete, and to do with the time that they should take."""
+    """Return in words what a stopped run leaves: stages complete, and to do with their time."""
     todo = _todo(plan)
-    kinds = Counter(stage.kind for stage in todo)
-    expected = estimate.remaining(plan, todo, _slots(plan))
     text = f"{len(plan.with_status('cached'))} of {len(plan.stages)} stages are complete and kept"
     if todo:
-        text += f"; left: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
-        text += "" if expected is None else f", about {duration(expected)}"
+        expected = _expected(plan, todo)
+        text += f"; left: {_counted(todo)}" + (f", {expected}" if expected else "")
     return text
 
 
@@ -132,17 +136,13 @@ def _text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _predicted_data(plan: Plan) -> dict[str, Any] | None:
-    found = estimate.device_hours(plan, _todo(plan))
-    if found is None:
-        return None
-    device, hours, unknown = found
-    return {"device": device, **hours._asdict(), "not_counted": unknown}
-
-
 def plan_data(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON data."""
-    known = estimate.rates(plan.stages.values())
+    known, todo = estimate.rates(plan.stages.values()), _todo(plan)
+    predicted = None
+    if (found := estimate.device_hours(plan, todo)) is not None:
+        device, hours, unknown = found
+        predicted = {"device": device, **hours._asdict(), "not_counted": unknown}
 
     def assumed(stages: list[Stage]) -> dict[str, Any] | None:
         found = estimate.assumed(stages, known)
@@ -167,7 +167,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "profile": plan.suite.profile,
         "seeds": plan.suite.seeds,
         "unresolved": plan.unresolved,
-        "assumed_gpu_hours": assumed(_todo(plan)),
-        "predicted_device_hours": _predicted_data(plan),
+        "assumed_gpu_hours": assumed(todo),
+        "predicted_device_hours": predicted,
         "stages": [one(stage) for stage in plan.stages.values()],
     }

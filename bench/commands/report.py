@@ -16,29 +16,15 @@ FORMATS = ("latex", "markdown", "csv", "parquet", "json")
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     common.suite_arguments(parser, optional=True)
-    parser.add_argument(
-        "--export",
-        action="append",
-        default=[],
-        choices=FORMATS,
-        metavar="FORMAT",
-        help=f"also write {', '.join(FORMATS)}; may be repeated",
-    )
-    parser.add_argument(
-        "--compare",
-        type=Path,
-        nargs="+",
-        metavar="STORE",
-        help="beside another store's; of two stores, the one's beside the other's",
-    )
+    add = parser.add_argument
+    text = f"also write {', '.join(FORMATS)}; may be repeated"
+    add("--export", action="append", default=[], choices=FORMATS, metavar="FORMAT", help=text)
+    text = "beside another store's; of two stores, the one's beside the other's"
+    add("--compare", type=Path, nargs="+", metavar="STORE", help=text)
     common.json_argument(parser)
-    parser.add_argument("--check", action="store_true", help="exit 3 if the table is not sound")
-    parser.add_argument(
-        "--extract-suite",
-        type=Path,
-        metavar="FILE",
-        help="print the suite that a report embeds, and nothing else",
-    )
+    add("--check", action="store_true", help="exit 3 if the table is not sound")
+    text = "print the suite that a report embeds, and nothing else"
+    add("--extract-suite", type=Path, metavar="FILE", help=text)
 
 
 def run(options: argparse.Namespace) -> int:

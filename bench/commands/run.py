@@ -19,28 +19,16 @@ from bench.suite.schema import Suite
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `run` and `sweep`."""
     common.suite_arguments(parser)
-    parser.add_argument(
-        "--workers",
-        type=common.count_from(0),
-        default=1,
-        metavar="N",
-        help="workers that train a stage together (default 1; 0: no Ray worker, train in this "
-        "process)",
-    )
-    parser.add_argument(
-        "--address",
-        default=os.environ.get("RAY_ADDRESS"),
-        metavar="A",
-        help="join a running Ray cluster (default: $RAY_ADDRESS, else a Ray of this run's own)",
-    )
+    add = parser.add_argument
+    text = "workers that train a stage together (default 1; 0: no Ray worker, train in this "
+    text += "process)"
+    add("--workers", type=common.count_from(0), default=1, metavar="N", help=text)
+    text = "join a running Ray cluster (default: $RAY_ADDRESS, else a Ray of this run's own)"
+    add("--address", default=os.environ.get("RAY_ADDRESS"), metavar="A", help=text)
     for kind in ("gpu", "cpu"):
-        parser.add_argument(
-            f"--max-{kind}-hours",
-            type=_hours,
-            metavar="H",
-            help=f"stop once this run's attempts have held {kind.upper()}s for so long; the same "
-            "command goes on",
-        )
+        text = f"stop once this run's attempts have held {kind.upper()}s for so long; the same "
+        text += "command goes on"
+        add(f"--max-{kind}-hours", type=_hours, metavar="H", help=text)
 
 
 def _hours(text: str) -> float:
@@ -111,9 +99,8 @@ def run(options: argparse.Namespace) -> int:
         except Interrupted as stopped:
             # anew: a stage may have ended while the run stopped
             assess_all(plan, store, keep_stale=options.keep_stale)
-            print(
-                f"\n{stopped}: {left(plan)}. To continue: {options.command_line}", file=sys.stderr
-            )
+            told = f"{stopped}: {left(plan)}. To continue: {options.command_line}"
+            print(f"\n{told}", file=sys.stderr)
             return INTERRUPTED
         write_report(plan, store, options.command_line)
     for key, reason in failed.items():

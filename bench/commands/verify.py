@@ -33,7 +33,7 @@ from bench.store.record import Record, parsed
 from bench.store.store import Store
 from bench.suite.evaluations import Evaluation
 from maect import evals
-from maect.files import digest, sha256
+from maect.files import digest
 from reports.tables.build import build_tables
 from reports.tables.model import number
 
@@ -44,12 +44,9 @@ _BITS = ("torch", "numpy", "cpu", "isa", "device")
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     common.suite_arguments(parser)
-    parser.add_argument(
-        "--rerun",
-        metavar="GLOB",
-        help="also run these stages again and compare bit for bit: a kind or titles, e.g. tune or "
-        "'MAE-CT *'",
-    )
+    text = "also run these stages again and compare bit for bit: a kind or titles, e.g. tune or "
+    text += "'MAE-CT *'"
+    parser.add_argument("--rerun", metavar="GLOB", help=text)
     common.json_argument(parser)
 
 
@@ -128,7 +125,7 @@ def _damaged(stage: Stage, store: Store) -> Record | None:
 
 
 def _check_cost(stage: Stage, attempt: Record, found: Verified) -> None:
-    """Device hours are devices held × wall time, from start to end, in every attempt."""
+    """Check that device-hours are devices held × wall time, and wall time from start to end."""
     hours, wall, ended = attempt.cost.device_hours, attempt.cost.wall_s, attempt.ended
     if hours is None or wall is None or ended is None:
         return
@@ -145,7 +142,7 @@ def _check_cost(stage: Stage, attempt: Record, found: Verified) -> None:
 
 
 def _check_identity(stage: Stage, record: Record, found: Verified) -> None:
-    """The record is of what its key was made of, and of the protocol that it names."""
+    """Check that the record is of what its key was made of, and of the protocol that it names."""
     if record.settings != stage.settings:
         found.wrong(stage, "its settings are not those of its key")
     if record.data.fingerprint != stage.data.fingerprint:
@@ -155,19 +152,16 @@ def _check_identity(stage: Stage, record: Record, found: Verified) -> None:
 
 
 def _check_files(stage: Stage, record: Record, store: Store, found: Verified) -> None:
-    for name, file in record.files.items():
-        path = store.folder(stage.key) / name
-        if not path.is_file():
-            found.wrong(stage, f"{name} is missing")
-            continue
-        found.files += 1
-        found.bytes += path.stat().st_size
-        if path.stat().st_size != file.bytes or sha256(path) != file.sha256:
-            found.wrong(stage, f"{name} does not fit its checksum")
+    for path in (store.folder(stage.key) / name for name in record.files):
+        if path.is_file():
+            found.files += 1
+            found.bytes += path.stat().st_size
+    for problem in store.damages(record):
+        found.wrong(stage, problem)
 
 
 def _check_inputs(stage: Stage, record: Record, found: Verified) -> None:
-    """A stage must have read what its inputs' records say was written."""
+    """Check that the stage read what its inputs' records say was written."""
     for name, source in stage.inputs.items():
         read = record.inputs.get(name)
         if source.record is not None and (read is None or read.files != source.record.file_hashes):
@@ -222,7 +216,7 @@ def _labels(stage: Stage, store: Store) -> np.ndarray | None:
 def _check_cells(
     plan: Plan, store: Store, derived: dict[str, dict[str, float]], found: Verified
 ) -> None:
-    """Every printed cell once from the report's own data, once from the derived metrics."""
+    """Compare each printed cell from the report's own data with that from derived metrics."""
     view = build_view(plan, store, "")
     values = [
         derived.get(key, {}).get(metric, value)
@@ -260,35 +254,33 @@ def _rerun(plan: Plan, store: Store, pattern: str, found: Verified) -> None:
             f"'MAE-CT tuning*', or a kind: {kinds}"
         )
     with tempfile.TemporaryDirectory(prefix="bench-verify-") as folder:
-        scratch = Store(Path(folder))
-        scratch.create()
         for stage in chosen:
-            _run_again(stage, store, scratch, found)
+            _run_again(stage, store, Store(Path(folder) / stage.key), found)
 
 
 def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> None:
-    """Run one stage in this process, on the stored artifacts of its inputs, and compare."""
+    """Run one stage in this process, on the stored artifacts of its inputs, and compare.
+
+    `scratch` is a new store, of this stage alone.
+    """
     from bench.run.task import StageFailed, Task
     from bench.run.worker import run_task
 
-    inner = Store(scratch.root / stage.key)
-    inner.create()
-    for source in stage.inputs.values():
-        if not inner.folder(source.key).exists():
-            inner.folder(source.key).symlink_to(store.folder(source.key))
+    scratch.create()
+    for key in {source.key for source in stage.inputs.values()}:
+        scratch.folder(key).symlink_to(store.folder(key))
     try:
-        run_task(Task.of(stage), inner, "verify", lambda event: None)
+        run_task(Task.of(stage), scratch, "verify", lambda event: None)
     except StageFailed as error:
         found.wrong(stage, f"it failed when run again: {error}")
         return
-    again = inner.state(stage.key).record
+    again = scratch.state(stage.key).record
     assert again is not None and stage.record is not None
     found.rerun.append(stage.title)
-    folders = store.folder(stage.key), inner.folder(stage.key)
-    differences = list(_differences(stage.record, again, *folders))
+    folders = store.folder(stage.key), scratch.folder(stage.key)
+    differences = "; ".join(_differences(stage.record, again, *folders))
     if differences:
-        why = _why_not(stage, stage.record, again)
-        found.wrong(stage, f"run again, {'; '.join(differences)}{why}")
+        found.wrong(stage, f"run again, {differences}{_why_not(stage, stage.record, again)}")
 
 
 def _differences(before: Record, after: Record, old: Path, new: Path) -> Iterator[str]:
@@ -305,7 +297,7 @@ def _differences(before: Record, after: Record, old: Path, new: Path) -> Iterato
 
 
 def _how_much(before: Path, after: Path) -> str:
-    """In how many tensors, and by how much at the most."""
+    """Return in how many tensors two files differ and by how much at most; "" of other files."""
     if before.suffix != ".safetensors":
         return ""
     try:

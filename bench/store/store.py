@@ -25,7 +25,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from bench.errors import UserError
 from bench.store.files import iso, store_error, tail, write_atomic, write_first, write_json
