@@ -24,17 +24,17 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """`text` with what a terminal would act on (escape codes, line ends) written out."""
+    """Return `text` with what a terminal would act on (escape codes, line ends) written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def short(text: str) -> str:
-    """`text`, cut where it is too long for a message."""
+    """Return `text`, cut where it is too long for a message."""
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """A hint to append to an error about an unknown `word`: the nearest name, or all of them."""
+    """Return what to append to an error about an unknown `word`: the nearest name, or all."""
     names = sorted(known)
     near = difflib.get_close_matches(short(word), names, n=1, cutoff=0.65)
     if near:

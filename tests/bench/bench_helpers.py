@@ -143,11 +143,9 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None
 @contextmanager
 def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """A run in a process group of its own; nothing of it is left when the block ends."""
-    process = subprocess.Popen(
-        command(*arguments),
-        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    where: dict[str, Any] = {"cwd": ROOT, "env": environment(), "start_new_session": True}
+    process = subprocess.Popen(command(*arguments), text=True, **pipes, **where)
     try:
         yield process
     finally:

@@ -38,6 +38,12 @@ NAMES = (
 )
 
 
+@pytest.fixture
+def empty_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data directory of the test's own."""
+    monkeypatch.setenv("MAECT_DATA", str(tmp_path / "data"))
+
+
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
     made = Encoder(8, 2, 1, dim=32, depth=2, heads=2, mlp_ratio=2.0)
@@ -90,8 +96,8 @@ def hugging_face(encoder: Encoder, folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
-def evaluated(bench: Bench, *options: object) -> dict[str, Any]:
-    done = bench("eval", "--json", *options)
+def evaluated(bench: Bench, options: str) -> dict[str, Any]:
+    done = bench("eval", "--json", *options.split())
     assert done.code == 0, done
     return json.loads(done.out)
 
@@ -102,11 +108,10 @@ def test_a_checkpoint_of_each_format(
 ) -> None:
     weights = form(encoder, tmp_path)
     kept = tmp_path / "predictions.safetensors"
-    found = evaluated(bench, "--weights", weights, "--data", "digits", "--evaluate", "knn",
-                      "--heads", 2, "--predictions", kept)  # fmt: skip
-    sizes = {"image_size": [8, 8], "patch_size": 2, "in_chans": 1, "dim": 32, "depth": 2,
-             "heads": 2}  # fmt: skip
-    assert found["encoder"] == sizes
+    options = f"--weights {weights} --data digits --evaluate knn --heads 2 --predictions {kept}"
+    found = evaluated(bench, options)
+    sizes = {"image_size": [8, 8], "patch_size": 2, "in_chans": 1}
+    assert found["encoder"] == sizes | {"dim": 32, "depth": 2, "heads": 2}
     values = {m["name"]: m["value"] for m in found["evaluations"]["knn"]["metrics"]}
     x, y = {}, {}
     for name in ("train", "test"):
@@ -125,21 +130,19 @@ def test_a_checkpoint_of_each_format(
 
 
 def test_settings_tokens_and_text(encoder: Encoder, bench: Bench, tmp_path: Path) -> None:
-    options = ("--weights", timm(encoder, tmp_path), "--data", "digits", "--block", "[0, 1]",
-               "--evaluate", "probe,low_shot", "--set", "probe.epochs=1",
-               "--set", "low_shot.budgets=['1']", "--pool", "both")  # fmt: skip
-    found = evaluated(bench, *options)["evaluations"]
+    options = f"--weights {timm(encoder, tmp_path)} --data digits --block [0,1] --pool both"
+    options += " --evaluate probe,low_shot --set probe.epochs=1 --set low_shot.budgets=['1']"
+    found = evaluated(bench, options)["evaluations"]
     assert found["probe"]["protocol"]["epochs"] == 1
     assert found["probe"]["protocol"]["tokens"] == {"block": [0, 1], "pool": "both"}
     names = {metric["name"] for metric in found["low_shot"]["metrics"]}
     assert names == {"accuracy_1_block0", "accuracy_1_block1"}
-    told = bench("eval", *options).out
+    told = bench("eval", *options.split()).out
     assert "ViT, dim 32, depth 2, 2 heads, patch 2, image 8x8" in told
     assert "1-shot, block 1, class token and mean" in told
 
 
-def test_a_folder_of_images(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MAECT_DATA", str(tmp_path / "data"))
+def test_a_folder_of_images(bench: Bench, tmp_path: Path, empty_data: None) -> None:
     draws = np.random.default_rng(0)
     for split, count in (("train", 30), ("val", 6)):
         for shade, label in ((0, "dark"), (128, "light")):
@@ -150,8 +153,8 @@ def test_a_folder_of_images(bench: Bench, tmp_path: Path, monkeypatch: pytest.Mo
                 Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number}.png")
     coloured = Encoder(16, 8, 3, dim=32, depth=1, heads=2)
     weights = maect_official(coloured, tmp_path)
-    found = evaluated(bench, "--weights", weights, "--data", tmp_path / "images", "--heads", 2,
-                      "--evaluate", "knn", "--set", "knn.k=[1]")  # fmt: skip
+    options = f"--weights {weights} --data {tmp_path / 'images'} --heads 2"
+    found = evaluated(bench, f"{options} --evaluate knn --set knn.k=[1]")
     assert found["data"]["images"]["test"] == 12
     assert 0 <= found["evaluations"]["knn"]["metrics"][0]["value"] <= 100
 
@@ -171,10 +174,8 @@ def test_a_folder_of_images(bench: Bench, tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_mistakes_are_told(
-    options: list[str], says: str, encoder: Encoder, bench: Bench, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setenv("MAECT_DATA", str(tmp_path / "data"))
+    options: list[str], says: str, encoder: Encoder, bench: Bench, tmp_path: Path, empty_data: None
+) -> None:
     if "--weights" not in options:
         options = ["--weights", str(timm(encoder, tmp_path)), *options]
     if "--data" not in options:

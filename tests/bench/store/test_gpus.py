@@ -154,12 +154,9 @@ def test_without_counter_and_power_energy_alone_is_blank(driver: StandIn) -> Non
 
 
 def test_a_device_lost_on_the_way_leaves_no_part_of_a_number(driver: StandIn) -> None:
-    functions = (
-        "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage",
-        "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetMemoryInfo",
-        "nvmlDeviceGetComputeRunningProcesses_v3",
-    )  # fmt: skip
-    lost = "".join(f"fail {name} {GPU_IS_LOST} 12\n" for name in functions)
+    functions = "TotalEnergyConsumption PowerUsage UtilizationRates MemoryInfo"
+    functions += " ComputeRunningProcesses_v3"
+    lost = "".join(f"fail nvmlDeviceGet{name} {GPU_IS_LOST} 12\n" for name in functions.split())
     found = driver.reading(DEVICE + HISTORY + lost)
     for name in ("energy_kwh", "utilisation_percent", "peak_memory_mib"):
         assert found[name] is None
@@ -262,11 +259,11 @@ def test_nvml_that_fails_leaves_the_stage_unharmed(driver: StandIn, tmp_path: Pa
 
 
 def note(folder: Path, worker: int, **changes: Any) -> None:
-    reading = {
-        "uuid": f"GPU-{worker}", "model": "G", "host": "h", "worker": worker, "seconds": 10.0,
-        "samples": 11, "energy_kwh": 0.5, "utilisation_percent": 50.0, "peak_memory_mib": 100.0,
-        "energy_from": "counter", "reasons": {}, "final": True,
-    }  # fmt: skip
+    """What the meter of a worker's device left."""
+    reading: dict[str, Any] = {"uuid": f"GPU-{worker}", "model": "G", "host": "h", "worker": worker}
+    reading |= {"seconds": 10.0, "samples": 11, "reasons": {}, "final": True}
+    reading |= {"energy_kwh": 0.5, "energy_from": "counter"}
+    reading |= {"utilisation_percent": 50.0, "peak_memory_mib": 100.0}
     (folder / f"gpu-{worker}.json").write_text(json.dumps(reading | changes))
 
 

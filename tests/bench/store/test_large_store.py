@@ -101,10 +101,9 @@ def report(store: Store) -> tuple[float, float, str, str]:
     out, peak = store.root / "out.txt", store.root / "peak.txt"
     arguments = ["report", str(SMOKE), "--seeds", str(SEEDS), "--store", str(store.root)]
     with out.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", RUN, str(peak), *arguments],
-            cwd=ROOT, env=environment(), stdout=file, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        where: dict[str, Any] = {"cwd": ROOT, "env": environment(), "stdout": file}
+        command = [sys.executable, "-c", RUN, str(peak), *arguments]
+        process = subprocess.Popen(command, stderr=subprocess.STDOUT, **where)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     text = out.read_text(encoding="utf-8")

@@ -81,12 +81,11 @@ def test_a_writer_killed_on_the_way_leaves_no_file(tmp_path: Path):
 
 
 def test_attempts_are_numbered_and_kept(store: Store, mae: Stage):
-    for status in ("failed", "interrupted", "complete"):
+    ends = {1: "failed", 2: "interrupted", 3: "complete"}
+    for status in ends.values():
         write_record(store, mae, status=status)
     state = store.state(mae.key)
-    assert [(a.attempt, a.status) for a in state.attempts] == [
-        (1, "failed"), (2, "interrupted"), (3, "complete")
-    ]  # fmt: skip
+    assert [(a.attempt, a.status) for a in state.attempts] == [*ends.items()]
     assert state.record is not None
     assert state.record.attempt == 3
     assert state.problems == []
@@ -218,9 +217,7 @@ def test_an_attempt_given_up_for_lost_cannot_be_closed_again(store: Store, mae: 
     assert not store.close_attempt(record.model_copy(update={"status": "complete"}), time.time())
     (attempt,) = store.state(mae.key).attempts
     assert attempt.status == "lost"
-    assert {p.name for p in record_path(store, mae).parent.iterdir()} == {
-        "started.json", "record.json"
-    }  # fmt: skip
+    assert names(record_path(store, mae).parent) == ["record.json", "started.json"]
 
 
 def test_the_next_run_ends_the_workers_of_a_killed_one(store: Store, mae: Stage, plan: Plan):
@@ -229,11 +226,9 @@ def test_the_next_run_ends_the_workers_of_a_killed_one(store: Store, mae: Stage,
 
     worker, other = sleeper("ray::worker"), sleeper("another's")
     try:
+        running: dict[str, Any] = {"status": "running", "env": {"host": platform.node()}}
         for process in (worker, other):
-            write_record(
-                store, mae, status="running", wall_s=0, pid=process.pid,
-                env={"host": platform.node()},
-            )  # fmt: skip
+            write_record(store, mae, wall_s=0, pid=process.pid, **running)
         take_over(plan, store)
         assert worker.wait(10) == -signal.SIGKILL
         assert other.poll() is None
