@@ -67,8 +67,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print. Return the exit code. Raises `UserError` and `DataError`."""
-    wanted = _tree(options)
-    names = _names(options.evaluate, wanted)
+    names = [*dict.fromkeys(filter(None, map(str.strip, options.evaluate.split(","))))]
+    wanted = _tree(options, names)
+    _check_names(names, wanted)
     encoder = _encoder(options)
     data = _data(options.data, encoder.image_size[0])
     info = datasets.prepare(data)
@@ -185,28 +186,26 @@ def _text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _tree(options: argparse.Namespace) -> yamlfile.Map:
-    """Return what `--pool`, `--block` and `--set` say, as a suite would under `evaluations`."""
-    tree = yamlfile.Map("the command line")
-    inner = yamlfile.merge(tree, *(parse_set(given) for given in options.sets))
+def _tree(options: argparse.Namespace, names: list[str]) -> yamlfile.Map:
+    """Return what `--block` and `--set` say, as a suite would write it. Raises `UserError`."""
+    inner = yamlfile.Map("the command line")
     if options.block is not None:
-        block = yamlfile.value(options.block, f"--block {short(options.block)}")
+        origin = f"--block {short(options.block)}"
+        block = yamlfile.value(options.block, origin)
         if block != "all" and not isinstance(block, int | list):
-            raise UserError("write a number from 0, [0, 2] or all", file=f"--block {options.block}")
-        for name in options.evaluate.split(","):
-            parent = yamlfile.Map("the command line")
-            parent.put("block", block, f"--block {short(options.block)}", None)
-            own = inner.get(name)
-            if own is not None and not isinstance(own, yamlfile.Map):
-                continue  # told of by its check
-            inner.put(name, yamlfile.merge(parent, *([own] if own else [])), "--block", None)
-    tree.put("evaluations", inner, "the command line", None)
+            raise UserError("write a number from 0, [0, 2] or all", file=origin)
+        for name in names:
+            own = yamlfile.Map("the command line")
+            own.put("block", block, origin, None)
+            inner.put(name, own, "--block", None)
+    tree = yamlfile.Map("the command line")
+    declared = yamlfile.merge(inner, *map(parse_set, options.sets))
+    tree.put("evaluations", declared, "the command line", None)
     return tree
 
 
-def _names(text: str, tree: yamlfile.Map) -> list[str]:
-    """Return evaluations asked for, each once."""
-    names = [*dict.fromkeys(filter(None, (part.strip() for part in text.split(","))))]
+def _check_names(names: list[str], tree: yamlfile.Map) -> None:
+    """Raise `UserError` where no evaluation is asked for, an unknown one, or one only set."""
     known = {*evals.names(), *tree["evaluations"]}
     for name in names:
         if name not in known:
@@ -218,7 +217,6 @@ def _names(text: str, tree: yamlfile.Map) -> list[str]:
         if name not in names:
             message = f"'{short(name)}' is not evaluated{suggestion(name, names)}"
             raise UserError(message, file="--set")
-    return names
 
 
 def _encoder(options: argparse.Namespace) -> Encoder:

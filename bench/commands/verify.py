@@ -156,7 +156,7 @@ def _check_files(stage: Stage, record: Record, store: Store, found: Verified) ->
         if path.is_file():
             found.files += 1
             found.bytes += path.stat().st_size
-    for problem in store.damages(record):
+    for problem in store.damages(stage.key, record):
         found.wrong(stage, problem)
 
 

@@ -171,12 +171,12 @@ class Store:
     def damage(self, state: StageState) -> str | None:
         """Return what is wrong with a complete stage's files, or None."""
         assert state.record is not None
-        return next(self.damages(state.record), None)
+        return next(self.damages(state.key, state.record), None)
 
-    def damages(self, record: Record) -> Iterator[str]:
-        """Yield everything that is wrong with the files of a record."""
+    def damages(self, key: str, record: Record) -> Iterator[str]:
+        """Yield everything that is wrong with the files that a record of `key` names."""
         for name, file in record.files.items():
-            path = self.folder(record.key) / name
+            path = self.folder(key) / name
             if not path.is_file():
                 yield f"{name} is missing"
             elif path.stat().st_size != file.bytes or sha256(path) != file.sha256:
