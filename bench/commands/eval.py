@@ -26,60 +26,32 @@ if TYPE_CHECKING:
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="a checkpoint: MAE-CT's, facebookresearch/mae's, timm's or Hugging Face's, or a "
-        "folder that holds one",
-    )
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="DIR_OR_NAME",
-        help="a data set's name, or a folder of images or shards",
-    )
-    parser.add_argument(
-        "--evaluate",
-        default="knn,probe",
-        metavar="NAMES",
-        help="evaluations, with commas between (default: knn,probe)",
-    )
-    parser.add_argument(
-        "--pool",
-        choices=["cls", "mean", "both"],
-        default="mean",
-        help="class token, mean of the patches (default), or both",
-    )
-    parser.add_argument(
-        "--block",
+    add, count = parser.add_argument, common.count_from(1)
+    weights = "MAE-CT's, facebookresearch/mae's, timm's or Hugging Face's, or its folder"
+    add("--weights", type=Path, required=True, metavar="FILE", help=weights)
+    data = "a data set's name, or a folder of images or shards"
+    add("--data", required=True, metavar="DIR_OR_NAME", help=data)
+    names = "evaluations, with commas between (default: knn,probe)"
+    add("--evaluate", default="knn,probe", metavar="NAMES", help=names)
+    pools = "class token, mean of the patches (default), or both"
+    add("--pool", choices=["cls", "mean", "both"], default="mean", help=pools)
+    block = "tokens after this block, from 0, or `all` (default: the last one, and the final norm)"
+    add("--block", metavar="N", help=block)
+    split = "images to report on (default: test)"
+    add("--split", choices=["test", "selection"], default="test", help=split)
+    add("--image-size", type=count, metavar="N", help="side in pixels (default: the checkpoint's)")
+    add(
+        "--heads",
+        type=count,
         metavar="N",
-        help="tokens after this block, from 0, or `all` (default: after the last one and the "
-        "final norm)",
+        help="attention heads, if the file does not tell",
     )
-    parser.add_argument(
-        "--split",
-        choices=["test", "selection"],
-        default="test",
-        help="images to report on (default: test)",
-    )
-    sizes = {"--image-size": "side in pixels (default: the checkpoint's)"}
-    sizes["--heads"] = "attention heads, where the file does not show them"
-    for name, text in sizes.items():
-        parser.add_argument(name, type=common.count_from(1), metavar="N", help=text)
     threads = "default 1; others may change the last digits"
-    parser.add_argument(
-        "--threads", type=common.count_from(1), default=1, metavar="N", help=threads
-    )
-    parser.add_argument("--seed", type=common.count_from(0), default=0, metavar="N")
+    add("--threads", type=count, default=1, metavar="N", help=threads)
+    add("--seed", type=common.count_from(0), default=0, metavar="N")
     common.set_argument(parser, "a setting, e.g. probe.epochs=10; may be repeated")
-    parser.add_argument(
-        "--predictions",
-        type=Path,
-        metavar="FILE",
-        help="also write each image's predictions, as safetensors",
-    )
+    predictions = "also write each image's predictions, as safetensors"
+    add("--predictions", type=Path, metavar="FILE", help=predictions)
     common.json_argument(parser)
 
 

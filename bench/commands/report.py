@@ -6,6 +6,7 @@ import argparse
 import gc
 import sys
 from pathlib import Path
+from typing import Any
 
 from bench.commands import common
 from bench.errors import MISMATCH, OK, UserError
@@ -16,29 +17,16 @@ FORMATS = ("latex", "markdown", "csv", "parquet", "json")
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     common.suite_arguments(parser, optional=True)
-    parser.add_argument(
-        "--export",
-        action="append",
-        default=[],
-        choices=FORMATS,
-        metavar="FORMAT",
-        help=f"also write {', '.join(FORMATS)}; may be repeated",
-    )
-    parser.add_argument(
-        "--compare",
-        type=Path,
-        nargs="+",
-        metavar="STORE",
-        help="beside another store's; of two stores, the one's beside the other's",
-    )
     common.json_argument(parser)
-    parser.add_argument("--check", action="store_true", help="exit 3 if the table is not sound")
-    parser.add_argument(
-        "--extract-suite",
-        type=Path,
-        metavar="FILE",
-        help="print the suite that a report embeds, and nothing else",
-    )
+    add = parser.add_argument
+    several: dict[str, Any] = {"action": "append", "default": []}
+    exports = f"also write {', '.join(FORMATS)}; may be repeated"
+    add("--export", choices=FORMATS, metavar="FORMAT", help=exports, **several)
+    beside = "beside another store's; of two stores, the one's beside the other's"
+    add("--compare", type=Path, nargs="+", metavar="STORE", help=beside)
+    add("--check", action="store_true", help="exit 3 if the table is not sound")
+    embedded = "print the suite that a report embeds, and nothing else"
+    add("--extract-suite", type=Path, metavar="FILE", help=embedded)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -44,12 +44,8 @@ _BITS = ("torch", "numpy", "cpu", "isa", "device")
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     common.suite_arguments(parser)
-    parser.add_argument(
-        "--rerun",
-        metavar="GLOB",
-        help="also run these stages again and compare bit for bit: a kind or titles, e.g. tune or "
-        "'MAE-CT *'",
-    )
+    again = "also run stages again and compare bit for bit: a kind or titles, e.g. 'MAE-CT *'"
+    parser.add_argument("--rerun", metavar="GLOB", help=again)
     common.json_argument(parser)
 
 
