@@ -26,42 +26,36 @@ if TYPE_CHECKING:
 
 #: of an encoder, what the output tells
 _SIZES = ("image_size", "patch_size", "in_chans", "dim", "depth", "heads")
-#: what an argument is for
-_HELP = {
-    "--weights": "a checkpoint: MAE-CT's, facebookresearch/mae's, timm's or Hugging Face's, or a "
-    "folder that holds one",
-    "--data": "a data set's name, or a folder of images or shards",
-    "--evaluate": "evaluations, with commas between (default: knn,probe)",
-    "--pool": "class token, mean of the patches (default), or both",
-    "--block": "tokens after this block, from 0, or `all` (default: after the last one and the "
-    "final norm)",
-    "--split": "images to report on (default: test)",
-    "--image-size": "side in pixels (default: the checkpoint's)",
-    "--heads": "attention heads, where the file does not show them",
-    "--threads": "default 1; others may change the last digits",
-    "--seed": None,
-    "--predictions": "also write each image's predictions, as safetensors",
-}
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-
-    def add(name: str, **how: Any) -> None:
-        parser.add_argument(name, help=_HELP[name], **how)
-
-    add("--weights", type=Path, required=True, metavar="FILE")
-    add("--data", required=True, metavar="DIR_OR_NAME")
-    add("--evaluate", default="knn,probe", metavar="NAMES")
-    add("--pool", choices=["cls", "mean", "both"], default="mean")
-    add("--block", metavar="N")
-    add("--split", choices=["test", "selection"], default="test")
-    add("--image-size", type=common.count_from(1), metavar="N")
-    add("--heads", type=common.count_from(1), metavar="N")
-    add("--threads", type=common.count_from(1), default=1, metavar="N")
+    add, count = parser.add_argument, common.count_from(1)
+    weights = "MAE-CT's, facebookresearch/mae's, timm's or Hugging Face's, or its folder"
+    add("--weights", type=Path, required=True, metavar="FILE", help=weights)
+    data = "a data set's name, or a folder of images or shards"
+    add("--data", required=True, metavar="DIR_OR_NAME", help=data)
+    names = "evaluations, with commas between (default: knn,probe)"
+    add("--evaluate", default="knn,probe", metavar="NAMES", help=names)
+    pools = "class token, mean of the patches (default), or both"
+    add("--pool", choices=["cls", "mean", "both"], default="mean", help=pools)
+    block = "tokens after this block, from 0, or `all` (default: the last one, and the final norm)"
+    add("--block", metavar="N", help=block)
+    split = "images to report on (default: test)"
+    add("--split", choices=["test", "selection"], default="test", help=split)
+    add("--image-size", type=count, metavar="N", help="side in pixels (default: the checkpoint's)")
+    add(
+        "--heads",
+        type=count,
+        metavar="N",
+        help="attention heads, if the file does not tell",
+    )
+    threads = "default 1; others may change the last digits"
+    add("--threads", type=count, default=1, metavar="N", help=threads)
     add("--seed", type=common.count_from(0), default=0, metavar="N")
     common.set_argument(parser, "a setting, e.g. probe.epochs=10; may be repeated")
-    add("--predictions", type=Path, metavar="FILE")
+    predictions = "also write each image's predictions, as safetensors"
+    add("--predictions", type=Path, metavar="FILE", help=predictions)
     common.json_argument(parser)
 
 

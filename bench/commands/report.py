@@ -6,6 +6,7 @@ import argparse
 import gc
 import sys
 from pathlib import Path
+from typing import Any
 
 from bench.commands import common
 from bench.errors import MISMATCH, OK, UserError
@@ -16,15 +17,16 @@ FORMATS = ("latex", "markdown", "csv", "parquet", "json")
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     common.suite_arguments(parser, optional=True)
-    add = parser.add_argument
-    text = f"also write {', '.join(FORMATS)}; may be repeated"
-    add("--export", action="append", default=[], choices=FORMATS, metavar="FORMAT", help=text)
-    text = "beside another store's; of two stores, the one's beside the other's"
-    add("--compare", type=Path, nargs="+", metavar="STORE", help=text)
     common.json_argument(parser)
+    add = parser.add_argument
+    several: dict[str, Any] = {"action": "append", "default": []}
+    exports = f"also write {', '.join(FORMATS)}; may be repeated"
+    add("--export", choices=FORMATS, metavar="FORMAT", help=exports, **several)
+    beside = "beside another store's; of two stores, the one's beside the other's"
+    add("--compare", type=Path, nargs="+", metavar="STORE", help=beside)
     add("--check", action="store_true", help="exit 3 if the table is not sound")
-    text = "print the suite that a report embeds, and nothing else"
-    add("--extract-suite", type=Path, metavar="FILE", help=text)
+    embedded = "print the suite that a report embeds, and nothing else"
+    add("--extract-suite", type=Path, metavar="FILE", help=embedded)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -19,16 +19,16 @@ from bench.suite.schema import Suite
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `run` and `sweep`."""
     common.suite_arguments(parser)
-    add = parser.add_argument
-    text = "workers that train a stage together (default 1; 0: no Ray worker, train in this "
-    text += "process)"
-    add("--workers", type=common.count_from(0), default=1, metavar="N", help=text)
-    text = "join a running Ray cluster (default: $RAY_ADDRESS, else a Ray of this run's own)"
-    add("--address", default=os.environ.get("RAY_ADDRESS"), metavar="A", help=text)
+    workers = "workers that train a stage together (default 1; 0: in this process, no Ray worker)"
+    parser.add_argument(
+        "--workers", type=common.count_from(0), default=1, metavar="N", help=workers
+    )
+    address = "join a running Ray cluster (default: $RAY_ADDRESS, else a Ray of this run's own)"
+    default = os.environ.get("RAY_ADDRESS")
+    parser.add_argument("--address", default=default, metavar="A", help=address)
     for kind in ("gpu", "cpu"):
-        text = f"stop once this run's attempts have held {kind.upper()}s for so long; the same "
-        text += "command goes on"
-        add(f"--max-{kind}-hours", type=_hours, metavar="H", help=text)
+        limit = f"stop once this run has held {kind.upper()}s for so long; the same command goes on"
+        parser.add_argument(f"--max-{kind}-hours", type=_hours, metavar="H", help=limit)
 
 
 def _hours(text: str) -> float:

@@ -44,9 +44,8 @@ _BITS = ("torch", "numpy", "cpu", "isa", "device")
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     common.suite_arguments(parser)
-    text = "also run these stages again and compare bit for bit: a kind or titles, e.g. tune or "
-    text += "'MAE-CT *'"
-    parser.add_argument("--rerun", metavar="GLOB", help=text)
+    again = "also run stages again and compare bit for bit: a kind or titles, e.g. 'MAE-CT *'"
+    parser.add_argument("--rerun", metavar="GLOB", help=again)
     common.json_argument(parser)
 
 

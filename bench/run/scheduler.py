@@ -98,6 +98,8 @@ class RunState:
     begun: set[str] = field(default_factory=set)
     #: key -> why its worker died, each time
     lost: dict[str, list[str]] = field(default_factory=dict)
+    #: why groups ended before they asked for a stage, since the last one that did ask
+    not_started: list[str] = field(default_factory=list)
     groups: dict[int, Group] = field(default_factory=dict)
     #: stages that wait until a trial of the search asks for them
     held: set[str] = field(default_factory=set)
@@ -153,6 +155,7 @@ class RunState:
         """A group asks for a stage."""
         if group in self.groups and self.groups[group].phase != "ending":
             self.groups[group].phase, self.groups[group].since = "waiting", now
+            self.not_started.clear()
 
     def begin(self, group: int, key: str) -> None:
         """A stage was given to a group."""
@@ -178,10 +181,12 @@ class RunState:
 
     def lose(self, group: int, why: str) -> str | None:
         """Note that a group is no more. Return the key of the stage that it worked on."""
-        key = self.groups.pop(group).stage
-        if key is not None:
-            self.lost.setdefault(key, []).append(why)
-        return key
+        gone = self.groups.pop(group)
+        if gone.phase == "starting":
+            self.not_started.append(why)
+        if gone.stage is not None:
+            self.lost.setdefault(gone.stage, []).append(why)
+        return gone.stage
 
     def _release(self, key: str) -> None:
         """The group that worked on a stage has yet to ask for another."""
@@ -197,6 +202,9 @@ def decide(state: RunState, now: float) -> list[Action]:
     left = state.left()
     lost = {stage.key: state.lost.get(stage.key, []) for stage in left}
     hopeless = [key for key, why in lost.items() if len(why) > MAX_LOST]
+    if len(state.not_started) > MAX_LOST and not state.running:
+        why = f"no worker group can be started: {state.not_started[-1]}"
+        return [GiveUp(stage.key, why) for stage in left]
     if hopeless:
         return [GiveUp(k, f"its worker died {len(lost[k])} times: {lost[k][-1]}") for k in hopeless]
     if state.search_waits and all(stage.key in state.held for stage in left):

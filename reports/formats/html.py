@@ -103,7 +103,7 @@ def _failures(view: SuiteView) -> Iterator[dict[str, Any]]:
     for row in view.failures.iter_rows(named=True):
         yield row | {
             "rows": ", ".join(short(variant, 40) for variant in row["rows"]),
-            "message": short(row["message"] or "", 400),
+            "message": short(row["message"] or "", 400).rstrip("."),
             "log": tail(row["log_tail"] or ""),
         }
 

@@ -231,6 +231,20 @@ def test_a_group_that_ended_idle_loses_nothing_and_may_still_be_heard():
     assert decide(state, 0.0) == [StartGroup(1)]
 
 
+def test_groups_that_never_start_are_not_started_for_ever():
+    state = make()
+    for number in range(MAX_LOST + 1):
+        assert decide(state, 0.0) == [StartGroup(1)]
+        state.groups[number] = Group(1)
+        state.lose(number, "no device left")
+    found = decide(state, 0.0)
+    assert {action.key for action in found if isinstance(action, GiveUp)} == set(GRAPH)
+    assert found[0] == GiveUp("mae", "no worker group can be started: no device left")
+    state.groups[9] = Group(1)
+    state.wait(9, 0.0)  # one did start after all
+    assert decide(state, 0.0) == [Give(9, "mae")]
+
+
 # ------------------------------------------------------------------- groups of several and of one
 
 
