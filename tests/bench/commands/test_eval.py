@@ -184,3 +184,10 @@ def test_mistakes_are_told(
     assert done.code == 2
     assert says in done.err
     assert "Traceback" not in done.err
+
+
+def test_names_may_have_spaces_between(encoder: Encoder, bench: Bench, tmp_path: Path) -> None:
+    options = ["--weights", timm(encoder, tmp_path), "--data", "digits", "--block", "0", "--json"]
+    done = bench("eval", *options, "--evaluate", "knn, cluster", "--set", "knn.k=[1]")
+    assert done.code == 0, done
+    assert [*json.loads(done.out)["evaluations"]] == ["knn", "cluster"]

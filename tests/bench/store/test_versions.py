@@ -72,6 +72,20 @@ def test_a_marker_that_cannot_be_read_is_told(tmp_path: Path, bench: Bench) -> N
     assert "store.json cannot be read" in done.err
 
 
+def test_a_store_cut_short_while_it_was_made_is_not_taken_for_an_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, value: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.store.store.write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Store(tmp_path / "store").create()
+    Store(tmp_path / "store").create()
+    assert Store(tmp_path / "store").stage_keys() == []
+
+
 def test_there_is_a_fixture_of_this_version() -> None:
     assert [path.name for path in FIXTURES][-1] == f"schema_{SCHEMA}"
 
