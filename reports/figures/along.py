@@ -14,7 +14,7 @@ from markupsafe import Markup
 from reports.display import short, slug
 from reports.facts import DONE, Facts, flatten
 from reports.figures.charts import Figure, colour, legend_of, off_scale, with_unit
-from reports.figures.svg import LEFT, PALETTE, RIGHT, Point, Scale, Series, plot, spanning, tag
+from reports.figures.svg import LEFT, PALETTE, RIGHT, Point, Scale, Series, plot, spanning, words
 from reports.tables.build import metric_cells
 from reports.tables.model import Cell, Table
 
@@ -198,8 +198,7 @@ def _panel(title: str, x_label: str, series: list[Series]) -> Markup:
         for i, one in enumerate(beyond):
             first, last = one.points[0].y, one.points[-1].y
             text = f"off the scale: {short(one.name, 24)}, {first:.1f} to {last:.1f}"
-            place = {"x": RIGHT - 4, "y": y.start - 8 - 16 * i, "text_anchor": "end"}
-            found.append(tag("text", text, class_=f"edge {one.css}", **place))
+            found.append(words(text, RIGHT - 4, y.start - 8 - 16 * i, f"edge {one.css}", "end"))
         return found
 
     said = "; ".join(short(one.name, 40) for one in series[:8])

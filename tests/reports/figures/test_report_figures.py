@@ -10,13 +10,14 @@ from report_views import full_view, key_of, metric, record, stage, view_of
 from reports.display import middle
 from reports.facts import Facts
 from reports.figures import along, charts
-from reports.figures.svg import Scale, nice_step, spanning, tag
+from reports.figures.svg import Point, Scale, nice_step, spanning, tag
 from reports.figures.timeline import timeline
 from reports.tables.build import build_tables
 
 
 def test_pareto_front_is_what_nothing_beats_on_both() -> None:
-    points = [("a", 1.0, 90.0), ("b", 2.0, 95.0), ("c", 2.0, 94.0), ("d", 3.0, 95.0), ("e", 4, 97)]
+    known = {"a": (1.0, 90.0), "b": (2.0, 95.0), "c": (2.0, 94.0), "d": (3.0, 95.0), "e": (4, 97)}
+    points = {name: Point(*at) for name, at in known.items()}
     assert charts.front(points, True) == ["a", "b", "e"]
     assert charts.front(points, False) == ["a"]
 
