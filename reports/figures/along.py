@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -34,25 +34,12 @@ _ALONG = {
 def ablation(facts: Facts, table: Table) -> Figure | None:
     """Return metrics against each number that at least three comparable rows differ in."""
     rows = {row.variant: _settings(facts, row.variant) for row in table.rows}
-    panels = []
+    panels: list[Markup] = []
     legend: list[tuple[str, str]] = []
     for setting, tied in _varied(rows).items():
         lines = _lines(rows, setting, tied)[:_LINES]
         legend = legend or [(f"c{i % PALETTE}", _common(line)) for i, line in enumerate(lines)]
-        kind, _, name = setting.partition(".")
-        label = f"{name.rpartition('.')[2]} ({kind})"
-        for column in (c for c in table.columns if c.kind == "metric"):
-            series = [
-                _series(
-                    f"c{i % PALETTE}",
-                    ", ".join(variant for _, variant in line),
-                    [(x, table.cells[variant, column.id]) for x, variant in line],
-                )
-                for i, line in enumerate(lines)
-            ]
-            drawn = [one for one in series if len(one.points) > 1]
-            if drawn:
-                panels.append(_panel(with_unit(column), label, drawn))
+        panels += _panels_of(table, setting, lines)
     if not panels:
         return None
     caption = (
@@ -62,18 +49,32 @@ def ablation(facts: Facts, table: Table) -> Figure | None:
     return Figure("ablations", "Ablations", caption, panels[:_PANELS], legend)
 
 
-def _series(css: str, name: str, cells: Sequence[tuple[float, Cell]]) -> Series:
-    """Return the line through the cells that have a number."""
+def _panels_of(
+    table: Table, setting: str, lines: Sequence[list[tuple[float, str]]]
+) -> Iterator[Markup]:
+    """Yield a panel for each metric that has two numbers on a line of (value, variant)."""
+    kind, _, name = setting.partition(".")
+    label = f"{name.rpartition('.')[2]} ({kind})"
+    for column in table.columns:
+        if column.kind == "metric":
+            series = []
+            for i, line in enumerate(lines):
+                cells = [(x, table.cells[variant, column.id]) for x, variant in line]
+                name = ", ".join(variant for _, variant in line)
+                series += _series(f"c{i % PALETTE}", name, cells)
+            if series:
+                yield _panel(with_unit(column), label, series)
+
+
+def _series(css: str, name: str, cells: Sequence[tuple[float, Cell]]) -> list[Series]:
+    """Return the line through the cells that have a number; none through fewer than two."""
     said = short(name)
-    return Series(
-        css,
-        name,
-        [
-            Point(x, cell.mean, cell.sd, f"{said}: {cell.mean:.4g} at {x:g}")
-            for x, cell in cells
-            if cell.valued and cell.mean is not None
-        ],
-    )
+    points = [
+        Point(x, cell.mean, cell.sd, f"{said}: {cell.mean:.4g} at {x:g}")
+        for x, cell in cells
+        if cell.valued and cell.mean is not None
+    ]
+    return [Series(css, name, points)] if len(points) > 1 else []
 
 
 def _settings(facts: Facts, variant: str) -> dict[str, Any]:
@@ -167,8 +168,8 @@ def _by_row(
     found = []
     for variant in facts.view.variants[:_LINES]:
         known = [(x, cells[variant, column]) for x, column in columns if (variant, column) in cells]
-        found.append(_series(colour(facts, variant), variant, known))
-    return [one for one in found if len(one.points) > 1]
+        found += _series(colour(facts, variant), variant, known)
+    return found
 
 
 def _beyond(series: list[Series]) -> list[Series]:

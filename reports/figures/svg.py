@@ -148,7 +148,8 @@ def plot(
     scales.
     """
     points = [point for one in series for point in one.points]
-    left, bottom = LEFT, BOTTOM
+    left: float = LEFT
+    bottom = BOTTOM
     if categories:
         left = min(12 + GLYPH * max(map(width, categories)), 240)
         bottom = TOP + 24 * len(categories)
@@ -161,7 +162,8 @@ def plot(
     for value in marks or x.ticks():
         drawn.append(line(x(value), x(value), bottom, TOP, "grid"))
         drawn.append(words(tick_text(value), x(value), bottom + 15, "tick", "middle"))
-    rows = [*enumerate(categories)] or [(v, tick_text(v)) for v in y.ticks()]
+    rows: list[tuple[float, str]] = [*enumerate(categories)]
+    rows = rows or [(value, tick_text(value)) for value in y.ticks()]
     for value, label in rows:
         drawn.append(line(left, RIGHT, y(value), y(value), "grid"))
         drawn.append(words(label, left - 6, y(value) + 4, "tick", "end"))
