@@ -23,8 +23,8 @@ from reports.tables.model import Column, Table, cell_text, row_label
 
 #: columns where no terminal tells, and of sentences at the most
 _WIDTH = 100
-#: lines of a failed stage's log
-_LOG_LINES = 6
+#: lines of a failed stage's log, and columns of each
+_LOG_LINES, _LOG_WIDTH = 6, 240
 #: columns of a heading before it goes on below
 _HEADING = 14
 #: one rule, below the headings
@@ -158,8 +158,10 @@ def _failure_text(failure: dict[str, Any]) -> list[str]:
     rows = ", ".join(short(variant, 40) for variant in failure["rows"])
     error = f"{failure['error']}: " if failure["error"] else ""
     said = f"{short(failure['name'], 80)} {failure['status']}: {error}{failure['message']}"
-    log = (failure["log_tail"] or "").rstrip().splitlines()[-_LOG_LINES:]
-    return [*_wrap(short(said, 600)), f"  It costs the rows {rows}.", *(f"  | {x}" for x in log)]
+    log = plain(failure["log_tail"] or "").rstrip().splitlines()[-_LOG_LINES:]
+    cut = (line if len(line) <= _LOG_WIDTH else line[: _LOG_WIDTH - 1] + "…" for line in log)
+    costs = _wrap(f"  It costs the rows {rows}.")
+    return [*_wrap(short(said, 600)), *costs, *(f"  | {line}" for line in cut)]
 
 
 def _wrap(text: str) -> list[str]:
