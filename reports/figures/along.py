@@ -93,7 +93,7 @@ def _settings(facts: Facts, variant: str) -> dict[str, Any]:
 
 
 def _varied(rows: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
-    """Numbers with at least three values over the rows, each with the settings that go along.
+    """Return numbers with at least three values over the rows, each with the settings tied to it.
 
     A stage's record may repeat a setting of the stage before it; such paths have the same values
     in every row, and the first of them stands for all.
@@ -114,7 +114,7 @@ def _varied(rows: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
 def _lines(
     rows: dict[str, dict[str, Any]], setting: str, tied: set[str]
 ) -> list[list[tuple[float, str]]]:
-    """Rows that differ in `setting` alone, as (value, variant) in the order of the values."""
+    """Return rows that differ in `setting` alone, as (value, variant) in order of the values."""
     groups: dict[tuple[tuple[str, str], ...], list[tuple[float, str]]] = defaultdict(list)
     for variant, flat in rows.items():
         if setting in flat:
@@ -186,6 +186,7 @@ def _beyond(series: list[Series]) -> list[Series]:
 
 
 def _panel(title: str, x_label: str, series: list[Series]) -> Markup:
+    """Return lines over one number; those far from all others are told in words."""
     beyond = _beyond(series)
     series = [one for one in series if one not in beyond]
     marks = sorted({point.x for one in series for point in one.points})

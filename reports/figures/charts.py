@@ -39,6 +39,7 @@ def colour(facts: Facts, variant: str) -> str:
 
 
 def legend_of(facts: Facts, variants: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (colour class, label) of the first 24 variants, in row order."""
     ordered = [v for v in facts.view.variants if v in variants]
     return [(colour(facts, v), row_label(v)) for v in ordered[:24]]
 
@@ -166,8 +167,10 @@ def told_apart(names: Sequence[str]) -> list[str]:
 
 
 def off_scale(means: dict[str, float]) -> set[str]:
-    """Rows so far from the rest that they would leave it no room: each alone stretches the range
-    of the others more than two and a half times. Three rows are always left.
+    """Return rows so far from the rest that they would leave it no room.
+
+    Each alone stretches the range of the others more than two and a half times. Three rows are
+    always left.
     """
     ordered = sorted(means, key=lambda variant: means[variant])
     found: set[str] = set()
@@ -190,6 +193,7 @@ def _edge(cell: Cell, column: Column, x: Scale, at: float, shade: str) -> Markup
 
 
 def with_unit(column: Column) -> str:
+    """Return the column's label with its unit, unless it ends with the unit."""
     label = short(column.label, 40)
     told = not column.unit or label.endswith(column.unit)  # "10%" says it already
     return label if told else f"{label}, {column.unit}"

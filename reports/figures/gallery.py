@@ -93,7 +93,7 @@ def gallery(found: dict[str, Any] | None) -> Gallery | None:
 
 
 def _source(image: np.ndarray) -> str:
-    """uint8 [C, s, s] as a PNG in a data URI; one channel is grey, other than three its first."""
+    """Return uint8 [C, s, s] as a PNG in a data URI; in grey its first channel, unless C is 3."""
     from PIL import Image
 
     pixels = image.transpose(1, 2, 0) if len(image) == 3 else image[0]

@@ -20,7 +20,7 @@ GLYPH = 7.8
 
 
 def tag(name: str, text: object | None = None, **attributes: object) -> Markup:
-    """One element; numbers shortened, everything escaped. `class_` is class, `_` in names is -."""
+    """Return one element, everything escaped. `class_` is class, `_` in names is a hyphen."""
     parts = [f"<{name}"]
     for key, value in attributes.items():
         if value is not None:
@@ -49,6 +49,7 @@ class Scale:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, most: int = 5) -> list[float]:
+        """Return round numbers within the scale, about `most` of them."""
         if self.log:
             return _log_ticks(self.low, self.high)
         step = nice_step((self.high - self.low) / most)

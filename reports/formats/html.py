@@ -49,7 +49,7 @@ _RUN = ("started", "wall_s", "status", "command")
 def render_html(
     view: SuiteView, facts: Facts | None = None, tables: list[Table] | None = None
 ) -> str:
-    """The whole page. Every string of the view is escaped; scripts and styles are ours alone.
+    """Return the page. Every string of the view is escaped; scripts and styles are ours alone.
 
     `facts` and `tables` are those of the view, where they are at hand.
     """
@@ -82,9 +82,9 @@ def render_html(
 
 
 def extract_suite(html: str) -> str:
-    """The resolved suite that a report embeds as YAML text, its provenance behind it in comments.
+    """Return the resolved suite that a page embeds as YAML, its provenance behind it in comments.
 
-    Raises ValueError if it embeds none.
+    Raises ValueError if the page embeds none.
     """
     found = _SUITE.search(html)
     try:
@@ -143,7 +143,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Content policy: nothing from outside, and no script or style but the two of the page."""
+    """Return the policy: nothing from outside, no script or style but the two of the page."""
 
     def hashed(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -162,7 +162,7 @@ def _embed(data: dict[str, Any]) -> Markup:
 
 
 def _status(facts: Facts) -> str:
-    """ "44 stages, all complete", or what is still open."""
+    """Return "44 stages, all complete", or what is still open."""
     counts = Counter(facts.distinct["status"].to_list())
     total = sum(counts.values())
     done = sum(counts[status] for status in DONE)

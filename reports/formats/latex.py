@@ -30,8 +30,9 @@ _PREAMBLE = r"""% Needs: \usepackage{booktabs,graphicx,xcolor}
 
 
 def escape(text: object, limit: int = 400) -> str:
-    """One line of text that any LaTeX engine sets as it stands; what pdflatex has no glyph for
-    becomes its code point, "U+1F600".
+    """Return one line of text that any LaTeX engine sets as it stands.
+
+    A character without a glyph in pdflatex becomes its code point, "U+1F600".
     """
     parts = []
     for char in short(text, limit):

@@ -36,7 +36,7 @@ _WIDE = Console(width=1_000_000, color_system=None, force_terminal=False)
 def render_text(
     view: SuiteView, facts: Facts | None = None, tables: list[Table] | None = None
 ) -> str:
-    """Scale, tables, costs and problems of a suite, ending with a newline."""
+    """Return scale, tables, costs, failures and problems of a suite, ending with a newline."""
     facts = facts or Facts(view)
     lines = [f"{short(view.title, 80)} · profile {short(view.profile, 30)}", short(view.scale, 120)]
     lines += [part for note in view.notes for part in _wrap(short(note, 600))]
