@@ -63,29 +63,35 @@ def cost_cells(
     done = training.filter(pl.col("status").is_in(DONE))
     held = done if len(done) else facts.distinct  # nothing trained yet: what evaluations held
     kinds = set(held["device_kind"].drop_nulls())
-    columns: list[Column] = []
+    summed = {
+        column_id: _sums(facts.training(own=own), what)
+        for column_id, (_, what, own) in _COSTS.items()
+        if what != ENERGY.name or "gpu" in kinds
+    }
+    columns = []
     cells: dict[tuple[str, str], Cell] = {}
-    scale: tuple[str, float] | None = None
-    for column_id, (label, what, own) in reversed(_COSTS.items()):
-        if what == ENERGY.name and "gpu" not in kinds:
-            continue
-        sums = _sums(facts.training(own=own), what)
-        found = {v: sums.get(v, Cell("none", reason="this row trains nothing")) for v in variants}
-        top = max((cell.mean or 0.0 for cell in found.values()), default=0.0)
+    for column_id, sums in summed.items():
+        label, what, _ = _COSTS[column_id]
+        top = _top(sums, variants)
         if what == ENERGY.name:
             unit, factor = ("Wh", 1000.0) if 0 < top < 0.1 else ("kWh", 1.0)
         elif what == "wall_s":
-            unit, factor = time_unit(top / 3600)
-            factor /= 3600
+            unit, per_hour = time_unit(top / 3600)
+            factor = per_hour / 3600
         else:  # own and cumulative device time in one unit
-            scale = scale or time_unit(top)
-            unit, factor = f"{device_word(kinds)}-{scale[0]}", scale[1]
-        cells |= {(v, column_id): _scaled(cell, factor) for v, cell in found.items()}
-        digits = _digits(top * factor)
-        group = "Training cost per seed"
-        columns.insert(0, Column(column_id, label, unit, "cost", digits, group, False))
-    order = list(_COSTS)
-    return sorted(columns, key=lambda column: order.index(column.id)), cells
+            unit, factor = time_unit(_top(summed["cost.total"], variants))
+            unit = f"{device_word(kinds)}-{unit}"
+        for variant in variants:
+            cell = sums.get(variant, Cell("none", reason="this row trains nothing"))
+            cells[variant, column_id] = _scaled(cell, factor)
+        group, digits = "Training cost per seed", _digits(top * factor)
+        columns.append(Column(column_id, label, unit, "cost", digits, group, False))
+    return columns, cells
+
+
+def _top(sums: dict[str, Cell], variants: Sequence[str]) -> float:
+    """Return the largest mean of the rows that are shown."""
+    return max((sums[v].mean or 0.0 for v in variants if v in sums), default=0.0)
 
 
 def _sums(training: pl.DataFrame, what: str) -> dict[str, Cell]:
