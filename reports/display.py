@@ -11,7 +11,7 @@ _JOINER = "\u200d"
 
 
 def plain(text: object) -> str:
-    """`text` without control and direction-changing characters (tabs and newlines stay)."""
+    """Return `text` without control and direction-changing characters; tabs and newlines stay."""
     source = str(text)
     if source.isprintable():
         return source
@@ -19,13 +19,13 @@ def plain(text: object) -> str:
 
 
 def short(text: object, limit: int = 60) -> str:
-    """`text` on one line, cut to `limit` characters."""
+    """Return `text` on one line, cut to `limit` characters."""
     line = " ".join(plain(text).split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def middle(text: object, limit: int) -> str:
-    """`text` on one line, cut in its middle: names of rows often differ at their ends."""
+    """Return `text` on one line, cut in its middle: names of rows often differ at their ends."""
     line = short(text, 10_000)
     if len(line) <= limit:
         return line
@@ -52,18 +52,18 @@ def width(text: str) -> int:
 
 
 def fixed(value: float, digits: int) -> str:
-    """`value` with `digits` decimals and a plain ASCII minus; never "-0.0"."""
+    """Return `value` with `digits` decimals and a plain ASCII minus; never "-0.0"."""
     text = f"{value:.{digits}f}"
     return text[1:] if float(text) == 0.0 and text.startswith("-") else text
 
 
 def mean_sd(mean: float, sd: float | None, digits: int) -> str:
-    """ "97.7 ± 0.5"; without the spread where there is none."""
+    """Return "97.7 ± 0.5"; without the spread where there is none."""
     return fixed(mean, digits) if sd is None else f"{fixed(mean, digits)} ± {fixed(sd, digits)}"
 
 
 def signed(value: float, digits: int) -> str:
-    """ "+4.3" or "−0.2", for differences."""
+    """Return "+4.3" or "−0.2", for differences."""
     text = fixed(value, digits)
     if text.startswith("-"):
         return "−" + text[1:]
@@ -78,7 +78,7 @@ def time_unit(hours: float) -> tuple[str, float]:
 
 
 def duration(seconds: float | None) -> str:
-    """ "1 h 12 min", "4 min 5 s", "3.2 s"."""
+    """Return "1 h 12 min", "4 min 5 s" or "3.2 s"."""
     if seconds is None:
         return "not measured"
     if seconds < 60:
@@ -91,7 +91,7 @@ def duration(seconds: float | None) -> str:
 
 
 def amount(value: float) -> str:
-    """Three significant digits without an exponent, for costs in running text."""
+    """Return three significant digits without an exponent, for costs in running text."""
     magnitude = abs(value)
     digits = 0 if magnitude >= 100 else 1 if magnitude >= 10 else 2 if magnitude >= 1 else 3
     if 0 < magnitude < 0.1:
@@ -100,10 +100,10 @@ def amount(value: float) -> str:
 
 
 def slug(text: object) -> str:
-    """`text` as part of an HTML id: letters, digits and hyphens."""
+    """Return `text` as part of an HTML id: letters, digits and hyphens."""
     return re.sub(r"[^A-Za-z0-9]+", "-", str(text)).strip("-").lower()[:40] or "x"
 
 
 def plural(count: int, noun: str) -> str:
-    """ "1 stage", "3 stages"."""
+    """Return "1 stage" or "3 stages"."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")

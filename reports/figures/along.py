@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +14,7 @@ from markupsafe import Markup
 from reports.display import short, slug
 from reports.facts import DONE, Facts, flatten
 from reports.figures.charts import Figure, colour, legend_of, off_scale, with_unit
-from reports.figures.svg import LEFT, PALETTE, RIGHT, Point, Scale, Series, plot, spanning, tag
+from reports.figures.svg import LEFT, PALETTE, RIGHT, Point, Scale, Series, plot, spanning, words
 from reports.tables.build import metric_cells
 from reports.tables.model import Cell, Table
 
@@ -34,25 +34,12 @@ _ALONG = {
 def ablation(facts: Facts, table: Table) -> Figure | None:
     """Return metrics against each number that at least three comparable rows differ in."""
     rows = {row.variant: _settings(facts, row.variant) for row in table.rows}
-    panels = []
+    panels: list[Markup] = []
     legend: list[tuple[str, str]] = []
     for setting, tied in _varied(rows).items():
         lines = _lines(rows, setting, tied)[:_LINES]
         legend = legend or [(f"c{i % PALETTE}", _common(line)) for i, line in enumerate(lines)]
-        kind, _, name = setting.partition(".")
-        label = f"{name.rpartition('.')[2]} ({kind})"
-        for column in (c for c in table.columns if c.kind == "metric"):
-            series = [
-                _series(
-                    f"c{i % PALETTE}",
-                    ", ".join(variant for _, variant in line),
-                    [(x, table.cells[variant, column.id]) for x, variant in line],
-                )
-                for i, line in enumerate(lines)
-            ]
-            drawn = [one for one in series if len(one.points) > 1]
-            if drawn:
-                panels.append(_panel(with_unit(column), label, drawn))
+        panels += _panels_of(table, setting, lines)
     if not panels:
         return None
     caption = (
@@ -62,18 +49,32 @@ def ablation(facts: Facts, table: Table) -> Figure | None:
     return Figure("ablations", "Ablations", caption, panels[:_PANELS], legend)
 
 
-def _series(css: str, name: str, cells: Sequence[tuple[float, Cell]]) -> Series:
-    """Return the line through the cells that have a number."""
+def _panels_of(
+    table: Table, setting: str, lines: Sequence[list[tuple[float, str]]]
+) -> Iterator[Markup]:
+    """Yield a panel for each metric that has two numbers on a line of (value, variant)."""
+    kind, _, name = setting.partition(".")
+    label = f"{name.rpartition('.')[2]} ({kind})"
+    for column in table.columns:
+        if column.kind == "metric":
+            series = []
+            for i, line in enumerate(lines):
+                cells = [(x, table.cells[variant, column.id]) for x, variant in line]
+                name = ", ".join(variant for _, variant in line)
+                series += _series(f"c{i % PALETTE}", name, cells)
+            if series:
+                yield _panel(with_unit(column), label, series)
+
+
+def _series(css: str, name: str, cells: Sequence[tuple[float, Cell]]) -> list[Series]:
+    """Return the line through the cells that have a number; none through fewer than two."""
     said = short(name)
-    return Series(
-        css,
-        name,
-        [
-            Point(x, cell.mean, cell.sd, f"{said}: {cell.mean:.4g} at {x:g}")
-            for x, cell in cells
-            if cell.valued and cell.mean is not None
-        ],
-    )
+    points = [
+        Point(x, cell.mean, cell.sd, f"{said}: {cell.mean:.4g} at {x:g}")
+        for x, cell in cells
+        if cell.valued and cell.mean is not None
+    ]
+    return [Series(css, name, points)] if len(points) > 1 else []
 
 
 def _settings(facts: Facts, variant: str) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def _settings(facts: Facts, variant: str) -> dict[str, Any]:
 
 
 def _varied(rows: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
-    """Numbers with at least three values over the rows, each with the settings that go along.
+    """Return numbers with at least three values over the rows, each with the settings tied to it.
 
     A stage's record may repeat a setting of the stage before it; such paths have the same values
     in every row, and the first of them stands for all.
@@ -113,7 +114,7 @@ def _varied(rows: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
 def _lines(
     rows: dict[str, dict[str, Any]], setting: str, tied: set[str]
 ) -> list[list[tuple[float, str]]]:
-    """Rows that differ in `setting` alone, as (value, variant) in the order of the values."""
+    """Return rows that differ in `setting` alone, as (value, variant) in order of the values."""
     groups: dict[tuple[tuple[str, str], ...], list[tuple[float, str]]] = defaultdict(list)
     for variant, flat in rows.items():
         if setting in flat:
@@ -167,8 +168,8 @@ def _by_row(
     found = []
     for variant in facts.view.variants[:_LINES]:
         known = [(x, cells[variant, column]) for x, column in columns if (variant, column) in cells]
-        found.append(_series(colour(facts, variant), variant, known))
-    return [one for one in found if len(one.points) > 1]
+        found += _series(colour(facts, variant), variant, known)
+    return found
 
 
 def _beyond(series: list[Series]) -> list[Series]:
@@ -185,6 +186,7 @@ def _beyond(series: list[Series]) -> list[Series]:
 
 
 def _panel(title: str, x_label: str, series: list[Series]) -> Markup:
+    """Return lines over one number; those far from all others are told in words."""
     beyond = _beyond(series)
     series = [one for one in series if one not in beyond]
     marks = sorted({point.x for one in series for point in one.points})
@@ -198,8 +200,7 @@ def _panel(title: str, x_label: str, series: list[Series]) -> Markup:
         for i, one in enumerate(beyond):
             first, last = one.points[0].y, one.points[-1].y
             text = f"off the scale: {short(one.name, 24)}, {first:.1f} to {last:.1f}"
-            place = {"x": RIGHT - 4, "y": y.start - 8 - 16 * i, "text_anchor": "end"}
-            found.append(tag("text", text, class_=f"edge {one.css}", **place))
+            found.append(words(text, RIGHT - 4, y.start - 8 - 16 * i, f"edge {one.css}", "end"))
         return found
 
     said = "; ".join(short(one.name, 40) for one in series[:8])

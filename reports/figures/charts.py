@@ -10,22 +10,9 @@ from itertools import takewhile
 
 from markupsafe import Markup
 
-from reports.display import middle, plural, short, width
+from reports.display import middle, plural, short
 from reports.facts import Facts
-from reports.figures.svg import (
-    GLYPH,
-    PALETTE,
-    RIGHT,
-    Panel,
-    Point,
-    Scale,
-    Series,
-    dot,
-    plot,
-    polyline,
-    spanning,
-    tag,
-)
+from reports.figures.svg import PALETTE, Point, Scale, Series, line, plot, polyline, words
 from reports.tables.model import Cell, Column, Table, number, row_label
 
 #: lines in one panel, points in one line, rows in one panel: a picture with more gets heavier,
@@ -52,6 +39,7 @@ def colour(facts: Facts, variant: str) -> str:
 
 
 def legend_of(facts: Facts, variants: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (colour class, label) of the first 24 variants, in row order."""
     ordered = [v for v in facts.view.variants if v in variants]
     return [(colour(facts, v), row_label(v)) for v in ordered[:24]]
 
@@ -129,51 +117,45 @@ def by_seed(facts: Facts, table: Table) -> Figure | None:
     caption = "Each dot is one seed, the bar their mean; an arrow stands for a row off the scale."
     if len(rows) < len(table.rows):
         caption += f" The first {len(rows)} of {len(table.rows):,} rows are drawn."
-    return Figure(
-        "seeds",
-        "Metric by seed",
-        caption,
-        [_seed_panel(facts, table, column, rows) for column in drawn],
-        [],
-    )
+    panels = [_seed_panel(facts, table, column, rows) for column in drawn]
+    return Figure("seeds", "Metric by seed", caption, panels, [])
 
 
 def _seed_panel(facts: Facts, table: Table, column: Column, rows: list[str]) -> Markup:
     cells = {v: table.cells[v, column.id] for v in rows}
-    apart = off_scale({v: c.mean for v, c in cells.items() if c.valued and c.mean is not None})
-    values = [
-        value.value
-        for variant, cell in cells.items()
-        if cell.valued and variant not in apart
-        for value in cell.values
+    means = {v: c.mean for v, c in cells.items() if c.valued and c.mean is not None}
+    apart = off_scale(means)
+    series = [
+        Series(colour(facts, variant), variant, _seeds(variant, i, cell, column), line=False)
+        for i, (variant, cell) in enumerate(cells.items())
+        if variant in means and variant not in apart
     ]
-    height = 26 + 24 * len(rows) + 46
-    y = Scale(len(rows) - 0.5, -0.5, height - 46, 26)
+
+    def middles(x: Scale, y: Scale) -> list[Markup]:
+        """Return the bar at each row's mean; of a row off the scale an arrow at the edge."""
+        found = []
+        for i, variant in enumerate(rows):
+            css = colour(facts, variant)
+            if variant in apart:
+                found.append(_edge(cells[variant], column, x, y(i), css))
+            elif variant in means:
+                mean = x(means[variant])
+                found.append(line(mean, mean, y(i) - 8, y(i) + 8, f"mean {css}"))
+        return found
+
+    said = "; ".join(f"{short(v)} {number(cells[v], column)}" for v in means)
     labels = [middle(label, 28) for label in told_apart(rows)]
-    left = 12 + GLYPH * max(width(label) for label in labels)
-    panel = Panel(
-        with_unit(column),
-        spanning(values, min(left, 240), RIGHT),
-        y,
-        height=height,
-        categories=list(enumerate(labels)),
-    )
-    for i, (variant, cell) in enumerate(cells.items()):
-        if not cell.valued or cell.mean is None:
-            continue
-        at, shade = y(i), colour(facts, variant)
-        if variant in apart:
-            panel.body.append(_edge(cell, column, panel.x, at, shade))
-            continue
-        mean = panel.x(cell.mean)
-        panel.body.append(
-            tag("line", x1=mean, x2=mean, y1=at - 8, y2=at + 8, class_=f"mean {shade}")
-        )
-        for value in cell.values:
-            seeds = "all seeds" if cell.fixed else f"seed {value.seeds[0]}"
-            text = f"{short(variant)}, {seeds}: {value.value:.{column.digits}f}"
-            panel.body.append(dot(panel.x(value.value), at, shade, text))
-    return panel.svg(_spoken(cells, column))
+    return plot(with_unit(column), series, said, categories=labels, under=middles)
+
+
+def _seeds(variant: str, at: int, cell: Cell, column: Column) -> list[Point]:
+    """Return a point a seed in the row `at`."""
+    found = []
+    for value in cell.values:
+        seeds = "all seeds" if cell.fixed else f"seed {value.seeds[0]}"
+        text = f"{short(variant)}, {seeds}: {value.value:.{column.digits}f}"
+        found.append(Point(value.value, at, text=text))
+    return found
 
 
 def told_apart(names: Sequence[str]) -> list[str]:
@@ -185,8 +167,10 @@ def told_apart(names: Sequence[str]) -> list[str]:
 
 
 def off_scale(means: dict[str, float]) -> set[str]:
-    """Rows so far from the rest that they would leave it no room: each alone stretches the range
-    of the others more than two and a half times. Three rows are always left.
+    """Return rows so far from the rest that they would leave it no room.
+
+    Each alone stretches the range of the others more than two and a half times. Three rows are
+    always left.
     """
     ordered = sorted(means, key=lambda variant: means[variant])
     found: set[str] = set()
@@ -205,17 +189,14 @@ def _edge(cell: Cell, column: Column, x: Scale, at: float, shade: str) -> Markup
     left = cell.mean < x.low
     text = f"◂ {number(cell, column)}" if left else f"{number(cell, column)} ▸"
     edge, anchor = (x.start + 4, "start") if left else (x.end - 4, "end")
-    return tag("text", text, x=edge, y=at + 4, class_=f"edge {shade}", text_anchor=anchor)
+    return words(text, edge, at + 4, f"edge {shade}", anchor)
 
 
 def with_unit(column: Column) -> str:
+    """Return the column's label with its unit, unless it ends with the unit."""
     label = short(column.label, 40)
     told = not column.unit or label.endswith(column.unit)  # "10%" says it already
     return label if told else f"{label}, {column.unit}"
-
-
-def _spoken(cells: dict[str, Cell], column: Column) -> str:
-    return "; ".join(f"{short(v)} {number(c, column)}" for v, c in cells.items() if c.valued)
 
 
 # --------------------------------------------------------------------------- accuracy against cost
@@ -227,16 +208,19 @@ def pareto(facts: Facts, table: Table) -> Figure | None:
     metrics = [c for c in table.columns if c.kind == "metric"][:6]
     if cost is None:
         return None
-    panels, shown = [], set()
+    panels: list[Markup] = []
+    shown: list[str] = []
     for column in metrics:
-        points = []
+        points = {}
         for row in table.rows:
             x, y = table.cell(row, cost), table.cell(row, column)
             if x.valued and y.valued and x.mean and y.mean is not None:
-                points.append((row.variant, x.mean, y.mean, y.sd))
+                text = f"{y.mean:.{column.digits}f} {column.unit} at {x.mean:.3g} {cost.unit}"
+                said = f"{short(row.variant)}: {text}"
+                points[row.variant] = Point(x.mean, y.mean, y.sd, said)
         if len(points) > 1:
             panels.append(_pareto_panel(facts, points, column, cost))
-            shown |= {point[0] for point in points}
+            shown += points
     if not panels:
         return None
     caption = (
@@ -244,41 +228,33 @@ def pareto(facts: Facts, table: Table) -> Figure | None:
         "whiskers are one sd. The line joins the rows that no other row beats on both. Rows that "
         "train nothing are left out."
     )
-    return Figure("pareto", "Accuracy against cost", caption, panels, legend_of(facts, list(shown)))
+    return Figure("pareto", "Accuracy against cost", caption, panels, legend_of(facts, shown))
 
 
-def front(points: Sequence[tuple[str, float, float]], higher_is_better: bool) -> list[str]:
-    """Names of the points (name, cost, value) that no cheaper or equally dear point reaches."""
+def front(points: dict[str, Point], higher_is_better: bool) -> list[str]:
+    """Return the names of the points (cost, value) that no cheaper or equally dear one reaches."""
     sign = -1.0 if higher_is_better else 1.0
     best, found = math.inf, []
-    for name, _, value in sorted(points, key=lambda p: (p[1], sign * p[2])):
-        if sign * value < best:
-            best = sign * value
+    for name, point in sorted(points.items(), key=lambda p: (p[1].x, sign * p[1].y)):
+        if sign * point.y < best:
+            best = sign * point.y
             found.append(name)
     return found
 
 
-def _pareto_panel(
-    facts: Facts,
-    points: list[tuple[str, float, float, float | None]],
-    column: Column,
-    cost: Column,
-) -> Markup:
-    costs = [x for _, x, _, _ in points]
-    names = front([p[:3] for p in points], column.higher_is_better)
-    at = {variant: (x, y) for variant, x, y, _ in points}
+def _pareto_panel(facts: Facts, points: dict[str, Point], column: Column, cost: Column) -> Markup:
+    costs = [point.x for point in points.values()]
+    names = front(points, column.higher_is_better)
 
     def steps(x: Scale, y: Scale) -> list[Markup]:
         """Return the line through the front, in steps."""
-        corners = [at[names[0]]]
-        for name in names[1:]:
-            corners += [(at[name][0], corners[-1][1]), at[name]]
+        corners: list[tuple[float, float]] = []
+        for point in (points[name] for name in names):
+            corners += [(point.x, corners[-1][1])] if corners else []
+            corners.append((point.x, point.y))
         return [polyline([(x(a), y(b)) for a, b in corners], "front")]
 
-    series = []
-    for variant, x, y, sd in points:
-        text = f"{short(variant)}: {y:.{column.digits}f} {column.unit} at {x:.3g} {cost.unit}"
-        series.append(Series(colour(facts, variant), variant, [Point(x, y, sd, text)], line=False))
+    series = [Series(colour(facts, v), v, [point], line=False) for v, point in points.items()]
     said = "On the front: " + ", ".join(short(name) for name in names)
     log = max(costs) / min(costs) > 8
     return plot(with_unit(column), series, said, x_label=cost.unit, log_x=log, under=steps)

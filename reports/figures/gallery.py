@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from reports.display import plural
-from reports.figures.svg import PALETTE, tag
+from reports.figures.svg import PALETTE, picture, tag, words
 from reports.formats.records import anchor
 from reports.tables.model import row_label
 
@@ -93,7 +93,7 @@ def gallery(found: dict[str, Any] | None) -> Gallery | None:
 
 
 def _source(image: np.ndarray) -> str:
-    """uint8 [C, s, s] as a PNG in a data URI; one channel is grey, other than three its first."""
+    """Return uint8 [C, s, s] as a PNG in a data URI; in grey its first channel, unless C is 3."""
     from PIL import Image
 
     pixels = image.transpose(1, 2, 0) if len(image) == 3 else image[0]
@@ -144,17 +144,8 @@ def _map(points: np.ndarray, labels: np.ndarray, row: str) -> Markup:
     width, height = scale * (high - low) + 2 * _EDGE
     offset = np.array([(_MAP - width) / 2 + _EDGE, _EDGE + _HEAD])
     height = round(float(height)) + _HEAD
-    parts = [tag("title", f"Map of the features of {row}")]
-    parts.append(tag("text", row, x=0, y=13, class_="head"))
+    parts = [words(row, 0, 13, "head")]
     for (x, y), label in zip((points - low) * scale + offset, labels, strict=True):
         css = f"dot c{label % PALETTE}"
         parts.append(tag("circle", cx=float(x), cy=float(y), r=3, class_=css))
-    return tag(
-        "svg",
-        Markup("").join(parts),
-        viewBox=f"0 0 {_MAP} {height}",
-        width=_MAP,
-        height=height,
-        role="img",
-        class_="panel",
-    )
+    return picture(f"Map of the features of {row}", parts, _MAP, height)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-from reports.display import plain, short
+from reports.display import plain, short, width
 
 #: colours that the style sheet has, c0 and up
 PALETTE = 12
@@ -20,7 +20,7 @@ GLYPH = 7.8
 
 
 def tag(name: str, text: object | None = None, **attributes: object) -> Markup:
-    """One element; numbers shortened, everything escaped. `class_` is class, `_` in names is -."""
+    """Return one element, everything escaped. `class_` is class, `_` in names is a hyphen."""
     parts = [f"<{name}"]
     for key, value in attributes.items():
         if value is not None:
@@ -49,6 +49,7 @@ class Scale:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, most: int = 5) -> list[float]:
+        """Return round numbers within the scale, about `most` of them."""
         if self.log:
             return _log_ticks(self.low, self.high)
         step = nice_step((self.high - self.low) / most)
@@ -92,63 +93,21 @@ def tick_text(value: float) -> str:
     return f"{value:.6g}" if abs(value) >= 1e-4 else f"{value:.0e}"
 
 
-@dataclass
-class Panel:
-    """One set of axes with a heading; `body` is drawn inside them."""
+def picture(title: str, parts: Sequence[Markup], wide: int, high: int) -> Markup:
+    """Return an SVG image of elements; `title` is read out in place of the picture."""
+    inner = Markup("").join([tag("title", title), *parts])
+    said = {"viewBox": f"0 0 {wide} {high}", "width": wide, "height": high, "role": "img"}
+    return tag("svg", inner, **said, class_="panel")
 
-    title: str
-    x: Scale
-    y: Scale
-    width: int = 400
-    height: int = 260
-    x_label: str = ""
-    #: labels of a categorical y axis, by position
-    categories: Sequence[tuple[float, str]] | None = None
-    #: where the x axis is marked, if not at round numbers
-    marks: Sequence[float] | None = None
-    body: list[Markup] = field(default_factory=list)
 
-    def svg(self, description: str) -> Markup:
-        """Return the whole panel; `description` is read out in place of the picture."""
-        parts = [tag("title", f"{self.title}. {description}"), *self._axes(), *self.body]
-        return tag(
-            "svg",
-            Markup("").join(parts),
-            viewBox=f"0 0 {self.width} {self.height}",
-            width=self.width,
-            height=self.height,
-            role="img",
-            class_="panel",
-        )
+def words(text: str, x: float, y: float, class_: str, anchor: str | None = None) -> Markup:
+    """Return a text element; `anchor` is the end of the text that stands at `x`."""
+    return tag("text", text, x=x, y=y, class_=class_, text_anchor=anchor)
 
-    def _axes(self) -> list[Markup]:
-        left, right, bottom, top = self.x.start, self.x.end, self.y.start, self.y.end
-        found = [tag("text", short(self.title, 44), x=0, y=13, class_="head")]
-        for value in self.marks or self.x.ticks():
-            px = self.x(value)
-            found.append(tag("line", x1=px, x2=px, y1=bottom, y2=top, class_="grid"))
-            found.append(
-                tag(
-                    "text",
-                    tick_text(value),
-                    x=px,
-                    y=bottom + 15,
-                    class_="tick",
-                    text_anchor="middle",
-                )
-            )
-        rows = self.categories or [(v, tick_text(v)) for v in self.y.ticks()]
-        for value, label in rows:
-            py = self.y(value)
-            found.append(tag("line", x1=left, x2=right, y1=py, y2=py, class_="grid"))
-            found.append(tag("text", label, x=left - 6, y=py + 4, class_="tick", text_anchor="end"))
-        found.append(tag("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
-        if self.x_label:
-            label = short(self.x_label, 44)
-            found.append(
-                tag("text", label, x=right, y=bottom + 31, class_="label", text_anchor="end")
-            )
-        return found
+
+def line(x1: float, x2: float, y1: float, y2: float, class_: str) -> Markup:
+    """Return a straight line from (x1, y1) to (x2, y2)."""
+    return tag("line", x1=x1, x2=x2, y1=y1, y2=y2, class_=class_)
 
 
 class Point(NamedTuple):
@@ -180,37 +139,59 @@ def plot(
     log_x: bool = False,
     log_y: bool = False,
     marks: Sequence[float] | None = None,
+    categories: Sequence[str] = (),
     under: Callable[[Scale, Scale], list[Markup]] = lambda x, y: [],
 ) -> Markup:
-    """Return a panel with all series, its axes as wide as they need.
+    """Return all series over their axes, which are as wide as the points need.
 
-    `under` draws below the series, given both scales.
+    The x axis is marked at `marks`, else at round numbers. With `categories` y counts these from
+    the top, and the picture is as high as they need. `under` draws below the series, given both
+    scales.
     """
     points = [point for one in series for point in one.points]
-    ends = [p.y + s * (p.sd or 0.0) for p in points for s in (-1, 1)] or [0.0, 1.0]
-    x = spanning([p.x for p in points] or [0.0, 1.0], LEFT, RIGHT, log=log_x)
-    y = spanning(ends, BOTTOM, TOP, log=log_y)
-    label = x_label + (", log scale" if log_x else "")
-    panel = Panel(title, x, y, x_label=label, marks=marks, body=under(x, y))
-    for one in series:
-        drawn = []
-        if one.line:
-            drawn.append(polyline([(x(p.x), y(p.y)) for p in one.points], f"line {one.css}"))
-        for point in one.points if one.dots else ():
-            if point.sd:
-                ends_at = {"y1": y(point.y - point.sd), "y2": y(point.y + point.sd)}
-                at = x(point.x)
-                drawn.append(tag("line", x1=at, x2=at, **ends_at, class_=f"whisker {one.css}"))
-            drawn.append(dot(x(point.x), y(point.y), one.css, point.text))
-        panel.body.append(tag("g", Markup("").join([tag("title", one.name), *drawn])))
-    return panel.svg(description)
+    left: float = LEFT
+    bottom = BOTTOM
+    if categories:
+        left = min(12 + GLYPH * max(map(width, categories)), 240)
+        bottom = TOP + 24 * len(categories)
+        y = Scale(len(categories) - 0.5, -0.5, bottom, TOP)
+    else:
+        ends = [p.y + sign * (p.sd or 0.0) for p in points for sign in (-1, 1)] or [0.0, 1.0]
+        y = spanning(ends, bottom, TOP, log=log_y)
+    x = spanning([p.x for p in points] or [0.0, 1.0], left, RIGHT, log=log_x)
+    drawn = [words(short(title, 44), 0, 13, "head")]
+    for value in marks or x.ticks():
+        drawn.append(line(x(value), x(value), bottom, TOP, "grid"))
+        drawn.append(words(tick_text(value), x(value), bottom + 15, "tick", "middle"))
+    rows: list[tuple[float, str]] = [*enumerate(categories)]
+    rows = rows or [(value, tick_text(value)) for value in y.ticks()]
+    for value, label in rows:
+        drawn.append(line(left, RIGHT, y(value), y(value), "grid"))
+        drawn.append(words(label, left - 6, y(value) + 4, "tick", "end"))
+    drawn.append(line(left, RIGHT, bottom, bottom, "axis"))
+    if x_label:
+        label = short(x_label + (", log scale" if log_x else ""), 44)
+        drawn.append(words(label, RIGHT, bottom + 31, "label", "end"))
+    drawn += [*under(x, y), *(_drawn(one, x, y) for one in series)]
+    return picture(f"{title}. {description}", drawn, 400, bottom + 46)
 
 
-def dot(x: float, y: float, css: str, text: str) -> Markup:
-    """Return a dot that says `text` when it is pointed at."""
-    return tag("circle", tag("title", text), cx=x, cy=y, r=4, class_=f"dot {css}")
+def _drawn(series: Series, x: Scale, y: Scale) -> Markup:
+    """Return the line, whiskers and dots of a series; its name is said where it is pointed at."""
+    found = [tag("title", series.name)]
+    if series.line:
+        found.append(polyline([(x(p.x), y(p.y)) for p in series.points], f"line {series.css}"))
+    for point in series.points if series.dots else ():
+        at = x(point.x)
+        if point.sd:
+            ends = y(point.y - point.sd), y(point.y + point.sd)
+            found.append(line(at, at, *ends, f"whisker {series.css}"))
+        said = tag("title", point.text)
+        found.append(tag("circle", said, cx=at, cy=y(point.y), r=4, class_=f"dot {series.css}"))
+    return tag("g", Markup("").join(found))
 
 
 def polyline(points: Sequence[tuple[float, float]], class_: str) -> Markup:
+    """Return a line through points."""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return tag("polyline", points=path, class_=class_)

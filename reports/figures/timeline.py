@@ -11,7 +11,7 @@ from markupsafe import Markup
 from reports.display import duration, plural, short
 from reports.facts import Facts
 from reports.figures.charts import Figure
-from reports.figures.svg import nice_step, tag
+from reports.figures.svg import line, nice_step, picture, tag, words
 
 _LEFT, _RIGHT, _ROW = 120, 1068, 22
 #: bars beyond which the picture shows the longest ones only
@@ -102,53 +102,32 @@ def _draw(bars: list[_Bar], lanes: list[str], pauses: list[tuple[float, float]])
 
     scale = (_RIGHT - _LEFT) / (shown + cut * len(pauses))
     height = _ROW * len(lanes) + 46
-    parts = [tag("title", f"Timeline of {plural(len(bars), 'bar')}, a row a worker")]
-    for i, lane in enumerate(lanes):
-        y = 10 + i * _ROW
-        parts.append(tag("text", lane, x=_LEFT - 8, y=y + 14, class_="tick", text_anchor="end"))
-        parts.append(tag("line", x1=_LEFT, x2=_RIGHT, y1=y + 20, y2=y + 20, class_="grid"))
+    parts = []
     rows = {lane: 10 + i * _ROW for i, lane in enumerate(lanes)}
+    for lane, y in rows.items():
+        parts.append(words(lane, _LEFT - 8, y + 14, "tick", "end"))
+        parts.append(line(_LEFT, _RIGHT, y + 20, y + 20, "grid"))
     for bar in bars:
-        x, width = (
-            _LEFT + elapsed(bar.start) * scale,
-            (elapsed(bar.end) - elapsed(bar.start)) * scale,
-        )
-        parts.append(
-            tag(
-                "rect",
-                tag("title", bar.text),
-                x=x,
-                width=max(1.0, width - 0.5),
-                y=rows[bar.lane] + 3,
-                height=14,
-                class_=f"bar {bar.css}",
-            )
-        )
+        x, wide = elapsed(bar.start), elapsed(bar.end) - elapsed(bar.start)
+        size = {"width": max(1.0, wide * scale - 0.5), "y": rows[bar.lane] + 3, "height": 14}
+        said, css = tag("title", bar.text), f"bar {bar.css}"
+        parts.append(tag("rect", said, x=_LEFT + x * scale, **size, class_=css))
     bottom = height - 36
     for a, _ in pauses:
         x = _LEFT + (elapsed(a) + cut / 2) * scale
-        parts.append(tag("line", x1=x, x2=x, y1=4, y2=bottom, class_="cut"))
+        parts.append(line(x, x, 4, bottom, "cut"))
     parts += _axis(shown + cut * len(pauses), scale, bottom, bool(pauses))
-    return tag(
-        "svg",
-        Markup("").join(parts),
-        viewBox=f"0 0 1080 {height}",
-        width=1080,
-        height=height,
-        role="img",
-        class_="panel",
-    )
+    return picture(f"Timeline of {plural(len(bars), 'bar')}, a row a worker", parts, 1080, height)
 
 
 def _axis(seconds: float, scale: float, bottom: float, cut: bool) -> list[Markup]:
     step = next((s for s in _STEPS if s >= seconds / 8), nice_step(seconds / 8))
     unit, size = ("h", 3600) if step >= 3600 else ("min", 60) if step >= 60 else ("s", 1)
-    found = [tag("line", x1=_LEFT, x2=_RIGHT, y1=bottom, y2=bottom, class_="axis")]
+    found = [line(_LEFT, _RIGHT, bottom, bottom, "axis")]
     for i in range(int(seconds / step) + 1):
         x = _LEFT + i * step * scale
         label = f"{i * step / size:g}"
-        found.append(tag("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis"))
-        found.append(tag("text", label, x=x, y=bottom + 16, class_="tick", text_anchor="middle"))
+        found.append(line(x, x, bottom, bottom + 4, "axis"))
+        found.append(words(label, x, bottom + 16, "tick", "middle"))
     what = f"{unit} of running time" if cut else f"{unit} since the first stage began"
-    found.append(tag("text", what, x=_RIGHT, y=bottom + 28, class_="label", text_anchor="end"))
-    return found
+    return [*found, words(what, _RIGHT, bottom + 28, "label", "end")]

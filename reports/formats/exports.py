@@ -48,7 +48,10 @@ SCHEMA: dict[str, Any] = {
 
 
 def to_frame(tables: Sequence[Table]) -> pl.DataFrame:
-    """One row a cell. `values` is JSON, [[seeds, value], ...]; `keys` are joined by spaces."""
+    """Return one row a cell.
+
+    `values` is JSON, [[seeds, value], ...]; `keys` are joined by spaces.
+    """
     rows = [
         _long(table, row, column)
         for table in tables

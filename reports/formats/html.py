@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ _RUN = ("started", "wall_s", "status", "command")
 def render_html(
     view: SuiteView, facts: Facts | None = None, tables: list[Table] | None = None
 ) -> str:
-    """The whole page. Every string of the view is escaped; scripts and styles are ours alone.
+    """Return the page. Every string of the view is escaped; scripts and styles are ours alone.
 
     `facts` and `tables` are those of the view, where they are at hand.
     """
@@ -66,8 +67,7 @@ def render_html(
             figures=_figures(facts, tables),
             gallery=gallery(view.gallery),
             ledger=ledger,
-            ledger_rows=_ledger_rows(ledger),
-            unmeasured=_quantity_sentences(ledger),
+            book=_ledger_table(ledger),
             failures=[*_failures(view)],
             published_costs=_published_costs(),
             runs=[{name: run.get(name) for name in _RUN} for run in view.runs],
@@ -82,9 +82,9 @@ def render_html(
 
 
 def extract_suite(html: str) -> str:
-    """The resolved suite that a report embeds as YAML text, its provenance behind it in comments.
+    """Return the resolved suite that a page embeds as YAML, its provenance behind it in comments.
 
-    Raises ValueError if it embeds none.
+    Raises ValueError if the page embeds none.
     """
     found = _SUITE.search(html)
     try:
@@ -117,13 +117,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    environment.filters |= {
-        "duration": duration,
-        "short": short,
-        "amount": amount,
-        "slug": slug,
-        "codes": _codes,
-    }
+    filters = (duration, short, amount, slug, remark)
+    environment.filters |= {function.__name__: function for function in filters}
+    environment.filters |= {"codes": _codes, "row_label": partial(row_label, limit=80)}
     environment.globals |= {"plural": plural, "record_anchor": records.anchor}
     return environment
 
@@ -147,7 +143,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Content policy: nothing from outside, and no script or style but the two of the page."""
+    """Return the policy: nothing from outside, no script or style but the two of the page."""
 
     def hashed(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -166,7 +162,7 @@ def _embed(data: dict[str, Any]) -> Markup:
 
 
 def _status(facts: Facts) -> str:
-    """ "44 stages, all complete", or what is still open."""
+    """Return "44 stages, all complete", or what is still open."""
     counts = Counter(facts.distinct["status"].to_list())
     total = sum(counts.values())
     done = sum(counts[status] for status in DONE)
@@ -228,16 +224,9 @@ class _TableView:
             return self.whole._line(*self.table.origins[variant, column])
         return f"v-{self.index}-{self.row_at[variant]}-{self.column_at[column]}"
 
-    def name(self, column: Column) -> str:
-        """Return the column's name out of the table, where its header does not stand above it."""
-        return short(full_label(self.table, column), 60)
-
     def named(self, column: Column) -> str:
-        """Return the same with its unit."""
-        return charts.with_unit(replace(column, label=self.name(column)))
-
-    def label(self, variant: str) -> str:
-        return row_label(variant, 80)
+        """Return the column's name and unit, where its header does not stand above it."""
+        return charts.with_unit(replace(column, label=short(full_label(self.table, column), 60)))
 
     def classes(self, cell: Cell, column: Column) -> str:
         bold = " bold" if cell.bold else ""
@@ -256,9 +245,6 @@ class _TableView:
         """Return the spread that the images measured on give a cell, seeds apart."""
         found = findings.sampling_error(self.facts, column, cell)
         return "" if found is None else f"± {fixed(found[0], column.digits)} ({found[1]})"
-
-    def remark(self, cell: Cell) -> str:
-        return remark(cell)
 
     def values(self) -> list[tuple[Row, Column, Cell]]:
         """Return the cells that rest on records, for the list of values by seed."""
@@ -302,51 +288,44 @@ def _p(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _ledger_rows(ledger: Ledger) -> list[dict[str, Any]]:
-    """Return lines of the cost table, each kind of device in its own unit."""
+def _ledger_table(ledger: Ledger) -> dict[str, Any]:
+    """Return the cost table as printed, each kind of device in its own unit.
+
+    `quantities` are those that some line has; `unmeasured` says why the suite's whole lacks others.
+    """
+    apart = [line for line in ledger.lines if line.apart]
+    lines = [*(line for line in ledger.lines if not line.apart), ledger.total, *apart]
     units = {kind: time_unit(max(ledger.total.hours.get(kind, 0.0), 1e-9)) for kind in ledger.kinds}
-    shown = _shown_quantities(ledger)
-    rows = []
-    included = [line for line in ledger.lines if not line.apart]
-    for line in [*included, ledger.total, *(line for line in ledger.lines if line.apart)]:
-        rows.append(
+    shown = [q for q in costs.QUANTITIES if any(line.measured(q)[0] is not None for line in lines)]
+    whole = [(q, *ledger.total.measured(q)) for q in costs.QUANTITIES]
+
+    def hours(known: dict[str, float]) -> list[str]:
+        """Return device time by kind, in the unit of each."""
+        return [amount(known[k] * f) if k in known else "–" for k, (_, f) in units.items()]
+
+    return {
+        "heads": [f"{kind}-{unit}" for kind, (unit, _) in units.items()],
+        "quantities": shown,
+        "saved": hours(ledger.saved),
+        "unmeasured": [f"{q.label}: blank ({why})." for q, value, why in whole if value is None],
+        "lines": [
             {
-                "label": line.label,
-                "count": line.count,
-                "hours": [
-                    amount(line.hours[k] * units[k][1]) if k in line.hours else "–" for k in units
-                ],
-                "wall": duration(line.wall_s),
+                "line": line,
+                "hours": hours(line.hours),
                 "measured": [line.measured(quantity) for quantity in shown],
-                "unmeasured": line.unmeasured,
                 "total": line is ledger.total,
-                "apart": line.apart,
             }
-        )
-    saved = [amount(ledger.saved[k] * units[k][1]) if k in ledger.saved else "–" for k in units]
-    heads = [f"{kind}-{unit}" for kind, (unit, _) in units.items()]
-    return [{"heads": heads, "saved": saved, "measured": shown}, *rows]
-
-
-def _shown_quantities(ledger: Ledger) -> list[costs.Quantity]:
-    """Return those that some line of the ledger has; the others are one sentence."""
-    lines = [*ledger.lines, ledger.total]
-    return [q for q in costs.QUANTITIES if any(line.measured(q)[0] is not None for line in lines)]
-
-
-def _quantity_sentences(ledger: Ledger) -> list[str]:
-    """Return what of the suite's whole was not measured, and why."""
-    found = ((q, *ledger.total.measured(q)) for q in costs.QUANTITIES)
-    return [f"{q.label}: blank ({reason})." for q, value, reason in found if value is None]
+            for line in lines
+        ],
+    }
 
 
 def _published_costs() -> list[tuple[str, str, str]]:
-    cost = PUBLISHED["cost"]
     return [
         (
             line["what"],
             f"{line['gpu_hours']:,} GPU-h ({line['how']})",
             PUBLISHED["sources"][line["source"]],
         )
-        for line in cost["lines"]
+        for line in PUBLISHED["cost"]["lines"]
     ]

@@ -8,47 +8,17 @@ from collections.abc import Sequence
 from reports.display import short
 from reports.tables.model import Cell, Column, Row, Table, each, number, remark
 
-_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\char36{}",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': "''",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "−": r"$-$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "–": "--",
-    "—": "---",
-    "…": r"\dots{}",
-    "Δ": r"$\Delta$",
-    "α": r"$\alpha$",
-    "σ": r"$\sigma$",
-    "µ": r"$\mu$",
-    "μ": r"$\mu$",
-    "·": r"$\cdot$",
-    "→": r"$\rightarrow$",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "’": "'",
-    "‘": "`",
-    "“": "``",
-    "”": "''",
-    "°": r"$^\circ$",
-    "²": r"$^2$",
-    "³": r"$^3$",
-    "\u00a0": "~",
-}
+#: characters by the name of what sets them in text, and in mathematics; then all that LaTeX minds
+_TEXT = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater"}
+_TEXT |= {"|": "bar"}
+_MATH = {"±": "pm", "×": "times", "≤": "leq", "≥": "geq", "Δ": "Delta", "α": "alpha", "σ": "sigma"}
+_MATH |= {"µ": "mu", "μ": "mu", "·": "cdot", "→": "rightarrow", "↑": "uparrow", "↓": "downarrow"}
+_SPECIAL = {char: f"\\{char}" for char in "{}&#%_"}
+_SPECIAL |= {char: rf"\text{name}{{}}" for char, name in _TEXT.items()}
+_SPECIAL |= {char: rf"$\{name}$" for char, name in _MATH.items()}
+_SPECIAL |= {"$": r"\char36{}", "°": r"$^\circ$", "²": "$^2$", "³": "$^3$", "…": r"\dots{}"}
+_SPECIAL |= {"−": "$-$", "–": "--", "—": "---", "\u00a0": "~"}
+_SPECIAL |= {"’": "'", "‘": "`", "“": "``", "”": "''", '"': "''"}
 
 _PREAMBLE = r"""% Needs: \usepackage{booktabs,graphicx,xcolor}
 \documentclass{article}
@@ -60,8 +30,9 @@ _PREAMBLE = r"""% Needs: \usepackage{booktabs,graphicx,xcolor}
 
 
 def escape(text: object, limit: int = 400) -> str:
-    """One line of text that any LaTeX engine sets as it stands; what pdflatex has no glyph for
-    becomes its code point, "U+1F600".
+    """Return one line of text that any LaTeX engine sets as it stands.
+
+    A character without a glyph in pdflatex becomes its code point, "U+1F600".
     """
     parts = []
     for char in short(text, limit):
@@ -123,13 +94,13 @@ def _heads(table: Table) -> list[str]:
     if any(group is not None for group, _ in groups):
         cells, rules, at = [""], [], 2
         for group, columns in groups:
-            wide = len(columns)
-            cells.append(
-                rf"\multicolumn{{{wide}}}{{c}}{{{escape(group, 60)}}}" if group is not None else ""
-            )
-            if group is not None:
-                rules.append(rf"\cmidrule(lr){{{at}-{at + wide - 1}}}")
-            at += wide
+            end = at + len(columns) - 1
+            if group is None:
+                cells.append("")
+            else:
+                cells.append(rf"\multicolumn{{{len(columns)}}}{{c}}{{{escape(group, 60)}}}")
+                rules.append(rf"\cmidrule(lr){{{at}-{end}}}")
+            at = end + 1
         lines += [" & ".join(cells) + r" \\", "".join(rules)]
     labels = (_grey(c, _label(c)) for c in table.columns)
     lines.append(" & ".join([escape(table.corner, 40), *labels]) + r" \\")

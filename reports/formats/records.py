@@ -80,7 +80,7 @@ def _users(stage: dict[str, Any]) -> str:
 
 
 def _cost(attempt: dict[str, Any]) -> Iterator[str]:
-    """Wall time, device time where that is more, and energy of an attempt."""
+    """Yield wall time, device time of GPUs, and energy of an attempt."""
     yield duration(attempt["wall_s"])
     hours = attempt["device_hours"]
     if hours is not None and attempt["device_kind"] == "gpu":
@@ -97,7 +97,7 @@ def _facts(stage: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str
         ("ended", stage["ended"]),
         ("wall time", duration(stage["wall_s"]) if stage["wall_s"] is not None else None),
         ("held", _held(stage)),
-        ("device time", None if hours is None else f"{duration(hours * 3600)}"),
+        ("device time", None if hours is None else duration(hours * 3600)),
         ("peak memory", _metered(stage, MEMORY)),
         ("energy", _energy(stage)),
         ("GPU utilisation", _metered(stage, UTILISATION)),
@@ -126,7 +126,7 @@ def _metered(stage: dict[str, Any], quantity: Quantity) -> str | None:
 
 
 def _energy(stage: dict[str, Any]) -> str | None:
-    """With where it comes from, if not from the device's own counter."""
+    """Return the energy, and its origin where it is not the device's own counter."""
     found = _metered(stage, ENERGY)
     return f"{found}, integrated from the power drawn" if integrated(stage) else found
 
@@ -137,7 +137,7 @@ def _uuids(stage: dict[str, Any]) -> str | None:
 
 
 def _inputs(facts: Facts, record: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, what it is, anchor or "") of each input."""
+    """Return (name, stage, anchor or "") of each input."""
     found = []
     for name, given in (record.get("inputs") or {}).items():
         key = given["key"]
@@ -148,7 +148,7 @@ def _inputs(facts: Facts, record: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _files(record: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(file, bytes, checksum) of each artifact."""
+    """Return (file, bytes, checksum) of each artifact."""
     return [
         (short(name, 80), f"{entry.get('bytes', 0):,}", short(entry.get("sha256", ""), 80))
         for name, entry in (record.get("files") or {}).items()
@@ -183,11 +183,8 @@ def outline(data: Any, depth: int = 0) -> str:
         lines = []
         for name, value in data.items():
             nested = isinstance(value, dict) and value
-            lines.append(
-                f"{pad}{name}:\n{outline(value, depth + 1)}"
-                if nested
-                else f"{pad}{name}: {_flat(value)}"
-            )
+            told = f"\n{outline(value, depth + 1)}" if nested else f" {_flat(value)}"
+            lines.append(f"{pad}{name}:{told}")
         return "\n".join(lines)
     if isinstance(data, list):
         return "\n".join(f"{pad}- {_flat(item)}" for item in data)
@@ -199,4 +196,6 @@ def _flat(value: Any) -> str:
         return "[" + ", ".join(_flat(item) for item in value) + "]"
     if value is None:
         return "none"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else plain(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return plain(value)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
-from reports.display import amount, duration, plain, plural, short, time_unit, width
+from rich.box import Box
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from reports.display import amount, duration, plain, plural, short, time_unit
 from reports.facts import Facts
 from reports.frames import SuiteView
 from reports.tables.build import build_tables
@@ -17,16 +23,20 @@ from reports.tables.model import Column, Table, cell_text, row_label
 
 #: columns where no terminal tells, and of sentences at the most
 _WIDTH = 100
-#: lines of a failed stage's log
-_LOG_LINES = 6
+#: lines of a failed stage's log, and columns of each
+_LOG_LINES, _LOG_WIDTH = 6, 240
 #: columns of a heading before it goes on below
 _HEADING = 14
+#: one rule, below the headings
+_RULE = Box("    \n    \n────\n" + 5 * "    \n")
+#: prints without colours and never cuts a line
+_WIDE = Console(width=1_000_000, color_system=None, force_terminal=False)
 
 
 def render_text(
     view: SuiteView, facts: Facts | None = None, tables: list[Table] | None = None
 ) -> str:
-    """Scale, tables, costs and problems of a suite, ending with a newline."""
+    """Return scale, tables, costs, failures and problems of a suite, ending with a newline."""
     facts = facts or Facts(view)
     lines = [f"{short(view.title, 80)} · profile {short(view.profile, 30)}", short(view.scale, 120)]
     lines += [part for note in view.notes for part in _wrap(short(note, 600))]
@@ -49,15 +59,18 @@ def table_text(table: Table) -> list[str]:
 
     Columns past the width of the terminal go on below, beside the same rows.
     """
-    columns = [column for column in table.columns if column.kind != "published"]
-    lines = [short(table.title, 80)]
-    while columns:
-        count = len(columns)
-        while (part := _ruled(table, columns[:count])) and count > 1 and width(part[0]) > _room():
-            count -= 1
-        lines += part
-        columns = columns[count:]
-    return lines
+    rows = _WIDE.measure(_grid(table, [])).maximum
+    parts: list[list[Column]] = []
+    room = 0
+    for column in table.columns:
+        if column.kind != "published":
+            taken = _WIDE.measure(_grid(table, [column])).maximum - rows
+            if not parts or taken > room:
+                parts.append([])
+                room = _room() - rows
+            parts[-1].append(column)
+            room -= taken
+    return [short(table.title, 80), *(line for part in parts for line in _ruled(table, part))]
 
 
 def _room() -> int:
@@ -66,23 +79,30 @@ def _room() -> int:
 
 
 def _ruled(table: Table, columns: Sequence[Column]) -> list[str]:
-    """Return all rows with some of the columns, between rules."""
-    body: list[list[str] | str] = []
+    """Return all rows with some of the columns, between rules, and the names of groups."""
+    with _WIDE.capture() as printed:
+        _WIDE.print(_grid(table, columns))
+    lines = [line.rstrip() for line in printed.get().splitlines()]
+    rule = next(line for line in lines if set(line) == {"─"})
+    body = lines.index(rule) + 1
+    found, rest = [rule, *lines[:body]], iter(lines[body:])
     for group, rows in table.row_groups():
-        if group is not None:
-            body.append(short(group, 48))
-        for row in rows:
-            indent = "  " if group is not None else ""
-            cells = [_cell(table, row.variant, column) for column in columns]
-            body.append([indent + row_label(row.variant), *cells])
-    heads = [["", *line] for line in zip(*_heads(columns), strict=True)]
-    heads[-1][0] = short(table.corner, 48)
-    grid = [*heads, *(line for line in body if isinstance(line, list))]
-    widths = [max(width(line[i]) for line in grid) for i in range(len(columns) + 1)]
-    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [rule, *(_line(head, widths) for head in heads), rule]
-    lines += [line if isinstance(line, str) else _line(line, widths) for line in body]
-    return [*lines, rule]
+        found += [] if group is None else [short(group, 48)]
+        found += islice(rest, len(rows))
+    return [*found, rule]
+
+
+def _grid(table: Table, columns: Sequence[Column]) -> Grid:
+    """Return all rows with some of the columns, a line each, two blanks between columns."""
+    grid = Grid(box=_RULE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    grid.add_column(Text(short(table.corner, 48)), vertical="bottom", no_wrap=True)
+    for head in _heads(columns):
+        grid.add_column(Text(head), justify="right", vertical="bottom", no_wrap=True)
+    for row in table.rows:
+        label = ("" if row.group is None else "  ") + row_label(row.variant)
+        cells = (_cell(table, row.variant, column) for column in columns)
+        grid.add_row(*map(Text, (label, *cells)))
+    return grid
 
 
 def _cell(table: Table, variant: str, column: Column) -> str:
@@ -93,21 +113,12 @@ def _cell(table: Table, variant: str, column: Column) -> str:
     return text
 
 
-def _heads(columns: Sequence[Column]) -> list[list[str]]:
-    """Return the label of each column in lines of whole words, then its unit; all of one height."""
-    found = []
+def _heads(columns: Sequence[Column]) -> Iterator[str]:
+    """Yield the label of each column in lines of whole words, then its unit."""
     for column in columns:
         lines = ["training"] if column.kind == "cost" else []
         lines += textwrap.wrap(short(column.label, 80), _HEADING, break_on_hyphens=False)
-        found.append([*lines, column.unit])
-    height = max(map(len, found))
-    return [[""] * (height - len(lines)) + [short(line, 24) for line in lines] for lines in found]
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first = cells[0] + " " * (widths[0] - width(cells[0]))
-    rest = [" " * (w - width(c)) + c for c, w in zip(cells[1:], widths[1:], strict=True)]
-    return "  ".join([first, *rest]).rstrip()
+        yield "\n".join(short(line, 24) for line in [*lines, column.unit])
 
 
 def _said(table: Table, facts: Facts) -> list[str]:
@@ -147,8 +158,10 @@ def _failure_text(failure: dict[str, Any]) -> list[str]:
     rows = ", ".join(short(variant, 40) for variant in failure["rows"])
     error = f"{failure['error']}: " if failure["error"] else ""
     said = f"{short(failure['name'], 80)} {failure['status']}: {error}{failure['message']}"
-    log = (failure["log_tail"] or "").rstrip().splitlines()[-_LOG_LINES:]
-    return [*_wrap(short(said, 600)), f"  It costs the rows {rows}.", *(f"  | {x}" for x in log)]
+    log = plain(failure["log_tail"] or "").rstrip().splitlines()[-_LOG_LINES:]
+    cut = (line if len(line) <= _LOG_WIDTH else line[: _LOG_WIDTH - 1] + "…" for line in log)
+    costs = _wrap(f"  It costs the rows {rows}.")
+    return [*_wrap(short(said, 600)), *costs, *(f"  | {line}" for line in cut)]
 
 
 def _wrap(text: str) -> list[str]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta
+from typing import Any
 
 from report_views import full_view, key_of, metric, record, stage, view_of
 
 from reports.display import middle
 from reports.facts import Facts
 from reports.figures import along, charts
-from reports.figures.svg import Scale, nice_step, spanning, tag
+from reports.figures.svg import Point, Scale, nice_step, spanning, tag
 from reports.figures.timeline import timeline
 from reports.tables.build import build_tables
 
 
 def test_pareto_front_is_what_nothing_beats_on_both() -> None:
-    points = [("a", 1.0, 90.0), ("b", 2.0, 95.0), ("c", 2.0, 94.0), ("d", 3.0, 95.0), ("e", 4, 97)]
+    known = {"a": (1.0, 90.0), "b": (2.0, 95.0), "c": (2.0, 94.0), "d": (3.0, 95.0), "e": (4, 97)}
+    points = {name: Point(*at) for name, at in known.items()}
     assert charts.front(points, True) == ["a", "b", "e"]
     assert charts.front(points, False) == ["a"]
 
@@ -45,9 +47,8 @@ def test_names_are_cut_in_their_middle() -> None:
 
 def test_long_names_lose_what_they_share() -> None:
     names = ["MAE", *(f"MAE-CT queue_size={size} augment=min" for size in (128, 1024))]
-    assert charts.told_apart(names) == [
-        "MAE", "queue_size=128 augment=min", "queue_size=1024 augment=min"
-    ]  # fmt: skip
+    told = ["MAE", "queue_size=128 augment=min", "queue_size=1024 augment=min"]
+    assert charts.told_apart(names) == told
     assert charts.told_apart(["x" * 30, "x" * 30]) == ["x" * 30] * 2
 
 
@@ -61,10 +62,8 @@ def test_curves_have_a_panel_a_kind_and_column() -> None:
     figure = charts.curves(Facts(full_view()))
     assert figure is not None
     heads = [re.findall(r'class="head">([^<]+)', panel)[0] for panel in figure.panels]
-    assert heads == [
-        "MAE: loss", "head: loss", "tuning: loss",
-        "head: neighbour accuracy", "tuning: neighbour accuracy",
-    ]  # fmt: skip
+    losses = ["MAE: loss", "head: loss", "tuning: loss"]
+    assert heads == [*losses, "head: neighbour accuracy", "tuning: neighbour accuracy"]
     # shared MAEs are drawn once: 3 short and 3 long ones
     assert figure.panels[0].count("<polyline") == 6
 
@@ -106,12 +105,12 @@ def test_timeline_draws_stages_failures_and_cuts_long_pauses() -> None:
     assert figure.panels[0].count("k-bad") == 1
     assert "pause" not in figure.caption
     late = datetime(2026, 3, 2, 12, 0, 0)
+    times = {"started": late.isoformat(), "ended": (late + timedelta(seconds=2)).isoformat()}
     rows = [
         stage(key_of(0), "mae", "A", 0),
-        stage(key_of(1), "mae", "A", 1, started=late.isoformat(),
-              ended=(late + timedelta(seconds=2)).isoformat()),
+        stage(key_of(1), "mae", "A", 1, **times),
         stage(key_of(2), "mae", "A", 2, started="not a time"),
-    ]  # fmt: skip
+    ]
     figure = timeline(Facts(view_of(rows, [])))
     assert figure is not None
     assert figure.panels[0].count("<rect") == 2
@@ -147,33 +146,29 @@ def test_the_paper_table_has_no_ablation() -> None:
     assert along.ablation(Facts(view), build_tables(view)[0]) is None
 
 
+def few_shot(variant: str, labels: int, level: float) -> dict[str, Any]:
+    """An accuracy from some labelled images a class, a little above `level`."""
+    place = {"along": "images a class", "at": float(labels), "series": "low-shot"}
+    column, label = f"few.accuracy_{labels}", f"{labels}-shot"
+    return metric(variant, 0, key_of(variant), level + labels, column, label=label, **place)
+
+
 def test_a_curve_far_below_all_others_leaves_them_the_scale() -> None:
     levels = {"random": 20.0, "A": 80.0, "B": 84.0, "C": 90.0}
     rows = [stage(key_of(v), "few", v, 0) for v in levels]
-    metrics = [
-        metric(v, 0, key_of(v), level + labels, f"few.accuracy_{labels}",
-               metric=f"accuracy_{labels}", label=f"{labels}-shot", primary=False,
-               along="images a class", at=float(labels), series="low-shot")
-        for v, level in levels.items() for labels in (1, 2, 5)
-    ]  # fmt: skip
+    metrics = [few_shot(v, labels, level) for v, level in levels.items() for labels in (1, 2, 5)]
     (figure,) = along.by_number(Facts(view_of(rows, metrics)))
     assert figure.panels[0].count("<polyline") == 3
     assert "off the scale: random, 21.0 to 25.0" in figure.panels[0]
 
 
 def test_numbered_metrics_make_a_curve() -> None:
-    row = stage(key_of(0), "depth", "A", 0)
-    metrics = [
-        metric("A", 0, row["key"], 60.0 + 10 * block, f"depth.accuracy_block{block}",
-               metric=f"accuracy_block{block}", label=f"k-NN, k=1, block {block}", primary=False,
-               along="block", at=float(block), series="k-NN, k=1")
-        for block in range(1, 5)
-    ] + [
-        metric("A", 0, row["key"], 50.0 + labels, f"few.accuracy_{labels}",
-               metric=f"accuracy_{labels}", label=f"{labels}-shot", primary=False,
-               along="images a class", at=float(labels), series="low-shot")
-        for labels in (1, 2, 5)
-    ]  # fmt: skip
+    row = stage(key_of("A"), "depth", "A", 0)
+    metrics = [few_shot("A", labels, 50.0) for labels in (1, 2, 5)]
+    for block in range(1, 5):
+        name, told = f"depth.accuracy_block{block}", f"k-NN, k=1, block {block}"
+        place = {"along": "block", "at": float(block), "series": "k-NN, k=1"}
+        metrics.append(metric("A", 0, key_of("A"), 60.0 + 10 * block, name, label=told, **place))
     depth, few = along.by_number(Facts(view_of([row], metrics)))
     (panel,) = depth.panels
     assert (depth.title, few.title) == ("By encoder depth", "By number of labels")

@@ -108,28 +108,19 @@ def test_markdown_keeps_foreign_text_in_its_cell() -> None:
     assert "\\<script\\>" in text
 
 
-@pytest.mark.needs("pdflatex")
-@pytest.mark.parametrize("make", [full_view, nasty_view])
-def test_latex_compiles(make, tmp_path: Path) -> None:
-    (tmp_path / "t.tex").write_text(to_latex(build_tables(make())), encoding="utf-8")
-    done = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
-        cwd=tmp_path, capture_output=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
-    assert (tmp_path / "t.pdf").stat().st_size > 1000
-    assert "Overfull" not in (tmp_path / "t.log").read_text(errors="replace")
-
-
-@pytest.mark.needs("pdflatex")
-def test_latex_of_a_wide_table_fits_the_page(tmp_path: Path) -> None:
+def wide_view():
     columns = [f"metric {i}" for i in range(20)]
     rows = [stage(key_of(c), c, "A", 0) for c in columns]
     metrics = [metric("A", 0, key_of(c), 90.0, c) for c in columns]
-    view = view_of(rows, metrics, tables=[{"title": "T", "columns": columns}])
-    (tmp_path / "t.tex").write_text(to_latex(build_tables(view)), encoding="utf-8")
-    subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
-        cwd=tmp_path, capture_output=True, timeout=120, check=True,
-    )  # fmt: skip
+    return view_of(rows, metrics, tables=[{"title": "T", "columns": columns}])
+
+
+@pytest.mark.needs("pdflatex")
+@pytest.mark.parametrize("make", [full_view, nasty_view, wide_view])
+def test_latex_compiles_and_fits_the_page(make, tmp_path: Path) -> None:
+    (tmp_path / "t.tex").write_text(to_latex(build_tables(make())), encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+    assert (tmp_path / "t.pdf").stat().st_size > 1000
     assert "Overfull" not in (tmp_path / "t.log").read_text(errors="replace")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from html.parser import HTMLParser
 
+import polars as pl
 import pytest
 import yaml
 from report_views import RESOLVED, full_view, gallery_of, key_of, metric, record, stage, view_of
 
+from reports.formats.exports import to_json, to_markdown
 from reports.formats.html import extract_suite, render_html
 from reports.formats.text import render_text
+from reports.frames import FAILURES
+from reports.tables.build import build_tables
 
 NASTY = "<script>alert(1)</script>{{ 7*7 }}{% raw %}\"'&😀\x1b[31m\x00</details></script><!--"
 
@@ -65,23 +70,71 @@ def nasty_view():
     row["record"] = record(row, settings={NASTY: NASTY}, log_tail=log, env={"host": NASTY})
     evaluation = stage(key_of(2), "knn", NASTY, 0, status="failed", reason=NASTY)
     done = stage(key_of(3), "knn", "x" * 10_000, 0)
-    tries = [
-        {"key": key_of(2), "attempt": 1, "status": "failed", "error": NASTY, "wall_s": 1.0,
-         "started": "2026-03-01T12:00:00", "ended": "2026-03-01T12:00:01"},
-    ]  # fmt: skip
+    times = {"started": "2026-03-01T12:00:00", "ended": "2026-03-01T12:00:01", "wall_s": 1.0}
+    tries = [times | {"key": key_of(2), "attempt": 1, "status": "failed", "error": NASTY}]
+    curve = {"step": [0.0, 1.0], "loss": [1.0, 0.5], NASTY: [1.0, 2.0]}
+    run = {"started": NASTY, "ended": None, "wall_s": 1.0, "status": NASTY, "command": NASTY}
+    bad = ("failed", NASTY, NASTY, log, [NASTY])
     return view_of(
         [row, evaluation, done],
-        [metric("x" * 10_000, 0, key_of(3), 90.0, label=NASTY, unit=NASTY)], tries,
-        suite=NASTY, title=NASTY, profile=NASTY, scale=NASTY, notes=[NASTY], resolved=NASTY,
-        problems=[NASTY], gallery=gallery_of(key_of(1), NASTY, "x" * 10_000, channels=3),
-        provenance={NASTY: {NASTY: [NASTY]}}, curves={key_of(1): {
-            "step": [0.0, 1.0], "loss": [1.0, 0.5], NASTY: [1.0, 2.0]}},
-        runs=[{"started": NASTY, "ended": None, "wall_s": 1.0, "status": NASTY, "command": NASTY}],
+        [metric("x" * 10_000, 0, key_of(3), 90.0, label=NASTY, unit=NASTY)],
+        tries,
+        failures=pl.DataFrame([(key_of(2), NASTY, *bad)], FAILURES, orient="row"),
+        gallery=gallery_of(key_of(1), NASTY, "x" * 10_000, channels=3),
+        provenance={NASTY: {NASTY: [NASTY]}},
+        curves={key_of(1): curve},
         tables=[{"title": NASTY, "columns": ["knn", "cost"], "groups": {NASTY: ["knn"]}}],
-    )  # fmt: skip
+        **{"notes": [NASTY], "problems": [NASTY], "runs": [run]},
+        **dict.fromkeys(("suite", "title", "profile", "scale", "resolved"), NASTY),
+    )
 
 
-@pytest.mark.parametrize("make", [full_view, nasty_view])
+def failed_view():
+    """A tuning stage that failed, and its evaluation, which therefore never ran."""
+    log = "\n".join(f"line {i}" for i in range(1, 11))
+    tune, knn = key_of("tune"), key_of("knn")
+    rows = [
+        stage(key_of("mae"), "mae", "MAE-CT", 0),
+        stage(tune, "tune", "MAE-CT", 0, status="failed", reason="the loss is nan"),
+        stage(knn, "knn", "MAE-CT", 0, status="failed", reason="its input failed: tune"),
+    ]
+    error = {"class": "TrainingError", "message": "the loss is nan"}
+    rows[1]["record"] = record(rows[1], status="failed", error=error, log_tail=log, files={})
+    failure = (tune, "tuning, seed 0", "failed", *error.values(), log, ["MAE-CT"])
+    tried = {"key": tune, "name": "tuning", "attempt": 1, "status": "failed", "wall_s": 1.0}
+    return view_of(
+        rows,
+        [],
+        [tried | {"error": "the loss is nan"}],
+        failures=pl.DataFrame([failure], FAILURES, orient="row"),
+        columns={"knn": metric("MAE-CT", 0, knn, 0.0)},
+        tables=[{"title": "T", "columns": ["knn"]}],
+    )
+
+
+def test_a_failed_stage_is_told_on_the_page_and_in_the_terminal() -> None:
+    """With error, end of the log and the rows it cost: above the tables, in its record, below."""
+    html = render_html(failed_view())
+    alert = html[html.index('class="warn failure"') : html.index('id="tables"')]
+    assert f'href="#r-{key_of("tune")}">tuning, seed 0</a> failed: <code>TrainingError' in alert
+    assert "the loss is nan. It costs the rows MAE-CT." in alert
+    assert re.search(r"<details><summary>[^<]+</summary><pre>line 1\n.*line 10</pre>", alert, re.S)
+    entry = html[html.index(f'id="r-{key_of("tune")}"') :].split("</details>")[0]
+    for told in ("1: failed, 1.0 s: the loss is nan", "class: TrainingError", "line 10"):
+        assert told in entry, told
+    terminal = render_text(failed_view())
+    assert re.search(r"^MAE-CT +failed$", terminal, re.MULTILINE)
+    failure = terminal[terminal.index("tuning, seed 0 failed: TrainingError: the loss is nan") :]
+    assert "It costs the rows MAE-CT." in failure
+    assert failure.endswith("".join(f"  | line {i}\n" for i in range(5, 11)))
+    tables = build_tables(failed_view())
+    assert "| MAE-CT | failed |" in to_markdown(tables)
+    (row,) = json.loads(to_json(tables))[0]["rows"]
+    told = row["cells"]["knn"]
+    assert (told["state"], told["reason"]) == ("failed", "seed 0 failed: its input failed: tune")
+
+
+@pytest.mark.parametrize("make", [full_view, nasty_view, failed_view])
 def test_page_is_well_formed_and_asks_for_nothing(make) -> None:
     page = Page(render_html(make()))
     assert page.open == []
@@ -118,11 +171,10 @@ def test_a_long_log_is_cut_to_its_end() -> None:
 def test_page_is_complete_without_javascript() -> None:
     html = render_html(full_view())
     text = " ".join("".join(Page(html[: html.index("<script")]).text).split())
-    for expected in (
-        "digits 8x8, ViT 0.1 M parameters, CPU", "97.7 ± 0.5", "Training cost per seed",
-        "Suite, each stage once", "Saved by sharing", "Is the difference real?", "abc123",
-        "Attempts failed", "batch_size: 128", "epoch 2 loss 0.42", "ab" * 32, "seed 1: 98.2",
-    ):  # fmt: skip
+    costs = ["Training cost per seed", "Suite, each stage once", "Saved by sharing"]
+    kept = ["Attempts failed", "batch_size: 128", "epoch 2 loss 0.42", "ab" * 32, "seed 1: 98.2"]
+    told = ["digits 8x8, ViT 0.1 M parameters, CPU", "97.7 ± 0.5", "Is the difference real?"]
+    for expected in [*told, *costs, *kept, "abc123"]:
         assert expected in text, expected
     # the scale comes before everything else
     assert text.index("digits 8x8") < text.index("Table 1.")
