@@ -114,9 +114,10 @@ def verify(plan: Plan, store: Store, rerun: str | None = None) -> Verified:
 
 def _damaged(stage: Stage, store: Store) -> Record | None:
     """Return a complete record whose checksum does not fit, to say what was changed in it."""
-    folders = store.folder(stage.key).glob("attempts/*/record.json")
-    for path in sorted(folders, reverse=True) if stage.state.problems else ():
+    folder = store.folder(stage.key) / "attempts"
+    for attempt in reversed(store.attempts(stage.key)) if stage.state.problems else ():
         with suppress(OSError, ValueError, RecursionError):
+            path = folder / str(attempt) / "record.json"
             record = parsed(json.loads(path.read_bytes()))
             if record.status == "complete":
                 return record

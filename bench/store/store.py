@@ -134,7 +134,7 @@ class Store:
     def state(self, key: str) -> StageState:
         """Return the records of a key; damaged ones are named in `problems` and left out."""
         state = StageState(key)
-        for number in self._attempts(key):
+        for number in self.attempts(key):
             record = self._attempt(number, state)
             if record is not None:
                 state.attempts.append(record)
@@ -142,7 +142,7 @@ class Store:
                     state.record = record
         return state
 
-    def _attempts(self, key: str) -> list[int]:
+    def attempts(self, key: str) -> list[int]:
         """Return the numbers of a key's attempts, in order."""
         with suppress(FileNotFoundError, NotADirectoryError):
             names = os.listdir(self.folder(key) / "attempts")
@@ -200,7 +200,7 @@ class Store:
         """Begin an attempt: write its `started.json`. Return the record with its number."""
         attempts = self.folder(start.key) / "attempts"
         attempts.mkdir(parents=True, exist_ok=True)
-        number = max(self._attempts(start.key), default=0) + 1
+        number = max(self.attempts(start.key), default=0) + 1
         while True:
             try:
                 (attempts / str(number)).mkdir()
