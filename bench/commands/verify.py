@@ -114,10 +114,9 @@ def verify(plan: Plan, store: Store, rerun: str | None = None) -> Verified:
 
 def _damaged(stage: Stage, store: Store) -> Record | None:
     """Return a complete record whose checksum does not fit, to say what was changed in it."""
-    folder = store.folder(stage.key) / "attempts"
     for attempt in reversed(store.attempts(stage.key)) if stage.state.problems else ():
         with suppress(OSError, ValueError, RecursionError):
-            path = folder / str(attempt) / "record.json"
+            path = store.attempt_folder(stage.key, attempt) / "record.json"
             record = parsed(json.loads(path.read_bytes()))
             if record.status == "complete":
                 return record

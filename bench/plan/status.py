@@ -66,7 +66,7 @@ def search_identity(suite: Suite) -> str:
 
 def _mark_left_out(plan: Plan, store: Store) -> None:
     """Set the status `pruned` where the newest finished search with this identity did so."""
-    if plan.suite.search is None or not plan.suite.search.explores:
+    if not plan.suite.explores:
         return
     search = search_identity(plan.suite)
     left_out: dict[str, str] = {}

@@ -12,6 +12,7 @@ import polars as pl
 import yaml
 
 from bench import environment
+from bench.plan.planner import schedule
 from bench.plan.stage import Plan, Row, Stage, unusual
 from bench.plan.status import UNTRIED
 from bench.store.record import Cost, Record
@@ -159,12 +160,7 @@ def _matched_notes(plan: Plan) -> list[str]:
         (stage,) = row.chain
         total = stage.steps or 0
         if stage.kind == "mae":
-            base = (
-                variant.row.mae.resolve(
-                    plan.data.counts["train"], variant.row.model.depth or 0
-                ).steps
-                or 0
-            )
+            base = schedule(variant, "mae", plan.data).steps
             text = f"an MAE trained from scratch for {total} steps, its own {base} and "
             text += f"{total - base} more, which cost as many FLOPs as the head and tuning stages"
         else:

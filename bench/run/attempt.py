@@ -7,13 +7,12 @@ import os
 import resource
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import environment
-from bench.run.mailbox import Began, Completed, Event, Failed, Stepped
+from bench.run.mailbox import Began, Completed, Failed, Stepped, Tell
 from bench.run.task import StageFailed, Task
 from bench.store.files import iso
 from bench.store.record import Cost, Failure, File, Input, Record
@@ -43,14 +42,14 @@ class Attempt:
         task: Task,
         store: Store,
         run_id: str,
-        tell: Callable[[Event], None],
+        tell: Tell,
         device: torch.device,
         group: Group,
     ) -> None:
         self.task, self.store, self.tell = task, store, tell
         self.cpu_s = _cpu_s()
         self.record = store.begin(self._start(run_id, device, group))
-        self.folder = store.attempt_folder(self.record)
+        self.folder = store.attempt_folder(task.key, self.record.attempt)
         self._logged = 0.0
         self.log(f"{task.title} began")
         tell(Began(task.key))

@@ -78,7 +78,7 @@ def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
             driver.close()
         state = driver.state
         run.failed = state.failed
-        if plan.suite.search is not None and plan.suite.search.explores:
+        if plan.suite.explores:
             run.search, run.pruned = status.search_identity(plan.suite), state.pruned
         run.status = "failed" if state.failed else "complete"
     return state.failed

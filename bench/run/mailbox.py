@@ -72,6 +72,8 @@ class GroupEnded:
 
 
 Event = Waiting | Began | Stepped | Completed | Failed | Wanted | GroupEnded
+#: how a worker leaves an event for the driver
+Tell = Callable[[Event], None]
 
 
 class Mailbox:

@@ -6,6 +6,7 @@ import os
 import platform
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import psutil
@@ -21,19 +22,15 @@ def take_over(plan: Plan, store: Store) -> None:
     Ray's workers outlive their driver by seconds, so those that are still at it are ended first.
     """
     for key in plan.stages:
-        for attempt in store.state(key).attempts:
-            if attempt.status == "running" and _lives(attempt):
-                _kill(attempt.pid)
-        close_running(store, key, "lost", "its run ended without a word (killed?)")
+        close_running(store, key, "lost", "its run ended without a word (killed?)", kill_if=_lives)
 
 
 def end_running(plan: Plan, store: Store) -> None:
     """End this machine's workers of a run and write the records that they no longer can write."""
     for key in plan.stages:
-        for attempt in store.state(key).attempts:
-            if attempt.status == "running" and attempt.env["host"] == platform.node():
-                _kill(attempt.pid)
-        close_running(store, key, "interrupted", "the run was stopped", time.time())
+        close_running(
+            store, key, "interrupted", "the run was stopped", time.time(), kill_if=_is_here
+        )
 
 
 def _kill(pid: int) -> None:
@@ -43,12 +40,17 @@ def _kill(pid: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def _is_here(attempt: Record) -> bool:
+    """Return whether the worker that began an attempt was one of this machine."""
+    return bool(attempt.env["host"] == platform.node())
+
+
 def _lives(attempt: Record) -> bool:
     """Return whether the worker that began an attempt still runs here.
 
     Its process id may be another process's by now.
     """
-    if attempt.env["host"] != platform.node():
+    if not _is_here(attempt):
         return False
     with suppress(psutil.Error):
         process = psutil.Process(attempt.pid)
@@ -58,14 +60,23 @@ def _lives(attempt: Record) -> bool:
 
 
 def close_running(
-    store: Store, key: str, status: Status, why: str, ended_s: float | None = None
+    store: Store,
+    key: str,
+    status: Status,
+    why: str,
+    ended_s: float | None = None,
+    *,
+    kill_if: Callable[[Record], bool] = lambda attempt: False,
 ) -> None:
     """Write the records of attempts at which nobody works any more.
 
-    `ended_s` is when that began, in seconds since the epoch.
+    `ended_s` is when that began, in seconds since the epoch. A worker for whose attempt
+    `kill_if` holds is killed first.
     """
     for attempt in store.state(key).attempts:
         if attempt.status == "running":
+            if kill_if(attempt):
+                _kill(attempt.pid)
             store.close_abandoned(attempt, status, why, ended_s)
 
 

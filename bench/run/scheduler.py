@@ -84,6 +84,7 @@ Action = StartGroup | Give | EndGroup | GiveUp | StartSearch | Finish
 class RunState:
     """What is known of a run: how far each stage is, and what each worker group does."""
 
+    #: inputs before what needs them
     stages: Mapping[str, Stage]
     #: workers of a group that runs the encoder
     width: int = 1
@@ -107,7 +108,13 @@ class RunState:
 
     def __post_init__(self) -> None:
         self.done |= {key for key, stage in self.stages.items() if stage.status == "cached"}
-        self._weights: dict[str, float] = {}
+        #: FLOPs of the longest path that begins at a stage: what most delays the end
+        self._path: dict[str, float] = {}
+        after: dict[str, float] = {}
+        for stage in reversed(list(self.stages.values())):
+            path = self._path[stage.key] = stage.flops + after.get(stage.key, 0.0)
+            for source in stage.inputs.values():
+                after[source.key] = max(after.get(source.key, 0.0), path)
 
     @property
     def running(self) -> set[str]:
@@ -132,18 +139,11 @@ class RunState:
         """
         busy = self.running | self.held
         found = [s for s in self.left() if s.key not in busy and self.inputs_done(s)]
-        return sorted(found, key=lambda stage: (stage.trains, -self._weight(stage)))
+        return sorted(found, key=lambda stage: (stage.trains, -self._path[stage.key]))
 
     def inputs_done(self, stage: Stage) -> bool:
         """Return whether everything that a stage builds on is complete."""
         return all(source.key in self.done for source in stage.inputs.values())
-
-    def _weight(self, stage: Stage) -> float:
-        """Return the FLOPs of the longest path that begins here: what most delays the end."""
-        if stage.key not in self._weights:
-            after = (self._weight(s) for s in self.stages.values() if stage in s.inputs.values())
-            self._weights[stage.key] = stage.flops + max(after, default=0.0)
-        return self._weights[stage.key]
 
     def width_for(self, stage: Stage) -> int:
         """Return how many workers the group has that takes a stage."""

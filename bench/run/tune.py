@@ -46,11 +46,7 @@ class Trial:
 
 def held(plan: Plan) -> set[str]:
     """Return the keys of the stages that wait until a trial asks for them."""
-    return set(_of_cells(plan) if _explores(plan) else _of_one_row(plan))
-
-
-def _explores(plan: Plan) -> bool:
-    return plan.suite.search is not None and plan.suite.search.explores
+    return set(_of_cells(plan) if plan.suite.explores else _of_one_row(plan))
 
 
 def _users(plan: Plan) -> dict[str, list[int]]:
@@ -83,7 +79,7 @@ def _of_one_row(plan: Plan) -> dict[str, int]:
 def trials(plan: Plan) -> list[Trial]:
     """Return a trial for each row that is not complete yet; where a search explores, each cell."""
     cells = plan.suite.cells
-    if not _explores(plan):
+    if not plan.suite.explores:
         own, found = _of_one_row(plan), []
         for index, row in enumerate(plan.rows):
             label = row.variant.name

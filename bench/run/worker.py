@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bench.plan.identity import code
 from bench.plan.stage import entry_modules
 from bench.run.attempt import Attempt
-from bench.run.mailbox import Event
+from bench.run.mailbox import Tell
 from bench.run.task import StageFailed, Task
 from bench.store import gpu_meter
 from bench.store.resume import StageCheckpoints
@@ -20,9 +20,6 @@ from bench.store.store import Store
 
 if TYPE_CHECKING:
     import torch
-
-
-Tell = Callable[[Event], None]
 
 
 def serve(take: Callable[[], Task | None], tell: Tell, store: Store, run_id: str) -> None:

@@ -114,9 +114,9 @@ class Store:
         """Return where a stage's artifact and attempts lie."""
         return self.root / "stages" / key
 
-    def attempt_folder(self, record: Record) -> Path:
-        """Return where an attempt's log and records lie."""
-        return self.folder(record.key) / "attempts" / str(record.attempt)
+    def attempt_folder(self, key: str, number: int) -> Path:
+        """Return where the log and the records of a key's attempt lie."""
+        return self.folder(key) / "attempts" / str(number)
 
     def checkpoints(self, key: str) -> Path:
         """Return where a stage that is not complete keeps its state."""
@@ -150,7 +150,7 @@ class Store:
         return []
 
     def _attempt(self, number: int, state: StageState) -> Record | None:
-        folder = self.folder(state.key) / "attempts" / str(number)
+        folder = self.attempt_folder(state.key, number)
         path = folder / "record.json"
         try:
             if path.exists():
@@ -198,17 +198,16 @@ class Store:
 
     def begin(self, start: Record) -> Record:
         """Begin an attempt: write its `started.json`. Return the record with its number."""
-        attempts = self.folder(start.key) / "attempts"
-        attempts.mkdir(parents=True, exist_ok=True)
         number = max(self.attempts(start.key), default=0) + 1
         while True:
+            folder = self.attempt_folder(start.key, number)
             try:
-                (attempts / str(number)).mkdir()
+                folder.mkdir(parents=True)
                 break
             except FileExistsError:
                 number += 1
         record = start.model_copy(update={"attempt": number})
-        write_json(attempts / str(number) / "started.json", record.plain())
+        write_json(folder / "started.json", record.plain())
         return record
 
     def put_file(self, key: str, name: str, data: bytes) -> File:
@@ -222,7 +221,7 @@ class Store:
         `ended_s` is in seconds since the epoch. Return False if the attempt has a record already:
         it was given up for lost.
         """
-        folder = self.attempt_folder(record)
+        folder = self.attempt_folder(record.key, record.attempt)
         wall_s = max(0.0, ended_s - record.started_s)
         end = {
             "ended": iso(record.started_s + wall_s),
@@ -234,7 +233,8 @@ class Store:
 
     def write_record(self, record: Record) -> None:
         """Put a record in place of the one that an attempt may have."""
-        write_json(self.attempt_folder(record) / "record.json", sealed(record))
+        folder = self.attempt_folder(record.key, record.attempt)
+        write_json(folder / "record.json", sealed(record))
 
     def close_abandoned(
         self, attempt: Record, status: Status, why: str, ended_s: float | None = None
@@ -244,7 +244,7 @@ class Store:
         `ended_s` is when, in seconds since the epoch; where nobody saw it, its last sign of life.
         """
         if ended_s is None:
-            files = self.attempt_folder(attempt).iterdir()
+            files = self.attempt_folder(attempt.key, attempt.attempt).iterdir()
             ended_s = max(p.stat().st_mtime for p in files if p.name != "record.json")
         error = Failure(kind=status.capitalize(), message=why)
         self.close_attempt(attempt.model_copy(update={"status": status, "error": error}), ended_s)

@@ -175,6 +175,11 @@ class Suite:
     #: the two rows of the gallery, or none
     gallery: tuple[str, ...] = ()
 
+    @property
+    def explores(self) -> bool:
+        """Return whether it has a search whose results decide which cells are run to their end."""
+        return self.search is not None and self.search.explores
+
     def resolved(self) -> dict[str, Any]:
         """Return the suite as plain data, every default written out, this profile only."""
         return {

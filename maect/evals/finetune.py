@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from maect.evals.base import EvalInput, EvalResult, Evaluator, Images, labels_of
+from maect.evals.base import EvalInput, EvalResult, Evaluator, Images, labels_of, percent_correct
 from maect.evals.low_shot import Budget, budget_metrics, check_draws, derive, metric_name
 from maect.settings import NonNegative, Positive, Settings, Share, ViewSettings
 from maect.streams import Stream, generator
@@ -143,9 +143,7 @@ def _tuned(
         found: dict[str, Any] = {"lr": lr, "steps": steps, "images": len(rows)}
         accuracy = 0.0
         if len(settings.lrs) > 1:
-            accuracy = 100.0 * float(
-                (classifier.classes("selection", len(labels)) == labels).mean()
-            )
+            accuracy = percent_correct(classifier.classes("selection", len(labels)), labels)
             found["selection_accuracy"] = accuracy
         if best is None or accuracy > best[0]:
             best = accuracy, found, classifier

@@ -151,10 +151,7 @@ def metric_cells(facts: Facts, ids: Iterable[str] = ()) -> dict[tuple[str, str],
         .agg(pl.len().alias("uses"), pl.col("status", "reason", "seed").first())
         .group_by("variant", "kind", maintain_order=True)
         .agg(pl.struct("status", "reason", "seed").alias("stages"), pl.col("uses").first())
-        .join(
-            pl.DataFrame(evaluations, {"column": pl.String, "kind": pl.String}, orient="row"),
-            on="kind",
-        )
+        .join(evaluations, on="kind")
         .drop("kind")
     )
     joined = planned.join(measured, on=by_column, how="full", coalesce=True)

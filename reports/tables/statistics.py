@@ -101,26 +101,13 @@ def paired(cell: Cell, baseline: Cell, row: Row, against: str, column: Column) -
     differences = [ours[seed] - theirs[seed] for seed in seeds]
     mean = math.fsum(differences) / n
     sd = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1)) if n > 1 else None
+    t: float | None = None
+    p: float | None = None
     # equal differences up to rounding have no spread, and a t-test nothing to divide by
-    if not sd or sd < 1e-9 * max(1.0, abs(mean)):
-        return Comparison(
-            row.variant, against, column.id, n, mean, sd, None, None, None, None, None, False
-        )
-    t = mean / (sd / math.sqrt(n))
-    return Comparison(
-        row.variant,
-        against,
-        column.id,
-        n,
-        mean,
-        sd,
-        t,
-        t_two_sided(t, n - 1),
-        None,
-        None,
-        None,
-        False,
-    )
+    if sd and sd >= 1e-9 * max(1.0, abs(mean)):
+        t = mean / (sd / math.sqrt(n))
+        p = t_two_sided(t, n - 1)
+    return Comparison(row.variant, against, column.id, n, mean, sd, t, p, None, None, None, False)
 
 
 def compare(table: Table, *, deltas: bool = False) -> None:
