@@ -218,7 +218,7 @@ def test_several_workers_without_shards_train_like_one(workers: int, tmp_path: P
         ages = zip(curves.get("queue_age", []), expected.get("queue_age", []), strict=True)
         parted = [step for step, (age, other) in enumerate(ages) if age != other]
         steps = min([7 if (kind, workers) == ("tune", 4) else 20, *parted])
-        assert steps >= 2
+        assert steps >= (2 if workers == 4 else 5)
         assert curves["loss"][:steps] == pytest.approx(expected["loss"][:steps], rel=1e-5), kind
         if number == 0:
             _compare_metrics(one, several, workers)
