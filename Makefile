@@ -1,4 +1,4 @@
-# Needs Python 3.11 or 3.12. Every target first makes .venv, if it is not there or out of date.
+# Needs Python 3.11 to 3.14. Every target first makes .venv, if it is not there or out of date.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,6 +25,9 @@ install: $(STAMP)
 
 # uv where it can be had, else pip. Bytecode now: every worker of Ray would else compile torch for itself
 $(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || { \
+	  echo "needs Python 3.11 to 3.14; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | tail -1)." \
+	    "Name another one: make $(or $(MAKECMDGOALS),run) PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; then \
 	  $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
