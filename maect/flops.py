@@ -38,7 +38,7 @@ def mae_step(model: ModelSettings, mae: MAESettings, image_size: int, channels: 
     decoder = model.decoder_depth * block_forward(count + 1, model.decoder_dim, model.mlp_ratio)
     decoder += 2.0 * (visible + 1) * model.dim * model.decoder_dim
     decoder += 2.0 * count * model.decoder_dim * channels * model.patch_size**2
-    return 3.0 * mae.batch_size * (encoder + decoder)
+    return 3.0 * mae.views * mae.batch_size * (encoder + decoder)
 
 
 def _head_forward(dim: int, head: HeadSettings, *, target: bool, queued: bool) -> float:

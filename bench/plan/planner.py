@@ -177,7 +177,8 @@ class _RowPlanner:
 
     def _mae(self) -> Stage:
         """Return the pretraining, which rows share where nothing tells them apart."""
-        views = self.variant.row.augment["mae"].views(1)
+        row = self.variant.row
+        views = row.augment["mae"].views(row.mae.views)
         settings = self._common() | {
             **self._start(),
             "views": [view.resolved() for view in views],

@@ -70,6 +70,7 @@ def test_costs_follow_batch_mask_queue_and_positives():
         return flops.mae_step(model, MAESettings.parse(rate | changes), 224, 3)
 
     assert mae(batch_size=256) == 2 * mae(batch_size=128)
+    assert mae(views=2) == 2 * mae()
     assert mae(mask_ratio=0.5) > mae(mask_ratio=0.75)
 
     def head(**changes: object) -> float:
