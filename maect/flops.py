@@ -71,7 +71,7 @@ def tune_step(
     encoder = encoder_forward(model, image_size, channels, count)
     trained = model.depth - (tune.frozen_blocks or 0)
     backward = 2.0 * trained * block_forward(count + 1, model.dim, model.mlp_ratio)
-    queued = tune.positive in ("neighbor", "no_swap")
+    queued = tune.positive != "no_queue"
     heads = _head_forward(model.dim, head, target=True, queued=queued)
     return 2.0 * tune.batch_size * (encoder + backward + heads)
 

@@ -328,7 +328,7 @@ class TuneSettings(ScheduleSettings):
     #: never take an earlier view of the same image for its neighbour
     exclude_own: bool = True
     #: what stands for the positive: a neighbour from the queue; an image of the same class (an
-    #: upper bound); the other view (no queue: SimCLR-like); or the queue's neighbour of the same
+    #: upper bound); the other view's online projection (no queue: SimCLR-like); or the queue's neighbour of the same
     #: view without swapping views
     positive: Literal["neighbor", "oracle", "no_queue", "no_swap"] = "neighbor"
 

@@ -84,5 +84,6 @@ def test_costs_follow_batch_mask_queue_and_positives():
         settings = TuneSettings.parse(rate | changes)
         return flops.tune_step(model, HeadSettings.parse(rate), settings, 224, 3)
 
-    assert tune(positive="no_queue") < tune(positive="neighbor") == tune(positive="no_swap")
+    assert tune(positive="no_queue") < tune(positive="neighbor")
+    assert tune(positive="neighbor") == tune(positive="no_swap") == tune(positive="oracle")
     assert tune(frozen_blocks=12) < tune(frozen_blocks=6) < tune(frozen_blocks=0)

@@ -126,7 +126,7 @@ def test_steps_and_epochs_are_two_ways_to_say_the_same(plan_of):
     assert epochs.steps == 34
     assert epochs.key == mae("mae.steps=34").key != mae("mae.steps=35").key
     plain = mae()
-    assert plain.key == mae("mae.lr=null", "mae.base_lr=6e-3").key
+    assert plain.key == mae("mae.lr=null", "mae.base_lr=12e-3").key
     assert plain.key == mae("mae.warmup=null", "mae.warmup_steps=4").key
     assert plain.key != mae("mae.warmup=null", "mae.warmup_steps=5").key
 
