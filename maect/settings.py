@@ -139,6 +139,11 @@ class NumericsSettings(Settings):
     """What changes the digits of a result without changing the method; part of every key."""
 
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    #: instructions of a CPU's kernels: `native`, the best that each machine has; `avx2`, the same
+    #: on every x86-64 machine, so that bits travel from one to the other
+    isa: Literal["native", "avx2"] = "native"
+    #: with `isa`, the class of processors among which bits are equal; the planner fills it in
+    processors: str | None = None
     #: intra-op threads of each worker
     threads: PositiveInt = 1
     #: logical shards of the global batch. 1: each worker takes its share in one piece (`fast`).
@@ -328,8 +333,8 @@ class TuneSettings(ScheduleSettings):
     #: never take an earlier view of the same image for its neighbour
     exclude_own: bool = True
     #: what stands for the positive: a neighbour from the queue; an image of the same class (an
-    #: upper bound); the other view's online projection (no queue: SimCLR-like); or the queue's neighbour of the same
-    #: view without swapping views
+    #: upper bound); the other view's online projection (no queue: SimCLR-like); or the queue's
+    #: neighbour of the same view without swapping views
     positive: Literal["neighbor", "oracle", "no_queue", "no_swap"] = "neighbor"
 
     def resolve(self, train_images: int, depth: int) -> Self:

@@ -11,6 +11,7 @@ import sys
 
 from bench.commands import common
 from bench.commands.data import prepare_data
+from bench.environment import use
 from bench.errors import INTERRUPTED, OK, STAGE_FAILED, UserError
 from bench.store.store import Store
 from bench.suite.schema import Suite
@@ -69,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
     tune = options.name == "sweep"
     suite = common.load(options)
     _check_search(options, suite, tune)
+    use(suite.isa)
     if prepare_data(suite):
         suite = common.load(options)
     store = Store(options.store)

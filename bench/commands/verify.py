@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from bench.commands import common
-from bench.environment import describe
+from bench.environment import describe, use
 from bench.errors import MISMATCH, OK, UserError
 from bench.plan.stage import Plan, Stage
 from bench.report.frames import build_view
@@ -262,6 +262,7 @@ def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> N
 
     `scratch` is a new store, of this stage alone.
     """
+    use(stage.settings["numerics"]["isa"])
     from bench.run.task import StageFailed, Task
     from bench.run.worker import run_task
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import environment
 from bench.plan.identity import code
 from bench.plan.stage import entry_modules
 from bench.run.attempt import Attempt
@@ -56,6 +57,12 @@ def run_task(task: Task, store: Store, run_id: str, tell: Tell) -> None:
     folder = group.share(attempt.folder if attempt is not None else None)
     stop_meter = gpu_meter.meter(_uuid(device), folder, group.rank)
     try:
+        numerics = task.settings["numerics"]
+        here = environment.processors(numerics["isa"])
+        if here != numerics["processors"]:  # the key promises the bits of others
+            raise RuntimeError(
+                f"planned for processors of class '{numerics['processors']}'; this is '{here}'"
+            )
         if code(*modules).hash != task.code.hash:  # or the record would name another code
             raise RuntimeError("the code was edited since the run began; start the run again")
         job = task.job(store, device)

@@ -27,6 +27,8 @@ from bench_helpers import (
     run_bench,
 )
 
+from bench.environment import processors
+
 ROWS = [
     "raw pixels", "random encoder", "MAE", "MAE, compute-matched", "NNCLR without MAE", "MAE-CT",
     "MAE-CT_aug",
@@ -76,7 +78,8 @@ def test_every_stage_leaves_a_whole_record(smoke):
         assert record["started"] < record["ended"]
         assert record["settings"]["numerics"] == {
             "precision": "fp32", "threads": 1, "shards": 4, "compile": False,
-            "checkpoint_activations": False,
+            "checkpoint_activations": False, "isa": "avx2",
+            "processors": processors("avx2"),
         }  # fmt: skip
         cost = record["cost"]
         assert cost["devices"] == 1
