@@ -15,17 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from maect.datasets.base import DataError
+from maect.datasets.base import DataError, listed, shown
 from maect.datasets.images import Inspection
 
 #: share of the training images that are set apart to choose settings on
 SELECTION_SHARE = 0.04
-#: how many files a message names
-NAMED = 20
-
-
 #: fields that are not a row an image
-_TABLES = ("classes", "kind_names", "reason_names")
+_TABLES = ("classes", "kind_names", "reason_names", "left_out")
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,8 @@ class Index:
     classes: np.ndarray
     kind_names: np.ndarray
     reason_names: np.ndarray
+    #: names of files that are no images by their names, as bytes
+    left_out: np.ndarray
 
     def __len__(self) -> int:
         return len(self.names)
@@ -88,6 +86,7 @@ class Index:
         found: list[Inspection],
         stamps: list[tuple[int, int]],
         classes: list[str],
+        left_out: list[str],
     ) -> Index:
         kinds, reasons = {"": 0}, {"": 0}
         for one in found:
@@ -105,10 +104,11 @@ class Index:
             classes=np.array(classes, dtype=np.str_),
             kind_names=np.array(list(kinds), dtype=np.str_),
             reason_names=np.array(list(reasons), dtype=np.str_),
+            left_out=np.array([os.fsencode(name) for name in left_out], dtype=np.bytes_),
         )
 
     @classmethod
-    def join(cls, parts: list[Index], classes: list[str]) -> Index:
+    def join(cls, parts: list[Index], classes: list[str], left_out: list[str]) -> Index:
         """Return the rows of all parts in turn."""
         rows = [field.name for field in fields(cls) if field.name not in _TABLES]
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in rows}
@@ -126,6 +126,7 @@ class Index:
                 ]
             )
             joined[table] = np.array(list(numbers), dtype=np.str_)
+        joined["left_out"] = np.array([os.fsencode(name) for name in left_out], dtype=np.bytes_)
         return cls(**joined, classes=np.array(classes, dtype=np.str_))
 
     def take(self, rows: np.ndarray) -> Index:
@@ -136,7 +137,7 @@ class Index:
     def fingerprint(self) -> str:
         """SHA-256 of names, labels and bytes; where the set lies and its times do not matter."""
         digest = hashlib.sha256(f"selection {SELECTION_SHARE}".encode())
-        digest.update("\n".join(self.classes).encode())
+        digest.update("\n".join(self.classes).encode("utf-8", "surrogateescape"))
         for test in (False, True):
             rows = np.flatnonzero(self.test == test)
             digest.update(b"\n".join(self.names[rows].tolist()))
@@ -159,9 +160,27 @@ class Index:
             "test": np.flatnonzero(self.test),
         }
 
+    def counted(self) -> tuple[Index, list[str]]:
+        """Return the index without classes that no usable training image has, and their names.
+
+        Raises DataError where test images are of such a class.
+        """
+        present = np.unique(self.labels[~self.test & (self.reasons == 0)])
+        unknown = np.setdiff1d(self.labels[self.test], present).tolist()
+        if unknown:
+            raise DataError(
+                f"test images are of classes that no usable training image has: "
+                f"{listed(str(self.classes[label]) for label in unknown)}"
+            )
+        numbers = np.full(len(self.classes), -1)
+        numbers[present] = np.arange(len(present))
+        empty = self.classes[numbers < 0].tolist()
+        return replace(self, labels=numbers[self.labels], classes=self.classes[present]), empty
+
     def broken(self) -> list[tuple[str, str]]:
         """Return the name and reason of every image that cannot be used."""
-        return [(self.name(row), self.reason(row)) for row in np.flatnonzero(self.reasons).tolist()]
+        rows = np.flatnonzero(self.reasons).tolist()
+        return [(shown(self.name(row)), shown(self.reason(row))) for row in rows]
 
     def converted(self) -> dict[str, tuple[str, ...]]:
         """Return names of the images that are not RGB, by kind."""
@@ -170,11 +189,25 @@ class Index:
             kind = str(self.kind_names[number])
             if kind not in ("", "RGB"):
                 rows = np.flatnonzero(self.kinds == number).tolist()
-                found[kind] = tuple(self.name(row) for row in rows)
+                found[kind] = tuple(shown(self.name(row)) for row in rows)
         return found
 
+    def notes(self) -> list[str]:
+        """Return sentences on what is left out, and on classes that a split lacks."""
+        notes = []
+        if len(self.left_out):
+            names = listed(map(os.fsdecode, self.left_out.tolist()))
+            notes.append(f"{len(self.left_out)} files are no images by their names: {names}")
+        for split, rows in self.splits().items():
+            lacking = np.delete(self.classes, np.unique(self.labels[rows])).tolist()
+            if lacking:
+                told = f"{len(lacking)} of {len(self.classes)} classes: {listed(lacking)}"
+                notes.append(f"the {split} split has no images of {told}")
+        return notes
+
     def require_usable(self, max_broken: float) -> None:
-        """Raises DataError where a test image is unusable, or too many training images are."""
+        """Raises DataError where a test image is unusable, too many training images are, or none
+        is left to train on."""
         bad = self.reasons > 0
         if (bad & self.test).any():
             raise DataError(
@@ -188,8 +221,9 @@ class Index:
                 f"share of {max_broken:g} that max_broken allows: {self._named(bad)}. Restore "
                 f"these files, or raise max_broken to leave them out"
             )
+        if not len(self.splits()["train"]):
+            raise DataError(f"none of {train} training images is left for the train split")
 
     def _named(self, chosen: np.ndarray) -> str:
         rows = np.flatnonzero(chosen).tolist()
-        text = ", ".join(f"{self.name(row)} ({self.reason(row)})" for row in rows[:NAMED])
-        return text + (f" and {len(rows) - NAMED} more" if len(rows) > NAMED else "")
+        return listed(f"{self.name(row)} ({self.reason(row)})" for row in rows)

@@ -19,7 +19,7 @@ _NOTE = "the _best values take the best run by the test labels: an upper end, no
 
 
 class ClusterSettings(Settings):
-    """k-means with as many clusters as classes, on the test images' features."""
+    """k-means on the test images' features, with as many clusters as these images have classes."""
 
     #: independent starts; the main values are those of the run with the lowest inertia
     runs: PositiveInt = 10
@@ -89,9 +89,10 @@ def _run(data: EvalInput, settings: ClusterSettings) -> EvalResult:
     from maect.evals.kmeans import kmeans
 
     x = _prepared(data.test.x, settings.standardize)
+    classes = len(np.unique(labels_of(data.test.y)))
     found = kmeans(
         x,
-        data.classes,
+        classes,
         runs=settings.runs,
         seed=data.seed,
         max_iterations=settings.max_iterations,
@@ -110,14 +111,17 @@ def _run(data: EvalInput, settings: ClusterSettings) -> EvalResult:
         "evaluation": "cluster",
         **settings.resolved(),
         "start": "greedy k-means++",
-        "clusters": data.classes,
+        "clusters": classes,
         "images": "test",
         "value": "run with the lowest inertia; _mean: over runs; _best: best run by test labels",
         "test_images": len(data.test.y),
     }
     values = _derive(predictions, labels_of(data.test.y))
     chosen = {"inertia": found.inertia[order].tolist()}
-    return EvalResult(values, predictions, chosen, protocol, [_NOTE])
+    notes = [_NOTE]
+    if classes < data.classes:
+        notes.append(f"{classes} clusters: so many of {data.classes} classes have test images")
+    return EvalResult(values, predictions, chosen, protocol, notes)
 
 
 EVALUATOR = Evaluator(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: numbers of a draw's features up to which budgets are solved together on a CPU
 _SMALL = 2**15
+#: how many classes a note names
+_NAMED = 10
 
 Budget = Literal["1", "2", "5", "1%", "10%"]
 
@@ -87,12 +89,29 @@ def check_draws(data: EvalInput, budgets: list[Budget]) -> None:
         raise ValueError(f"the data set's split has no low-shot draws for {', '.join(missing)}")
 
 
+def shortages(data: EvalInput, budgets: Sequence[Budget]) -> list[str]:
+    """Return a sentence for each budget whose draws give a class fewer images than it says."""
+    notes, labels = [], labels_of(data.train.y)
+    for budget in budgets:
+        least = 1 if budget.endswith("%") else int(budget)
+        counts = np.bincount(labels[np.asarray(data.low_shot[budget][0])], minlength=data.classes)
+        short = np.flatnonzero(counts < least)
+        if len(short):
+            named = ", ".join(f"{counts[label]} of class {label}" for label in short[:_NAMED])
+            named += f" and {len(short) - _NAMED} classes more" if len(short) > _NAMED else ""
+            notes.append(
+                f"{budget_label(budget)}: {len(short)} of {data.classes} classes have fewer than "
+                f"{least} labelled images: {named}"
+            )
+    return notes
+
+
 def _run(data: EvalInput, settings: LowShotSettings) -> EvalResult:
     from maect.evals.logistic import fit_logistic
 
     check_draws(data, settings.budgets)
     test = centred_rows(data.test.x)
-    predictions, chosen, notes = {}, {}, []
+    predictions, chosen, notes = {}, {}, shortages(data, settings.budgets)
     for group in _groups(data, settings.budgets):
         draws = [np.asarray(draw) for budget in group for draw in data.low_shot[budget]]
         x, y = _stacked(data.train, draws)

@@ -72,7 +72,7 @@ def test_a_set_is_fetched_listed_and_checked(files: Path, bench: Bench, tmp_path
     file.write_bytes(data)
     done = bench("data", "check")  # names none, finds it all the same
     assert done.code == 3
-    assert "do not match their checksum; run: python -m bench data fetch" in done.out
+    assert "do not match their checksum; run: python -m bench data fetch" in done.err
     assert state(bench)["fingerprint"] is None
     assert bench("data", "fetch", "fashion_mnist", "--from", files).code == 0
     assert state(bench) == here
