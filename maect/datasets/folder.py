@@ -125,7 +125,7 @@ def is_current(index: Index | None, files: Listing) -> bool:
         and index.names.tolist() == [os.fsencode(name) for name in files.names]
         and index.labels.tolist() == files.labels
         and index.classes.tolist() == files.classes
-        and index.left_out.tolist() == files.left_out
+        and index.left_out.tolist() == [os.fsencode(name) for name in files.left_out]
         and np.array_equal(index.stamps, np.array(files.stamps))
     )
 

@@ -197,7 +197,7 @@ class Index:
         notes = []
         if len(self.left_out):
             names = listed(map(os.fsdecode, self.left_out.tolist()))
-            notes.append(f"{len(self.left_out)} files are no images by their names: {names}")
+            notes.append(f"{len(self.left_out)} files are left out for their names: {names}")
         for split, rows in self.splits().items():
             lacking = np.delete(self.classes, np.unique(self.labels[rows])).tolist()
             if lacking:
