@@ -116,12 +116,18 @@ def _told(shard: Path) -> Iterator[None]:
         ) from None
 
 
+def _file(shard: Path) -> Any:
+    """Return an open shard, whose pages are compared with their checksums where there are some."""
+    from pyarrow.parquet import ParquetFile
+
+    return ParquetFile(shard, page_checksum_verification=True)
+
+
 def _labels(shard: Path) -> tuple[list[int], list[str], bool]:
     """Return each row's label, the names of the classes, and whether the labels are words."""
     from pyarrow import types
-    from pyarrow.parquet import ParquetFile
 
-    with _told(shard), ParquetFile(shard) as table:
+    with _told(shard), _file(shard) as table:
         if table.metadata.num_rows > shard.stat().st_size:
             raise ValueError(f"it claims {table.metadata.num_rows:,} rows")
         schema = table.schema_arrow
@@ -149,9 +155,7 @@ def _labels(shard: Path) -> tuple[list[int], list[str], bool]:
 
 def _images(shard: Path) -> Iterator[bytes]:
     """Give each row's encoded image in turn, empty where it has none."""
-    from pyarrow.parquet import ParquetFile
-
-    with _told(shard), ParquetFile(shard) as table:
+    with _told(shard), _file(shard) as table:
         for batch in table.iter_batches(_ROWS, columns=["image"]):
             for cell in batch.column("image").to_pylist():
                 yield memoryview((cell or {"bytes": None})["bytes"] or b"").tobytes()
