@@ -21,7 +21,7 @@ import numpy as np
 
 from maect.datasets import cache
 from maect.datasets.base import DataError, decode_threads, listed
-from maect.datasets.image_index import Index
+from maect.datasets.image_index import Files, Index
 from maect.datasets.images import inspect
 
 TEST_PREFIXES = ("val", "validation", "test")
@@ -181,8 +181,8 @@ def _unpack(path: Path, shard: Path, test: bool, unpacked: Path) -> None:
         temporary.unlink(missing_ok=True)
     relative = shard.relative_to(path).as_posix()
     names = [f"{relative}:{row}" for row in range(len(labels))]
-    part = Index.build(names, [test] * len(names), labels, found, places, classes, [])
-    part.save(unpacked.with_suffix(".npz"))
+    files = Files(names, [test] * len(names), labels, places, classes, [])
+    Index.build(files, found).save(unpacked.with_suffix(".npz"))
     cache.write_json(unpacked.with_suffix(".json"), {"stamp": stamp, "words": words})
 
 
