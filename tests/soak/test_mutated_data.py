@@ -265,7 +265,7 @@ def test_mutated_data(
     settings = DataSettings(name=kind, path=str(path), max_broken=1.0)
     sound = content(settings, root)
     said = told(capsys, "data", "check", path).out
-    assert f"ok, {kind}, 3 classes" in said
+    assert "3 classes" in said
     name = change(path, rng)
 
     with unchanged(path):
@@ -290,5 +290,5 @@ def test_mutated_data(
             sum(label != found[split].get(image) for image, label in images.items())
             for split, images in sound.items()
         )
-        other = f"content {str(datasets.describe(settings, root).fingerprint)[:12]}" not in said
+        other = f"fingerprint {str(datasets.describe(settings, root).fingerprint)[:12]}" not in said
         assert moved == 0 or other  # what no checksum covers makes another set, which says so
