@@ -173,7 +173,7 @@ def _matched_notes(plan: Plan) -> list[str]:
 
 
 def _data_notes(plan: Plan) -> list[str]:
-    """Return images that could not be read or were converted."""
+    """Return what is unusual about the images: left out, converted, missing, assumed."""
     notes, data = [], unusual(plan.data)
     if data["broken"]:
         named = ", ".join(data["broken_files"][:NOTED_FILES])
@@ -183,7 +183,7 @@ def _data_notes(plan: Plan) -> list[str]:
     if data["converted"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in data["converted"].items())
         notes.append(f"Images converted to RGB: {kinds}.")
-    return notes
+    return notes + [f"{note[0].upper()}{note[1:]}." for note in data["notes"]]
 
 
 def _own(row: Row, chains: set[tuple[str, ...]]) -> set[str]:

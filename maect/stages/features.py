@@ -157,6 +157,8 @@ def extract(images: JobImages) -> dict[str, Tensor]:
         split = images.split(name)
         tensors[f"{name}_x"] = _split_features(images, network, name, len(split))
         tensors[f"{name}_y"] = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
+        if not len(split):  # of the shape that images would give
+            tensors[f"{name}_x"] = tensors["train_x"].new_empty(0, *tensors["train_x"].shape[1:])
     return tensors
 
 
