@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 
 from bench.commands import common
 from bench.commands.show import find
-from bench.errors import MISMATCH, OK, UserError
+from bench.errors import MISMATCH, OK, UserError, short
 from bench.plan.planner import make_plan
 from bench.store.record import Record
 from bench.store.store import Store
@@ -80,17 +82,19 @@ def _side(what: str, store: Store) -> Side:
     """
     found = Side(what)
     file, _, profile = what.rpartition(":") if ".yaml:" in what else (what, "", "")
-    if Path(what).is_dir():
-        other = Store(Path(what))
-        if not (other.root / "stages").is_dir():
-            raise UserError(f"there is no store at {what}: it has no folder 'stages'")
-        found.add_all(other)
+    if os.path.isdir(what):
+        found.add_all(common.existing(Path(what)))
     elif file.endswith((".yaml", ".yml")):
         suite = load_suite(Path(file), profile=profile or None)
         for stage in make_plan(suite, store, keep_stale=True).stages.values():
             found.add(stage.record)
     elif any(run.id == what for run in store.runs()):
         found.add_all(store, run=what)
+    elif not re.fullmatch("[0-9a-f]+", what) or not (store.root / "stages").is_dir():
+        raise UserError(
+            f"'{short(what)}' is neither a store's folder nor a suite file, and the store "
+            f"{store.root} has no such run or key"
+        )
     else:
         state = find(store, what)
         found.add(state.record)
@@ -192,7 +196,7 @@ def _text(result: dict[str, Any]) -> str:
         lines.append(f"  {entry['stage']}, {entry['metric']}: {values}")
     files = result["artifacts"]
     lines += ["", f"artifacts: {_some(files)} differ" if files else "artifacts: bit for bit equal"]
-    return "\n".join(lines)
+    return common.lines_of(lines)
 
 
 def _shown(value: Any) -> str:

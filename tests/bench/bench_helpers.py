@@ -21,7 +21,7 @@ from bench.plan.stage import Stage
 from bench.run.task import Task
 from bench.run.worker import run_task
 from bench.store.files import iso
-from bench.store.record import Cost, Data, Failure, Input, Record, Status
+from bench.store.record import Cost, Data, Failure, Input, Record, Run, Status
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.files import digest
@@ -111,6 +111,13 @@ def write_record(
     return record
 
 
+def write_run(store: Store, name: str, **changes: Any) -> None:
+    """The record of a run that has ended."""
+    said: dict[str, Any] = {"suite": "s", "profile": "p", "command": "c", "started": ""}
+    said |= {"source": {}, "env": {}, "workers": 1, "stages": 1, "cached": 0, "status": "complete"}
+    store.write_run(Run(id=name, **said | changes))
+
+
 def stored(root: Path, name: str) -> tuple[Store, dict[str, Any]]:
     """The newest complete record of a stage, as its JSON has it but for the checksum."""
     store = Store(root)
@@ -121,9 +128,10 @@ def stored(root: Path, name: str) -> tuple[Store, dict[str, Any]]:
     raise AssertionError(f"no stage is called {name}")
 
 
-def forge(store: Store, content: dict[str, Any]) -> Path:
-    """Write a changed record with a checksum that fits it."""
-    path = store.folder(content["key"]) / "attempts" / str(content["attempt"]) / "record.json"
+def forge(store: Store, content: dict[str, Any], path: Path | None = None) -> Path:
+    """Write a changed record with a checksum that fits it, into `path` or where it says it lies."""
+    if path is None:
+        path = store.attempt_folder(content["key"], content["attempt"]) / "record.json"
     path.write_text(json.dumps(content | {"checksum": digest(content)}))
     return path
 
@@ -228,6 +236,7 @@ def fill_store(
     store = Store(root)
     store.create()
     loaded = load_suite(suite, seeds=1, sets=list(sets))
+    write_run(store, "in-process", suite=loaded.name, profile=loaded.profile)
     for stage in make_plan(loaded, store, only=only).stages.values():
         if stage.status != "cached":
             run_task(Task.of(stage), store, "in-process", lambda event: None)
