@@ -100,18 +100,18 @@ class Store:
 
     def create(self) -> None:
         """Make the folders and prove that they can be written. Raises `UserError`."""
-        probe = self.root / "runs" / f".probe-{os.getpid()}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             if not (self.root / "store.json").exists():  # before `stages`: a store always has it
                 told = {"schema": SCHEMA, "version": version("maect-bench")}
                 write_json(self.root / "store.json", told)
-            (self.root / "stages").mkdir(exist_ok=True)
-            probe.parent.mkdir(exist_ok=True)
+            for name in ("stages", "runs"):
+                probe = self.root / name / f".probe-{os.getpid()}"
+                probe.parent.mkdir(exist_ok=True)
+                write_atomic(probe, b"x" * 65536)
+                probe.unlink()
         except OSError as error:
-            raise store_error(probe.parent, error) from None
-        write_atomic(probe, b"x" * 65536)
-        probe.unlink()
+            raise store_error(self.root / "store.json", error) from None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -153,7 +153,7 @@ class Store:
             self._refuse_link([here, *(here / name for name in folders + files)])
             needed = [(here, os.R_OK | os.W_OK), *((here / name, os.R_OK) for name in files)]
             for path, mode in needed:
-                if not os.access(path, mode):
+                if not os.access(path, mode, effective_ids=True):
                     raise UserError(f"{path} is another user's; choose another --store")
 
     @staticmethod

@@ -128,10 +128,9 @@ def stored(root: Path, name: str) -> tuple[Store, dict[str, Any]]:
     raise AssertionError(f"no stage is called {name}")
 
 
-def forge(store: Store, content: dict[str, Any], path: Path | None = None) -> Path:
-    """Write a changed record with a checksum that fits it, into `path` or where it says it lies."""
-    if path is None:
-        path = store.attempt_folder(content["key"], content["attempt"]) / "record.json"
+def forge(store: Store, content: dict[str, Any]) -> Path:
+    """Write a changed record with a checksum that fits it."""
+    path = store.folder(content["key"]) / "attempts" / str(content["attempt"]) / "record.json"
     path.write_text(json.dumps(content | {"checksum": digest(content)}))
     return path
 
