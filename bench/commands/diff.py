@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from bench.commands import common
 from bench.commands.show import find
-from bench.errors import MISMATCH, OK, UserError, short
+from bench.errors import MISMATCH, OK, UserError, printable, short
 from bench.plan.planner import make_plan
 from bench.store.record import Record
 from bench.store.store import Store
@@ -47,7 +48,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the differences. Return the exit code."""
     store = Store(options.store)
-    found = compare(_side(options.a, store), _side(options.b, store))
+    sides = _side(options.a, store), _side(options.b, store)
+    for problem in (problem for side in sides for problem in side.problems):
+        print(printable(f"left out: {problem}"), file=sys.stderr)
+    found = compare(*sides)
     print(json.dumps(found, indent=1) if options.json else _text(found))
     return MISMATCH if found["different"] else OK
 
@@ -58,6 +62,7 @@ class Side:
 
     name: str
     records: dict[str, Record] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
     def add(self, record: Record | None) -> None:
         """Take a record in if it is complete and newer than the known record of its stage."""
@@ -69,7 +74,9 @@ class Side:
     def add_all(self, store: Store, run: str | None = None) -> None:
         """Take in all records of a store, or those of one run."""
         for key in store.stage_keys():
-            for record in store.state(key).attempts:
+            state = store.state(key)
+            self.problems += state.problems
+            for record in state.attempts:
                 if run is None or record.run == run:
                     self.add(record)
 

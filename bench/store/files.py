@@ -97,6 +97,11 @@ def store_error(path: Path, error: OSError) -> UserError:
     )
 
 
+def unreadable(what: object, error: Exception) -> UserError:
+    """Return what to tell about a part of a store that cannot be read."""
+    return UserError(f"{what} cannot be read: {reason(error)}; choose another --store")
+
+
 def iso(seconds: float) -> str:
     """Return a time stamp in UTC, to the millisecond, of seconds since the epoch."""
     whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))

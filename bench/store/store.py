@@ -35,6 +35,7 @@ from bench.store.files import (
     regular,
     store_error,
     tail,
+    unreadable,
     write_atomic,
     write_first,
     write_json,
@@ -70,9 +71,7 @@ class Store:
         except FileNotFoundError:
             return
         except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"the store {root} cannot be opened: {reason(error)}; choose another --store"
-            ) from None
+            raise unreadable(f"the store {root}", error) from None
         self._check_version()
 
     # ------------------------------------------------------------------------------ opening
@@ -88,9 +87,7 @@ class Store:
                 return
             schema, wrote = 1, "0.1"
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise UserError(
-                f"{marker} cannot be read: {reason(error)}; choose another --store"
-            ) from None
+            raise unreadable(marker, error) from None
         if schema != SCHEMA:
             raise UserError(
                 f"the store {self.root} was written by maect-bench {wrote} (records of version "
@@ -118,37 +115,32 @@ class Store:
         """Hold the store for one driver; the kernel releases it when that process dies."""
         path = self.root / "lock"
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         except OSError as error:
             raise store_error(path, error) from None
-        try:
-            regular(path)
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.truncate(file, 0)
-            os.write(file, f"{os.getpid()}\n".encode())
-        except BlockingIOError:
-            holder = os.read(file, 20).decode(errors="replace").strip() or "unknown"
-            os.close(file)
-            raise UserError(
-                f"another run (process {holder}) is using the store {self.root}; wait for it, or "
-                f"choose another --store"
-            ) from None
-        except OSError as error:
-            os.close(file)
-            raise store_error(path, error) from None
-        try:
+        with os.fdopen(number, "r+b", buffering=0) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.truncate(0)
+                file.write(b"%d\n" % os.getpid())
+            except BlockingIOError:
+                holder = file.read(20).decode(errors="replace").strip() or "unknown"
+                raise UserError(
+                    f"another run (process {holder}) is using the store {self.root}; wait for it, "
+                    f"or choose another --store"
+                ) from None
+            except OSError as error:
+                raise store_error(path, error) from None
             yield
-        finally:
-            os.close(file)
 
     def check_usable(self, key: str) -> None:
         """Raise `UserError` where a run could not work in a stage's folder, or would leave it."""
 
-        def unreadable(error: OSError) -> None:
+        def stop(error: OSError) -> None:
             if not isinstance(error, FileNotFoundError):
-                raise UserError(f"{error.filename} cannot be read: {reason(error)}") from None
+                raise unreadable(error.filename, error) from None
 
-        for folder, folders, files in os.walk(self.folder(key), onerror=unreadable):
+        for folder, folders, files in os.walk(self.folder(key), onerror=stop):
             here = Path(folder)
             self._refuse_link([here, *(here / name for name in folders + files)])
             needed = [(here, os.R_OK | os.W_OK), *((here / name, os.R_OK) for name in files)]
@@ -191,7 +183,7 @@ class Store:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise UserError(f"{stages} cannot be read: {reason(error)}") from None
+            raise unreadable(stages, error) from None
 
     def state(self, key: str) -> StageState:
         """Return the records of a key; damaged ones are named in `problems` and left out."""
@@ -252,30 +244,27 @@ class Store:
 
     def damages(self, key: str, record: Record) -> Iterator[str]:
         """Yield everything that is wrong with the files that a record of `key` names."""
-        for name, file in record.files.items():
-            path = self.folder(key) / name
-            try:
-                if regular(path).stat().st_size != file.bytes or sha256(path) != file.sha256:
-                    yield f"{name} does not fit its checksum"
-            except FileNotFoundError:
-                yield f"{name} is missing"
-            except OSError as error:
-                yield f"{name} cannot be read: {reason(error)}"
+        for name in record.files:
+            if fault := self._fault(key, record, name):
+                yield f"{name} {fault}"
 
-    def read(self, key: str, record: Record, name: str) -> bytes:
-        """Return a file that a record of `key` names. Raises ValueError where it does not fit."""
-        if name not in record.files:
-            raise ValueError("its record does not name it")
+    def _fault(self, key: str, record: Record, name: str) -> str | None:
+        """Return what is wrong with a file that a record of `key` names, or None."""
         told = record.files[name]
         try:
             path = regular(self.folder(key) / name)
-            if path.stat().st_size == told.bytes:
-                data = path.read_bytes()
-                if hashlib.sha256(data).hexdigest() == told.sha256:
-                    return data
+            sound = path.stat().st_size == told.bytes and sha256(path) == told.sha256
+        except FileNotFoundError:
+            return "is missing"
         except OSError as error:
-            raise ValueError(f"it cannot be read ({reason(error)})") from None
-        raise ValueError("it does not fit its checksum")
+            return f"cannot be read: {reason(error)}"
+        return None if sound else "does not fit its checksum"
+
+    def read(self, key: str, record: Record, name: str) -> bytes:
+        """Return a file that a record of `key` names. Raises ValueError where it does not fit."""
+        if fault := self._fault(key, record, name):
+            raise ValueError(f"it {fault}")
+        return (self.folder(key) / name).read_bytes()
 
     def set_aside(self, state: StageState, why: str) -> None:
         """Move a damaged stage's files out of the way and close its record."""

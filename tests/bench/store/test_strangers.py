@@ -245,7 +245,7 @@ def test_a_fifo_hangs_no_command(place: str, store: Store, bench: Bench) -> None
         found = bench("verify", SMOKE, *CHOSEN, "--store", store.root)
         assert "it is no file" in found.err or place == "lock"
         if place in ("store.json", "lock"):
-            with pytest.raises(UserError, match="it is no file"):
+            with pytest.raises(UserError, match=r"it is no file|cannot be written"):
                 prepare(store.root)
         else:
             prepare(store.root)
@@ -297,7 +297,7 @@ def test_a_store_in_an_odd_place_is_told(
         done = bench(command, *words, "--store", place if place[0] == "~" else tmp_path / place)
     assert done.code == 2
     assert re.fullmatch(
-        r"error: the store \S+ cannot be opened: .*; choose another --store\n", done.err
+        r"error: the store \S+ cannot be read: .*; choose another --store\n", done.err
     )
 
 
@@ -457,7 +457,7 @@ def test_a_full_disk_is_told_before_anything_runs(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for name in ("fsync", "mkdir", "truncate"):
+    for name in ("fsync", "mkdir"):
         with monkeypatch.context() as patch:
             patch.setattr(os, name, full)
             with pytest.raises(UserError, match="no space left on device"):
