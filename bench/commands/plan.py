@@ -65,7 +65,7 @@ def plan_summary(plan: Plan) -> str:
         lines.append(f"keys are not resolved and nothing is cached: {plan.unresolved}")
     else:
         lines += [_statuses(plan, todo), *_predicted(plan, todo)]
-    return "\n".join([*lines, *_assumed(plan, todo)])
+    return common.lines_of([*lines, *_assumed(plan, todo)])
 
 
 def _statuses(plan: Plan, todo: list[Stage]) -> str:
@@ -116,7 +116,7 @@ def left(plan: Plan) -> str:
 def _text(plan: Plan) -> str:
     """Return the whole plan, a line a stage."""
     known = estimate.rates(plan.stages.values())
-    lines = [plan_summary(plan), ""]
+    lines = []
     for stage in plan.stages.values():
         key = "unresolved" if plan.unresolved else stage.key[: common.SHOWN_KEY]
         parts = [f"{key}  {stage.status:8}  {stage.title}"]
@@ -133,7 +133,7 @@ def _text(plan: Plan) -> str:
         if stage.reason:
             parts.append(stage.reason)
         lines.append(", ".join(parts))
-    return "\n".join(lines)
+    return f"{plan_summary(plan)}\n\n{common.lines_of(lines)}"
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:

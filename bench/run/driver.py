@@ -146,6 +146,7 @@ def _recorded(plan: Plan, store: Store, options: RunOptions) -> Iterator[Run]:
         raise
     finally:
         run.ended, run.wall_s = iso(time.time()), time.time() - began
+        run.attempts = store.listing(plan.stages)
         store.write_run(run)
 
 

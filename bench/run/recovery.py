@@ -84,6 +84,7 @@ def clear_damage(plan: Plan, store: Store) -> list[str]:
     """Set aside what does not fit its checksum, so that it is made again. Return what, in words."""
     lines = []
     for stage in plan.stages.values():
+        store.check_usable(stage.key)
         lines += [f"{problem}; it is left out" for problem in stage.state.problems]
         reason = store.damage(stage.state) if stage.record is not None else None
         if reason is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_helpers import SMOKE, Bench, write_record
+from bench_helpers import SMOKE, Bench, write_record, write_run
 
 from bench.errors import UserError
 from bench.plan.planner import make_plan
@@ -23,7 +23,7 @@ from bench.plan.stage import Plan, Stage
 from bench.run.budget import Spent
 from bench.run.recovery import clear_damage, close_running, take_over
 from bench.store.files import write_atomic
-from bench.store.record import Cost, Failure, Run
+from bench.store.record import Cost, Failure
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.files import digest
@@ -240,16 +240,8 @@ def test_the_next_run_ends_the_workers_of_a_killed_one(store: Store, mae: Stage,
 
 
 def test_a_run_that_ended_without_a_word_is_noted(store: Store):
-    said: dict[str, Any] = {
-        "suite": "s",
-        "profile": "p",
-        "command": "c",
-        "started": "",
-        "source": {},
-    }
-    said |= {"env": {}, "workers": 1, "stages": 1, "cached": 0}
-    store.write_run(Run(id="a", status="running", **said))
-    store.write_run(Run(id="b", status="complete", **said))
+    write_run(store, "a", status="running")
+    write_run(store, "b")
     store.close_runs()
     assert [run.status for run in store.runs()] == ["lost", "complete"]
 
