@@ -77,6 +77,16 @@ def time_unit(hours: float) -> tuple[str, float]:
     return ("min", 60.0) if hours * 60.0 >= 1.0 else ("s", 3600.0)
 
 
+def device_word(kind: str | None) -> str:
+    """Return what is held of a kind of device: "GPU"; of a CPU "core"; "device" of any other."""
+    return {"gpu": "GPU", "cpu": "core"}.get(kind or "", "device")
+
+
+def held(devices: int, kind: str | None, model: str | None) -> str:
+    """Return the devices that an attempt held: "2 cores (AMD EPYC)"."""
+    return plural(devices, device_word(kind)) + (f" ({model})" if model else "")
+
+
 def duration(seconds: float | None) -> str:
     """Return "1 h 12 min", "4 min 5 s" or "3.2 s"."""
     if seconds is None:

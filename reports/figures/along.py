@@ -79,7 +79,7 @@ def _series(css: str, name: str, cells: Sequence[tuple[float, Cell]]) -> list[Se
 
 def _settings(facts: Facts, variant: str) -> dict[str, Any]:
     """Return the settings of a row's training stages of one seed: "head.queue_size" -> 512."""
-    mine = facts.training().filter(pl.col("variant") == variant)
+    mine = facts.training.filter(pl.col("variant") == variant)
     first = mine.filter((pl.col("seed") == pl.col("seed").first()) & pl.col("status").is_in(DONE))
     flat: dict[str, Any] = {}
     for key, kind in first.select("key", "kind").iter_rows():

@@ -36,7 +36,7 @@ from reports.formats import records
 from reports.frames import SuiteView
 from reports.tables import costs, findings
 from reports.tables.build import build_tables
-from reports.tables.costs import Ledger
+from reports.tables.costs import Ledger, Quantity
 from reports.tables.model import Cell, Column, Row, Table, full_label, number, remark, row_label
 from reports.tables.published import PUBLISHED
 
@@ -298,6 +298,8 @@ def _ledger_table(ledger: Ledger) -> dict[str, Any]:
     units = {kind: time_unit(max(ledger.total.hours.get(kind, 0.0), 1e-9)) for kind in ledger.kinds}
     shown = [q for q in costs.QUANTITIES if any(line.measured(q)[0] is not None for line in lines)]
     whole = [(q, *ledger.total.measured(q)) for q in costs.QUANTITIES]
+    # of attempts that held one device each, the sum of wall time is their device time
+    wall = any(abs(line.wall_s - 3600 * sum(line.hours.values())) > 1e-3 for line in lines)
 
     def hours(known: dict[str, float]) -> list[str]:
         """Return device time by kind, in the unit of each."""
@@ -306,18 +308,23 @@ def _ledger_table(ledger: Ledger) -> dict[str, Any]:
     return {
         "heads": [f"{kind}-{unit}" for kind, (unit, _) in units.items()],
         "quantities": shown,
+        "wall": wall,
         "saved": hours(ledger.saved),
         "unmeasured": [f"{q.label}: blank ({why})." for q, value, why in whole if value is None],
         "lines": [
             {
                 "line": line,
                 "hours": hours(line.hours),
-                "measured": [line.measured(quantity) for quantity in shown],
+                "measured": [_told(quantity, *line.measured(quantity)) for quantity in shown],
                 "total": line is ledger.total,
             }
             for line in lines
         ],
     }
+
+
+def _told(quantity: Quantity, value: float | None, reason: str | None) -> tuple[str, str | None]:
+    return "–" if value is None else quantity.text(value), reason
 
 
 def _published_costs() -> list[tuple[str, str, str]]:

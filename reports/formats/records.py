@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from reports.display import amount, duration, plain, short, slug, tail
+from reports.display import amount, duration, held, plain, short, slug, tail
 from reports.facts import Facts
-from reports.tables.costs import ENERGY, MEMORY, UTILISATION, Quantity, integrated
+from reports.tables.costs import CPU_TIME, ENERGY, MEMORY, UTILISATION, Quantity, integrated
 
 #: stages beyond which complete ones are printed without settings, files and log
 FULL = 400
@@ -91,13 +91,14 @@ def _cost(attempt: dict[str, Any]) -> Iterator[str]:
 
 def _facts(stage: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the lines at the head of an entry; what is not known has no line."""
-    hours = stage["device_hours"]
+    hours, devices = stage["device_hours"], stage["devices"]
     found = [
         ("began", stage["started"]),
         ("ended", stage["ended"]),
         ("wall time", duration(stage["wall_s"]) if stage["wall_s"] is not None else None),
-        ("held", _held(stage)),
-        ("device time", None if hours is None else duration(hours * 3600)),
+        ("held", devices and held(devices, stage["device_kind"], stage["device_model"])),
+        ("device time", duration(hours * 3600) if hours and devices != 1 else None),
+        ("CPU time", _metered(stage, CPU_TIME)),
         ("peak memory", _metered(stage, MEMORY)),
         ("energy", _energy(stage)),
         ("GPU utilisation", _metered(stage, UTILISATION)),
@@ -110,19 +111,12 @@ def _facts(stage: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str
     return [(name, short(value, 200)) for name, value in found if value is not None]
 
 
-def _held(stage: dict[str, Any]) -> str | None:
-    if stage["devices"] is None:
-        return None
-    kind = str(stage["device_kind"] or "device").upper()
-    model = f" ({stage['device_model']})" if stage["device_model"] else ""
-    return f"{stage['devices']} {kind}{model}"
-
-
 def _metered(stage: dict[str, Any], quantity: Quantity) -> str | None:
     """Return a value with its unit, or why there is none."""
     if stage[quantity.name] is not None:
-        return f"{amount(stage[quantity.name])} {quantity.unit}"
-    return f"not measured: {stage[quantity.reason]}" if stage[quantity.reason] else None
+        return quantity.text(stage[quantity.name])
+    reason = stage[quantity.reason] if quantity.reason else None
+    return f"not measured: {reason}" if reason else None
 
 
 def _energy(stage: dict[str, Any]) -> str | None:

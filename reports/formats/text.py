@@ -17,7 +17,7 @@ from reports.display import amount, duration, plain, plural, short, time_unit
 from reports.facts import Facts
 from reports.frames import SuiteView
 from reports.tables.build import build_tables
-from reports.tables.costs import ENERGY, Ledger, ledger
+from reports.tables.costs import CPU_TIME, ENERGY, Ledger, ledger
 from reports.tables.findings import numerics, ranking, tests
 from reports.tables.model import Column, Table, cell_text, row_label
 
@@ -143,12 +143,14 @@ def ledger_text(found: Ledger) -> list[str]:
         if found.saved.get(kind):
             text += f"; sharing stages saved {amount(found.saved[kind] * factor)}"
         lines.append(text + ".")
-    energy, _ = found.total.measured(ENERGY)
-    if energy is not None:
-        lines.append(f"Energy: {amount(energy)} kWh.")
+    for quantity, said in ((CPU_TIME, "CPU time of the processes"), (ENERGY, "Energy")):
+        value, _ = found.total.measured(quantity)
+        if value is not None:
+            lines.append(f"{said}: {quantity.text(value)}.")
     for line in found.lines:
         if line.apart:
-            lines.append(f"Apart: {line.label.lower()}, {line.count}, {duration(line.wall_s)}.")
+            took = "not measured" if line.unmeasured == line.count else duration(line.wall_s)
+            lines.append(f"Apart: {line.label.lower()}, {line.count}, {took}.")
     lines += found.sentences
     return [part for line in lines for part in _wrap(line)]
 

@@ -80,6 +80,15 @@ class Cell:
     def valued(self) -> bool:
         return self.state in VALUED and bool(self.values)
 
+    def scaled(self, factor: float) -> Cell:
+        """Return the cell in another unit."""
+        return replace(
+            self,
+            values=tuple(replace(value, value=value.value * factor) for value in self.values),
+            mean=None if self.mean is None else self.mean * factor,
+            sd=None if self.sd is None else self.sd * factor,
+        )
+
 
 @dataclass(frozen=True)
 class Column:

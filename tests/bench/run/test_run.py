@@ -286,7 +286,7 @@ def test_a_failure_shows_in_terminal_report_page_and_exports(failed, bench: Benc
     for out in (done.out, report.out):
         table = out[out.index("Digits, a few steps") :]
         assert re.search(r"^MAE-CT +failed +failed +failed", table, re.MULTILINE)
-        assert "its input failed: MAE-CT features, seed 0" in " ".join(table.split())
+        assert "its input failed: MAE-CT tuning, seed 0" in " ".join(table.split())
         assert "pending" not in table
         assert "MAE-CT tuning, seed 0 failed: TrainingError: the loss is nan" in table
         assert "It costs the rows MAE-CT." in table
