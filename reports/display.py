@@ -11,11 +11,19 @@ _JOINER = "\u200d"
 
 
 def plain(text: object) -> str:
-    """Return `text` without control and direction-changing characters; tabs and newlines stay."""
+    """Return `text` without control and direction-changing characters; tabs and newlines stay.
+
+    This is the guard of terminal and page, whatever a suite, a store or a log holds.
+    """
     source = str(text)
     if source.isprintable():
         return source
-    return "".join(c if c.isprintable() or c in "\n\t" + _JOINER else "\ufffd" for c in source)
+    return "".join(c if _harmless(c) else "\ufffd" for c in source)
+
+
+def _harmless(char: str) -> bool:
+    """Return whether a character prints, or is white space that moves nothing."""
+    return char.isprintable() or char in "\n\t" + _JOINER or unicodedata.category(char) == "Zs"
 
 
 def short(text: object, limit: int = 60) -> str:
@@ -111,7 +119,7 @@ def amount(value: float) -> str:
 
 def slug(text: object) -> str:
     """Return `text` as part of an HTML id: letters, digits and hyphens."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", str(text)).strip("-").lower()[:40] or "x"
+    return re.sub(r"[^A-Za-z0-9]+", "-", str(text)).strip("-").lower() or "x"
 
 
 def plural(count: int, noun: str) -> str:

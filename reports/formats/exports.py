@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from reports.display import plain, short
+from reports.display import short
 from reports.formats.latex import to_latex
 from reports.tables.model import (
     Cell,
@@ -45,6 +45,10 @@ SCHEMA: dict[str, Any] = {
     "keys": pl.String,
     "sources": pl.String,
 }
+
+
+#: what `reports.display.plain` replaces
+_CONTROL = r"[[\p{C}\p{Zl}\p{Zp}]--[\n\t\u200d]]"
 
 
 def to_frame(tables: Sequence[Table]) -> pl.DataFrame:
@@ -90,12 +94,13 @@ def _long(table: Table, row: Row, column: Column) -> dict[str, Any]:
 def to_csv(tables: Sequence[Table]) -> str:
     """Return the long form; numbers in full precision, `text` as printed.
 
-    A name from a suite that a spreadsheet would take for a formula has an apostrophe before it.
+    Text that a spreadsheet would take for a formula has an apostrophe before it, and all text is
+    quoted; only the printed number stays as it is. Control characters are replaced.
     """
-    foreign = pl.col("table", "row_group", "row", "label", "reason")
-    formula = foreign.str.contains(r"^\s*[=+\-@]")
+    foreign = pl.col(pl.String).exclude("text").str.replace_all(_CONTROL, "\ufffd")
+    formula = foreign.str.contains(r"^\s*[=+\-@＝＋－＠]")
     safe = pl.when(formula).then("'" + foreign).otherwise(foreign).name.keep()
-    return to_frame(tables).with_columns(safe).write_csv()
+    return to_frame(tables).with_columns(safe).write_csv(quote_style="non_numeric")
 
 
 def to_parquet(tables: Sequence[Table]) -> bytes:
@@ -107,7 +112,7 @@ def to_parquet(tables: Sequence[Table]) -> bytes:
 
 def to_json(tables: Sequence[Table]) -> str:
     """Return tables with their cells, comparisons, notes and problems."""
-    return json.dumps(plain_tables(tables), ensure_ascii=False, indent=1) + "\n"
+    return json.dumps(plain_tables(tables), indent=1) + "\n"
 
 
 def plain_tables(tables: Sequence[Table]) -> list[dict[str, Any]]:
@@ -173,7 +178,7 @@ def _head(table: Table, column: Column) -> str:
 
 def _marked(table: Table, row: Row, column: Column) -> str:
     cell = table.cell(row, column)
-    text = cell_text(cell, column)
+    text = _escaped(cell_text(cell, column))
     return f"**{text}**" if cell.bold else text
 
 
@@ -183,7 +188,7 @@ def _piped(cells: Sequence[str]) -> str:
 
 def _escaped(text: str, limit: int = 80) -> str:
     """Return one line of text that Markdown shows as it stands."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|&$~" else c for c in short(plain(text), limit))
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|&$~" else c for c in short(text, limit))
 
 
 #: format -> (file suffix, function of the tables to text or bytes)

@@ -16,9 +16,11 @@ _MATH |= {"µ": "mu", "μ": "mu", "·": "cdot", "→": "rightarrow", "↑": "upa
 _SPECIAL = {char: f"\\{char}" for char in "{}&#%_"}
 _SPECIAL |= {char: rf"\text{name}{{}}" for char, name in _TEXT.items()}
 _SPECIAL |= {char: rf"$\{name}$" for char, name in _MATH.items()}
+# behind a line's end these would be read as its options
+_SPECIAL |= {char: f"{{{char}}}" for char in "[]*"}
 _SPECIAL |= {"$": r"\char36{}", "°": r"$^\circ$", "²": "$^2$", "³": "$^3$", "…": r"\dots{}"}
 _SPECIAL |= {"−": "$-$", "–": "--", "—": "---", "\u00a0": "~"}
-_SPECIAL |= {"’": "'", "‘": "`", "“": "``", "”": "''", '"': "''"}
+_SPECIAL |= {"`": r"\char96{}", "’": "'", "‘": "`", "“": "``", "”": "''", '"': "''"}
 
 _PREAMBLE = r"""% Needs: \usepackage{booktabs,graphicx,xcolor}
 \documentclass{article}
