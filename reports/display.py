@@ -97,7 +97,7 @@ def held(devices: int, kind: str | None, model: str | None) -> str:
 
 def duration(seconds: float | None) -> str:
     """Return "1 h 12 min", "4 min 5 s" or "3.2 s"."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return "not measured"
     if seconds < 60:
         return f"{seconds:.1f} s"

@@ -58,6 +58,8 @@ def _run(options: argparse.Namespace) -> int:
             raise UserError("--compare sets two stores side by side; name one or two")
         paths = [options.store, *options.compare][-2:]
         one, other = (common.existing(path) for path in paths)
+        if one.root == other.root:
+            raise UserError(f"--compare needs two stores; both are {one.root}")
         view = write.compare(
             common.load(options), (one, other), options.only, options.command_line, **asked
         )

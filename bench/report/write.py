@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from errno import EISDIR
+from errno import EISDIR, ELOOP
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -93,28 +93,25 @@ class _Files:
             )
         self.asked = bool(output or exports)
         self.refused: str | None = None
-        if output is None and page.parent.is_symlink():
-            self._refuse(page, "its folder is a link")
         for path in self.paths.values():
             with self._told(path):
+                if output is None and path.parent.is_symlink():  # it may lead out of the store
+                    raise OSError(ELOOP, "its folder is a link")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if path.is_dir():
-                    raise IsADirectoryError(EISDIR, "it is a folder")
+                    raise OSError(EISDIR, "it is a folder")
                 TemporaryFile(dir=path.parent).close()
-
-    def _refuse(self, path: Path, reason: str) -> None:
-        """Note that a file cannot be written. Raises `UserError` where it was asked for."""
-        told = f"{path} cannot be written ({reason}); name another place: --output PATH"
-        if self.asked:
-            raise UserError(told)
-        self.refused = told
 
     @contextmanager
     def _told(self, path: Path) -> Iterator[None]:
+        """Note that a file cannot be written. Raises `UserError` where it was asked for."""
         try:
             yield
         except OSError as error:
-            self._refuse(path, (error.strerror or str(error)).lower())
+            why = (error.strerror or str(error)).lower()
+            self.refused = f"{path} cannot be written ({why}); name another place: --output PATH"
+            if self.asked:
+                raise UserError(self.refused) from None
 
     def write(self, view: SuiteView, *, as_json: bool) -> None:
         """Print the tables and write the files, as far as they can be written."""

@@ -297,7 +297,7 @@ def test_a_failure_shows_in_terminal_report_page_and_exports(failed, bench: Benc
     assert "It costs the rows MAE-CT." in alert
     assert "Traceback" in alert
     cells = json.loads((store / "reports" / "smoke-tiny.json").read_text(encoding="utf-8"))
-    assert "its input failed: MAE-CT features, seed 0" in json.dumps(cells)
+    assert "its input failed: MAE-CT tuning, seed 0" in json.dumps(cells)
     told = json.loads(bench("report", SMOKE, "--store", store, *settings, "--json").out)
     (failure,) = [f for f in told["failures"] if f["name"] == "MAE-CT tuning, seed 0"]
     assert (failure["error"], failure["rows"]) == ("TrainingError", ["MAE-CT"])

@@ -42,7 +42,9 @@ def test_device_time_counts_every_device() -> None:
     table = build_tables(view)[0]
     assert [c.unit for c in table.columns] == ["GPU-h", "min", "kWh"]
     assert texts(view, "A") == {
-        "cost.total": "4.00", "cost.wall": "30.0", "cost.energy": "not measured"
+        "cost.total": "4.00",
+        "cost.wall": "30.0",
+        "cost.energy": "not measured",
     }
 
 
@@ -73,7 +75,8 @@ def test_cpu_and_gpu_time_are_not_added_up() -> None:
         stage(key_of(1), "mae", "A", 1, wall_s=60.0, device_kind="gpu"),
     ]
     assert texts(view_of(rows, [], tables=COST), "A") == {
-        "cost.total": "mixed hardware", "cost.energy": "not measured"
+        "cost.total": "mixed hardware",
+        "cost.energy": "not measured",
     }
 
 
