@@ -16,7 +16,7 @@ from bench.plan.planner import make_plan
 from bench.plan.stage import Plan, Stage
 from bench.report.frames import scale
 from bench.store.store import Store
-from reports.display import amount, device_word, duration, plain, time_unit
+from reports.display import amount, device_word, duration, time_unit
 
 _NOT_RUN = ("cached", "pruned")
 
@@ -65,7 +65,7 @@ def plan_summary(plan: Plan) -> str:
         lines.append(f"keys are not resolved and nothing is cached: {plan.unresolved}")
     else:
         lines += [_statuses(plan, todo), *_predicted(plan, todo)]
-    return plain("\n".join([*lines, *_assumed(plan, todo)]))
+    return "\n".join([*lines, *_assumed(plan, todo)])
 
 
 def _statuses(plan: Plan, todo: list[Stage]) -> str:
@@ -135,7 +135,7 @@ def _text(plan: Plan) -> str:
         if stage.reason:
             parts.append(stage.reason)
         lines.append(", ".join(parts))
-    return plain("\n".join(lines))
+    return "\n".join(lines)
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:

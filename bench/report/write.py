@@ -18,7 +18,6 @@ from bench.report.frames import build_view
 from bench.store.store import Store
 from bench.suite.schema import Suite
 from maect.files import write_atomic
-from reports.display import plain
 from reports.facts import Facts
 from reports.formats.exports import FORMATS, plain_tables
 from reports.formats.html import extract_suite, render_html
@@ -135,6 +134,6 @@ class _Files:
 def extract(path: Path) -> str:
     """Return the resolved suite that a page embeds. Raises `UserError`."""
     try:
-        return plain(extract_suite(path.read_text(encoding="utf-8")))
+        return extract_suite(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"no suite can be had from it: {error}", file=path) from None

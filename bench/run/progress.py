@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from bench.plan.stage import Plan, Stage
 from bench.run.mailbox import Stepped
 from bench.store.record import Record
-from reports.display import duration, plain
+from reports.display import duration
 
 #: seconds between two plain lines on one stage
 PLAIN_EVERY_S = 10.0
@@ -64,7 +64,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
-        self.console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, stage: Stage) -> None:
         """A worker has begun a stage."""
