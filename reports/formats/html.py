@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,8 +67,7 @@ def render_html(
             gallery=gallery(view.gallery),
             ledger=ledger,
             book=_ledger_table(ledger),
-            failures=[*_failures(view)],
-            published_costs=_published_costs(),
+            published=PUBLISHED,
             runs=[{name: run.get(name) for name in _RUN} for run in view.runs],
             entries=records.entries(facts),
             full=records.FULL,
@@ -98,16 +96,6 @@ def extract_suite(html: str) -> str:
     return suite + "".join(f"# {line}\n" for line in told)
 
 
-def _failures(view: SuiteView) -> Iterator[dict[str, Any]]:
-    """Yield what failed as the page prints it, with the rows that it cost."""
-    for row in view.failures.iter_rows(named=True):
-        yield row | {
-            "rows": ", ".join(short(variant, 40) for variant in row["rows"]),
-            "message": short(row["message"] or "", 400).rstrip("."),
-            "log": tail(row["log_tail"] or ""),
-        }
-
-
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -117,10 +105,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    filters = (duration, short, amount, slug, remark)
+    filters = (duration, short, tail, amount, slug, remark, signed, fixed)
     environment.filters |= {function.__name__: function for function in filters}
     environment.filters |= {"codes": _codes, "row_label": partial(row_label, limit=80)}
     environment.globals |= {"plural": plural, "record_anchor": records.anchor}
+    environment.globals |= {"needed_text": findings.needed_text}
     return environment
 
 
@@ -208,6 +197,7 @@ class _TableView:
         self.table, self.index, self.facts = table, index, facts
         self.row_at = {row.variant: i for i, row in enumerate(table.rows)}
         self.column_at = {column.id: i for i, column in enumerate(table.columns)}
+        self.columns = {column.id: column for column in table.columns}
         self.findings = findings.findings(table, facts)
         self.spread = {
             column.id: any(table.cell(row, column).sd is not None for row in table.rows)
@@ -245,47 +235,6 @@ class _TableView:
         """Return the spread that the images measured on give a cell, seeds apart."""
         found = findings.sampling_error(self.facts, column, cell)
         return "" if found is None else f"± {fixed(found[0], column.digits)} ({found[1]})"
-
-    def values(self) -> list[tuple[Row, Column, Cell]]:
-        """Return the cells that rest on records, for the list of values by seed."""
-        return [
-            (row, column, cell)
-            for row in self.table.rows
-            for column in self.table.columns
-            if column.kind in ("metric", "cost")
-            and (cell := self.table.cell(row, column)).state not in ("none", "not planned")
-        ]
-
-    def comparisons(self) -> list[dict[str, Any]]:
-        columns = {column.id: column for column in self.table.columns}
-        return [
-            {
-                "row": c.variant,
-                "column": short(columns[c.column].label),
-                "difference": signed(c.mean, columns[c.column].digits),
-                "sd": "" if c.sd is None else fixed(c.sd, columns[c.column].digits),
-                "n": c.n,
-                "t": "–" if c.t is None else fixed(c.t, 2).replace("-", "−"),
-                "p": _p(c.p),
-                "p_holm": _p(c.p_holm),
-                "detectable": _detectable(c.detectable, columns[c.column]),
-                "needed": findings.needed_text(c),
-                "survives": c.survives,
-            }
-            for c in self.table.comparisons
-        ]
-
-
-def _detectable(value: float | None, column: Column) -> str:
-    if value is None:
-        return "–"
-    return "> 100" if column.unit == "%" and value > 100 else fixed(value, column.digits)
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _ledger_table(ledger: Ledger) -> dict[str, Any]:
@@ -325,14 +274,3 @@ def _ledger_table(ledger: Ledger) -> dict[str, Any]:
 
 def _told(quantity: Quantity, value: float | None, reason: str | None) -> tuple[str, str | None]:
     return "–" if value is None else quantity.text(value), reason
-
-
-def _published_costs() -> list[tuple[str, str, str]]:
-    return [
-        (
-            line["what"],
-            f"{line['gpu_hours']:,} GPU-h ({line['how']})",
-            PUBLISHED["sources"][line["source"]],
-        )
-        for line in PUBLISHED["cost"]["lines"]
-    ]
