@@ -9,13 +9,13 @@ import re
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from reports.display import (
+    TEMPLATES,
     amount,
     duration,
     fixed,
@@ -39,7 +39,6 @@ from reports.tables.costs import Ledger, Quantity
 from reports.tables.model import Cell, Column, Row, Table, full_label, number, remark, row_label
 from reports.tables.published import PUBLISHED
 
-_TEMPLATES = Path(__file__).parents[1] / "templates"
 _SUITE = re.compile(r'<script type="application/json" id="suite">(.*?)</script>', re.DOTALL)
 
 _RUN = ("started", "wall_s", "status", "command")
@@ -98,7 +97,7 @@ def extract_suite(html: str) -> str:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -128,7 +127,7 @@ def _codes(text: str) -> Markup:
 
 
 def _asset(name: str) -> str:
-    return (_TEMPLATES / name).read_text(encoding="utf-8")
+    return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, script: str) -> str:
