@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from pathlib import Path
 
-#: what jinja2 fills in
-TEMPLATES = Path(__file__).parent / "templates"
 #: zero-width joiner: the one format character that emoji need
 _JOINER = "\u200d"
 

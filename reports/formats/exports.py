@@ -11,6 +11,7 @@ import polars as pl
 
 from reports.display import short
 from reports.formats.latex import to_latex
+from reports.formats.templates import environment
 from reports.tables.model import (
     Cell,
     Column,
@@ -150,45 +151,14 @@ def _cell(table: Table, row: Row, column: Column) -> dict[str, Any]:
 
 def to_markdown(tables: Sequence[Table]) -> str:
     """Return pipe tables; bold where a difference survives its test."""
-    parts = []
-    for table in each(tables):
-        heads = [
-            _escaped(table.corner or "Row"),
-            *(_head(table, column) for column in table.columns),
-        ]
-        lines = [f"**{_escaped(table.title)}**", "", _piped(heads)]
-        lines.append("| --- |" + " ---: |" * len(table.columns))
-        for group, rows in table.row_groups():
-            if group is not None:
-                lines.append(_piped([f"*{_escaped(group)}*", *([""] * len(table.columns))]))
-            lines += [
-                _piped([_escaped(row.variant), *(_marked(table, row, c) for c in table.columns)])
-                for row in rows
-            ]
-        said = [_escaped(note, 1000) for note in [*table.notes, *table.reference_notes]]
-        said += [f"{raised(mark)} {_escaped(text, 1000)}" for mark, text in table.footnotes.items()]
-        parts.append("\n".join([*lines, "", *(f"{line}  " for line in said)]))
-    return "\n\n".join(parts) + "\n"
+    told = {"cell_text": cell_text, "full_label": full_label, "raised": raised}
+    made = environment(_escaped, keep_trailing_newline=True)
+    return made.get_template("tables.md").render(tables=[*each(tables)], **told)
 
 
-def _head(table: Table, column: Column) -> str:
-    label = _escaped(full_label(table, column))
-    return f"{label} ({_escaped(column.unit)})" if column.unit else label
-
-
-def _marked(table: Table, row: Row, column: Column) -> str:
-    cell = table.cell(row, column)
-    text = _escaped(cell_text(cell, column))
-    return f"**{text}**" if cell.bold else text
-
-
-def _piped(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _escaped(text: str, limit: int = 80) -> str:
+def _escaped(text: str) -> str:
     """Return one line of text that Markdown shows as it stands."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|&$~" else c for c in short(text, limit))
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|&$~" else c for c in short(text, 1000))
 
 
 #: format -> (file suffix, function of the tables to text or bytes)

@@ -11,11 +11,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from reports.display import (
-    TEMPLATES,
     amount,
     duration,
     fixed,
@@ -32,6 +31,7 @@ from reports.figures import along, charts
 from reports.figures.gallery import gallery
 from reports.figures.timeline import timeline
 from reports.formats import records
+from reports.formats.templates import FOLDER, environment
 from reports.frames import SuiteView
 from reports.tables import costs, findings
 from reports.tables.build import build_tables
@@ -96,20 +96,13 @@ def extract_suite(html: str) -> str:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_finalize,
-    )
-    filters = (duration, short, tail, amount, slug, remark, signed, fixed)
-    environment.filters |= {function.__name__: function for function in filters}
-    environment.filters |= {"codes": _codes, "row_label": partial(row_label, limit=80)}
-    environment.globals |= {"plural": plural, "record_anchor": records.anchor}
-    environment.globals |= {"needed_text": findings.needed_text}
-    return environment
+    made = environment(_finalize, autoescape=True)
+    filters = (duration, tail, amount, slug, remark, signed, fixed)
+    made.filters |= {function.__name__: function for function in filters}
+    made.filters |= {"codes": _codes, "row_label": partial(row_label, limit=80)}
+    made.globals |= {"plural": plural, "record_anchor": records.anchor}
+    made.globals |= {"needed_text": findings.needed_text}
+    return made
 
 
 def _finalize(value: Any) -> Any:
@@ -127,7 +120,7 @@ def _codes(text: str) -> Markup:
 
 
 def _asset(name: str) -> str:
-    return (TEMPLATES / name).read_text(encoding="utf-8")
+    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, script: str) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from reports.display import TEMPLATES, short
+from reports.display import short
+from reports.formats.templates import environment
 from reports.tables.model import Table, each, number, remark
 
 #: characters by the name of what sets them in text, and in mathematics; then all that LaTeX minds
@@ -54,18 +53,14 @@ def to_latex(tables: Sequence[Table]) -> str:
 
     All that the template prints is escaped.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        finalize=escape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    made = environment(
+        escape,
         keep_trailing_newline=True,
         block_start_string="<%",
         block_end_string="%>",
         variable_start_string="<<",
         variable_end_string=">>",
     )
-    environment.filters["short"] = short
-    template = environment.get_template("tables.tex")
-    return template.render(tables=[*each(tables)], number=number, remark=remark)
+    return made.get_template("tables.tex").render(
+        tables=[*each(tables)], number=number, remark=remark
+    )
