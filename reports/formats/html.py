@@ -35,7 +35,7 @@ from reports.formats.templates import FOLDER, environment
 from reports.frames import SuiteView
 from reports.tables import costs, findings
 from reports.tables.build import build_tables
-from reports.tables.costs import Ledger, Quantity
+from reports.tables.costs import Ledger
 from reports.tables.model import Cell, Column, Row, Table, full_label, number, remark, row_label
 from reports.tables.published import PUBLISHED
 
@@ -65,7 +65,7 @@ def render_html(
             figures=_figures(facts, tables),
             gallery=gallery(view.gallery),
             ledger=ledger,
-            book=_ledger_table(ledger),
+            book=_book(ledger),
             published=PUBLISHED,
             runs=[{name: run.get(name) for name in _RUN} for run in view.runs],
             entries=records.entries(facts),
@@ -73,7 +73,7 @@ def render_html(
             style=Markup(style),
             script=Markup(script),
             policy=_policy(style, script),
-            embedded=_embed({"suite": view.resolved, "provenance": view.provenance}),
+            embedded={"suite": view.resolved, "provenance": view.provenance},
         )
     )
 
@@ -97,6 +97,7 @@ def extract_suite(html: str) -> str:
 
 def _environment() -> Environment:
     made = environment(_finalize, autoescape=True)
+    made.policies["json.dumps_kwargs"] = {"default": str}
     filters = (duration, tail, amount, slug, remark, signed, fixed)
     made.filters |= {function.__name__: function for function in filters}
     made.filters |= {"codes": _codes, "row_label": partial(row_label, limit=80)}
@@ -132,14 +133,6 @@ def _policy(style: str, script: str) -> str:
     return (
         f"default-src 'none'; img-src data:; style-src {hashed(style)}; script-src {hashed(script)}"
     )
-
-
-def _embed(data: dict[str, Any]) -> Markup:
-    """Return JSON that cannot end its script element."""
-    text = json.dumps(data, default=str)
-    for char in "<>&":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return Markup(text)
 
 
 def _status(facts: Facts) -> str:
@@ -229,40 +222,22 @@ class _TableView:
         return "" if found is None else f"± {fixed(found[0], column.digits)} ({found[1]})"
 
 
-def _ledger_table(ledger: Ledger) -> dict[str, Any]:
-    """Return the cost table as printed, each kind of device in its own unit.
+def _book(ledger: Ledger) -> dict[str, Any]:
+    """Return what the printed ledger has: lines, a unit for each kind of device, columns.
 
     `quantities` are those that some line has; `unmeasured` says why the suite's whole lacks others.
     """
     apart = [line for line in ledger.lines if line.apart]
     lines = [*(line for line in ledger.lines if not line.apart), ledger.total, *apart]
-    units = {kind: time_unit(max(ledger.total.hours.get(kind, 0.0), 1e-9)) for kind in ledger.kinds}
-    shown = [q for q in costs.QUANTITIES if any(line.measured(q)[0] is not None for line in lines)]
     whole = [(q, *ledger.total.measured(q)) for q in costs.QUANTITIES]
-    # of attempts that held one device each, the sum of wall time is their device time
-    wall = any(abs(line.wall_s - 3600 * sum(line.hours.values())) > 1e-3 for line in lines)
-
-    def hours(known: dict[str, float]) -> list[str]:
-        """Return device time by kind, in the unit of each."""
-        return [amount(known[k] * f) if k in known else "–" for k, (_, f) in units.items()]
-
+    kinds = {kind: ledger.total.hours.get(kind, 0.0) for kind in ledger.kinds}
     return {
-        "heads": [f"{kind}-{unit}" for kind, (unit, _) in units.items()],
-        "quantities": shown,
-        "wall": wall,
-        "saved": hours(ledger.saved),
-        "unmeasured": [f"{q.label}: blank ({why})." for q, value, why in whole if value is None],
-        "lines": [
-            {
-                "line": line,
-                "hours": hours(line.hours),
-                "measured": [_told(quantity, *line.measured(quantity)) for quantity in shown],
-                "total": line is ledger.total,
-            }
-            for line in lines
+        "lines": lines,
+        "units": {kind: time_unit(max(hours, 1e-9)) for kind, hours in kinds.items()},
+        "quantities": [
+            q for q in costs.QUANTITIES if any(x.measured(q)[0] is not None for x in lines)
         ],
+        # of attempts that held one device each, the sum of wall time is their device time
+        "wall": any(abs(line.wall_s - 3600 * sum(line.hours.values())) > 1e-3 for line in lines),
+        "unmeasured": [f"{q.label}: blank ({why})." for q, value, why in whole if value is None],
     }
-
-
-def _told(quantity: Quantity, value: float | None, reason: str | None) -> tuple[str, str | None]:
-    return "–" if value is None else quantity.text(value), reason
