@@ -210,7 +210,7 @@ class _TableView:
     def number(self, cell: Cell, column: Column) -> Markup:
         """Return the number with its spread set apart, so that means line up below each other."""
         text = number(cell, column)
-        if column.kind != "metric" or not self.spread[column.id]:
+        if not text or column.kind != "metric" or not self.spread[column.id]:
             return Markup("{}").format(text)
         mean, _, sd = text.partition(" ± ")
         spread = f" ± {sd}" if sd else ""
