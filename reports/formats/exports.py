@@ -118,6 +118,13 @@ def to_json(tables: Sequence[Table]) -> str:
 
 def plain_tables(tables: Sequence[Table]) -> list[dict[str, Any]]:
     """Return tables with their cells, comparisons, notes and problems as plain data."""
+    kept = ("state", "text", "mean", "sd", "n", "planned", "bold", "protocol", "reason")
+
+    def cell(table: Table, row: Row, column: Column) -> dict[str, Any]:
+        long = _long(table, row, column)
+        values = [vars(value) for value in table.cell(row, column).values]
+        return {name: long[name] for name in kept} | {"values": values}
+
     return [
         {
             "title": table.title,
@@ -127,7 +134,7 @@ def plain_tables(tables: Sequence[Table]) -> list[dict[str, Any]]:
                 {
                     "row": row.variant,
                     "group": row.group,
-                    "cells": {c.id: _cell(table, row, c) for c in table.columns},
+                    "cells": {column.id: cell(table, row, column) for column in table.columns},
                 }
                 for row in table.rows
             ],
@@ -138,15 +145,6 @@ def plain_tables(tables: Sequence[Table]) -> list[dict[str, Any]]:
         }
         for table in tables
     ]
-
-
-def _cell(table: Table, row: Row, column: Column) -> dict[str, Any]:
-    long = _long(table, row, column)
-    kept = ("state", "text", "mean", "sd", "n", "planned", "bold", "protocol", "reason")
-    cell = table.cell(row, column)
-    return {name: long[name] for name in kept} | {
-        "values": [{"seeds": v.seeds, "value": v.value, "keys": v.keys} for v in cell.values]
-    }
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
