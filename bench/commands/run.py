@@ -27,8 +27,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     address = "join a running Ray cluster (default: $RAY_ADDRESS, else a Ray of this run's own)"
     default = os.environ.get("RAY_ADDRESS")
     parser.add_argument("--address", default=default, metavar="A", help=address)
-    for kind in ("gpu", "cpu"):
-        limit = f"stop once this run has held {kind.upper()}s for so long; the same command goes on"
+    for kind, device in (("gpu", "GPU"), ("cpu", "core")):
+        limit = f"stop at H {device}-hours ({device}s held × wall time); the same command goes on"
         parser.add_argument(f"--max-{kind}-hours", type=_hours, metavar="H", help=limit)
 
 

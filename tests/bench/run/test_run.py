@@ -289,7 +289,7 @@ def test_a_failure_shows_in_terminal_report_page_and_exports(failed, bench: Benc
     for out in (done.out, report.out):
         table = out[out.index("Digits, a few steps") :]
         assert re.search(r"^MAE-CT +failed +failed +failed", table, re.MULTILINE)
-        assert "its input failed: MAE-CT features, seed 0" in " ".join(table.split())
+        assert "its input failed: MAE-CT tuning, seed 0" in " ".join(table.split())
         assert "pending" not in table
         assert "MAE-CT tuning, seed 0 failed: TrainingError: the loss is nan" in table
         assert "It costs the rows MAE-CT." in table
@@ -300,7 +300,7 @@ def test_a_failure_shows_in_terminal_report_page_and_exports(failed, bench: Benc
     assert "It costs the rows MAE-CT." in alert
     assert "Traceback" in alert
     cells = json.loads((store / "reports" / "smoke-tiny.json").read_text(encoding="utf-8"))
-    assert "its input failed: MAE-CT features, seed 0" in json.dumps(cells)
+    assert "its input failed: MAE-CT tuning, seed 0" in json.dumps(cells)
     told = json.loads(bench("report", SMOKE, "--store", store, *settings, "--json").out)
     (failure,) = [f for f in told["failures"] if f["name"] == "MAE-CT tuning, seed 0"]
     assert (failure["error"], failure["rows"]) == ("TrainingError", ["MAE-CT"])
