@@ -147,6 +147,8 @@ class Record(_Part):
     #: seconds since the epoch
     started_s: float
     pid: int
+    #: when that process began, in seconds since its machine did
+    process_s: float | None = None
     cost: Cost
 
     status: Status = "running"
