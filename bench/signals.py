@@ -8,6 +8,7 @@ crashes of others, a signal is noted only, and `check` raises.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -67,12 +68,17 @@ def noted() -> Iterator[None]:
         yield
     finally:
         _only_noted = False
-    check()
 
 
 def code() -> int:
     """Return the exit code of a command that KeyboardInterrupt ends."""
     return _CODES[signal.Signals(received or signal.SIGINT)]
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what is started below a process of ours that dies, where Linux helps."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
 def end_children() -> None:

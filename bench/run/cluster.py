@@ -291,6 +291,7 @@ def _start(address: str | None, cores: int, waiting: Callable[[float], None]) ->
             "object_store_memory": 256 * 2**20,
             "_temp_dir": _folder(),
         }
+        signals.adopt_orphans()
     _guard_token(own=not address)
     for name, level in (("ray", logging.ERROR), ("ray.tune", logging.CRITICAL)):
         # a trial that ends with a failed stage is told of by the driver
@@ -311,7 +312,7 @@ def _start(address: str | None, cores: int, waiting: Callable[[float], None]) ->
         if os.environ.get("RAY_AUTH_MODE")
         else ". If it asks for a token, set RAY_AUTH_MODE=token"
     )
-    raise UserError(f"no Ray cluster answers at '{address}': {told}{token}")
+    raise UserError(f"no Ray cluster answers at {_named(address)}: {told}{token}")
 
 
 def _in_a_thread(start: Callable[[], Any], waiting: Callable[[float], None]) -> Exception | None:
@@ -368,21 +369,28 @@ def _knock(address: str) -> None:
     """Raise `UserError` at once where nothing listens; Ray itself would try for minutes."""
     if address.startswith("ray://"):
         raise UserError(
-            f"a run cannot join '{address}' from outside: start it on a node of the cluster, with "
-            "--address auto"
+            f"a run cannot join {_named(address)} from outside: start it on a node of the cluster, "
+            "with --address auto"
         )
     if "://" in address:
         raise UserError(
-            f"'{address}' is no address of a Ray cluster but of its job server (dashboard): give "
-            "the one that `ray start --head` printed, HOST:6379, or --address auto on its nodes"
+            f"{_named(address)} is no Ray cluster but its job server: give the address that `ray "
+            "start --head` printed, HOST:6379, or on one of its nodes --address auto"
         )
     host, _, port = address.rpartition(":")
     if not host:  # auto, local: Ray knows where
         return
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise UserError(
-            f"no Ray cluster answers at '{address}' ({error}). On its first machine: "
+            f"no Ray cluster answers at {_named(address)} ({error}). On its first machine: "
             "ray start --head --port 6379"
         ) from None
+
+
+def _named(address: str) -> str:
+    """Return an address as messages show it: with where it comes from, if that may be forgotten."""
+    forgotten = os.environ.get("RAY_ADDRESS") == address
+    hint = " (RAY_ADDRESS names it; unset it for a Ray of this run's own)" if forgotten else ""
+    return f"'{address}'{hint}"

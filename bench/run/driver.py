@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Iterator
@@ -71,10 +72,13 @@ def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
     status.reopen(plan)
     check_workers(plan, options.workers)
     check_weights(plan)
-    with signals.noted(), _recorded(plan, store, options) as run:
+    with _recorded(plan, store, options) as run:
         driver = _Driver(plan, store, options, run)
         try:
-            driver.run()
+            driver.display.starting(0.0)
+            importlib.import_module("bench.run.cluster")  # takes seconds, and may be interrupted
+            with signals.noted():  # Ray swallows KeyboardInterrupt here and there
+                driver.run()
         except KeyboardInterrupt:
             run.status = "interrupted"
             raise Interrupted("interrupted", signals.code()) from None
@@ -84,12 +88,14 @@ def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
         except MachineError as error:
             raise Interrupted(str(error), STAGE_FAILED) from None
         finally:
-            driver.close()
+            with signals.noted():
+                driver.close()
         state = driver.state
         run.failed = state.failed
         if plan.suite.explores:
             run.search, run.pruned = status.search_identity(plan.suite), state.pruned
         run.status = "failed" if state.failed else "complete"
+    signals.check()
     return state.failed
 
 
@@ -187,7 +193,6 @@ class _Driver:
 
     def run(self) -> None:
         """Start Ray, then decide, act and listen until every stage has ended."""
-        self.display.starting(0.0)
         from bench.run.cluster import Cluster
 
         threads = max(s.settings["numerics"]["threads"] for s in self.plan.stages.values())
