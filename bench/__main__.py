@@ -1,3 +1,4 @@
+import shlex
 import sys
 
 from bench import signals
@@ -11,7 +12,9 @@ if __name__ == "__main__":
     except BaseException:  # an import that a signal ends may raise anything
         if not signals.received:
             raise
-        print("interrupted", file=sys.stderr)
+        print(
+            f"interrupted. To continue: python -m bench {shlex.join(sys.argv[1:])}", file=sys.stderr
+        )
         code = signals.code()
     cluster = sys.modules.get("bench.run.cluster")
     if signals.received or (cluster is not None and cluster.open_still):

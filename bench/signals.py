@@ -2,8 +2,9 @@
 
 They are blocked in all threads but for the one here that waits for them. So no handler is ever run
 that Ray sets in their place: its own abort the process. What a signal does is to raise
-KeyboardInterrupt in the main thread. Where that would be amid Ray's code, which swallows some and
-crashes of others, a signal is noted only, and `check` raises.
+KeyboardInterrupt in the main thread, but never amid an import: an exception amid torch's C++ code
+takes the process down. Where it would be amid Ray's code, which swallows some and crashes of others,
+a signal is noted only, and `check` raises.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -28,7 +30,7 @@ _WAKE = signal.SIGURG
 
 #: the first that came
 received: int | None = None
-_only_noted = False
+_only_noted = _raised = False
 
 
 def catch() -> None:
@@ -41,15 +43,21 @@ def catch() -> None:
 
 
 def _watch() -> None:
-    global received
+    global received, _raised
     while _ENDING:
         number = signal.sigwait(_ENDING)
-        received = received or number
-        signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
+        received, _raised = received or number, False
+        while not (_raised or _only_noted):
+            signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
+            time.sleep(0.05)
 
 
 def _woken(number: int, frame: FrameType | None) -> None:
-    if not _only_noted:
+    global _raised
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    if frame is None and not _only_noted:
+        _raised = True
         check()
 
 

@@ -36,7 +36,6 @@ from bench import environment, signals
 from bench.errors import MachineError, UserError
 from bench.run.mailbox import Alive, Event, GroupEnded, Mailbox
 from bench.run.task import Task
-from bench.run.worker import serve
 from bench.store.store import Store
 
 #: how long Ray may take to start, and how long the mailbox may leave a question unanswered
@@ -248,6 +247,8 @@ class Cluster:
 def _serve(config: dict[str, Any]) -> None:
     """The train function of a group, on each of its workers."""
     from ray.train import get_context
+
+    from bench.run.worker import serve  # imports torch
 
     mailbox, group = config["mailbox"], config["group"]
     context = ray.get_runtime_context()

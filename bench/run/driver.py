@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import time
 from collections.abc import Iterator
@@ -76,17 +75,16 @@ def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
         driver = _Driver(plan, store, options, run)
         try:
             driver.display.starting(0.0)
-            importlib.import_module("bench.run.cluster")  # takes seconds, and may be interrupted
             with signals.noted():  # Ray swallows KeyboardInterrupt here and there
                 driver.run()
-        except KeyboardInterrupt:
-            run.status = "interrupted"
-            raise Interrupted("interrupted", signals.code()) from None
         except Interrupted:
             run.status = "interrupted"
             raise
-        except MachineError as error:
-            raise Interrupted(str(error), STAGE_FAILED) from None
+        except (KeyboardInterrupt, MachineError) as why:
+            if not signals.received and isinstance(why, MachineError):
+                raise Interrupted(str(why), STAGE_FAILED) from None
+            run.status = "interrupted"  # a signal to the whole group ends Ray as well
+            raise Interrupted("interrupted", signals.code()) from None
         finally:
             with signals.noted():
                 driver.close()

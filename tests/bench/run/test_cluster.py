@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import socket
 import subprocess
@@ -17,6 +18,8 @@ import psutil
 import pytest
 from bench_helpers import SMOKE, artifacts, environment, run_bench
 
+from bench.errors import UserError
+
 
 def free_port() -> int:
     with socket.socket() as chosen:
@@ -30,6 +33,8 @@ def free_port() -> int:
         ("127.0.0.1:{closed}", "ray start --head"),
         ("ray://127.0.0.1:10001", "start it on a node of the cluster"),
         ("127.0.0.1:port", "no Ray cluster answers"),
+        ("127.0.0.1:99999999", "no Ray cluster answers"),
+        ("http://127.0.0.1:8265", "is no Ray cluster but its job server"),
     ],
 )
 def test_an_address_where_no_cluster_answers(address: str, said: str, tmp_path: Path):
@@ -37,6 +42,63 @@ def test_an_address_where_no_cluster_answers(address: str, said: str, tmp_path: 
     done = run_bench("run", SMOKE, "--store", tmp_path / "store", "--address", address)
     assert (done.code, said in done.err, "Traceback" in done.err) == (2, True, False), done
     assert address in done.err
+
+
+def test_an_address_left_over_in_the_environment_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    done = run_bench("run", SMOKE, "--store", tmp_path / "store")
+    assert done.code == 2, done
+    assert "(RAY_ADDRESS names it; unset it for a Ray of this run's own)" in done.err
+
+
+LONG = "a folder whose name is far too long for the sockets of Ray, which have a limit of 107 bytes"
+
+
+@pytest.mark.parametrize(
+    ("variables", "chosen"),
+    [
+        ({}, "/tmp/ray"),
+        ({"TMPDIR": "{here}"}, "{here}/ray"),
+        ({"RAY_TMPDIR": "{here}", "TMPDIR": "/nowhere"}, "{here}/ray"),
+        ({"TMPDIR": f"{{here}}/{LONG}"}, "/tmp/ray"),
+        ({"TMPDIR": "{here}/missing"}, "/tmp/ray"),
+        ({"TMPDIR": ""}, "/tmp/ray"),
+    ],
+)
+def test_ray_gets_a_folder_that_is_short_enough(
+    variables: dict[str, str], chosen: str, monkeypatch: pytest.MonkeyPatch
+):
+    from bench.run import cluster
+
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="r") as here:
+        (Path(here) / LONG).mkdir()
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value.format(here=here))
+        assert cluster._folder() == chosen.format(here=here)
+        monkeypatch.setattr(cluster, "LONGEST", cluster.SOCKET)
+        with pytest.raises(UserError, match="set RAY_TMPDIR"):
+            cluster._folder()
+
+
+def test_nobody_else_reads_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from bench.run import cluster
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "to be put back")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    kept = tmp_path / ".ray" / "auth_token"
+    kept.parent.mkdir()
+    kept.write_text("secret")
+    kept.chmod(0o644)
+    cluster._guard_token(own=False)
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    cluster._guard_token(own=True)
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
 
 
 @pytest.fixture

@@ -32,6 +32,13 @@ DOING = {
         "    with signals.noted():\n        while True:\n            time.sleep(0.1)\n"
         "            signals.check()"
     ),
+    "amid an import, which goes on to its end": (
+        "    import os, pathlib, tempfile\n"
+        "    folder = pathlib.Path(tempfile.mkdtemp())\n    sys.path.insert(0, str(folder))\n"
+        "    (folder / 'slow.py').write_text('import os, time\\ntry: time.sleep(1)'\n"
+        "        '\\nexcept KeyboardInterrupt: os._exit(66)')\n"
+        "    import slow\n    time.sleep(60)"
+    ),
     "after a library took the handlers": (
         "    for number in (1, 2, 15): signal.signal(number, lambda *_: sys.exit('aborted'))\n"
         "    time.sleep(60)"
