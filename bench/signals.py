@@ -3,8 +3,8 @@
 They are blocked in all threads but for the one here that waits for them. So no handler is ever run
 that Ray sets in their place: its own abort the process. What a signal does is to raise
 KeyboardInterrupt in the main thread, but never amid an import: an exception amid torch's C++ code
-takes the process down. Where it would be amid Ray's code, which swallows some and crashes of others,
-a signal is noted only, and `check` raises.
+takes the process down. Amid Ray's code, which swallows some and crashes of others, a signal is only
+noted, and `check` raises.
 """
 
 from __future__ import annotations

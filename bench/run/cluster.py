@@ -343,16 +343,22 @@ def _in_a_thread(start: Callable[[], Any], waiting: Callable[[float], None]) -> 
 
 
 def _folder() -> str:
-    """Return where Ray may keep its files: their names, with its sockets', have a limit."""
+    """Return where Ray may keep its files and sockets: Ray itself would let everyone in.
+
+    Raises `UserError` where no folder will do: the names of sockets have a limit.
+    """
     for folder in (os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR"), "/tmp", "/dev/shm"):
-        own = Path(folder or "/tmp", "ray").absolute()
-        if len(os.fsencode(own.parent)) + SOCKET <= LONGEST and os.access(
-            own if own.exists() else own.parent, os.W_OK | os.X_OK
-        ):
-            return str(own)
+        own = Path(folder or "/tmp", f"ray-{os.getuid()}").absolute()
+        if len(os.fsencode(own)) + SOCKET > LONGEST:
+            continue
+        with contextlib.suppress(OSError):
+            own.mkdir(0o700, exist_ok=True)
+            if own.lstat().st_uid == os.getuid() and not own.is_symlink():
+                own.chmod(0o700)
+                return str(own / "ray")
     raise UserError(
-        f"Ray needs a folder that can be written, with a name of {LONGEST - SOCKET} bytes at the "
-        "most, for its sockets: set RAY_TMPDIR to one"
+        f"Ray needs a folder for its sockets that can be written, its name no longer than "
+        f"{LONGEST - SOCKET - 9} bytes: set RAY_TMPDIR to one"
     )
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: how long to wait for news, where nothing moves
 QUIET_S = 0.8
+#: what the first worker group takes to start, about
+GROUP_START_S = 12.0
 #: between two looks at what has been spent of a budget
 BUDGET_S = 1.0
 
@@ -184,10 +186,20 @@ class _Driver:
         self._silent_s = 0.0
 
     def _expected(self) -> float | None:
-        """Return the seconds that the run will still take, if that is known."""
-        return estimate.remaining(
-            self.plan, self.state.left(), self.state.capacity // self.state.width
+        """Return the seconds that the run will still take, if that is known.
+
+        What trains tells by its own pace, which holds after a resume too. While no group has
+        started, that is waited for first.
+        """
+        going = self.display.training()
+        rest = [stage for stage in self.state.left() if stage.key not in going]
+        left = estimate.remaining(
+            self.plan, rest, self.state.capacity // self.state.width, sum(going.values())
         )
+        groups = self.state.groups.values()
+        if left is None or not groups or any(group.phase != "starting" for group in groups):
+            return left
+        return left + max(0.0, GROUP_START_S - self._clock)
 
     def run(self) -> None:
         """Start Ray, then decide, act and listen until every stage has ended."""

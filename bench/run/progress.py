@@ -23,8 +23,7 @@ PLAIN_EVERY_S = 10.0
 @dataclass
 class _Running:
     stage: Stage
-    #: step at which it was first heard of, and when: it may have resumed
-    first: tuple[int, float] | None = None
+    #: seconds that its training still takes
     left_s: float | None = None
     printed: float = 0.0
     task: TaskID | None = None
@@ -85,19 +84,21 @@ class Display:
         if self.live and stage.trains:
             running.task = self.bars.add_task(stage.title, total=stage.steps, detail="")
 
+    def training(self) -> dict[str, float]:
+        """Return key -> seconds that a stage in training still takes."""
+        return {k: one.left_s for k, one in self.running.items() if one.left_s is not None}
+
     def step(self, stage: Stage, told: Stepped) -> None:
         """A training stage goes on."""
         running = self.running.get(stage.key)
         if running is None:
             return
         now = time.monotonic()
-        step, since = running.first = running.first or (told.step, now)
-        batch = stage.settings["train"]["batch_size"]
-        rate = (told.step - step) / (now - since) if told.step > step else told.images_per_s / batch
-        running.left_s = eta = (told.steps - told.step) / max(rate, 1e-9)
+        images = (told.steps - told.step) * stage.settings["train"]["batch_size"]
+        running.left_s = images / max(told.images_per_s, 1e-9)  # a stage may have resumed
         detail = (
             f"{told.step}/{told.steps} epoch {told.epoch} loss {told.loss:.4f} "
-            f"{told.images_per_s:.0f} images/s, {duration(eta)} left"
+            f"{told.images_per_s:.0f} images/s, {duration(running.left_s)} left"
         )
         if running.task is not None:
             self.bars.update(running.task, completed=told.step, detail=detail)

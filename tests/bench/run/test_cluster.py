@@ -13,12 +13,17 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 from bench_helpers import SMOKE, artifacts, environment, run_bench
 
-from bench.errors import UserError
+from bench.errors import MachineError, UserError
+from bench.run import driver
+from bench.run.scheduler import Group, LoseGroup, TellOfSilence, decide
+from bench.store.store import Store
 
 
 def free_port() -> int:
@@ -59,12 +64,12 @@ LONG = "a folder whose name is far too long for the sockets of Ray, which have a
 @pytest.mark.parametrize(
     ("variables", "chosen"),
     [
-        ({}, "/tmp/ray"),
-        ({"TMPDIR": "{here}"}, "{here}/ray"),
-        ({"RAY_TMPDIR": "{here}", "TMPDIR": "/nowhere"}, "{here}/ray"),
-        ({"TMPDIR": f"{{here}}/{LONG}"}, "/tmp/ray"),
-        ({"TMPDIR": "{here}/missing"}, "/tmp/ray"),
-        ({"TMPDIR": ""}, "/tmp/ray"),
+        ({}, "/tmp"),
+        ({"TMPDIR": "{here}"}, "{here}"),
+        ({"RAY_TMPDIR": "{here}", "TMPDIR": "/nowhere"}, "{here}"),
+        ({"TMPDIR": f"{{here}}/{LONG}"}, "/tmp"),
+        ({"TMPDIR": "{here}/missing"}, "/tmp"),
+        ({"TMPDIR": ""}, "/tmp"),
     ],
 )
 def test_ray_gets_a_folder_that_is_short_enough(
@@ -78,7 +83,9 @@ def test_ray_gets_a_folder_that_is_short_enough(
         (Path(here) / LONG).mkdir()
         for name, value in variables.items():
             monkeypatch.setenv(name, value.format(here=here))
-        assert cluster._folder() == chosen.format(here=here)
+        found = Path(cluster._folder())
+        assert found == Path(chosen.format(here=here), f"ray-{os.getuid()}", "ray")
+        assert found.parent.stat().st_mode & 0o777 == 0o700
         monkeypatch.setattr(cluster, "LONGEST", cluster.SOCKET)
         with pytest.raises(UserError, match="set RAY_TMPDIR"):
             cluster._folder()
@@ -99,6 +106,87 @@ def test_nobody_else_reads_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "RAY_AUTH_TOKEN" not in os.environ
     cluster._guard_token(own=True)
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+def refused() -> None:
+    raise Exception("The current node timed out during startup.")
+
+
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        (refused, "Ray could not start on this machine: The current node timed out"),
+        (lambda: time.sleep(30), "Ray could not start on this machine: no answer within 1 s"),
+    ],
+    ids=["refused", "no answer"],
+)
+def test_ray_that_cannot_start(start, told, bench, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    from bench.run import cluster
+
+    monkeypatch.setattr(cluster, "START_S", 1.0)
+    monkeypatch.setattr(cluster, "open_still", False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "this test's")
+    monkeypatch.setattr(cluster.ray, "init", lambda *_, **__: start())
+    done = bench("run", SMOKE, "--store", tmp_path / "store", "--seeds", "1")
+    assert (done.code, told in done.err) == (1, True), done
+    assert "0 of 28 stages are complete and kept" in done.err
+    assert "To continue: python -m bench run" in done.err
+    (run,) = Store(tmp_path / "store").runs()
+    assert run.status == "failed"
+
+
+def quiet_cluster(monkeypatch: pytest.MonkeyPatch, answer: Exception) -> Any:
+    """A cluster that was never started, whose mailbox answers with an exception."""
+    from bench.run import cluster
+
+    def get(*_: object, **__: object) -> None:
+        raise answer
+
+    monkeypatch.setattr(cluster.ray, "get", get)
+    made = cluster.Cluster.__new__(cluster.Cluster)
+    made._parts, made._looked, made._asked, made.silent_s = {}, 0.0, object(), 0.0
+    return made
+
+
+def test_a_mailbox_that_does_not_answer(monkeypatch: pytest.MonkeyPatch):
+    from ray.exceptions import GetTimeoutError
+
+    cluster = quiet_cluster(monkeypatch, GetTimeoutError())
+    assert cluster.events(0.1) == []
+    cluster.silent_s = 61.0
+    with pytest.raises(MachineError, match="has not answered for 60 s"):
+        cluster.events(0.1)
+
+
+def test_a_mailbox_that_died(monkeypatch: pytest.MonkeyPatch):
+    from ray.exceptions import ActorDiedError
+
+    with pytest.raises(MachineError, match="mailbox process has died"):
+        quiet_cluster(monkeypatch, ActorDiedError()).events(0.1)
+
+
+def test_a_part_of_ray_where_nobody_listens_any_more(monkeypatch: pytest.MonkeyPatch):
+    cluster = quiet_cluster(monkeypatch, AssertionError())
+    cluster._parts = {"head process (GCS)": ("127.0.0.1", free_port())}
+    with pytest.raises(MachineError, match=r"Ray's head process \(GCS\) has died"):
+        cluster.events(0.1)
+
+
+def test_time_that_the_run_stood_still_makes_nobody_silent(plan_of, tmp_path, monkeypatch):
+    """Ctrl-Z, or a driver that checks a large file."""
+    plan, now = plan_of(seeds=1), [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    run = SimpleNamespace(id="run")
+    steered = driver._Driver(plan, Store(tmp_path / "store"), driver.RunOptions(), run)
+    steered.state.groups[1] = Group(1, "working", heard={0: 0.0})
+
+    def events(patience_s: float) -> list[Any]:
+        now[0] += 3600.0
+        return []
+
+    steered._listen(SimpleNamespace(events=events, silent_s=0.0))
+    actions = decide(steered.state, steered._clock)
+    assert not any(isinstance(action, TellOfSilence | LoseGroup) for action in actions)
 
 
 @pytest.fixture
