@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+# what `make test-soak` runs; the signals, which take most of its time, come last
+SOAK ?= tests/soak
 
-.PHONY: run test test-slow test-benchmark lint install clean
+.PHONY: run test test-slow test-soak test-oldest test-benchmark lint install clean
 
 run: install
 	$(BIN)/python -m bench run suites/paper_table.yaml
@@ -14,6 +16,17 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# every case; docs/results/soak.json keeps each test function's result: SOAK=tests/soak/test_signals.py
+test-soak: install
+	MAECT_SOAK=full $(BIN)/python -m pytest $(SOAK)
+
+# the fast tests with the oldest versions that pyproject.toml allows; needs uv
+test-oldest: install
+	$(PYTHON) -m venv $(VENV)/oldest
+	$(BIN)/uv pip install --quiet --compile-bytecode --resolution lowest-direct \
+	  --python $(VENV)/oldest/bin/python -e '.[dev]'
+	$(VENV)/oldest/bin/python -m pytest -m "not slow"
 
 test-benchmark: install
 	$(BIN)/python -m pytest --benchmark

@@ -1,4 +1,4 @@
-"""The project as `pip install` leaves it, editable or from a wheel, used in folders of any content."""
+"""The project installed, editable or from a wheel, and used in folders of any content."""
 
 from __future__ import annotations
 
