@@ -1,7 +1,7 @@
 import os
 import sys
 
-# `python -m` searches the working directory first, where a file or folder may have any module's name
+# `python -m` searches the working directory first, where a file may have any module's name
 if not sys.flags.safe_path and sys.path[0] != os.path.dirname(os.path.dirname(__file__)):
     del sys.path[0]
 
