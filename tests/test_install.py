@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from collections.abc import Callable
@@ -113,3 +114,27 @@ def test_workers_and_trials_find_the_installed_packages(
     lay(tmp_path, "bench", "maect/__init__.py", "reports/__init__.py")
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.needs("make")
+@pytest.mark.parametrize("minor", [10, 15])
+def test_make_names_the_python_it_needs_before_it_makes_anything(minor: int, tmp_path: Path):
+    other = tmp_path / "python"
+    version = f"import sys; sys.version_info = (3, {minor}, 0); exec(sys.argv[1])"
+    other.write_text(f'#!/bin/sh\n"{sys.executable}" -c "{version}" "$2"\n')
+    other.chmod(0o755)
+    made = tmp_path / "made"
+    done = subprocess.run(
+        ["make", "test", f"PYTHON={other}", f"VENV={made}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2 and not made.exists()
+    assert "needs Python 3.11 to 3.14" in done.stderr
+    assert "make test PYTHON=python3.12" in done.stderr
+
+
+def test_the_supported_pythons_are_the_same_wherever_they_are_told():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["requires-python"] == ">=3.11,<3.15"
+    for name in ("README.md", "Makefile"):
+        assert "Python 3.11 to 3.14" in (ROOT / name).read_text(encoding="utf-8")
