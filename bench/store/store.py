@@ -147,6 +147,10 @@ class Store:
             for path, mode in needed:
                 if not os.access(path, mode, effective_ids=True):
                     raise UserError(f"{path} is another user's; choose another --store")
+        try:
+            self.attempts(key)
+        except OSError as error:
+            raise unreadable(self.folder(key), error) from None
 
     @staticmethod
     def _refuse_link(paths: Iterable[Path]) -> None:
@@ -271,25 +275,31 @@ class Store:
         assert state.record is not None
         folder = self.folder(state.key)
         aside = self.root / "damaged" / f"{state.key}-{time.time_ns()}"
-        aside.mkdir(parents=True)
-        for name in state.record.files:
-            if (folder / name).is_file():
-                shutil.move(folder / name, aside / name)
-        error = Failure(kind="Damaged", message=why)
-        self.write_record(state.record.model_copy(update={"status": "damaged", "error": error}))
+        try:
+            aside.mkdir(parents=True)
+            for name in state.record.files.keys() - {"attempts", "checkpoints"}:
+                if os.path.lexists(folder / name):
+                    shutil.move(folder / name, aside / name)
+        except OSError as error:
+            raise store_error(aside, error) from None
+        end = {"status": "damaged", "error": Failure(kind="Damaged", message=why)}
+        self.write_record(state.record.model_copy(update=end))
 
     # ------------------------------------------------------------------------------ writing
 
     def begin(self, start: Record) -> Record:
         """Begin an attempt: write its `started.json`. Return the record with its number."""
-        number = max(self.attempts(start.key), default=0) + 1
+        number = 0
         while True:
-            folder = self.attempt_folder(start.key, number)
             try:
+                number = max(number, *self.attempts(start.key), 0) + 1
+                folder = self.attempt_folder(start.key, number)
                 folder.mkdir(parents=True)
                 break
             except FileExistsError:
-                number += 1
+                continue
+            except OSError as error:
+                raise store_error(self.folder(start.key), error) from None
         record = start.model_copy(update={"attempt": number})
         write_json(folder / "started.json", record.plain())
         return record

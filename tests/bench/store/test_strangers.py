@@ -224,7 +224,9 @@ def test_a_link_is_refused_and_what_it_leads_to_is_left_alone(
     keep = tmp_path / "keep"
     shutil.copytree(target, keep) if target.is_dir() else shutil.copy(target, keep)
     with unchanged(tmp_path):
-        with pytest.raises(UserError, match=f"{path.name} is a link"):
+        with pytest.raises(
+            UserError, match=f"{path.name} (is a link|cannot be read: it is a link)"
+        ):
             prepare(store.root)
         for command in (["ls"], ["show", key], ["diff", store.root, store.root]):
             done = bench(*command, "--store", store.root)
@@ -249,6 +251,21 @@ def test_a_fifo_hangs_no_command(place: str, store: Store, bench: Bench) -> None
                 prepare(store.root)
         else:
             prepare(store.root)
+
+
+@pytest.mark.parametrize("place", ["stages/KEY", "stages/KEY/attempts", "damaged"])
+def test_a_file_in_place_of_a_folder_is_told_before_a_run(place: str, store: Store):
+    key = mae_of(store).key
+    (store.folder(key) / "artifact.bin").write_bytes(b"damaged")
+    path = store.root / place.replace("KEY", key)
+    if path.exists():
+        shutil.rmtree(path)
+    path.write_text("x")
+    with pytest.raises(UserError, match=r"cannot be (read|written)"):
+        prepare(store.root)
+    if place != "damaged":
+        with pytest.raises(UserError, match="cannot be written"):
+            write_record(store, mae_of(store))
 
 
 def test_a_file_under_a_temporary_name_is_not_written_through(tmp_path: Path):
