@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from bench.commands import common
-from bench.errors import MISMATCH, OK, UserError, suggestion
+from bench.errors import MISMATCH, OK, UserError, printable, short, suggestion
 from bench.suite.load import data_info
 from bench.suite.schema import Suite
-from maect.datasets import CATALOG, DataError, data_root, describe, prepare
+from maect.datasets import CATALOG, DataError, DataInfo, data_root, describe, kind_of, prepare
 from maect.settings import DataSettings
 
 
@@ -19,7 +23,7 @@ def rows(names: list[str] | None = None) -> list[dict[str, Any]]:
     """Return a row for each named set: what it is, and its fingerprint where it is here."""
     found = []
     for name in names or list(CATALOG):
-        info = describe(DataSettings.parse({"name": name}), data_root())
+        info = describe(settings_of(name), data_root())
         found.append(
             {
                 "name": name,
@@ -37,7 +41,8 @@ def rows(names: list[str] | None = None) -> list[dict[str, Any]]:
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("action", choices=["ls", "fetch", "check"])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="default: ls and check, all")
+    names = "default: ls and check, all; both also take a folder of images or shards"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     parser.add_argument("--from", dest="from_path", type=Path, help="files already at hand")
     common.json_argument(parser)
 
@@ -45,8 +50,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """List, fetch or check data sets. Return the exit code."""
     for name in options.names:
-        if name not in CATALOG:
-            raise UserError(f"there is no data set '{name}'{suggestion(name, CATALOG)}")
+        if options.action != "fetch":
+            settings_of(name)
+        elif name not in CATALOG:
+            raise UserError(f"there is no data set '{short(name)}'{suggestion(name, CATALOG)}")
     if options.action == "fetch":
         _fetch(options.names, options.from_path)
         return OK
@@ -67,19 +74,44 @@ def prepare_data(suite: Suite) -> bool:
     for settings in wanted:
         new = settings in missing
         info = prepare(settings, data_root(), print) if new else data_info(settings)
-        for file, reason in info.broken:
-            print(f"left out: {file}: {reason}")
-        for kind, names in info.converted.items():
-            print(f"converted to RGB: {len(names)} images that were {kind}")
+        for line in unusual_lines(info):
+            print(line)
     data_info.cache_clear()
+    for variant in suite.variants.values():
+        counts = data_info(variant.row.data).counts
+        for one in variant.evaluations.values():
+            one.evaluator.require_images(one.settings, variant.row.report_on, counts)
     return bool(missing)
+
+
+def unusual_lines(info: DataInfo) -> list[str]:
+    """Return lines on what of a set is left out, converted, missing or assumed."""
+    lines = [f"left out: {file}: {reason}" for file, reason in info.broken]
+    for kind, names in info.converted.items():
+        lines.append(f"converted to RGB: {len(names)} images that were {kind}")
+    return [*lines, *(f"note: {note}" for note in info.notes)]
+
+
+def settings_of(given: str, image_size: int = 224) -> DataSettings:
+    """Return a named set, or the images in a folder, which says itself how it is read."""
+    named = given in CATALOG
+    if not named and not os.path.isdir(os.path.expanduser(given)):
+        hint = suggestion(given, CATALOG)
+        raise UserError(f"'{short(given)}' is neither a data set nor a folder{hint}")
+    settings = {"name": given if named else kind_of(Path(given).expanduser())}
+    try:
+        path = {} if named else {"path": given}
+        return DataSettings.parse({**settings, **path, "image_size": image_size})
+    except ValidationError:
+        message = f"the name of '{given}' is no UTF-8; give it a link with another name"
+        raise UserError(message) from None
 
 
 def _line(row: dict[str, Any]) -> str:
     counts = ", ".join(f"{count} {split}" for split, count in row["images"].items())
     shape = "×".join(map(str, row["shape"]))
     state = f"here, fingerprint {row['fingerprint'][:12]}" if row["fingerprint"] else row["hint"]
-    return f"{row['name']:14} {shape:8} {row['classes']:4} classes, {counts}: {state}"
+    return f"{printable(row['name']):14} {shape:8} {row['classes']:4} classes, {counts}: {state}"
 
 
 def _fetch(names: list[str], from_path: Path | None) -> None:
@@ -90,8 +122,7 @@ def _fetch(names: list[str], from_path: Path | None) -> None:
     if from_path is not None and len(names) > 1:
         raise UserError("--from goes with one data set at a time")
     for name in names:
-        got = fetch.fetch(name, data_root(), from_path, print)
-        print(f"{name}: here, from {got.source}")
+        print(f"{name}: here, from {fetch.fetch(name, data_root(), from_path, print)}")
         print(_line(rows([name])[0]))
 
 
@@ -103,8 +134,12 @@ def _check(names: list[str]) -> bool:
     whole = True
     for name in here:
         try:
-            print(f"{name}: ok, content {fetch.check(name, data_root())[:12]}")
+            if name in CATALOG:
+                print(f"{name}: ok, content {fetch.check(name, data_root())[:12]}")
+                continue
+            info = prepare(settings_of(name), data_root(), print)
+            print("\n".join([_line(rows([name])[0]), *unusual_lines(info)]))
         except DataError as error:
             whole = False
-            print(f"{name}: {error}")
+            print(f"{printable(name)}: {error}", file=sys.stderr)
     return whole

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.commands import common
+from bench.commands.data import settings_of, unusual_lines
 from bench.errors import OK, UserError, short, suggestion
 from bench.store.files import write_atomic
 from bench.suite import yamlfile
 from bench.suite.evaluations import Evaluation, declare_all
 from bench.suite.load import parse_set
 from maect import datasets, evals
-from maect.datasets import CATALOG, DataInfo
+from maect.datasets import DataInfo
 from maect.files import digest, sha256
 from maect.settings import DataSettings, ModelSettings, NumericsSettings
 
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     wanted = _tree(options, names)
     _check_names(names, wanted)
     encoder = _encoder(options)
-    data = _data(options.data, encoder.image_size[0])
+    data = settings_of(options.data, encoder.image_size[0])
     info = datasets.prepare(data)
     if info.channels != encoder.in_chans:
         raise UserError(
@@ -83,7 +84,12 @@ def run(options: argparse.Namespace) -> int:
     found = {
         "weights": {"file": str(options.weights), "sha256": checksum},
         "encoder": {name: getattr(encoder, name) for name in _SIZES},
-        "data": {"name": info.name, "fingerprint": info.fingerprint, "images": info.counts},
+        "data": {
+            "name": info.name,
+            "fingerprint": info.fingerprint,
+            "images": info.counts,
+            "unusual": unusual_lines(info),
+        },
         "evaluations": {name: _result(chosen[name], told, info) for name, told in outputs.items()},
     }
     print(json.dumps(found, indent=1) if options.json else _text(found))
@@ -123,8 +129,8 @@ class _Checkpoint:
             settings = {"data": self.data.resolved(), "seed": self.options.seed, **tokens}
             job = self._job(settings, "features")
             job.prepare()
-            images = JobImages(job, self.options.split, self.encoder)
-            self._features[key] = images, extract(images)
+            images = JobImages(job, self.encoder)
+            self._features[key] = images.reporting(self.options.split), extract(images)
         return self._features[key]
 
     def _job(self, settings: dict[str, Any], kind: str) -> Any:
@@ -171,7 +177,7 @@ def _text(found: dict[str, Any]) -> str:
     first = f"{found['weights']['file']}: ViT, dim {encoder['dim']}, depth {encoder['depth']}, "
     first += f"{encoder['heads']} heads, patch {encoder['patch_size']}, image {size}"
     images = ", ".join(f"{count:,} {split}" for split, count in data["images"].items())
-    lines = [first, f"{data['name']}: {images}"]
+    lines = [first, f"{data['name']}: {images}", *data["unusual"]]
     for name, result in found["evaluations"].items():
         lines.append(f"\n{name} (protocol {result['protocol_fingerprint']})")
         for metric in result["metrics"]:
@@ -228,18 +234,6 @@ def _encoder(options: argparse.Namespace) -> Encoder:
             f"{options.weights}: made for images of {height}x{width}; give a square --image-size"
         )
     return encoder
-
-
-def _data(given: str, image_size: int) -> DataSettings:
-    """Return a catalogued set, or a folder of images or Parquet shards."""
-    if given in CATALOG:
-        return DataSettings.parse({"name": given, "image_size": image_size})
-    path = Path(given).expanduser()
-    if not path.is_dir():
-        hint = suggestion(given, [*CATALOG])
-        raise UserError(f"'{short(given)}' is neither a data set nor a folder{hint}", file="--data")
-    name = "parquet" if next(path.rglob("*.parquet"), None) else "image_folder"
-    return DataSettings.parse({"name": name, "path": str(path), "image_size": image_size})
 
 
 def _check_blocks(chosen: dict[str, Evaluation], depth: int) -> None:

@@ -16,7 +16,7 @@ from bench.plan.planner import make_plan
 from bench.plan.stage import Plan, Stage
 from bench.report.frames import scale
 from bench.store.store import Store
-from reports.display import amount, duration, time_unit
+from reports.display import amount, device_word, duration, time_unit
 
 _NOT_RUN = ("cached", "pruned")
 
@@ -88,8 +88,10 @@ def _predicted(plan: Plan, todo: list[Stage]) -> list[str]:
     device, hours, unknown = found
     unit, factor = time_unit(hours.hours)
     middle, low, high = (amount(value * factor) for value in hours)
-    line = f"predicted {middle} {device.upper()}-{unit} ({low} to {high} by the middle 80 % of the "
-    line += "rates in the store)"
+    line = (
+        f"predicted {middle} {device_word(device)}-{unit} ({low} to {high} by the middle 80 % of "
+    )
+    line += "the rates in the store)"
     return [f"{line}; not counted, as none has run: {', '.join(unknown)}" if unknown else line]
 
 

@@ -11,6 +11,7 @@ import sys
 
 from bench.commands import common
 from bench.commands.data import prepare_data
+from bench.environment import use
 from bench.errors import INTERRUPTED, OK, STAGE_FAILED, UserError
 from bench.store.store import Store
 from bench.suite.schema import Suite
@@ -26,8 +27,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     address = "join a running Ray cluster (default: $RAY_ADDRESS, else a Ray of this run's own)"
     default = os.environ.get("RAY_ADDRESS")
     parser.add_argument("--address", default=default, metavar="A", help=address)
-    for kind in ("gpu", "cpu"):
-        limit = f"stop once this run has held {kind.upper()}s for so long; the same command goes on"
+    for kind, device in (("gpu", "GPU"), ("cpu", "core")):
+        limit = f"stop at H {device}-hours ({device}s held × wall time); the same command goes on"
         parser.add_argument(f"--max-{kind}-hours", type=_hours, metavar="H", help=limit)
 
 
@@ -69,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
     tune = options.name == "sweep"
     suite = common.load(options)
     _check_search(options, suite, tune)
+    use(suite.isa)
     if prepare_data(suite):
         suite = common.load(options)
     store = Store(options.store)

@@ -9,6 +9,7 @@ from bench.commands import common
 from bench.errors import OK, UserError, short
 from bench.store.record import Record
 from bench.store.store import StageState, Store
+from reports.display import held
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +56,9 @@ def _attempt(record: Record) -> list[str]:
     lines = ["", f"attempt {record.attempt}: {record.name}, {record.status}"]
     lines.append(f"  started  {record.started} on {record.env['host']}")
     if cost.wall_s is not None:
-        held = f"{cost.devices} {cost.device_kind} ({cost.device_model})"
-        lines.append(f"  cost     {cost.wall_s:.1f} s × {held}")
+        told = f"{cost.wall_s:.1f} s × {held(cost.devices, cost.device_kind, cost.device_model)}"
+        told += "" if cost.cpu_s is None else f", {cost.cpu_s:.1f} s of CPU time"
+        lines.append(f"  cost     {told}")
     if record.error is not None:
         lines.append(f"  error    {record.error.kind}: {record.error.message}")
     for metric in record.metrics:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from bench.commands import common
-from bench.environment import describe
+from bench.environment import describe, use
 from bench.errors import MISMATCH, OK, UserError, printable
 from bench.plan.stage import Plan, Stage
 from bench.report.frames import build_view
@@ -310,6 +310,7 @@ class _Scratch(Store):
 
 def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> None:
     """Run one stage in this process, on the stored artifacts of its inputs, and compare."""
+    use(stage.settings["numerics"]["isa"])
     from bench.run.task import StageFailed, Task
     from bench.run.worker import run_task
 

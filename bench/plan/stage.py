@@ -127,4 +127,5 @@ def unusual(data: DataInfo) -> dict[str, Any]:
         "broken": len(names),
         "broken_files": names[:NAMED_FILES],
         "converted": {kind: len(files) for kind, files in data.converted.items()},
+        "notes": list(data.notes),
     }

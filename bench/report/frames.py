@@ -19,7 +19,7 @@ from bench.plan.planner import schedule
 from bench.plan.stage import Plan, Row, Stage, unusual
 from bench.plan.status import UNTRIED
 from bench.store.files import reason
-from bench.store.record import Cost, Curves, Record
+from bench.store.record import Cost, Curves, Failure, Record
 from bench.store.store import Store
 from bench.suite.evaluations import column_id
 from bench.suite.search import setting_names
@@ -34,6 +34,9 @@ _CURVES = TypeAdapter(Curves)
 def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
     """Return everything that the report of a suite needs, read from the store alone."""
     suite, stages = plan.suite, plan.stages.values()
+    if not store.in_use():
+        for stage in stages:
+            stage.state.attempts = [_ended(attempt) for attempt in stage.state.attempts]
     untried = _untried(plan)
     rows = [row for row in plan.rows if row.variant.name not in untried]
     statuses = _statuses(plan)
@@ -71,6 +74,14 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
 
 def _frame(rows: Iterable[dict[str, Any]], schema: dict[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(list(rows), schema=schema, orient="row")
+
+
+def _ended(attempt: Record) -> Record:
+    """Return an attempt of a run that is no more: what it calls running was lost."""
+    if attempt.status != "running":
+        return attempt
+    error = Failure(kind="Lost", message="its run ended without a word (killed?)")
+    return attempt.model_copy(update={"status": "lost", "error": error})
 
 
 def _untried(plan: Plan) -> set[str]:
@@ -179,7 +190,7 @@ def _matched_notes(plan: Plan) -> list[str]:
 
 
 def _data_notes(plan: Plan) -> list[str]:
-    """Return images that could not be read or were converted."""
+    """Return what is unusual about the images: left out, converted, missing, assumed."""
     notes, data = [], unusual(plan.data)
     if data["broken"]:
         named = ", ".join(data["broken_files"][:NOTED_FILES])
@@ -189,7 +200,7 @@ def _data_notes(plan: Plan) -> list[str]:
     if data["converted"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in data["converted"].items())
         notes.append(f"Images converted to RGB: {kinds}.")
-    return notes
+    return notes + [f"{note[0].upper()}{note[1:]}." for note in data["notes"]]
 
 
 def _own(row: Row, chains: set[tuple[str, ...]]) -> set[str]:
@@ -204,9 +215,11 @@ def _statuses(plan: Plan) -> dict[str, tuple[str, str | None]]:
     found: dict[str, tuple[str, str | None]] = {}
     for stage in plan.stages.values():  # inputs first
         found[stage.key] = _status(stage)
-        lost = [s.title for s in stage.inputs.values() if found[s.key][0] == "failed"]
-        if lost and found[stage.key][0] == "pending":
-            found[stage.key] = "failed", f"its input failed: {lost[0]}"
+        lost = next((s for s in stage.inputs.values() if found[s.key][0] == "failed"), None)
+        if lost is not None and found[stage.key][0] == "pending":
+            # of a chain the stage that failed itself is named
+            own = f"its input failed: {lost.title}"
+            found[stage.key] = "failed", own if lost.state.attempts else found[lost.key][1]
     return found
 
 

@@ -247,7 +247,7 @@ class _Driver:
         self._looked = now
         spent = self.spent.hours(self.state.begun, self.state.running)
         if spent >= self.limit:
-            unit = "GPU-hours" if cluster.gpu else "CPU-hours"
+            unit = "GPU-hours" if cluster.gpu else "core-hours"
             raise Interrupted(f"the budget of {self.limit:g} {unit} is spent ({spent:.4g})")
 
     # -------------------------------------------------------------------------------------- events

@@ -103,6 +103,8 @@ class Data(_Part):
     #: the first of them, as "file: reason"
     broken_files: list[str] = []
     converted: dict[str, Count] = {}
+    #: sentences: what is assumed, left out or missing
+    notes: list[str] = []
 
 
 class Failure(_Part):

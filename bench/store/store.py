@@ -161,6 +161,20 @@ class Store:
                     f"{path} is a link, and a store has none; replace it by what it points at"
                 )
 
+    def in_use(self) -> bool:
+        """Return whether a driver holds the store, as far as its lock tells."""
+        try:
+            lock = os.open(self.root / "lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        except OSError as error:
+            return not isinstance(error, FileNotFoundError)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
     # ------------------------------------------------------------------------------ reading
 
     def folder(self, key: str) -> Path:

@@ -15,6 +15,7 @@ from maect.datasets import named, on_disk
 from maect.datasets.base import SPLITS, ArraySplit, DataError, DataInfo, Split, data_root
 from maect.datasets.encoded import EncodedSplit
 from maect.datasets.named import CATALOG
+from maect.datasets.on_disk import kind_of
 from maect.settings import DataSettings
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Split",
     "data_root",
     "describe",
+    "kind_of",
     "load",
     "low_shot",
     "prepare",

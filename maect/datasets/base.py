@@ -15,10 +15,15 @@ if TYPE_CHECKING:
     import torch
 
 SPLITS = ("train", "selection", "test")
+#: how many names a message lists
+NAMED = 20
 
 
 class DataError(ValueError):
     """Data that are absent, damaged or not what was asked for; says what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shown(message))
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class DataInfo:
     broken: tuple[tuple[str, str], ...] = ()
     #: files that were not RGB and are converted, by kind
     converted: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    #: sentences: what is assumed, left out or missing
+    notes: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -103,11 +110,6 @@ class ArraySplit(Split):
         #: all images of the file this split is a part of, uint8 [M, C, H, W], and its rows
         self._pool, self._rows = pool, rows
 
-    @property
-    def images(self) -> np.ndarray:
-        """All images, uint8 [N, C, H, W]; a copy."""
-        return self._pool[self._rows]
-
     def batch(self, indices: np.ndarray) -> torch.Tensor:
         """Return images of the given samples, on the CPU: int64 [B] -> uint8 [B, C, H, W]."""
         import torch
@@ -120,6 +122,19 @@ def decode_threads() -> int:
     no result."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+
+
+def shown(text: str) -> str:
+    """Return text as it can be printed: bytes that are no UTF-8 and control characters escaped."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the first names of many, as they can be printed, and how many more there are."""
+    every = list(names)
+    text = ", ".join(shown(name) for name in every[:NAMED])
+    return text + (f" and {len(every) - NAMED} more" if len(every) > NAMED else "")
 
 
 def data_root() -> Path:

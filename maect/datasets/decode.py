@@ -69,7 +69,8 @@ def _cifar10_png(files: Files) -> Pools:
     from PIL import Image
 
     def pool(names: Iterable[str], labels: str) -> tuple[np.ndarray, np.ndarray]:
-        sheets = [np.asarray(Image.open(io.BytesIO(files[name])).convert("RGB")) for name in names]
+        opened = [Image.open(io.BytesIO(files[name]), formats=["PNG"]) for name in names]
+        sheets = [np.asarray(sheet.convert("RGB")) for sheet in opened]
         images = np.concatenate(sheets).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
         return images, np.array(json.loads(files[labels]))
 

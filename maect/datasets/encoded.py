@@ -47,7 +47,7 @@ class EncodedSplit(Split):
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{self._index.name(row)} could be read when the set was checked and cannot now: "
-                f"{error}. Restore it, or check the set again"
+                f"{getattr(error, 'strerror', None) or error}. Restore it, or check the set again"
             ) from None
 
     def _submit(self, row: int) -> tuple[int, Future[np.ndarray]]:

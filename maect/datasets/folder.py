@@ -5,85 +5,106 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from maect.datasets.base import DataError, decode_threads
-from maect.datasets.image_index import Index
-from maect.datasets.images import Inspection, inspect
+from maect.datasets.base import DataError, decode_threads, listed
+from maect.datasets.image_index import Files, Index
+from maect.datasets.images import Inspection, inspect, read_file
 
 TEST_FOLDERS = ("val", "validation", "test")
 _REPORT_EVERY = 2000
+#: ends of the names of images, torchvision's, in lower case
+_IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+#: folders that systems and shares leave behind; so are those that begin with a dot
+_LEFTOVERS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The files of a set, training files first, each pool by name."""
-
-    names: list[str]
-    test: list[bool]
-    labels: list[int]
-    stamps: list[tuple[int, int]]
-    classes: list[str]
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as found:
-        return sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+def _entries(folder: Path, pool: str, left_out: list[str]) -> list[os.DirEntry[str]]:
+    """Return what lies in a folder, by name, without what is no image by its name."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            hidden = entry.name.startswith(".")
+            usable = entry.name not in _LEFTOVERS if _is_dir(entry) else _is_image(entry)
+            if usable and not hidden:
+                found.append(entry)
+            else:
+                left_out.append(f"{pool}/{entry.name}")
+    return found
 
 
-def listing(path: Path) -> Listing:
-    """Return every file of a set with its size and time. Raises DataError where the layout differs.
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that loops
+        return False
 
-    Whatever lies in a class's folder counts as an image of it: a file that is none is then
-    found and named.
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(_IMAGES)
+
+
+def listing(path: Path) -> Files:
+    """Return every image of a set with its size and time.
+
+    A file with an image's extension in a class's folder counts as an image of this class: a file
+    that is none is then found and named. Raises DataError where the layout differs or a folder
+    cannot be read.
     """
-    test_folder = next((name for name in TEST_FOLDERS if (path / name).is_dir()), None)
-    if not (path / "train").is_dir() or test_folder is None:
+    try:
+        return _listing(path)
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+
+def _listing(path: Path) -> Files:
+    test_folders = [name for name in TEST_FOLDERS if (path / name).is_dir()]
+    if not (path / "train").is_dir() or not test_folders:
         raise DataError(
             f"{path} is not laid out as ImageNet is: expected train/<class>/<file> and "
             f"val/<class>/<file>"
         )
-    classes = [entry.name for entry in _entries(path / "train") if entry.is_dir()]
-    number = {name: label for label, name in enumerate(classes)}
-    result = Listing([], [], [], [], classes)
-    for pool in ("train", test_folder):
-        for folder in _entries(path / pool):
-            if not folder.is_dir():
-                continue
-            if folder.name not in number:
-                raise DataError(f"{pool}/{folder.name} is a class that train does not have")
-            for entry in _entries(Path(folder.path)):
-                if entry.is_dir():
+    result = Files([], [], [], [], [], test_folders[1:])
+    pools = {
+        pool: _entries(path / pool, pool, result.left_out) for pool in ("train", test_folders[0])
+    }
+    for pool, entries in pools.items():
+        loose = [f"{pool}/{entry.name}" for entry in entries if not _is_dir(entry)]
+        if loose:
+            raise DataError(
+                f"{listed(loose)} in {path}: each image belongs into the folder of its "
+                f"class, {pool}/<class>/<file>"
+            )
+    result.classes.extend(sorted({entry.name for found in pools.values() for entry in found}))
+    number = {name: label for label, name in enumerate(result.classes)}
+    for pool, folders in pools.items():
+        for folder in folders:
+            inside = f"{pool}/{folder.name}"
+            for entry in _entries(Path(folder.path), inside, result.left_out):
+                name = f"{inside}/{entry.name}"
+                if _is_dir(entry):
                     raise DataError(
-                        f"{pool}/{folder.name}/{entry.name} is a folder; images lie in the folder "
-                        f"of their class itself"
+                        f"{name} is a folder; images lie in the folder of their class itself"
                     )
-                # a link to nothing stands for an image that cannot be read
-                if entry.is_file() or entry.is_symlink():
-                    status = entry.stat(follow_symlinks=entry.is_file())
-                    result.names.append(f"{pool}/{folder.name}/{entry.name}")
-                    result.test.append(pool != "train")
-                    result.labels.append(number[folder.name])
-                    result.stamps.append((status.st_size, status.st_mtime_ns))
-    for test, pool in ((False, "train"), (True, test_folder)):
+                try:
+                    status = entry.stat()
+                except OSError:  # a link to nothing, or that loops: an image that cannot be read
+                    status = entry.stat(follow_symlinks=False)
+                result.names.append(name)
+                result.test.append(pool != "train")
+                result.labels.append(number[folder.name])
+                result.stamps.append((status.st_size, status.st_mtime_ns))
+    for test, pool in ((False, "train"), (True, test_folders[0])):
         if test not in result.test:
-            raise DataError(f"{path / pool} holds no files")
+            ends = ", ".join(_IMAGES)
+            raise DataError(f"{path / pool} holds no images: no file ends in {ends}")
     return result
 
 
-def is_current(index: Index | None, files: Listing) -> bool:
-    """Return whether an index was made from these very files."""
-    return (
-        index is not None
-        and len(index) == len(files.names)
-        and index.names.tolist() == [os.fsencode(name) for name in files.names]
-        and index.labels.tolist() == files.labels
-        and index.classes.tolist() == files.classes
-        and np.array_equal(index.stamps, np.array(files.stamps))
-    )
+def is_current(path: Path, known: Path) -> bool:
+    """Return whether every image has been looked at as it is now."""
+    index = Index.load(_file(known))
+    return index is not None and index.is_of(listing(path))
 
 
 def _known(index: Index | None) -> dict[tuple[str, int, int], Inspection]:
@@ -100,31 +121,40 @@ def _known(index: Index | None) -> dict[tuple[str, int, int], Inspection]:
     return known
 
 
-def update(path: Path, index: Index | None, progress: Callable[[str], None]) -> Index:
-    """Return the index of the files as they are now; only those that changed are read."""
-    files, known = listing(path), _known(index)
+def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
+    """Read the images that are new or have changed."""
+    files, index = listing(path), Index.load(_file(known))
+    if index is not None and index.is_of(files):
+        return
+    seen, total = _known(index), len(files.names)
 
     def look(at: int) -> Inspection:
         name = files.names[at]
-        return known.get((name, *files.stamps[at])) or _inspect(path / name)
+        return seen.get((name, *files.stamps[at])) or _inspect(path / name)
 
-    total = len(files.names)
     found: list[Inspection] = []
     with ThreadPoolExecutor(decode_threads()) as threads:
         for start in range(0, total, _REPORT_EVERY):
             found.extend(threads.map(look, range(start, min(start + _REPORT_EVERY, total))))
             progress(f"checked {len(found):,} of {total:,} images")
-    return Index.build(files.names, files.test, files.labels, found, files.stamps, files.classes)
+    Index.build(files, found).save(_file(known))
 
 
 def _inspect(path: Path) -> Inspection:
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as error:
         return Inspection(bytes(32), reason=f"cannot be opened: {error.strerror}")
     return inspect(data)
 
 
-def reader(path: Path, index: Index) -> Callable[[int], bytes]:
-    """Reads the encoded bytes of a row of the index."""
-    return lambda row: (path / index.name(row)).read_bytes()
+def load(path: Path, known: Path) -> tuple[Index, Callable[[int], bytes]]:
+    """Return the index as it was made, and what reads the encoded bytes of a row of it."""
+    index = Index.load(_file(known))
+    if index is None:
+        raise DataError(f"the images in {path} have not been checked yet")
+    return index, lambda row: read_file(path / index.name(row))
+
+
+def _file(known: Path) -> Path:
+    return known.with_suffix(".npz")

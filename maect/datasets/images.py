@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
+import os
+import stat
+import threading
+import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+#: what is opened, by Pillow's names; others start programs (EPS) or are seldom tested
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
+#: pixels of the largest picture that is decoded: where Pillow begins to warn
+MAX_PIXELS = 2**28 // 3
+#: bytes of the largest file that is read
+MAX_BYTES = 2**29
+#: of pictures with more pixels than this, one is decoded at a time
+_LARGE = 2**24
+_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -25,6 +42,17 @@ class Inspection:
     reason: str = ""
 
 
+def read_file(path: Path) -> bytes:
+    """Return a file's content. Raises OSError, also for what is no file: a pipe, a device."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(0, "is no regular file")
+        if status.st_size > MAX_BYTES:
+            raise OSError(0, f"has {status.st_size:,} bytes, more than {MAX_BYTES:,}")
+        return file.read()
+
+
 def decode(data: bytes) -> tuple[np.ndarray, str]:
     """Return pixels uint8 [h, w, 3] and the kind of image they were converted from.
 
@@ -34,17 +62,35 @@ def decode(data: bytes) -> tuple[np.ndarray, str]:
     """
     from PIL import Image, UnidentifiedImageError
 
+    _quiet()
     if not data:
         raise ValueError("empty file")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _rgb(image, data)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            pixels = _claimed(image)
+            if pixels <= MAX_PIXELS:
+                with _one_at_a_time if pixels > _LARGE else nullcontext():
+                    return _rgb(image, data)
     except UnidentifiedImageError:
-        raise ValueError("not an image") from None
+        raise ValueError(f"not an image of these formats: {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
-        raise ValueError("larger than Pillow opens safely") from None
+        pass
     except Exception as error:  # a damaged file can make a decoder raise anything
         raise ValueError(str(error) or type(error).__name__) from None
+    raise ValueError(f"more than {MAX_PIXELS:,} pixels")
+
+
+@functools.cache
+def _quiet() -> None:
+    """Keep Pillow's warnings off the terminal: what cannot be used is told with its file's name."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _claimed(image: Image) -> int:
+    """Return how many pixels decoding would hold; a tile of a TIFF can exceed its picture."""
+    width, height = image.size
+    tags = getattr(image, "tag_v2", {})
+    return max(width * height, int(tags.get(322, 0)) * int(tags.get(323, 0)))
 
 
 def _rgb(image: Image, data: bytes) -> tuple[np.ndarray, str]:
@@ -52,8 +98,7 @@ def _rgb(image: Image, data: bytes) -> tuple[np.ndarray, str]:
     if kind == "F":
         raise ValueError("32-bit float image, of no known range")
     if kind.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        grey = (values >> 8).clip(0, 255).astype(np.uint8)
+        grey = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2), "16-bit grey"
     if image.format == "PNG" and data[24:25] == b"\x10" and kind in ("RGB", "RGBA"):
         kind = f"16-bit {kind}"  # Pillow keeps the upper 8 bits

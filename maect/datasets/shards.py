@@ -9,19 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maect.datasets import cache
-from maect.datasets.base import DataError, decode_threads
-from maect.datasets.image_index import Index
+from maect.datasets.base import DataError, decode_threads, listed
+from maect.datasets.image_index import Files, Index
 from maect.datasets.images import inspect
 
 TEST_PREFIXES = ("val", "validation", "test")
+#: a label is a number below this, or a word
+MAX_CLASSES = 1_000_000
 _ROWS = 64
 
 
@@ -31,87 +36,149 @@ def listing(path: Path) -> list[tuple[Path, bool]]:
     Shards are told apart by the beginning of their names: train-..., validation-..., test-...
     Raises DataError where either kind is missing.
     """
-    shards = sorted(path.rglob("*.parquet")) if path.is_dir() else []
+    train, test, _ = _sorted(path)
+    if not train or not test:
+        raise DataError(
+            f"{path} lacks {'test' if train else 'training'} shards: expected files "
+            f"named train-*.parquet and validation-*.parquet (or test-*.parquet)"
+        )
+    return [(shard, False) for shard in train] + [(shard, True) for shard in test]
+
+
+def has_training(path: Path) -> bool:
+    """Return whether a folder holds training shards; other Parquet files do not count."""
+    return bool(_sorted(path)[0])
+
+
+def _sorted(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Return training shards, test shards and the Parquet files that are neither."""
+    shards = sorted(path.rglob("*.parquet"))
 
     def starting(prefix: str) -> list[Path]:
         return [s for s in shards if s.name.removesuffix(".parquet").split("-")[0] == prefix]
 
     train = starting("train")
     test = next((found for prefix in TEST_PREFIXES if (found := starting(prefix))), [])
-    if not train or not test:
-        raise DataError(
-            f"{path} lacks {'test' if train else 'training'} shards: expected files named "
-            f"train-*.parquet and validation-*.parquet (or test-*.parquet)"
-        )
-    return [(shard, False) for shard in train] + [(shard, True) for shard in test]
+    return train, test, [shard for shard in shards if shard not in {*train, *test}]
 
 
 def _stamp(shard: Path) -> list[int]:
-    status = shard.stat()
+    try:
+        status = shard.stat()
+    except OSError as error:
+        raise DataError(f"{shard} cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{shard} is no regular file")
     return [status.st_size, status.st_mtime_ns]
 
 
 def _unpacked(path: Path, shard: Path, known: Path) -> Path:
-    name = hashlib.sha256(str(shard.relative_to(path)).encode()).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(shard.relative_to(path))).hexdigest()[:16]
     return known / name
 
 
-def _is_current(shard: Path, unpacked: Path) -> bool:
+def _seen(unpacked: Path) -> dict[str, Any]:
+    """Return what is noted of an unpacked shard: its stamp, and whether its labels are words."""
     try:
         seen = json.loads(unpacked.with_suffix(".json").read_text())
-        return bool(seen["stamp"] == _stamp(shard) and unpacked.with_suffix(".npz").is_file())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return seen if "words" in seen and unpacked.with_suffix(".npz").is_file() else {}
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def is_current(path: Path, known: Path) -> bool:
     """Return whether every shard has been unpacked as it is now."""
-    return all(_is_current(shard, _unpacked(path, shard, known)) for shard, _ in listing(path))
+    return all(
+        _seen(_unpacked(path, shard, known)).get("stamp") == _stamp(shard)
+        for shard, _ in listing(path)
+    )
 
 
 def _class_names(schema: Any) -> list[str]:
     """Return names of the classes from Hugging Face's note in the file, where there is one."""
     try:
         note = json.loads(schema.metadata[b"huggingface"])
-        return [str(name) for name in note["info"]["features"]["label"]["names"]]
-    except (KeyError, TypeError, ValueError):
+        names = note["info"]["features"]["label"]["names"]
+        return [str(name).encode("utf-8", "backslashreplace").decode() for name in names]
+    except (KeyError, TypeError, ValueError, RecursionError):
         return []
+
+
+@contextmanager
+def _told(shard: Path) -> Iterator[None]:
+    """Raise DataError for whatever the reader raises, which damaged files make it do."""
+    try:
+        yield
+    except Exception as error:
+        raise DataError(
+            f"{shard} is damaged, or no shard with columns image {{bytes, path}} and "
+            f"label: {str(error) or type(error).__name__}"
+        ) from None
+
+
+def _file(shard: Path) -> Any:
+    """Return an open shard, whose pages are compared with their checksums where there are some."""
+    from pyarrow.parquet import ParquetFile
+
+    return ParquetFile(shard, page_checksum_verification=True)
+
+
+def _labels(shard: Path) -> tuple[list[int], list[str], bool]:
+    """Return each row's label, the names of the classes, and whether the labels are words."""
+    from pyarrow import types
+
+    with _told(shard), _file(shard) as table:
+        if table.metadata.num_rows > shard.stat().st_size:
+            raise ValueError(f"it claims {table.metadata.num_rows:,} rows")
+        schema = table.schema_arrow
+        kind = schema.field("label").type
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        words = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+        if not (words or types.is_integer(kind) or types.is_floating(kind) or kind == "bool"):
+            raise ValueError(f"its labels are neither numbers nor words but {kind}")
+        found = table.read(columns=["label"]).column("label").to_pylist()
+    names = sorted(set(found) - {None}) if words else _class_names(schema)
+    number = {word: label for label, word in enumerate(names)} if words else {}
+    most = len(names) or MAX_CLASSES
+    for row, value in enumerate(found):
+        # Hugging Face writes -1 for no label
+        if value is None or not (words or (0 <= value < most and value == int(value))):
+            wanted = "a word" if words else f"a whole number below {most:,}"
+            raise DataError(f"{shard}: the label of row {row} is {value}; expected {wanted}")
+    return [number[value] if words else int(value) for value in found], names, words
+
+
+def _images(shard: Path) -> Iterator[bytes]:
+    """Give each row's encoded image in turn, empty where it has none."""
+    with _told(shard), _file(shard) as table:
+        for batch in table.iter_batches(_ROWS, columns=["image"]):
+            for cell in batch.column("image").to_pylist():
+                yield memoryview((cell or {"bytes": None})["bytes"] or b"").tobytes()
 
 
 def _unpack(path: Path, shard: Path, test: bool, unpacked: Path) -> None:
     """Copy a shard's encoded images to `unpacked`.bin and look at each once."""
-    import pyarrow
-    import pyarrow.parquet
-
-    relative = shard.relative_to(path).as_posix()
     stamp = _stamp(shard)
-    labels: list[int] = []
+    labels, classes, words = _labels(shard)
     found, places = [], []
     unpacked.parent.mkdir(parents=True, exist_ok=True)
     temporary = unpacked.with_name(f".{unpacked.name}.{os.getpid()}")
     try:
-        with pyarrow.parquet.ParquetFile(shard) as table, temporary.open("wb") as flat:
-            for batch in table.iter_batches(_ROWS, columns=["image", "label"]):
-                for row in batch.to_pylist():
-                    data = (row["image"] or {}).get("bytes") or b""
-                    places.append((flat.tell(), len(data)))
-                    labels.append(-1 if row["label"] is None else int(row["label"]))
-                    found.append(inspect(data))
-                    flat.write(data)
-            classes = _class_names(table.schema_arrow)
-        if min(labels, default=0) < 0:
-            raise DataError(f"{shard} has images without a label")
+        with temporary.open("wb") as flat:
+            for data in _images(shard):
+                places.append((flat.tell(), len(data)))
+                found.append(inspect(data))
+                flat.write(data)
+        if len(found) != len(labels):
+            raise DataError(f"{shard} is damaged: {len(found)} images, {len(labels)} labels")
         temporary.replace(unpacked.with_suffix(".bin"))
-    except (pyarrow.ArrowException, KeyError, AttributeError, TypeError) as error:
-        raise DataError(
-            f"{shard} could not be read as a shard with columns image and label: {error}"
-        ) from None
     finally:
         temporary.unlink(missing_ok=True)
+    relative = shard.relative_to(path).as_posix()
     names = [f"{relative}:{row}" for row in range(len(labels))]
-    part = Index.build(names, [test] * len(names), labels, found, places, classes)
-    part.save(unpacked.with_suffix(".npz"))
-    cache.write_json(unpacked.with_suffix(".json"), {"shard": relative, "stamp": stamp})
+    files = Files(names, [test] * len(names), labels, places, classes, [])
+    Index.build(files, found).save(unpacked.with_suffix(".npz"))
+    cache.write_json(unpacked.with_suffix(".json"), {"stamp": stamp, "words": words})
 
 
 def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
@@ -121,7 +188,7 @@ def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
     def one(item: tuple[Path, bool]) -> None:
         shard, test = item
         unpacked = _unpacked(path, shard, known)
-        if not _is_current(shard, unpacked):
+        if _seen(unpacked).get("stamp") != _stamp(shard):
             _unpack(path, shard, test, unpacked)
 
     with ThreadPoolExecutor(decode_threads()) as threads:
@@ -131,19 +198,26 @@ def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
 
 def load(path: Path, known: Path) -> tuple[Index, Callable[[int], bytes]]:
     """Return the index of all shards together, and what reads the encoded bytes of a row of it."""
-    parts, files = [], []
-    for shard, _ in listing(path):
+    shards = [shard for shard, _ in listing(path)]
+    parts, files, words = [], [], []
+    for shard in shards:
         unpacked = _unpacked(path, shard, known)
-        part = Index.load(unpacked.with_suffix(".npz"))
-        if part is None:
+        part, seen = Index.load(unpacked.with_suffix(".npz")), _seen(unpacked)
+        if part is None or not seen:
             raise DataError(f"{shard} has not been unpacked, or its copy is damaged")
         parts.append(part)
+        words.append(bool(seen["words"]))
         empty = not part.stamps[:, 1].sum()
         flat = unpacked.with_suffix(".bin")
         files.append(np.empty(0, np.uint8) if empty else np.memmap(flat, np.uint8, mode="r"))
-    names = max((part.classes.tolist() for part in parts), key=len)
-    count = max(int(part.labels.max(initial=0)) for part in parts) + 1
-    index = Index.join(parts, names if len(names) >= count else [str(n) for n in range(count)])
+    classes = _common_classes(shards, parts, words)
+    if words[0]:
+        parts = [
+            replace(part, labels=np.searchsorted(classes, part.classes)[part.labels])
+            for part in parts
+        ]
+    left_out = [str(shard.relative_to(path)) for shard in _sorted(path)[2]]
+    index = Index.join(parts, classes, left_out)
     in_file = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
 
     def read(row: int) -> bytes:
@@ -151,3 +225,28 @@ def load(path: Path, known: Path) -> tuple[Index, Callable[[int], bytes]]:
         return files[in_file[row]][first : first + length].tobytes()
 
     return index, read
+
+
+def _common_classes(shards: list[Path], parts: list[Index], words: list[bool]) -> list[str]:
+    """Return the classes of all shards together. Raises DataError where shards contradict."""
+    if len(set(words)) > 1:
+        raise DataError(
+            f"the labels of {shards[words.index(True)]} are words, those of "
+            f"{shards[words.index(False)]} are numbers"
+        )
+    if words[0]:
+        return sorted({word for part in parts for word in part.classes.tolist()})
+    named = {tuple(part.classes.tolist()): shard for shard, part in zip(shards, parts, strict=True)}
+    named.pop((), None)
+    if len(named) > 1:
+        (names, shard), (others, other) = list(named.items())[:2]
+        raise DataError(
+            f"{shard} and {other} name different classes, or the same in another order: "
+            f"{listed(names)}; {listed(others)}"
+        )
+    count = max(int(part.labels.max(initial=0)) for part in parts) + 1
+    for names, shard in named.items():
+        if count > len(names):
+            raise DataError(f"a label is {count - 1}, but {shard} names {len(names)} classes")
+        return list(names)
+    return [str(number) for number in range(count)]

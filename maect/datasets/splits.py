@@ -55,30 +55,37 @@ def stratified(labels: np.ndarray, size: int, order: np.ndarray) -> np.ndarray:
 
 
 def _first_of_each(labels: np.ndarray, take: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Return the first `take[c]` rows of each class c in the given order, sorted."""
+    """Return the first `take[c]` rows of each class c in the given order, sorted.
+
+    A class with fewer gives all its rows.
+    """
     by_class = order[np.argsort(labels[order], kind="stable")]
-    starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
-    return np.sort(
-        np.concatenate(
-            [by_class[start : start + n] for start, n in zip(starts, take, strict=False)]
-        )
-    )
+    counts = np.bincount(labels)
+    first = np.cumsum(counts) - counts
+    chosen = [
+        by_class[start : start + min(n, count)]
+        for start, n, count in zip(first, take, counts, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
 
 
 def make_low_shot(name: str, train_labels: np.ndarray) -> dict[str, list[np.ndarray]]:
-    """Rows of the train split that are labelled: k a class in three draws, and shares of it."""
-    classes = int(train_labels.max()) + 1
+    """Rows of the train split that are labelled: k a class in three draws, and shares of it.
+
+    A class that has fewer than k is drawn whole; see `maect.evals.low_shot.shortages`.
+    """
+    present = np.bincount(train_labels) > 0
     result = {}
     for shots in SHOTS:
         stream = Stream(0, "split", name, "low_shot", shots)
-        take = np.full(classes, shots)
+        take = np.full(len(present), shots)
         result[str(shots)] = [
             _first_of_each(train_labels, take, stream.permutation(draw, len(train_labels)))
             for draw in range(DRAWS)
         ]
     for label, share in SHARES.items():
         order = Stream(0, "split", name, "low_shot", label).permutation(0, len(train_labels))
-        size = max(round(share * len(train_labels)), classes)
+        size = max(round(share * len(train_labels)), int(present.sum()))
         result[label] = [stratified(train_labels, size, order)]
     return result
 
@@ -133,3 +140,13 @@ def committed(name: str) -> Manifest | None:
     """Return the committed manifest of a set, or None where there is none."""
     file = resources.files("maect").joinpath("splits", f"{name}.json")
     return parse(json.loads(file.read_text())) if file.is_file() else None
+
+
+def halves(images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows [n // 2] of a split to choose settings on, and the others to report on.
+
+    Both sorted int64. For a report on the selection split: what chose a learning rate cannot say
+    how good it is. Drawn without a look at the labels.
+    """
+    order = Stream(0, "split", "halves").permutation(0, images)
+    return np.sort(order[: images // 2]), np.sort(order[images // 2 :])

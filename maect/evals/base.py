@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from maect.datasets.base import DataError
 from maect.settings import Settings, ViewSettings
 
 if TYPE_CHECKING:
@@ -129,11 +130,22 @@ class Evaluator:
     #: of one that asks for `EvalInput.images`: (settings, images of each split, classes) -> images
     #: that the encoder sees, a backward pass counted as two more
     passes: Callable[[Any, Mapping[str, int], int], float] | None = None
+    #: settings -> whether it chooses among them on the selection split
+    chooses: Callable[[Any], bool] = lambda settings: False
 
     @property
     def needs_encoder(self) -> bool:
         """Whether it asks for the encoder; then all workers of a group run it together."""
         return self.passes is not None
+
+    def require_images(self, settings: Any, reported: str, counts: Mapping[str, int]) -> None:
+        """Raise DataError where it needs the selection split, which may be empty by chance."""
+        needed = reported == "selection" or self.chooses(settings)
+        if needed and not counts.get("selection", 1):
+            raise DataError(
+                f"{self.label} needs images in the selection split, which has none: it is the few "
+                f"training images whose checksums say so. Add training images"
+            )
 
 
 def percent_correct(predicted: np.ndarray, labels: np.ndarray) -> float:

@@ -19,7 +19,7 @@ _NOTE = "the _best values take the best run by the test labels: an upper end, no
 
 
 class ClusterSettings(Settings):
-    """k-means with as many clusters as classes, on the test images' features."""
+    """k-means on the test images' features, with as many clusters as these images have classes."""
 
     #: independent starts; the main values are those of the run with the lowest inertia
     runs: PositiveInt = 10
@@ -89,9 +89,10 @@ def _run(data: EvalInput, settings: ClusterSettings) -> EvalResult:
     from maect.evals.kmeans import kmeans
 
     x = _prepared(data.test.x, settings.standardize)
+    classes = len(np.unique(labels_of(data.test.y)))
     found = kmeans(
         x,
-        data.classes,
+        classes,
         runs=settings.runs,
         seed=data.seed,
         max_iterations=settings.max_iterations,
@@ -99,8 +100,8 @@ def _run(data: EvalInput, settings: ClusterSettings) -> EvalResult:
     )
     order = found.inertia.argsort(stable=True)
     clusters = found.label[order].T.cpu().numpy().astype(np.int32)  # [M, R], lowest inertia first
-    several = len(np.unique(clusters[:, 0])) > 1
-    width = silhouette_samples(x.cpu().numpy(), clusters[:, 0]) if several else np.zeros(len(x))
+    defined = 1 < len(np.unique(clusters[:, 0])) < len(x)
+    width = silhouette_samples(x.cpu().numpy(), clusters[:, 0]) if defined else np.zeros(len(x))
     predictions = {
         "cluster": clusters[:, 0],
         "cluster_by_run": clusters,
@@ -110,14 +111,17 @@ def _run(data: EvalInput, settings: ClusterSettings) -> EvalResult:
         "evaluation": "cluster",
         **settings.resolved(),
         "start": "greedy k-means++",
-        "clusters": data.classes,
+        "clusters": classes,
         "images": "test",
         "value": "run with the lowest inertia; _mean: over runs; _best: best run by test labels",
         "test_images": len(data.test.y),
     }
     values = _derive(predictions, labels_of(data.test.y))
     chosen = {"inertia": found.inertia[order].tolist()}
-    return EvalResult(values, predictions, chosen, protocol, [_NOTE])
+    notes = [_NOTE]
+    if classes < data.classes:
+        notes.append(f"{classes} clusters: so many of {data.classes} classes have test images")
+    return EvalResult(values, predictions, chosen, protocol, notes)
 
 
 EVALUATOR = Evaluator(

@@ -9,7 +9,14 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from maect.evals.base import EvalInput, EvalResult, Evaluator, Images, labels_of, percent_correct
-from maect.evals.low_shot import Budget, budget_metrics, check_draws, derive, metric_name
+from maect.evals.low_shot import (
+    Budget,
+    budget_metrics,
+    check_draws,
+    derive,
+    metric_name,
+    shortages,
+)
 from maect.settings import NonNegative, Positive, Settings, Share, ViewSettings
 from maect.streams import Stream, generator
 
@@ -173,7 +180,7 @@ def _run(data: EvalInput, settings: FineTuneSettings) -> EvalResult:
         "test_images": len(data.test.y),
     }
     values = derive(predictions, labels_of(data.test.y))
-    return EvalResult(values, predictions, chosen, protocol)
+    return EvalResult(values, predictions, chosen, protocol, shortages(data, settings.budgets))
 
 
 def _passes(settings: FineTuneSettings, images: Mapping[str, int], classes: int) -> float:
@@ -196,5 +203,6 @@ EVALUATOR = Evaluator(
     run=_run,
     derive=derive,
     uses_seed=True,
+    chooses=lambda settings: len(settings.lrs) > 1,
     passes=_passes,
 )

@@ -283,4 +283,5 @@ EVALUATOR = Evaluator(
     run=_run,
     derive=derive,
     uses_seed=True,
+    chooses=lambda settings: True,
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from maect.datasets.base import listed
 from maect.evals.base import EvalInput, EvalResult, Evaluator, Features, Metric, labels_of
 from maect.settings import Positive, Settings
 
@@ -87,12 +88,28 @@ def check_draws(data: EvalInput, budgets: list[Budget]) -> None:
         raise ValueError(f"the data set's split has no low-shot draws for {', '.join(missing)}")
 
 
+def shortages(data: EvalInput, budgets: Sequence[Budget]) -> list[str]:
+    """Return a sentence for each budget whose draws give a class fewer images than it says."""
+    notes, labels = [], labels_of(data.train.y)
+    for budget in budgets:
+        least = 1 if budget.endswith("%") else int(budget)
+        counts = np.bincount(labels[np.asarray(data.low_shot[budget][0])], minlength=data.classes)
+        short = np.flatnonzero(counts < least)
+        if len(short):
+            named = listed(f"{counts[label]} of class {label}" for label in short)
+            notes.append(
+                f"{budget_label(budget)}: {len(short)} of {data.classes} classes have fewer than "
+                f"{least} labelled images: {named}"
+            )
+    return notes
+
+
 def _run(data: EvalInput, settings: LowShotSettings) -> EvalResult:
     from maect.evals.logistic import fit_logistic
 
     check_draws(data, settings.budgets)
     test = centred_rows(data.test.x)
-    predictions, chosen, notes = {}, {}, []
+    predictions, chosen, notes = {}, {}, shortages(data, settings.budgets)
     for group in _groups(data, settings.budgets):
         draws = [np.asarray(draw) for budget in group for draw in data.low_shot[budget]]
         x, y = _stacked(data.train, draws)

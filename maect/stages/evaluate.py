@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maect import datasets, evals
 from maect.settings import DataSettings
+from maect.stages.features import selection_rows
 from maect.stages.job import Job, Output
 
 
@@ -30,7 +31,9 @@ def evaluate(
     evaluator = evals.get(job.kind)
     if isinstance(tokens.get("block"), list):
         evaluator = evals.at_blocks(evaluator, tokens["block"])
-    split = job.settings["split"]
+    split, settings = job.settings["split"], evaluator.settings.parse(job.settings["settings"])
+    counts = {name[:-2]: len(y) for name, y in features.items() if name.endswith("_y")}
+    evaluator.require_images(settings, split, counts)
     data = DataSettings(name=job.data_name, path=job.data_path)  # type: ignore[arg-type]
     on_device = {name: tensor.to(job.device) for name, tensor in features.items()}
     given = eval_input(
@@ -40,7 +43,7 @@ def evaluate(
         job.settings.get("seed", 0),
         images,
     )
-    result = evaluator.run(given, evaluator.settings.parse(job.settings["settings"]))
+    result = evaluator.run(given, settings)
     predictions = {name: torch.from_numpy(array) for name, array in result.predictions.items()}
     return Output(
         tensors={"predictions": {**predictions, "labels": given.test.y.cpu()}},
@@ -50,7 +53,7 @@ def evaluate(
             **result.protocol,
             **({"tokens": tokens} if tokens else {}),
             "evaluation": job.kind,
-            "split": split,
+            "split": split if split == "test" else "selection, the half that chose nothing",
         },
     )
 
@@ -63,13 +66,16 @@ def eval_input(
     images: evals.Images | None = None,
 ) -> evals.EvalInput:
     """Return what an evaluation reads of a features stage's tensors; it reports on `reported`."""
+    rows = selection_rows(reported, len(tensors["selection_y"]))
     splits = {
-        name: evals.Features(tensors[f"{source}_x"], tensors[f"{source}_y"])
+        name: evals.Features(
+            *(tensors[f"{source}_{part}"][rows.get(name, slice(None))] for part in "xy")
+        )
         for name, source in (("train", "train"), ("selection", "selection"), ("test", reported))
     }
     return evals.EvalInput(
         **splits,
-        classes=int(max(int(split.y.max()) for split in splits.values())) + 1,
+        classes=max(int(split.y.max()) for split in splits.values() if len(split.y)) + 1,
         seed=seed,
         low_shot={budget: [draw.tolist() for draw in draws] for budget, draws in low_shot.items()},
         images=images,

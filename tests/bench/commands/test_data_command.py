@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from bench_helpers import Bench
+from PIL import Image
 
-from maect.datasets import CATALOG, cache, splits
+from maect.datasets import CATALOG, DataError, cache, describe, splits
 from maect.datasets.named import Source
+from maect.settings import DataSettings
 
 
 @pytest.fixture
@@ -72,7 +77,7 @@ def test_a_set_is_fetched_listed_and_checked(files: Path, bench: Bench, tmp_path
     file.write_bytes(data)
     done = bench("data", "check")  # names none, finds it all the same
     assert done.code == 3
-    assert "do not match their checksum; run: python -m bench data fetch" in done.out
+    assert "do not match their checksum; run: python -m bench data fetch" in done.err
     assert state(bench)["fingerprint"] is None
     assert bench("data", "fetch", "fashion_mnist", "--from", files).code == 0
     assert state(bench) == here
@@ -109,6 +114,9 @@ def test_a_data_directory_that_cannot_be_written_is_named(
         (["fetch", "cifar10", "cifar100", "--from", "x"], "one data set at a time"),
         (["fetch", "cifar10", "--from", "nothing"], "there is no nothing"),
         (["check", "cifar100"], "python -m bench data fetch cifar100"),
+        (["check", "nowhere"], "neither a data set nor a folder"),
+        (["check", "x" * 5000], "neither a data set nor a folder"),
+        (["fetch", "."], "there is no data set '.'"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(
@@ -116,6 +124,44 @@ def test_mistakes_are_told_in_a_sentence(
 ):
     monkeypatch.setenv("MAECT_DATA", str(tmp_path))
     done = bench("data", *arguments)
-    assert done.code == (3 if arguments[0] == "check" else 2)
+    assert done.code == (3 if arguments == ["check", "cifar100"] else 2)
     assert says in done.err + done.out
     assert len((done.err + done.out).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "parquet"])
+def test_a_folder_of_images_or_shards_is_checked(
+    kind: str, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And is then known to a suite that names it."""
+    monkeypatch.setenv("MAECT_DATA", str(tmp_path / "data"))
+    path, image = tmp_path / "a set", io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    if kind == "parquet":
+        path.mkdir()
+        cells = pyarrow.array([{"bytes": image.getvalue(), "path": None}] * 20)
+        table = pyarrow.table({"image": cells, "label": ["cat", "dog"] * 10})
+        for name in ("train-0.parquet", "test-0.parquet"):
+            pyarrow.parquet.write_table(table, path / name)
+    else:
+        for number in range(40):
+            file = path / ("train", "val")[number % 2] / f"class{number // 20}" / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(image.getvalue())
+        (path / "metadata.parquet").write_bytes(b"")
+    settings = DataSettings(name=kind, path=str(path))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=f"not been checked yet; .* data check '{path}'"):
+        describe(settings)
+    done = bench("data", "check", path)
+    assert done.code == 0, done.err
+    print_ = str(describe(settings).fingerprint)[:12]
+    line = f"2 classes, 20 train, 0 selection, 20 test: here, fingerprint {print_}"
+    assert line in done.out
+    assert line in bench("data", "ls", path).out
+    assert "note: the selection split has no images of 2 of 2 classes" in done.out
+    file = path / ("test-0.parquet" if kind == "parquet" else "val/class0/1.png")
+    file.write_bytes(file.read_bytes()[:20])
+    done = bench("data", "check", path)
+    assert done.code == 3
+    assert file.name in done.err
+    assert len(done.err.splitlines()) == 1

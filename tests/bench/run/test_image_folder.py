@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from bench.run.task import Task
 from bench.run.worker import run_task
 from bench.store.store import Store
 from bench.suite.load import data_info, load_suite
+from maect import evals
 from maect.datasets import DataError
 
 STAGES = ("mae", "head", "tune")
@@ -73,6 +76,76 @@ def test_broken_images_are_named(folder: Path, tmp_path: Path, capsys):
     assert "cat/3.png" in capsys.readouterr().out
 
 
+def only_knn(path: Path) -> Path:
+    """Make a suite's evaluations and columns k-NN alone."""
+    text = path.read_text().replace("evaluate: [knn, probe]", "evaluate: [knn]")
+    path.write_text(text.replace("columns: [knn, probe, cost]", "columns: [knn]"))
+    return path
+
+
+def test_a_split_that_is_empty_by_chance_is_missed_by_what_chooses_on_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """k-NN needs no selection split; the probe says so before anything is computed."""
+    monkeypatch.setattr("maect.datasets.image_index.SELECTION_SHARE", 0.0)
+    suite = suite_over(folder, tmp_path)
+    with pytest.raises(DataError, match=r"probe needs images in the selection split"):
+        prepare_data(suite)
+    suite = load_suite(only_knn(suite.path), seeds=1, sets=SETS)
+    prepare_data(suite)
+    store = Store(tmp_path / "store")
+    store.create()
+    row = make_plan(suite, store, only="raw pixels").rows[0]
+    for stage in (row.features, row.evaluations["knn"]):
+        run_task(Task.of(stage), store, "test", lambda event: None)
+    record = store.state(row.evaluations["knn"].key).record
+    assert record is not None
+    assert 0 <= record.metrics[0].value <= 100
+    assert "the selection split has no images of 2 of 2 classes: cat, dog" in record.data.notes
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "settings", "reported", "told"),
+    [
+        ("knn", {}, "test", False),
+        ("knn", {}, "selection", True),
+        ("cluster", {}, "test", False),
+        ("low_shot", {}, "test", False),
+        ("probe", {}, "test", True),
+        ("probe_augmented", {}, "test", True),
+        ("low_shot_finetune", {}, "test", False),
+        ("low_shot_finetune", {"lrs": [0.1, 0.2]}, "test", True),
+    ],
+)
+def test_what_needs_the_selection_split(
+    evaluation: str, settings: dict[str, object], reported: str, told: bool
+):
+    evaluator = evals.get(evaluation)
+    chosen = evaluator.settings.parse(settings)
+    for counts in ({"selection": 1}, {"train": 9}):
+        evaluator.require_images(chosen, reported, counts)
+    with pytest.raises(ValueError, match="selection split") if told else nullcontext():
+        evaluator.require_images(chosen, reported, {"selection": 0})
+
+
+def test_names_that_are_no_utf8_are_worked_with_and_shown_escaped(
+    folder: Path, tmp_path: Path, bench: Bench
+):
+    (folder / "train" / "cat").rename(folder / "train" / os.fsdecode(b"c\xe4t"))
+    (folder / "val" / "cat").rename(folder / "val" / os.fsdecode(b"c\xe4t"))
+    (folder / "train" / "dog" / os.fsdecode(b"\xff\x1b.png")).write_bytes(b"")
+    path = only_knn(suite_over(folder, tmp_path, ", max_broken: 0.1").path)
+    store = tmp_path / "store"
+    done = bench("run", path, "--store", store, "--only", "raw pixels", "--seeds", 1,
+                 "--workers", 0, *(word for one in SETS for word in ("--set", one)))  # fmt: skip
+    assert done.code == 0, done.err
+    name = r"train/dog/\xff\x1b.png"
+    assert f"left out: {name}: empty file" in done.out
+    for record in completed(store).values():
+        assert record["data"]["broken_files"] == [f"{name}: empty file"]
+    assert name in next((store / "reports").glob("*.html")).read_text()
+
+
 def write_images(folder: Path, count: int) -> list[str]:
     """That many training images of 10 classes and 20 for testing; ten of the former broken."""
     random = np.random.default_rng(1)
@@ -103,8 +176,8 @@ def test_ten_broken_images_among_a_thousand(tmp_path: Path, bench: Bench, monkey
         "train_images: 1000}",
     )
     suite, store = tmp_path / "folder.yaml", tmp_path / "store"
-    suite.write_text(text.replace("evaluate: [knn, probe]", "evaluate: [knn]")
-                     .replace("columns: [knn, probe, cost]", "columns: [knn]"))  # fmt: skip
+    suite.write_text(text)
+    only_knn(suite)
     arguments = ["run", suite, "--store", store, "--seeds", "1", "--only", "raw pixels"]
     arguments += ["--workers", "0"]
 

@@ -155,7 +155,7 @@ def test_a_run_stops_at_its_budget_and_says_what_is_left(smoke, tmp_path: Path):
     assert stopped.code == 130, stopped
     complete = len(completed(store))
     assert 0 < complete < 28
-    assert "\nthe budget of 0.0005 CPU-hours is spent (0.0" in stopped.err
+    assert "\nthe budget of 0.0005 core-hours is spent (0.0" in stopped.err
     assert f"): {complete} of 28 stages are complete and kept; left: " in stopped.err
     assert "Traceback" not in stopped.err
     spent = [a["cost"]["device_hours"] for tries in records(store).values() for a in tries]
