@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 from bench.errors import UserError
@@ -57,6 +58,12 @@ class StageState:
     problems: list[str] = field(default_factory=list)
 
 
+def _refuse_link(path: Path) -> None:
+    """Raise `UserError` where there is a link: what is written there would leave the store."""
+    if path.is_symlink():
+        raise UserError(f"{path} is a link, and a store has none; replace it by what it points at")
+
+
 class Store:
     """A store on a file system that all workers reach.
 
@@ -67,7 +74,9 @@ class Store:
     def __init__(self, root: Path) -> None:
         try:
             self.root = root.expanduser().resolve()
-            self._refuse_link(self.root.iterdir())
+            for path in self.root.iterdir():
+                if path.name != "reports":  # `report` looks at its own folder
+                    _refuse_link(path)
         except FileNotFoundError:
             return
         except (OSError, RuntimeError, ValueError) as error:
@@ -135,31 +144,16 @@ class Store:
 
     def check_usable(self, key: str) -> None:
         """Raise `UserError` where a run could not work in a stage's folder, or would leave it."""
-
-        def stop(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError):
-                raise unreadable(error.filename, error) from None
-
-        for folder, folders, files in os.walk(self.folder(key), onerror=stop):
-            here = Path(folder)
-            self._refuse_link([here, *(here / name for name in folders + files)])
-            needed = [(here, os.R_OK | os.W_OK), *((here / name, os.R_OK) for name in files)]
-            for path, mode in needed:
-                if not os.access(path, mode, effective_ids=True):
-                    raise UserError(f"{path} is another user's; choose another --store")
+        top = self.folder(key)
+        for path in chain([top] if os.path.lexists(top) else [], top.rglob("*")):
+            _refuse_link(path)
+            needed = os.R_OK | os.W_OK | os.X_OK if path.is_dir() else os.R_OK
+            if not os.access(path, needed, effective_ids=True):
+                raise UserError(f"{path} is another user's; choose another --store")
         try:
             self.attempts(key)
         except OSError as error:
-            raise unreadable(self.folder(key), error) from None
-
-    @staticmethod
-    def _refuse_link(paths: Iterable[Path]) -> None:
-        """Raise `UserError` where there is a link: what is written there would leave the store."""
-        for path in paths:
-            if path.is_symlink():
-                raise UserError(
-                    f"{path} is a link, and a store has none; replace it by what it points at"
-                )
+            raise unreadable(top, error) from None
 
     def in_use(self) -> bool:
         """Return whether a driver holds the store, as far as its lock tells."""
