@@ -104,6 +104,16 @@ def commit() -> dict[str, Any]:
     return {"commit": head or "unknown", "dirty": bool(changes)}
 
 
+def begun_s(pid: int) -> float:
+    """Return when a process began, in seconds since the machine did. Raises `psutil.Error`.
+
+    No change of the clock moves that.
+    """
+    import psutil
+
+    return round(psutil.Process(pid).create_time() - psutil.boot_time(), 2)
+
+
 def describe() -> dict[str, Any]:
     """Return versions, processor, platform and host, as a record holds them."""
     system = f"{platform.system()} {platform.release()} {platform.machine()}"

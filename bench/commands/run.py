@@ -6,13 +6,12 @@ import argparse
 import importlib.util
 import math
 import os
-import signal
 import sys
 
 from bench.commands import common
 from bench.commands.data import prepare_data
 from bench.environment import use
-from bench.errors import INTERRUPTED, OK, STAGE_FAILED, UserError
+from bench.errors import OK, STAGE_FAILED, UserError
 from bench.store.store import Store
 from bench.suite.schema import Suite
 
@@ -77,8 +76,6 @@ def run(options: argparse.Namespace) -> int:
     plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
     if plan.unresolved:
         raise UserError(f"the data of profile '{suite.profile}' are not here: {plan.unresolved}")
-    # a terminal's Ctrl-C and a polite kill end a run in the same clean way
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     store.create()
     with store.lock():
         recovery.take_over(plan, store)
@@ -103,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
             assess_all(plan, store, keep_stale=options.keep_stale)
             told = f"{stopped}: {left(plan)}. To continue: {options.command_line}"
             print(f"\n{told}", file=sys.stderr)
-            return INTERRUPTED
+            return stopped.code
         write_report(plan, store, options.command_line)
     for key, reason in failed.items():
         print(f"failed: {plan.stages[key].title}: {reason}", file=sys.stderr)

@@ -47,6 +47,7 @@ class Attempt:
         group: Group,
     ) -> None:
         self.task, self.store, self.tell = task, store, tell
+        self.clock = time.monotonic()
         self.record = store.begin(self._start(run_id, device, group))
         self.folder = store.attempt_folder(task.key, self.record.attempt)
         self._logged = 0.0
@@ -70,6 +71,7 @@ class Attempt:
             started=iso(began),
             started_s=began,
             pid=os.getpid(),
+            process_s=environment.begun_s(os.getpid()),
             cost=_held(device, group, task.settings["numerics"]["threads"]),
         )
 
@@ -145,7 +147,8 @@ class Attempt:
             used["peak_memory_mib"] = _peak_memory_mib()
         cost = self.record.cost.model_copy(update=used)
         record = self.record.model_copy(update={"cost": cost, "status": status, **end})
-        if not self.store.close_attempt(record, time.time()):
+        ended_s = record.started_s + time.monotonic() - self.clock
+        if not self.store.close_attempt(record, ended_s):
             raise StageFailed(f"{self.task.title}: this attempt was given up for lost")
 
 

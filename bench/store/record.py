@@ -181,6 +181,8 @@ class Record(_Part):
     #: seconds since the epoch
     started_s: Annotated[float, Field(ge=0, lt=2**35)]
     pid: Count
+    #: when that process began, in seconds since its machine did
+    process_s: Annotated[float, Field(ge=0, lt=2**35)] | None = None
     cost: Cost
 
     status: Status = "running"
