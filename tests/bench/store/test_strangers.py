@@ -317,6 +317,14 @@ def test_a_store_in_an_odd_place_is_told(
     )
 
 
+@pytest.mark.parametrize("place", ["~nobody-of-that-name/store", "loop", "x" * 300])
+def test_doctor_looks_at_the_disk_of_any_store(place: str, bench: Bench, tmp_path: Path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    done = bench("doctor", "--store", place if place[0] == "~" else tmp_path / place)
+    assert done.code in (0, 1)
+    assert " GiB free for " in done.out
+
+
 @pytest.mark.parametrize("sides", [("a", "b"), ("no/store", "b"), ("x" * 5000, "b"), ("f00d", "b")])
 def test_diff_says_what_it_was_not_given(sides: tuple[str, str], bench: Bench, tmp_path: Path):
     done = bench("diff", *sides, "--store", tmp_path / "none")
