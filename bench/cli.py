@@ -7,7 +7,8 @@ import importlib
 import shlex
 import sys
 
-from bench.errors import INTERRUPTED, OK, USAGE, UserError
+from bench import signals
+from bench.errors import OK, USAGE, UserError
 from maect.datasets import DataError
 
 #: command -> the module that has its `declare(parser)` and `run(options)`, and what it is for
@@ -50,8 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        print(f"interrupted. To continue: {options.command_line}", file=sys.stderr)
+        return signals.code()
     except BrokenPipeError:
         sys.stderr.close()
         return OK

@@ -16,7 +16,7 @@ from bench.plan.planner import make_plan
 from bench.plan.stage import Plan, Stage
 from bench.report.frames import scale
 from bench.store.store import Store
-from reports.display import amount, duration, time_unit
+from reports.display import amount, device_word, duration, time_unit
 
 _NOT_RUN = ("cached", "pruned")
 
@@ -65,7 +65,7 @@ def plan_summary(plan: Plan) -> str:
         lines.append(f"keys are not resolved and nothing is cached: {plan.unresolved}")
     else:
         lines += [_statuses(plan, todo), *_predicted(plan, todo)]
-    return "\n".join([*lines, *_assumed(plan, todo)])
+    return common.lines_of([*lines, *_assumed(plan, todo)])
 
 
 def _statuses(plan: Plan, todo: list[Stage]) -> str:
@@ -88,8 +88,10 @@ def _predicted(plan: Plan, todo: list[Stage]) -> list[str]:
     device, hours, unknown = found
     unit, factor = time_unit(hours.hours)
     middle, low, high = (amount(value * factor) for value in hours)
-    line = f"predicted {middle} {device.upper()}-{unit} ({low} to {high} by the middle 80 % of the "
-    line += "rates in the store)"
+    line = (
+        f"predicted {middle} {device_word(device)}-{unit} ({low} to {high} by the middle 80 % of "
+    )
+    line += "the rates in the store)"
     return [f"{line}; not counted, as none has run: {', '.join(unknown)}" if unknown else line]
 
 
@@ -116,7 +118,7 @@ def left(plan: Plan) -> str:
 def _text(plan: Plan) -> str:
     """Return the whole plan, a line a stage."""
     known = estimate.rates(plan.stages.values())
-    lines = [plan_summary(plan), ""]
+    lines = []
     for stage in plan.stages.values():
         key = "unresolved" if plan.unresolved else stage.key[: common.SHOWN_KEY]
         parts = [f"{key}  {stage.status:8}  {stage.title}"]
@@ -133,7 +135,7 @@ def _text(plan: Plan) -> str:
         if stage.reason:
             parts.append(stage.reason)
         lines.append(", ".join(parts))
-    return "\n".join(lines)
+    return f"{plan_summary(plan)}\n\n{common.lines_of(lines)}"
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
