@@ -128,16 +128,14 @@ def test_what_needs_the_selection_split(
         evaluator.require_images(chosen, reported, {"selection": 0})
 
 
-def test_names_that_are_no_utf8_are_worked_with_and_shown_escaped(
-    folder: Path, tmp_path: Path, bench: Bench
-):
+def test_names_that_are_no_utf8_are_worked_with_and_shown_escaped(folder: Path, tmp_path: Path):
     (folder / "train" / "cat").rename(folder / "train" / os.fsdecode(b"c\xe4t"))
     (folder / "val" / "cat").rename(folder / "val" / os.fsdecode(b"c\xe4t"))
     (folder / "train" / "dog" / os.fsdecode(b"\xff\x1b.png")).write_bytes(b"")
     path = only_knn(suite_over(folder, tmp_path, ", max_broken: 0.1").path)
     store = tmp_path / "store"
-    done = bench("run", path, "--store", store, "--only", "raw pixels", "--seeds", 1,
-                 "--workers", 0, *(word for one in SETS for word in ("--set", one)))  # fmt: skip
+    done = run_bench("run", path, "--store", store, "--only", "raw pixels", "--seeds", 1,
+                     "--workers", 0, *(w for one in SETS for w in ("--set", one)))  # fmt: skip
     assert done.code == 0, done.err
     name = r"train/dog/\xff\x1b.png"
     assert f"left out: {name}: empty file" in done.out
