@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from bench.errors import UserError
 from bench.store.files import (
@@ -129,7 +130,7 @@ class Store:
             raise store_error(path, error) from None
         with os.fdopen(number, "r+b", buffering=0) as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _take(file)
                 file.truncate(0)
                 file.write(b"%d\n" % os.getpid())
             except BlockingIOError:
@@ -382,3 +383,19 @@ class Store:
         """Return the attempts at stages: key -> attempt -> status."""
         states = [self.state(key) for key in keys]
         return {s.key: {a.attempt: a.status for a in s.attempts} for s in states if s.attempts}
+
+
+def _take(lock: Any) -> None:
+    """Lock a file for this process alone. Raises BlockingIOError where another holds it.
+
+    Whoever looks whether it is held (`Store.in_use`) holds it for a moment: one second is waited.
+    """
+    end = time.monotonic() + 1.0
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
