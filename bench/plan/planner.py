@@ -32,7 +32,8 @@ _NOT_IN_KEY = ("path", "train_images", "classes")
 def make_plan(suite: Suite, store: Store, *, keep_stale: bool = False, only: str = "*") -> Plan:
     """Return the plan of the rows whose name fits `only`, with what the store already has.
 
-    Raises `UserError` where no row fits, or a file of released weights is missing.
+    Raises `UserError` where no row fits, a file of released weights is missing, or nothing tells
+    how many training images there are.
     """
     plan = _Planner(suite).build(only)
     assess_all(plan, store, keep_stale=keep_stale)
@@ -54,6 +55,9 @@ class _Planner:
         if not chosen:
             known = ", ".join(f"'{name}'" for name in self.suite.variants)
             raise UserError(f"--only '{only}' fits no row; rows are {known}", file=self.suite.path)
+        for data in (data_info(variant.row.data) for variant in chosen):
+            if "train" not in data.counts:
+                raise UserError(str(data.hint), file=self.suite.path)
         rows = [
             _RowPlanner(self, variant, seed).row()
             for variant in chosen
