@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UserError
+from bench.errors import UserError, short, suggestion
 from bench.plan.identity import code, stage_key
 from bench.plan.stage import Plan, Row, Stage, entry_modules
 from bench.plan.status import assess_all
@@ -53,8 +53,8 @@ class _Planner:
         """Return the plan, no stage of it assessed yet."""
         chosen = [v for v in self.suite.variants.values() if fnmatchcase(v.name, only)]
         if not chosen:
-            known = ", ".join(f"'{name}'" for name in self.suite.variants)
-            raise UserError(f"--only '{only}' fits no row; rows are {known}", file=self.suite.path)
+            hint = suggestion(only, self.suite.variants)
+            raise UserError(f"--only '{short(only)}' fits no row{hint}", file=self.suite.path)
         for data in (data_info(variant.row.data) for variant in chosen):
             if "train" not in data.counts:
                 raise UserError(str(data.hint), file=self.suite.path)

@@ -7,12 +7,13 @@ profile's own `variants` entry of that name, then by the variant's `set`, then b
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UserError, short, suggestion
+from bench.errors import UserError, nearest_file, short, suggestion
 from bench.suite import rules
 from bench.suite.evaluations import declare_all
 from bench.suite.messages import check, fault, require
@@ -60,10 +61,10 @@ def _with_profiles(path: Path) -> Map:
     names = tree.get("profiles_from")
     sources = [tree]
     for name in [names] if isinstance(names, str) else names if isinstance(names, list) else []:
-        try:
-            source = _existing(path.parent / str(name))
-        except UserError as error:
-            raise fault(str(error), tree, ("profiles_from",)) from None
+        source = path.parent / str(name)
+        if not os.path.exists(source):  # names are relative to the suite's folder
+            beside = [file.name for file in path.parent.glob("*.y*ml")]
+            require(str(name), beside, "suite file", tree, ("profiles_from",))
         inherited = Map(*tree.place)
         profiles = load(source).get("profiles")
         if isinstance(profiles, Map):
@@ -75,13 +76,15 @@ def _with_profiles(path: Path) -> Map:
 def _existing(path: Path) -> Path:
     """Return `path`. Raises `UserError` where there is no such file."""
     try:
-        if path.exists():
-            return path
-        near = suggestion(path.name, [p.name for p in path.parent.glob("*.yaml")])
-    except OSError as error:  # a name that no file can have
-        near = f": {(error.strerror or str(error)).lower()}"
-    shown = str(path) if len(str(path)) < 500 else short(str(path))
-    raise UserError(f"there is no suite file '{shown}'{near}")
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError:
+        return path  # who reads it tells why it cannot be read
+    else:
+        return path
+    near = nearest_file(path, Path("suites"), path.parent / "suites", pattern="*.y*ml")
+    raise UserError(f"there is no suite file '{short(str(path), 240)}'{near}")
 
 
 def parse_set(text: str) -> Map:

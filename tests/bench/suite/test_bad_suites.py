@@ -223,9 +223,11 @@ def test_what_is_no_suite_is_refused(content: bytes, says: str, bench: Bench, tm
 
 
 def test_files_that_are_not_there(bench: Bench, tmp_path: Path):
-    assert_refused(bench("plan", SMOKE.parent / "smok.yaml"), "did you mean 'smoke.yaml'?")
+    for word in ("smok.yaml", "smoke", "Smoke.yml", "suites/smoke.yaml"):
+        done = bench("plan", SMOKE.parent / word)
+        assert_refused(done, "there is no suite file", "did you mean '", "suites/smoke.yaml'?")
     assert_refused(bench("plan", tmp_path), str(tmp_path), "is no file")
-    assert_refused(bench("plan", "x" * 5000), "there is no suite file")
+    assert_refused(bench("plan", "x" * 5000), "xxx...': file name too long")
     fifo = tmp_path / "fifo.yaml"
     os.mkfifo(fifo)
     assert_refused(bench("plan", fifo), "is no file")
@@ -356,7 +358,8 @@ def test_a_broken_search(old: str, new: str, says: str, at: str, bench: Bench, s
         (["--workers", "two"], "whole number of at least 0"),
         (["--seeds", "0"], "whole number of at least 1"),
         (["--seeds", "-2"], "whole number of at least 1"),
-        (["--sed", "2"], "unrecognized arguments"),
+        (["--sed", "2"], "there is no argument '--sed'; did you mean '--seeds'?"),
+        (["--addresses=x"], "did you mean '--address'?"),
         (["--max-cpu-hours", "0"], "not a number of hours above 0"),
         (["--max-gpu-hours", "inf"], "not a number of hours above 0"),
     ],
@@ -373,7 +376,9 @@ def test_too_many_seeds(bench: Bench):
 
 
 def test_only_must_fit_a_row(bench: Bench):
-    assert_refused(bench("plan", SMOKE, "--only", "MAE+*"), "--only 'MAE+*'", "'MAE-CT_aug'")
+    assert_refused(bench("plan", SMOKE, "--only", "MAE+*"), "--only 'MAE+*'", "did you mean 'MAE'?")
+    assert_refused(bench("plan", SMOKE, "--only", "mae-ct"), "did you mean 'MAE-CT'?")
+    assert_refused(bench("plan", SMOKE, "--only", "0"), "known: MAE, MAE, compute-matched, ")
 
 
 def test_workers_must_divide_the_batch(bench: Bench, tmp_path: Path):
