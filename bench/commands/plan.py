@@ -65,7 +65,8 @@ def plan_summary(plan: Plan) -> str:
         lines.append(f"keys are not resolved and nothing is cached: {plan.unresolved}")
     else:
         lines += [_statuses(plan, todo), *_predicted(plan, todo)]
-    return "\n".join([*lines, *_assumed(plan, todo)])
+    notes = [f"note: {note}" for note in plan.suite.notes if note.startswith("--set")]
+    return "\n".join([*lines, *_assumed(plan, todo), *notes])
 
 
 def _statuses(plan: Plan, todo: list[Stage]) -> str:
@@ -116,8 +117,10 @@ def left(plan: Plan) -> str:
 def _text(plan: Plan) -> str:
     """Return the whole plan, a line a stage."""
     known = estimate.rates(plan.stages.values())
-    lines = [plan_summary(plan), ""]
-    for stage in plan.stages.values():
+    todo = _todo(plan)
+    stages = [s for s in plan.stages.values() if todo or s.reason]  # all cached: there is no more
+    lines = [plan_summary(plan), *([""] if stages else [])]
+    for stage in stages:
         key = "unresolved" if plan.unresolved else stage.key[: common.SHOWN_KEY]
         parts = [f"{key}  {stage.status:8}  {stage.title}"]
         if stage.steps:

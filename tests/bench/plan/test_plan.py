@@ -382,12 +382,15 @@ def test_an_earlier_success_outlives_a_later_failure(chain, store):
     assert assessed(chain, store)[2] == ("cached", None)
 
 
-def test_a_finished_plan_is_all_cached(store):
+def test_a_finished_plan_is_all_cached_and_told_in_a_few_lines(store, bench: Bench):
     plan = make_plan(load_suite(SMOKE), store)
     for stage in plan.stages.values():
         write_record(store, stage)
     plan = make_plan(load_suite(SMOKE), store)
     assert len(plan.with_status("cached")) == len(plan.stages)
+    done = bench("plan", SMOKE, "--store", store.root)
+    assert "54 cached, 0 to run" in done.out
+    assert done.out.count("\n") < 6
 
 
 def test_columns_have_their_names_before_anything_is_measured(plan_of, store):
