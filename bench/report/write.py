@@ -63,7 +63,7 @@ def _write(
         said.append(f"{name}: {target}")
     if as_json:
         found = {"tables": plain_tables(tables), "failures": view.failures.to_dicts()}
-        print(json.dumps(found, ensure_ascii=False, indent=1))
+        print(json.dumps(found, indent=1))
     else:
         print("\n".join([render_text(view, facts, tables), *said]))
 

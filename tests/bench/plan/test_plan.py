@@ -112,8 +112,12 @@ def test_imagenet_plans_without_the_data(bench: Bench, tmp_path: Path):
     assert {stage["status"] for stage in plan["stages"]} == {"pending"}
     steps = {stage["title"]: stage["steps"] for stage in plan["stages"]}
     assert steps["MAE, seed 0"] == 800 * (1281167 // 1024)
+    told = bench("plan", PAPER, "--profile", "imagenet", "--store", tmp_path).out
+    assert "--set data.path=DIR" in told
+    assert "assumed: 1,281,167 training images, as the suite says" in told
     done = bench("run", PAPER, "--profile", "imagenet", "--store", tmp_path / "store")
     assert done.code == 2
+    assert "--set data.path=DIR" in done.err
     assert not (tmp_path / "store").exists()
 
 
