@@ -15,6 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from bench import environment
+
+# the small suites compute with these instructions: before a test imports numpy or torch
+environment.use("avx2")
+
 BENCHMARKS = Path(__file__).parent / "tests" / "benchmarks"
 
 

@@ -1,14 +1,22 @@
-import os
+import shlex
 import sys
 
-from bench.cli import main
+from bench import signals
 
 if __name__ == "__main__":
-    code = main()
+    signals.catch()  # first of all: the imports take a second
+    try:
+        from bench.cli import main
+
+        code = main()
+    except BaseException:  # an import that a signal ends may raise anything
+        if not signals.received:
+            raise
+        print(
+            f"interrupted. To continue: python -m bench {shlex.join(sys.argv[1:])}", file=sys.stderr
+        )
+        code = signals.code()
     cluster = sys.modules.get("bench.run.cluster")
-    if cluster is not None and cluster.abandoned:
-        cluster.end_local_processes()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    if signals.received or (cluster is not None and cluster.open_still):
+        signals.leave(code)
     sys.exit(code)

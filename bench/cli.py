@@ -9,8 +9,8 @@ import shlex
 import sys
 from typing import Any, NoReturn
 
-from bench import terminal
-from bench.errors import INTERRUPTED, USAGE, UserError, short, suggestion, written
+from bench import signals, terminal
+from bench.errors import USAGE, UserError, short, suggestion, written
 from maect.datasets import DataError
 
 #: command -> the module that has its `declare(parser)` and `run(options)`, and what it is for
@@ -66,8 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {_reason(error)}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        print(f"interrupted. To continue: {line}", file=sys.stderr)
+        return signals.code()
     finally:
         sys.stdout.flush()
     return USAGE

@@ -5,12 +5,23 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "torchvision", "timm", "ray", "numpy", "polars", "scikit-learn", "safetensors")
+#: variables with which the libraries compute with AVX2 on a machine that has more, too
+AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "AVX2",
+    "OPENBLAS_CORETYPE": "Haswell",
+    # two generations of names: before numpy 2.4, and since
+    "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL "
+    "AVX512_SPR X86_V4",
+}
 #: instruction sets that change which kernels a CPU runs, and so the last digits
 _SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "asimd", "sve")
 
@@ -28,13 +39,15 @@ def versions() -> dict[str, str]:
 
 @cache
 def processor() -> dict[str, Any]:
-    """Return the CPU model, its instruction sets and the cores this process may use."""
-    model, flags = platform.processor() or platform.machine(), ""
+    """Return the CPU's model, vendor and instruction sets, and the cores this process may use."""
+    model, flags, vendor = platform.processor() or platform.machine(), "", ""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
             if name.strip() == "model name":
                 model = value.strip()
+            if name.strip() == "vendor_id":
+                vendor = value.strip()
             if name.strip() in ("flags", "Features"):
                 flags = value
                 break
@@ -42,7 +55,34 @@ def processor() -> dict[str, Any]:
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     sets = [name for name in _SETS if name in flags.split()]
-    return {"cpu": model, "isa": sets, "cores": cores or 1}
+    return {"cpu": model, "vendor": vendor, "isa": sets, "cores": cores or 1}
+
+
+def use(isa: str) -> None:
+    """Make the libraries of this process, and of those it starts, compute with instructions `isa`.
+
+    The libraries read the variables once, when they are loaded: a command that has loaded them
+    begins anew. A variable that is set already stays; `maect.parallel.require_avx2` finds out
+    whether the libraries comply.
+    """
+    missing = {} if isa == "native" else {k: v for k, v in AVX2.items() if k not in os.environ}
+    os.environ.update(missing)
+    own = sys.modules["__main__"].__spec__
+    if missing and own is not None and own.name == "bench.__main__" and "numpy" in sys.modules:
+        os.execv(sys.executable, sys.orig_argv)
+
+
+def processors(isa: str) -> str | None:
+    """Return the class of processors that give the same bits under `isa` as this one does.
+
+    None for `native`. MKL documents that it takes the branch of `MKL_CBWR` on Intel's processors
+    only, so the vendor is part of the class; where there is no AVX2, the architecture is all.
+    """
+    if isa == "native":
+        return None
+    if "avx2" not in processor()["isa"]:
+        return platform.machine()
+    return f"avx2 {processor()['vendor']}"
 
 
 @cache
@@ -64,7 +104,19 @@ def commit() -> dict[str, Any]:
     return {"commit": head or "unknown", "dirty": bool(changes)}
 
 
+def begun_s(pid: int) -> float:
+    """Return when a process began, in seconds since the machine did. Raises `psutil.Error`.
+
+    No change of the clock moves that.
+    """
+    import psutil
+
+    return round(psutil.Process(pid).create_time() - psutil.boot_time(), 2)
+
+
 def describe() -> dict[str, Any]:
     """Return versions, processor, platform and host, as a record holds them."""
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
-    return {**versions(), **processor(), "platform": system, "host": platform.node()}
+    switches = {name: os.environ[name] for name in AVX2 if name in os.environ}
+    here = {"platform": system, "host": platform.node(), "switches": switches}
+    return {**versions(), **processor(), **here}

@@ -8,7 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 #: exit codes of every command
-OK, STAGE_FAILED, USAGE, MISMATCH, INTERRUPTED = 0, 1, 2, 3, 130
+OK, STAGE_FAILED, USAGE, MISMATCH = 0, 1, 2, 3
+#: of one ended by SIGHUP, Ctrl-C (or a budget), SIGTERM: 128 and the signal's number, as shells say
+HUNG_UP, INTERRUPTED, TERMINATED = 129, 130, 143
 
 #: characters of a word from a file that a message shows
 SHOWN = 60
@@ -24,6 +26,10 @@ class UserError(Exception):
     ) -> None:
         where = "" if file is None else f"{file}:{line}: " if line else f"{file}: "
         super().__init__(printable(where + message))
+
+
+class MachineError(Exception):
+    """Ray or the machine gave way, told in a sentence: no traceback, exit code 1."""
 
 
 def printable(text: str) -> str:

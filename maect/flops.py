@@ -38,7 +38,7 @@ def mae_step(model: ModelSettings, mae: MAESettings, image_size: int, channels: 
     decoder = model.decoder_depth * block_forward(count + 1, model.decoder_dim, model.mlp_ratio)
     decoder += 2.0 * (visible + 1) * model.dim * model.decoder_dim
     decoder += 2.0 * count * model.decoder_dim * channels * model.patch_size**2
-    return 3.0 * mae.batch_size * (encoder + decoder)
+    return 3.0 * mae.views * mae.batch_size * (encoder + decoder)
 
 
 def _head_forward(dim: int, head: HeadSettings, *, target: bool, queued: bool) -> float:
@@ -71,7 +71,7 @@ def tune_step(
     encoder = encoder_forward(model, image_size, channels, count)
     trained = model.depth - (tune.frozen_blocks or 0)
     backward = 2.0 * trained * block_forward(count + 1, model.dim, model.mlp_ratio)
-    queued = tune.positive in ("neighbor", "no_swap")
+    queued = tune.positive != "no_queue"
     heads = _head_forward(model.dim, head, target=True, queued=queued)
     return 2.0 * tune.batch_size * (encoder + backward + heads)
 

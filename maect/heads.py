@@ -179,7 +179,7 @@ class NNCLRHead(nn.Module):
         `positive`: "neighbor", the loss is `(L(pred_0, nn_1) + L(pred_1, nn_0)) / 2`; "no_swap",
         `(L(pred_0, nn_0) + L(pred_1, nn_1)) / 2`; "oracle", neighbours of the sample's own label
         only, while the queue holds any; "no_queue", in the place of nn_i stands view i's own
-        projection, without gradient as queue entries are.
+        online projection, through which gradient flows (the published ablation).
 
         Raises ValueError if draws or labels are needed and missing.
         """
@@ -199,7 +199,7 @@ class NNCLRHead(nn.Module):
         # ---- positives: 2 x [B, O], rows of unit norm
         found = None
         if positive == "no_queue":
-            positives = [F.normalize(key, dim=1) for key in keys]
+            positives = [F.normalize(projection, dim=1) for projection in projected]
         else:
             wanted = labels if positive == "oracle" else None
             found = self._neighbors(keys, ids, topk, draws, exclude_own, wanted)  # [2, B]

@@ -9,12 +9,16 @@ tree: the sums are bitwise equal for every number of workers that divides S.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from threadpoolctl import threadpool_info
 from torch import Tensor, nn
 
 
@@ -28,6 +32,51 @@ def make_deterministic(threads: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+#: what `mkl_cbwr_get` answers
+_MKL_AUTO, _MKL_AVX2 = 2, 10
+
+
+def require_avx2(*, intel: bool) -> None:
+    """Raise RuntimeError unless torch, MKL, numpy and OpenBLAS compute with AVX2 instructions.
+
+    Asks the libraries themselves, but for oneDNN, which cannot be asked: its variable is looked at.
+    On processors that are not `intel`, MKL is documented to choose a branch by itself (AUTO), one
+    whose results repeat. An OPENBLAS_CORETYPE of the user's own is kept, and stands in the record.
+    """
+    blas = threadpool_info() if os.environ.get("OPENBLAS_CORETYPE") == "Haswell" else []
+    found = {
+        "torch": torch.backends.cpu.get_cpu_capability(),
+        "oneDNN": os.environ.get("ONEDNN_MAX_CPU_ISA"),
+        "numpy": "AVX-512" if _numpy_has_avx512() else "AVX2",
+        **{one["prefix"]: one["architecture"] for one in blas if "architecture" in one},
+    }
+    wrong = {name: isa for name, isa in found.items() if isa not in ("AVX2", "Haswell")}
+    mkl = _mkl_branch()
+    if mkl not in (None, _MKL_AVX2 if intel else _MKL_AUTO):
+        wrong["MKL"] = f"branch {mkl}"
+    if wrong:
+        told = ", ".join(f"{name}: {isa}" for name, isa in wrong.items())
+        raise RuntimeError(
+            f"numerics.isa is avx2, but not all libraries compute with it ({told}); unset "
+            "ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA, MKL_CBWR and NPY_DISABLE_CPU_FEATURES"
+        )
+
+
+def _numpy_has_avx512() -> bool:
+    features = np._core._multiarray_umath.__cpu_features__  # type: ignore[attr-defined]
+    return any(has for name, has in features.items() if name.startswith(("AVX512", "X86_V4")))
+
+
+def _mkl_branch() -> int | None:
+    """Return the branch that MKL takes for reproducible results; None if torch has no MKL."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        ask = ctypes.CDLL(str(library)).mkl_serv_cbwr_get
+    except (OSError, AttributeError):
+        return None
+    return int(ask(1))
 
 
 class Group:

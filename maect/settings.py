@@ -139,6 +139,11 @@ class NumericsSettings(Settings):
     """What changes the digits of a result without changing the method; part of every key."""
 
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    #: instructions of a CPU's kernels: `native`, the best that each machine has; `avx2`, the same
+    #: on every x86-64 machine, so that bits travel from one to the other
+    isa: Literal["native", "avx2"] = "native"
+    #: with `isa`, the class of processors among which bits are equal; the planner fills it in
+    processors: str | None = None
     #: intra-op threads of each worker
     threads: PositiveInt = 1
     #: logical shards of the global batch. 1: each worker takes its share in one piece (`fast`).
@@ -218,8 +223,8 @@ class ScheduleSettings(Settings):
     epochs: PositiveInt | None = None
     #: global batch, images
     batch_size: PositiveInt = 1024
-    #: exactly one of the two: peak rate, or base rate scaled by 2 x batch_size / 256
-    #: (the published code counts both views of each image, in MAE pretraining too)
+    #: exactly one of the two: peak rate, or base rate scaled by views x batch_size / 256: two views
+    #: of each image in head initialisation and tuning, `views` crops in MAE pretraining
     lr: Positive | None = None
     base_lr: Positive | None = None
     betas: tuple[float, float] = (0.9, 0.95)
@@ -247,7 +252,11 @@ class ScheduleSettings(Settings):
         if rate is None:
             rate = self.lr if self.lr is not None else self.base_lr
             assert rate is not None
-        return rate if self.lr is not None else rate * 2 * self.batch_size / 256
+        return rate if self.lr is not None else rate * self._crops() * self.batch_size / 256
+
+    def _crops(self) -> int:
+        """Return how many views of each image a step takes."""
+        return 2
 
     def resolve(self, train_images: int, depth: int) -> Self:
         """Return the same stage told in steps, peak rates and frozen blocks.
@@ -271,9 +280,15 @@ class ScheduleSettings(Settings):
 class MAESettings(ScheduleSettings):
     """MAE pretraining: reconstruct the masked patches' pixels."""
 
+    #: crops of each image in every step, all in the loss: 1 in facebookresearch/mae, 2 in MAE-CT's
+    #: published recipes
+    views: Literal[1, 2] = 1
     mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
     #: normalise each target patch by its own mean and (unbiased) variance
     norm_pix: bool = True
+
+    def _crops(self) -> int:
+        return self.views
 
 
 class HeadSettings(ScheduleSettings):
@@ -318,8 +333,8 @@ class TuneSettings(ScheduleSettings):
     #: never take an earlier view of the same image for its neighbour
     exclude_own: bool = True
     #: what stands for the positive: a neighbour from the queue; an image of the same class (an
-    #: upper bound); the other view (no queue: SimCLR-like); or the queue's neighbour of the same
-    #: view without swapping views
+    #: upper bound); the other view's online projection (no queue: SimCLR-like); or the queue's
+    #: neighbour of the same view without swapping views
     positive: Literal["neighbor", "oracle", "no_queue", "no_swap"] = "neighbor"
 
     def resolve(self, train_images: int, depth: int) -> Self:

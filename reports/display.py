@@ -11,11 +11,19 @@ _JOINER = "\u200d"
 
 
 def plain(text: object) -> str:
-    """Return `text` without control and direction-changing characters; tabs and newlines stay."""
+    """Return `text` without control and direction-changing characters; tabs and newlines stay.
+
+    This is the guard of terminal and page, whatever a suite, a store or a log holds.
+    """
     source = str(text)
     if source.isprintable():
         return source
-    return "".join(c if c.isprintable() or c in "\n\t" + _JOINER else "\ufffd" for c in source)
+    return "".join(c if _harmless(c) else "\ufffd" for c in source)
+
+
+def _harmless(char: str) -> bool:
+    """Return whether a character prints, or is white space that moves nothing."""
+    return char.isprintable() or char in "\n\t" + _JOINER or unicodedata.category(char) == "Zs"
 
 
 def short(text: object, limit: int = 60) -> str:
@@ -77,9 +85,19 @@ def time_unit(hours: float) -> tuple[str, float]:
     return ("min", 60.0) if hours * 60.0 >= 1.0 else ("s", 3600.0)
 
 
+def device_word(kind: str | None) -> str:
+    """Return what is held of a kind of device: "GPU"; of a CPU "core"; "device" of any other."""
+    return {"gpu": "GPU", "cpu": "core"}.get(kind or "", "device")
+
+
+def held(devices: int, kind: str | None, model: str | None) -> str:
+    """Return the devices that an attempt held: "2 cores (AMD EPYC)"."""
+    return plural(devices, device_word(kind)) + (f" ({model})" if model else "")
+
+
 def duration(seconds: float | None) -> str:
     """Return "1 h 12 min", "4 min 5 s" or "3.2 s"."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return "not measured"
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -101,7 +119,7 @@ def amount(value: float) -> str:
 
 def slug(text: object) -> str:
     """Return `text` as part of an HTML id: letters, digits and hyphens."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", str(text)).strip("-").lower()[:40] or "x"
+    return re.sub(r"[^A-Za-z0-9]+", "-", str(text)).strip("-").lower() or "x"
 
 
 def plural(count: int, noun: str) -> str:

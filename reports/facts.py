@@ -38,10 +38,10 @@ class Facts:
         """Rows of `distinct` by key, for what is printed of single stages."""
         return {str(row["key"]): row for row in self.distinct.iter_rows(named=True)}
 
-    def training(self, *, own: bool = False) -> pl.DataFrame:
-        """Return the training stages of all rows; only each row's own last ones if `own`."""
-        wanted = (pl.col("group") == "train") & (pl.col("own") if own else pl.lit(True))
-        found = self.view.stages.filter(wanted)
+    @cached_property
+    def training(self) -> pl.DataFrame:
+        """The training stages of all rows; `own` are each row's own last ones."""
+        found = self.view.stages.filter(pl.col("group") == "train")
         return found.unique(["variant", "seed", "key"], keep="first", maintain_order=True)
 
     def record(self, key: str) -> dict[str, Any]:

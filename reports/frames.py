@@ -32,7 +32,7 @@ STAGES: dict[str, Any] = {
     "attempt": pl.Int64,
     "steps": pl.Int64,
     "wall_s": pl.Float64,
-    "cpu_s": pl.Float64,
+    "cpu_s": pl.Float64,  # that the processes computed
     "devices": pl.Int64,
     "device_kind": pl.String,
     "device_model": pl.String,
@@ -57,6 +57,7 @@ ATTEMPTS: dict[str, Any] = {
     "attempt": pl.Int64,
     "status": pl.String,
     "wall_s": pl.Float64,
+    "cpu_s": pl.Float64,
     "device_kind": pl.String,
     "device_hours": pl.Float64,
     **METERED,

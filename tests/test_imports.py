@@ -21,6 +21,7 @@ RAY = {"bench.run.cluster", "bench.run.tune"}
 #: rooms of bench/ from the bottom up; a module imports from lower rooms and its own only
 ROOMS = [
     {"errors", "environment"},
+    {"signals"},
     {"suite", "store"},
     {"plan"},
     {"run", "report"},

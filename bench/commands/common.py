@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import UserError, nearest_file, short
+from bench.errors import UserError, nearest_file, printable, short
 
 if TYPE_CHECKING:
     from bench.plan.stage import Plan
@@ -98,6 +98,11 @@ def planned(options: argparse.Namespace, store: Store, *, keep_stale: bool) -> P
     if plan.unresolved:
         raise UserError(f"the data are not here, so no key is known: {plan.unresolved}")
     return plan
+
+
+def lines_of(lines: Iterable[str]) -> str:
+    """Return lines as one text; what a terminal would act on is written out."""
+    return "\n".join(map(printable, lines))
 
 
 def existing(path: Path) -> Store:

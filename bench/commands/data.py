@@ -23,7 +23,7 @@ def rows(names: list[str] | None = None) -> list[dict[str, Any]]:
     """Return a row for each named set: what it is, and its fingerprint where it is here."""
     found = []
     for name in names or list(CATALOG):
-        info = describe(DataSettings.parse({"name": name}), data_root())
+        info = describe(settings_of(name), data_root())
         found.append(
             {
                 "name": name,
@@ -41,7 +41,7 @@ def rows(names: list[str] | None = None) -> list[dict[str, Any]]:
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("action", choices=["ls", "fetch", "check"])
-    names = "default: ls and check, all; check also takes a folder of images or shards"
+    names = "default: ls and check, all; both also take a folder of images or shards"
     parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     parser.add_argument("--from", dest="from_path", type=common.path, help="files already at hand")
     common.json_argument(parser)
@@ -50,7 +50,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """List, fetch or check data sets. Return the exit code."""
     for name in options.names:
-        if options.action == "check":
+        if options.action != "fetch":
             settings_of(name)
         elif name not in CATALOG:
             raise UserError(f"there is no data set '{short(name)}'{suggestion(name, CATALOG)}")
@@ -79,13 +79,8 @@ def prepare_data(suite: Suite) -> bool:
     data_info.cache_clear()
     for variant in suite.variants.values():
         counts = data_info(variant.row.data).counts
-        for name, evaluation in variant.evaluations.items():
-            try:
-                evaluation.evaluator.require_images(
-                    evaluation.settings, variant.row.report_on, counts
-                )
-            except ValueError as error:
-                raise UserError(f"evaluation '{name}': {error}", file=suite.path) from None
+        for one in variant.evaluations.values():
+            one.evaluator.require_images(one.settings, variant.row.report_on, counts)
     return bool(missing)
 
 
@@ -116,7 +111,7 @@ def _line(row: dict[str, Any]) -> str:
     counts = ", ".join(f"{count} {split}" for split, count in row["images"].items())
     shape = "×".join(map(str, row["shape"]))
     state = f"here, fingerprint {row['fingerprint'][:12]}" if row["fingerprint"] else row["hint"]
-    return f"{row['name']:14} {shape:8} {row['classes']:4} classes, {counts}: {state}"
+    return f"{printable(row['name']):14} {shape:8} {row['classes']:4} classes, {counts}: {state}"
 
 
 def _fetch(names: list[str], from_path: Path | None) -> None:
@@ -127,8 +122,7 @@ def _fetch(names: list[str], from_path: Path | None) -> None:
     if from_path is not None and len(names) > 1:
         raise UserError("--from goes with one data set at a time")
     for name in names:
-        got = fetch.fetch(name, data_root(), from_path, print)
-        print(f"{name}: here, from {got.source}")
+        print(f"{name}: here, from {fetch.fetch(name, data_root(), from_path, print)}")
         print(_line(rows([name])[0]))
 
 
@@ -144,9 +138,7 @@ def _check(names: list[str]) -> bool:
                 print(f"{name}: ok, content {fetch.check(name, data_root())[:12]}")
                 continue
             info = prepare(settings_of(name), data_root(), print)
-            counts = ", ".join(f"{count} {split}" for split, count in info.counts.items())
-            print(f"{printable(name)}: ok, {info.name}, {info.classes} classes, {counts}, ", end="")
-            print("\n".join([f"content {str(info.fingerprint)[:12]}", *unusual_lines(info)]))
+            print("\n".join([_line(rows([name])[0]), *unusual_lines(info)]))
         except DataError as error:
             whole = False
             print(f"{printable(name)}: {error}", file=sys.stderr)

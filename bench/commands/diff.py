@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 
 from bench.commands import common
 from bench.commands.show import find
-from bench.errors import MISMATCH, OK, UserError
+from bench.errors import MISMATCH, OK, UserError, printable, short
 from bench.plan.planner import make_plan
 from bench.store.record import Record
 from bench.store.store import Store
@@ -45,7 +48,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the differences. Return the exit code."""
     store = Store(options.store)
-    found = compare(_side(options.a, store), _side(options.b, store))
+    sides = _side(options.a, store), _side(options.b, store)
+    for problem in (problem for side in sides for problem in side.problems):
+        print(printable(f"left out: {problem}"), file=sys.stderr)
+    found = compare(*sides)
     print(json.dumps(found, indent=1) if options.json else _text(found))
     return MISMATCH if found["different"] else OK
 
@@ -56,6 +62,7 @@ class Side:
 
     name: str
     records: dict[str, Record] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
     def add(self, record: Record | None) -> None:
         """Take a record in if it is complete and newer than the known record of its stage."""
@@ -67,7 +74,9 @@ class Side:
     def add_all(self, store: Store, run: str | None = None) -> None:
         """Take in all records of a store, or those of one run."""
         for key in store.stage_keys():
-            for record in store.state(key).attempts:
+            state = store.state(key)
+            self.problems += state.problems
+            for record in state.attempts:
                 if run is None or record.run == run:
                     self.add(record)
 
@@ -80,17 +89,19 @@ def _side(what: str, store: Store) -> Side:
     """
     found = Side(what)
     file, _, profile = what.rpartition(":") if ".yaml:" in what else (what, "", "")
-    if Path(what).is_dir():
-        other = Store(Path(what))
-        if not (other.root / "stages").is_dir():
-            raise UserError(f"there is no store at {what}: it has no folder 'stages'")
-        found.add_all(other)
+    if os.path.isdir(what):
+        found.add_all(common.existing(Path(what)))
     elif file.endswith((".yaml", ".yml")):
         suite = load_suite(Path(file), profile=profile or None)
         for stage in make_plan(suite, store, keep_stale=True).stages.values():
             found.add(stage.record)
     elif any(run.id == what for run in store.runs()):
         found.add_all(store, run=what)
+    elif not re.fullmatch("[0-9a-f]+", what) or not (store.root / "stages").is_dir():
+        raise UserError(
+            f"'{short(what)}' is neither a store's folder nor a suite file, and the store "
+            f"{store.root} has no such run or key"
+        )
     else:
         state = find(store, what)
         found.add(state.record)
@@ -192,7 +203,7 @@ def _text(result: dict[str, Any]) -> str:
         lines.append(f"  {entry['stage']}, {entry['metric']}: {values}")
     files = result["artifacts"]
     lines += ["", f"artifacts: {_some(files)} differ" if files else "artifacts: bit for bit equal"]
-    return "\n".join(lines)
+    return common.lines_of(lines)
 
 
 def _shown(value: Any) -> str:

@@ -72,7 +72,7 @@ def _gpus() -> Check:
     cpu = f"{processor['cores']} cores of {processor['cpu']}"
     if names:
         return _optional("GPU", True, f"{len(names)} × {names[0]} (NVML answers), {cpu}")
-    return _optional("GPU", False, f"none (NVML finds no driver), {cpu}", "costs are in CPU-hours")
+    return _optional("GPU", False, f"none (NVML finds no driver), {cpu}", "costs are in core-hours")
 
 
 def _disk(store: Path) -> Check:

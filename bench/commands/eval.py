@@ -129,8 +129,8 @@ class _Checkpoint:
             settings = {"data": self.data.resolved(), "seed": self.options.seed, **tokens}
             job = self._job(settings, "features")
             job.prepare()
-            images = JobImages(job, self.options.split, self.encoder)
-            self._features[key] = images, extract(images)
+            images = JobImages(job, self.encoder)
+            self._features[key] = images.reporting(self.options.split), extract(images)
         return self._features[key]
 
     def _job(self, settings: dict[str, Any], kind: str) -> Any:

@@ -27,7 +27,9 @@ def run(options: argparse.Namespace) -> int:
 
 def attempts(store: Store) -> list[dict[str, Any]]:
     """Return every attempt of a store as plain data, oldest first; and what is damaged."""
-    rows = []
+    problems: list[str] = []
+    store.runs(problems)
+    rows: list[dict[str, Any]] = [{"key": "", "problem": problem} for problem in problems]
     for key in store.stage_keys():
         state = store.state(key)
         for record in state.attempts:
@@ -53,7 +55,7 @@ def _text(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         key = row["key"][: common.SHOWN_KEY]
         if "problem" in row:
-            lines.append(f"{key}  {row['problem']}")
+            lines.append(f"{key:{common.SHOWN_KEY}}  {row['problem']}")
             continue
         took = "" if row["wall_s"] is None else duration(row["wall_s"])
         metric = next((f"{name} {value:.1f}" for name, value in row["metrics"].items()), "")
@@ -61,4 +63,4 @@ def _text(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"{key}  {row['started'][:19]}  {row['status']:11}  {took:>7}  {row['name']}{said}"
         )
-    return "\n".join(lines) or "the store has no records"
+    return common.lines_of(lines) or "the store has no records"

@@ -16,7 +16,7 @@ from bench.plan.planner import make_plan
 from bench.plan.stage import Plan, Stage
 from bench.report.frames import scale
 from bench.store.store import Store
-from reports.display import amount, duration, time_unit
+from reports.display import amount, device_word, duration, time_unit
 
 _NOT_RUN = ("cached", "pruned")
 
@@ -68,7 +68,7 @@ def plan_summary(plan: Plan) -> str:
     else:
         lines += [_statuses(plan, todo), *_predicted(plan, todo)]
     notes = [f"note: {note}" for note in plan.suite.notes if note.startswith("--set")]
-    return "\n".join([*lines, *_assumed(plan, todo), *notes])
+    return common.lines_of([*lines, *_assumed(plan, todo), *notes])
 
 
 def _statuses(plan: Plan, todo: list[Stage]) -> str:
@@ -91,8 +91,10 @@ def _predicted(plan: Plan, todo: list[Stage]) -> list[str]:
     device, hours, unknown = found
     unit, factor = time_unit(hours.hours)
     middle, low, high = (amount(value * factor) for value in hours)
-    line = f"predicted {middle} {device.upper()}-{unit} ({low} to {high} by the middle 80 % of the "
-    line += "rates in the store)"
+    line = (
+        f"predicted {middle} {device_word(device)}-{unit} ({low} to {high} by the middle 80 % of "
+    )
+    line += "the rates in the store)"
     return [f"{line}; not counted, as none has run: {', '.join(unknown)}" if unknown else line]
 
 
@@ -119,10 +121,9 @@ def left(plan: Plan) -> str:
 def _text(plan: Plan) -> str:
     """Return the whole plan, a line a stage."""
     known = estimate.rates(plan.stages.values())
-    todo = _todo(plan)
-    stages = [s for s in plan.stages.values() if todo or s.reason]  # all cached: there is no more
-    lines = [plan_summary(plan), *([""] if stages else [])]
-    for stage in stages:
+    todo, lines = _todo(plan), []
+    # where all is cached there is no more to say
+    for stage in [s for s in plan.stages.values() if todo or s.reason]:
         key = "unresolved" if plan.unresolved else stage.key[: common.SHOWN_KEY]
         parts = [f"{key}  {stage.status:8}  {stage.title}"]
         if stage.steps:
@@ -138,7 +139,7 @@ def _text(plan: Plan) -> str:
         if stage.reason:
             parts.append(stage.reason)
         lines.append(", ".join(parts))
-    return "\n".join(lines)
+    return "\n\n".join([plan_summary(plan), *([common.lines_of(lines)] if lines else [])])
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:

@@ -24,6 +24,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     beside = "beside another store's; of two stores, the one's beside the other's"
     add("--compare", type=common.path, nargs="+", metavar="STORE", help=beside)
     add("--check", action="store_true", help="exit 3 if the table is not sound")
+    output = "where the page goes, exports beside it (default: the folder `reports` of the store)"
+    add("--output", type=common.path, metavar="PATH", help=output)
     embedded = "print the suite that a report embeds, and nothing else"
     add("--extract-suite", type=common.path, metavar="FILE", help=embedded)
 
@@ -41,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from bench.report import write
+    from reports.tables.check import check
 
     if options.extract_suite is not None:
         print(write.extract(options.extract_suite), end="")
@@ -48,20 +51,22 @@ def _run(options: argparse.Namespace) -> int:
     if options.suite is None:
         after = " --compare A B" if options.compare else ""
         raise UserError(f"say which suite: python -m bench report suites/paper_table.yaml{after}")
+    asked = {"exports": options.export, "as_json": options.json, "output": options.output}
     if options.compare is not None:
         if len(options.compare) > 2:
             raise UserError("--compare sets two stores side by side; name one or two")
         paths = [options.store, *options.compare][-2:]
         one, other = (common.existing(path) for path in paths)
-        suite = common.load(options)
-        write.compare(suite, (one, other), options.only, options.command_line)
-        return OK
-    store = common.existing(options.store)
-    plan = common.planned(options, store, keep_stale=options.keep_stale)
-    view = write.write_report(
-        plan, store, options.command_line, options.export, as_json=options.json
-    )
-    found = write.problems(view) if options.check else []
+        if one.root == other.root:
+            raise UserError(f"--compare needs two stores; both are {one.root}")
+        view = write.compare(
+            common.load(options), (one, other), options.only, options.command_line, **asked
+        )
+    else:
+        store = common.existing(options.store)
+        plan = common.planned(options, store, keep_stale=options.keep_stale)
+        view = write.write_report(plan, store, options.command_line, **asked)
+    found = check(view) if options.check else []
     for problem in found:
         print(f"check: {problem}", file=sys.stderr)
     return MISMATCH if found else OK

@@ -6,12 +6,12 @@ import argparse
 import importlib.util
 import math
 import os
-import signal
 import sys
 
 from bench.commands import common
 from bench.commands.data import prepare_data
-from bench.errors import INTERRUPTED, OK, STAGE_FAILED, UserError
+from bench.environment import use
+from bench.errors import OK, STAGE_FAILED, UserError
 from bench.store.store import Store
 from bench.suite.schema import Suite
 
@@ -26,8 +26,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     address = "join a running Ray cluster (default: $RAY_ADDRESS, else a Ray of this run's own)"
     default = os.environ.get("RAY_ADDRESS")
     parser.add_argument("--address", default=default, metavar="A", help=address)
-    for kind in ("gpu", "cpu"):
-        limit = f"stop once this run has held {kind.upper()}s for so long; the same command goes on"
+    for kind, device in (("gpu", "GPU"), ("cpu", "core")):
+        limit = f"stop at H {device}-hours ({device}s held × wall time); the same command goes on"
         parser.add_argument(f"--max-{kind}-hours", type=_hours, metavar="H", help=limit)
 
 
@@ -69,14 +69,13 @@ def run(options: argparse.Namespace) -> int:
     tune = options.name == "sweep"
     suite = common.load(options)
     _check_search(options, suite, tune)
+    use(suite.isa)
     if prepare_data(suite):
         suite = common.load(options)
     store = Store(options.store)
     plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
     if plan.unresolved:
         raise UserError(f"the data of profile '{suite.profile}' are not here: {plan.unresolved}")
-    # a terminal's Ctrl-C and a polite kill end a run in the same clean way
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     store.create()
     with store.lock():
         recovery.take_over(plan, store)
@@ -101,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
             assess_all(plan, store, keep_stale=options.keep_stale)
             told = f"{stopped}: {left(plan)}. To continue: {options.command_line}"
             print(f"\n{told}", file=sys.stderr)
-            return INTERRUPTED
+            return stopped.code
         write_report(plan, store, options.command_line)
     for key, reason in failed.items():
         print(f"failed: {plan.stages[key].title}: {reason}", file=sys.stderr)

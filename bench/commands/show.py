@@ -6,9 +6,10 @@ import argparse
 import json
 
 from bench.commands import common
-from bench.errors import OK, UserError
+from bench.errors import OK, UserError, short
 from bench.store.record import Record
 from bench.store.store import StageState, Store
+from reports.display import held
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -20,27 +21,31 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Show one stage. Return the exit code."""
-    state = find(common.existing(options.store), options.key)
+    store = common.existing(options.store)
+    state = find(store, options.key)
     if options.json:
         print(json.dumps([record.plain() for record in state.attempts], indent=1))
     else:
-        print("\n".join(_lines(state)))
+        print(common.lines_of(_lines(state, store)))
     return OK
 
 
 def find(store: Store, beginning: str) -> StageState:
     """Return the stage whose key begins so. Raises `UserError` if there is none, or several."""
     found = [key for key in store.stage_keys() if key.startswith(beginning)]
-    if len(found) != 1:
-        what = "no stage" if not found else f"{len(found)} stages"
+    if len(found) > 1:
+        named = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+        raise UserError(f"{len(found)} stages have a key that begins with '{beginning}': {named}")
+    if not found:
         raise UserError(
-            f"{what} with a key that begins with '{beginning}'; see: python -m bench ls"
+            f"no stage in {store.root} has a key that begins with '{short(beginning)}'; "
+            f"see: python -m bench ls --store {store.root}"
         )
     return store.state(found[0])
 
 
-def _lines(state: StageState) -> list[str]:
-    lines = [f"key {state.key}"]
+def _lines(state: StageState, store: Store) -> list[str]:
+    lines = [f"key {state.key}", f"folder {store.folder(state.key)}"]
     for record in state.attempts:
         lines += _attempt(record)
     return lines + [f"damaged: {problem}" for problem in state.problems]
@@ -51,8 +56,9 @@ def _attempt(record: Record) -> list[str]:
     lines = ["", f"attempt {record.attempt}: {record.name}, {record.status}"]
     lines.append(f"  started  {record.started} on {record.env['host']}")
     if cost.wall_s is not None:
-        held = f"{cost.devices} {cost.device_kind} ({cost.device_model})"
-        lines.append(f"  cost     {cost.wall_s:.1f} s × {held}")
+        told = f"{cost.wall_s:.1f} s × {held(cost.devices, cost.device_kind, cost.device_model)}"
+        told += "" if cost.cpu_s is None else f", {cost.cpu_s:.1f} s of CPU time"
+        lines.append(f"  cost     {told}")
     if record.error is not None:
         lines.append(f"  error    {record.error.kind}: {record.error.message}")
     for metric in record.metrics:

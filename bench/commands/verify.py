@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -25,20 +26,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from bench.commands import common
-from bench.environment import describe
-from bench.errors import MISMATCH, OK, UserError
+from bench.environment import describe, use
+from bench.errors import MISMATCH, OK, UserError, printable
 from bench.plan.stage import Plan, Stage
 from bench.report.frames import build_view
-from bench.store.record import Record, parsed
+from bench.store.files import read_json, reason, regular
+from bench.store.record import QUANTITIES, Record, Run, parsed
 from bench.store.store import Store
 from bench.suite.evaluations import Evaluation
 from maect import evals
 from maect.files import digest
+from reports.display import plural
 from reports.tables.build import build_tables
 from reports.tables.model import number
 
 #: of an environment, what bit for bit equality depends on
 _BITS = ("torch", "numpy", "cpu", "isa", "device")
+#: by which the clocks of two machines may differ
+_SKEW = timedelta(minutes=10)
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     found = verify(plan, store, options.rerun)
     print(json.dumps(vars(found), indent=1) if options.json else _text(found, plan))
     for mismatch in found.mismatches:
-        print(f"mismatch: {mismatch}", file=sys.stderr)
+        print(printable(f"mismatch: {mismatch}"), file=sys.stderr)
     return MISMATCH if found.mismatches else OK
 
 
@@ -86,7 +91,9 @@ def verify(plan: Plan, store: Store, rerun: str | None = None) -> Verified:
     """
     found = Verified()
     derived: dict[str, dict[str, float]] = {}
+    runs = store.runs(found.mismatches)
     for stage in plan.stages.values():
+        _check_kept(stage, runs, store, found)
         found.records += len(stage.state.attempts)
         for problem in stage.state.problems:
             found.wrong(stage, problem)
@@ -114,29 +121,60 @@ def verify(plan: Plan, store: Store, rerun: str | None = None) -> Verified:
 
 def _damaged(stage: Stage, store: Store) -> Record | None:
     """Return a complete record whose checksum does not fit, to say what was changed in it."""
-    for attempt in reversed(store.attempts(stage.key)) if stage.state.problems else ():
-        with suppress(OSError, ValueError, RecursionError):
-            path = store.attempt_folder(stage.key, attempt) / "record.json"
-            record = parsed(json.loads(path.read_bytes()))
-            if record.status == "complete":
-                return record
+    with suppress(OSError):
+        for attempt in reversed(store.attempts(stage.key)) if stage.state.problems else ():
+            with suppress(OSError, ValueError):
+                path = store.attempt_folder(stage.key, attempt) / "record.json"
+                record = parsed(read_json(path))
+                if record.status == "complete":
+                    return record
     return None
 
 
+def _check_kept(stage: Stage, runs: list[Run], store: Store, found: Verified) -> None:
+    """Check that everything is there that runs left, and the run of everything that is there."""
+    folder = store.folder(stage.key) / "attempts"
+    gone = {
+        attempt
+        for run in runs
+        for attempt, status in run.attempts.get(stage.key, {}).items()
+        if status != "running" and not os.path.lexists(folder / str(attempt) / "record.json")
+    }
+    there = {attempt.attempt: attempt.run for attempt in stage.state.attempts}
+    gone |= {n for n in range(1, max(there, default=0)) if not os.path.lexists(folder / str(n))}
+    if gone:
+        numbers = ", ".join(map(str, sorted(gone)[:5])) + (", ..." if len(gone) > 5 else "")
+        found.wrong(stage, f"{plural(len(gone), 'record')} of it gone, of attempt {numbers}")
+    for run_id in sorted({*there.values()} - {run.id for run in runs}):
+        found.wrong(stage, f"the record of the run {run_id} that made it is gone")
+
+
 def _check_cost(stage: Stage, attempt: Record, found: Verified) -> None:
-    """Check that device-hours are devices held × wall time, and wall time from start to end."""
-    hours, wall, ended = attempt.cost.device_hours, attempt.cost.wall_s, attempt.ended
-    if hours is None or wall is None or ended is None:
+    """Check that times are possible, and that device-hours are devices held × wall time."""
+    if attempt.status == "running":
         return
-    began, end = (datetime.fromisoformat(time) for time in (attempt.started, ended))
+    cost, said = attempt.cost, f"attempt {attempt.attempt} says"
+    if attempt.ended is None or cost.wall_s is None or cost.device_hours is None:
+        found.wrong(stage, f"{said} that it ended, but not when or what it cost")
+        return
+    began, end = (datetime.fromisoformat(time) for time in (attempt.started, attempt.ended))
     took_s = (end - began).total_seconds()
-    if abs(took_s - wall) > 0.01:  # written to the millisecond
-        found.wrong(stage, f"attempt {attempt.attempt} says {wall} s, but took {took_s} s")
-    held = attempt.cost.devices
-    if not math.isclose(hours, held * wall / 3600, rel_tol=1e-9, abs_tol=1e-12):
+    numbers = cost.model_dump(include={"wall_s", "device_hours", "cpu_s", *QUANTITIES})
+    for name, value in numbers.items():
+        if value is not None and value < 0:
+            found.wrong(stage, f"{said} {value} for {name}, which cannot be")
+    if end > datetime.now(UTC) + _SKEW:
+        found.wrong(stage, f"{said} that it ended in the future, {attempt.ended}")
+    if abs(began.timestamp() - attempt.started_s) > 0.01:  # written to the millisecond
+        found.wrong(stage, f"{said} two times at which it started")
+    if abs(took_s - cost.wall_s) > 0.01:
+        found.wrong(stage, f"{said} {cost.wall_s} s, but took {took_s} s")
+    if not math.isclose(
+        cost.device_hours, cost.devices * cost.wall_s / 3600, rel_tol=1e-9, abs_tol=1e-12
+    ):
         found.wrong(
             stage,
-            f"attempt {attempt.attempt} says {hours} device-hours, but held {held} for {wall} s",
+            f"{said} {cost.device_hours} device-hours, but held {cost.devices} for {cost.wall_s} s",
         )
 
 
@@ -152,9 +190,9 @@ def _check_identity(stage: Stage, record: Record, found: Verified) -> None:
 
 def _check_files(stage: Stage, record: Record, store: Store, found: Verified) -> None:
     for path in (store.folder(stage.key) / name for name in record.files):
-        if path.is_file():
+        with suppress(OSError):
+            found.bytes += regular(path).stat().st_size
             found.files += 1
-            found.bytes += path.stat().st_size
     for problem in store.damages(stage.key, record):
         found.wrong(stage, problem)
 
@@ -163,21 +201,23 @@ def _check_inputs(stage: Stage, record: Record, found: Verified) -> None:
     """Check that the stage read what its inputs' records say was written."""
     for name, source in stage.inputs.items():
         read = record.inputs.get(name)
-        if source.record is not None and (read is None or read.files != source.record.file_hashes):
+        if source.record is None:
+            found.wrong(stage, f"its '{name}' is gone: {source.title}")
+        elif read is None or read.files != source.record.file_hashes:
             found.wrong(stage, f"it read another '{name}' than {source.title} left")
 
 
 def _check_metrics(stage: Stage, record: Record, store: Store, found: Verified) -> dict[str, float]:
     """Compare the record's metrics with those that the predictions give. Return the latter."""
+    evaluation = Evaluation.of(stage.kind, stage.settings)
     try:
-        predictions = load_file(store.folder(stage.key) / "predictions.safetensors")
+        predictions = load_file(regular(store.folder(stage.key) / "predictions.safetensors"))
         labels = predictions.pop("labels")
-        evaluation = Evaluation.of(stage.kind, stage.settings)
         values = evaluation.evaluator.derive(predictions, labels)
-    except (OSError, SafetensorError, KeyError, ValueError, IndexError, TypeError) as error:
-        found.wrong(stage, f"its predictions cannot be read: {error}")
+        found.predictions += len(labels)
+    except Exception as error:  # of a stranger's file anything can be wrong
+        found.wrong(stage, f"its predictions cannot be read: {reason(error)}")
         return {}
-    found.predictions += len(labels)
     truth = _labels(stage, store)
     if truth is not None and not np.array_equal(labels, truth):
         found.wrong(stage, "its labels are not those of the features it evaluated")
@@ -204,7 +244,7 @@ def _labels(stage: Stage, store: Store) -> np.ndarray | None:
     """Return labels of the reported split as the features stage has them."""
     features = stage.inputs["features"]
     try:
-        path = store.folder(features.key) / "features.safetensors"
+        path = regular(store.folder(features.key) / "features.safetensors")
         with safe_open(path, framework="numpy") as file:
             labels: np.ndarray = file.get_tensor(f"{stage.settings['split']}_y")
     except (OSError, SafetensorError, KeyError):
@@ -254,20 +294,27 @@ def _rerun(plan: Plan, store: Store, pattern: str, found: Verified) -> None:
         )
     with tempfile.TemporaryDirectory(prefix="bench-verify-") as folder:
         for stage in chosen:
-            _run_again(stage, store, Store(Path(folder) / stage.key), found)
+            _run_again(stage, store, _Scratch(Path(folder) / stage.key, store, stage.key), found)
+
+
+class _Scratch(Store):
+    """A new store of one stage; its inputs are read where they lie."""
+
+    def __init__(self, root: Path, origin: Store, key: str) -> None:
+        super().__init__(root)
+        self.origin, self.key = origin, key
+
+    def folder(self, key: str) -> Path:
+        return super().folder(key) if key == self.key else self.origin.folder(key)
 
 
 def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> None:
-    """Run one stage in this process, on the stored artifacts of its inputs, and compare.
-
-    `scratch` is a new store, of this stage alone.
-    """
+    """Run one stage in this process, on the stored artifacts of its inputs, and compare."""
+    use(stage.settings["numerics"]["isa"])
     from bench.run.task import StageFailed, Task
     from bench.run.worker import run_task
 
     scratch.create()
-    for key in {source.key for source in stage.inputs.values()}:
-        scratch.folder(key).symlink_to(store.folder(key))
     try:
         run_task(Task.of(stage), scratch, "verify", lambda event: None)
     except StageFailed as error:
@@ -344,4 +391,4 @@ def _text(found: Verified, plan: Plan) -> str:
         lines.append(f"run again  {len(found.rerun)} stages: {', '.join(found.rerun)}")
     wrong = len(found.mismatches)
     lines.append(f"{wrong} do not fit" if wrong else "everything fits")
-    return "\n".join(lines)
+    return common.lines_of(lines)

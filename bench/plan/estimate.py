@@ -112,8 +112,10 @@ def seconds(stage: Stage, known: dict[str, Rates]) -> float | None:
     return None if rates is None else 3600 * _hours(stage, rates.speeds).hours / rates.devices
 
 
-def remaining(plan: Plan, left: list[Stage], slots: int) -> float | None:
+def remaining(plan: Plan, left: list[Stage], slots: int, going_s: float = 0.0) -> float | None:
     """Return the expected wall time of stages on `slots` places, in seconds.
+
+    `going_s` is what those that run now still take, one after the other.
 
     None where a kind of training has not run yet. Kinds of evaluations that have not run yet count
     nothing: they take a second or so.
@@ -122,7 +124,7 @@ def remaining(plan: Plan, left: list[Stage], slots: int) -> float | None:
     expected = {stage.key: seconds(stage, known) for stage in left}
     if any(stage.trains and expected[stage.key] is None for stage in left):
         return None
-    return sum(wall_s or 0.0 for wall_s in expected.values()) / max(slots, 1)
+    return (going_s + sum(wall_s or 0.0 for wall_s in expected.values())) / max(slots, 1)
 
 
 def device_hours(plan: Plan, todo: list[Stage]) -> tuple[str, Hours, list[str]] | None:

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from bench.environment import processors
 from bench.errors import UserError, short, suggestion
 from bench.plan.identity import code, stage_key
 from bench.plan.stage import Plan, Row, Stage, entry_modules
@@ -159,8 +160,12 @@ class _RowPlanner:
         row = self.variant.row
         data = {k: v for k, v in row.data.resolved().items() if k not in _NOT_IN_KEY}
         model = {k: v for k, v in row.model.resolved().items() if k not in ("pool", "size")}
-        numerics = row.numerics.resolved()
-        return {"data": data, "model": model, "numerics": numerics, "seed": self.seed}
+        return {"data": data, "model": model, "numerics": self._numerics(), "seed": self.seed}
+
+    def _numerics(self) -> dict[str, Any]:
+        """Return the row's numerics with the class of processors whose bits are equal."""
+        numerics = self.variant.row.numerics
+        return numerics.resolved() | {"processors": processors(numerics.isa)}
 
     def _start(self) -> dict[str, Any]:
         """Return what an encoder without an earlier stage starts from."""
@@ -181,7 +186,8 @@ class _RowPlanner:
 
     def _mae(self) -> Stage:
         """Return the pretraining, which rows share where nothing tells them apart."""
-        views = self.variant.row.augment["mae"].views(1)
+        row = self.variant.row
+        views = row.augment["mae"].views(row.mae.views)
         settings = self._common() | {
             **self._start(),
             "views": [view.resolved() for view in views],
@@ -251,7 +257,7 @@ class _RowPlanner:
         """Return the stage of an evaluation that the suite calls `name`."""
         evaluator, row = evaluation.evaluator, self.variant.row
         settings = evaluation.resolved() | {
-            "numerics": row.numerics.resolved(),
+            "numerics": self._numerics(),
             "split": row.report_on,
         }
         inputs, cost = {"features": features}, 0.0

@@ -41,7 +41,7 @@ def assess(stage: Stage, store: Store, *, keep_stale: bool = False) -> None:
         return
     for name, source in stage.inputs.items():
         assert source.record is not None
-        if record.inputs[name].files != source.record.file_hashes:
+        if name not in record.inputs or record.inputs[name].files != source.record.file_hashes:
             stage.status, stage.reason = "stale", f"input '{name}' has other content than before"
             return
     stage.status = "cached"

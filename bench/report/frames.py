@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import polars as pl
 import yaml
+from pydantic import TypeAdapter
 
 from bench import environment
 from bench.plan.planner import schedule
 from bench.plan.stage import Plan, Row, Stage, unusual
 from bench.plan.status import UNTRIED
-from bench.store.record import Cost, Record
+from bench.store.files import reason
+from bench.store.record import Cost, Curves, Failure, Record
 from bench.store.store import Store
 from bench.suite.evaluations import column_id
 from bench.suite.search import setting_names
@@ -24,15 +28,20 @@ from reports.frames import ATTEMPTS, FAILURES, METRICS, STAGES, SuiteView
 
 #: how many unreadable files a note names
 NOTED_FILES = 20
+_CURVES = TypeAdapter(Curves)
 
 
 def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
     """Return everything that the report of a suite needs, read from the store alone."""
     suite, stages = plan.suite, plan.stages.values()
+    if not store.in_use():
+        for stage in stages:
+            stage.state.attempts = [_ended(attempt) for attempt in stage.state.attempts]
     untried = _untried(plan)
     rows = [row for row in plan.rows if row.variant.name not in untried]
     statuses = _statuses(plan)
-    gallery, unreadable = _gallery(plan, store)
+    problems = [problem for stage in stages for problem in stage.state.problems]
+    runs, gallery = store.runs(problems), _gallery(plan, store, problems)
     shown = {stage.key: _shown_record(stage, statuses) for stage in stages}
     return SuiteView(
         suite=suite.name,
@@ -48,23 +57,31 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
         metrics=_frame((metric for row in rows for metric in _metric_rows(row)), METRICS),
         failures=_frame(_failure_rows(plan, statuses), FAILURES),
         records={key: record.plain() for key, record in shown.items() if record is not None},
-        curves=_curves(plan, store),
+        curves=_curves(plan, store, problems),
         provenance=_provenance(plan, command),
         resolved=yaml.safe_dump(suite.resolved(), sort_keys=False, allow_unicode=True),
         runs=[
             run.model_dump()
-            for run in store.runs()
+            for run in runs
             if (run.suite, run.profile) == (suite.name, suite.profile)
         ],
         cells=_cells(plan),
         columns=_column_heads(plan),
-        problems=[problem for stage in stages for problem in stage.state.problems] + unreadable,
+        problems=problems,
         gallery=gallery,
     )
 
 
 def _frame(rows: Iterable[dict[str, Any]], schema: dict[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(list(rows), schema=schema, orient="row")
+
+
+def _ended(attempt: Record) -> Record:
+    """Return an attempt of a run that is no more: what it calls running was lost."""
+    if attempt.status != "running":
+        return attempt
+    error = Failure(kind="Lost", message="its run ended without a word (killed?)")
+    return attempt.model_copy(update={"status": "lost", "error": error})
 
 
 def _untried(plan: Plan) -> set[str]:
@@ -198,9 +215,11 @@ def _statuses(plan: Plan) -> dict[str, tuple[str, str | None]]:
     found: dict[str, tuple[str, str | None]] = {}
     for stage in plan.stages.values():  # inputs first
         found[stage.key] = _status(stage)
-        lost = [s.title for s in stage.inputs.values() if found[s.key][0] == "failed"]
-        if lost and found[stage.key][0] == "pending":
-            found[stage.key] = "failed", f"its input failed: {lost[0]}"
+        lost = next((s for s in stage.inputs.values() if found[s.key][0] == "failed"), None)
+        if lost is not None and found[stage.key][0] == "pending":
+            # of a chain the stage that failed itself is named
+            own = f"its input failed: {lost.title}"
+            found[stage.key] = "failed", own if lost.state.attempts else found[lost.key][1]
     return found
 
 
@@ -338,32 +357,48 @@ def _attempt_rows(stage: Stage) -> Iterator[dict[str, Any]]:
         }
 
 
-def _curves(plan: Plan, store: Store) -> dict[str, dict[str, list[float]]]:
+def _curves(plan: Plan, store: Store, problems: list[str]) -> dict[str, Curves]:
+    """Return the training curves of all stages; files that do not fit are named in `problems`."""
     curves = {}
     for stage in plan.stages.values():
-        if stage.trains and stage.record is not None and stage.status == "cached":
-            path = store.folder(stage.key) / "curves.json"
-            if path.exists():
-                curves[stage.key] = json.loads(path.read_text(encoding="utf-8"))
+        record = stage.record if stage.trains and stage.status == "cached" else None
+        if record is not None and "curves.json" in record.files:
+            with _told(problems, stage, "curves.json"):
+                data = store.read(stage.key, record, "curves.json")
+                found = _CURVES.validate_python(json.loads(data))
+                lengths = {len(values) for values in found.values()}
+                if len(lengths) != 1 or not all(map(math.isfinite, found["step"])):
+                    raise ValueError("its columns do not fit each other")
+                curves[stage.key] = found
     return curves
 
 
-def _gallery(plan: Plan, store: Store) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return what the gallery stage left, if it is complete; and what cannot be read of it."""
+def _gallery(plan: Plan, store: Store, problems: list[str]) -> dict[str, Any] | None:
+    """Return what the gallery stage left, if it is complete and fits; else `problems` names it."""
     stage = next((row.gallery for row in plan.rows if row.gallery is not None), None)
     if stage is None or stage.record is None or stage.status != "cached":
-        return None, []
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+        return None
+    from safetensors.numpy import load
 
-    path = store.folder(stage.key) / "gallery.safetensors"
+    from reports.figures.gallery import gallery
+
+    with _told(problems, stage, "gallery.safetensors"):
+        arrays = load(store.read(stage.key, stage.record, "gallery.safetensors"))
+        told = {name: stage.settings[name] for name in ("seed", "split", "mask_ratio", "norm_pix")}
+        rows, summary = list(plan.suite.gallery), stage.record.summary
+        found = told | {"key": stage.key, "rows": rows, "summary": summary, "arrays": arrays}
+        gallery(found)  # whether they are pictures shows when they are drawn
+        return found
+    return None
+
+
+@contextmanager
+def _told(problems: list[str], stage: Stage, name: str) -> Iterator[None]:
+    """Name in `problems` a file of a stage that does not fit its record or holds something else."""
     try:
-        arrays = load_file(path)
-    except (OSError, SafetensorError) as error:
-        return None, [f"{path.relative_to(store.root)} is damaged: {error}"]
-    told = {name: stage.settings[name] for name in ("seed", "split", "mask_ratio", "norm_pix")}
-    rows, summary = list(plan.suite.gallery), stage.record.summary
-    return told | {"key": stage.key, "rows": rows, "summary": summary, "arrays": arrays}, []
+        yield
+    except Exception as error:  # of a stranger's file anything can be wrong
+        problems.append(f"stages/{stage.key}/{name} is damaged: {reason(error)}")
 
 
 def _provenance(plan: Plan, command: str) -> dict[str, Any]:

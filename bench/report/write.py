@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from errno import EISDIR, ELOOP
 from pathlib import Path
+from tempfile import TemporaryFile
 
-from bench.errors import UserError
+from bench.errors import UserError, printable
 from bench.plan.planner import make_plan
 from bench.plan.stage import Plan
 from bench.report.frames import build_view
-from bench.store.files import write_atomic
 from bench.store.store import Store
 from bench.suite.schema import Suite
+from maect.files import write_atomic
 from reports.facts import Facts
 from reports.formats.exports import FORMATS, plain_tables
 from reports.formats.html import extract_suite, render_html
 from reports.formats.text import render_text
 from reports.frames import SuiteView
 from reports.tables.build import build_tables
-from reports.tables.check import check
 from reports.tables.compare import side_by_side
 
 
-def page_path(plan: Plan, store: Store) -> Path:
+def page_path(plan: Plan, store: Store, beside: str = "") -> Path:
     """Return where a suite's page goes; its name is the suite's, made safe for a file."""
     name = re.sub(r"[^\w.-]+", "_", f"{plan.suite.name}-{plan.suite.profile}")
-    return store.root / "reports" / f"{name[:100]}.html"
+    return store.root / "reports" / f"{name[:100]}{beside}.html"
 
 
 def write_report(
@@ -37,52 +40,95 @@ def write_report(
     exports: Sequence[str] = (),
     *,
     as_json: bool = False,
+    output: Path | None = None,
 ) -> SuiteView:
     """Print the tables; write the page and what else is asked for beside it. Return its data.
 
-    With `as_json` tables and failures are printed as JSON, and nothing else.
+    With `as_json` tables, failures and problems are printed as JSON, and nothing else. The page
+    goes to `output`, or into that folder. Raises `UserError` where what was asked for cannot be
+    written; without the store's own page it does.
     """
+    files = _Files(page_path(plan, store), output, exports)
     view = build_view(plan, store, command)
-    _write(view, page_path(plan, store), exports, as_json=as_json)
+    files.write(view, as_json=as_json)
     return view
 
 
-def _write(
-    view: SuiteView, path: Path, exports: Sequence[str] = (), *, as_json: bool = False
-) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    facts = Facts(view)
-    tables = build_tables(view, facts)
-    write_atomic(path, render_html(view, facts, tables).encode())
-    said = [f"\nreport: {path}"]
-    for name in exports:
-        suffix, export = FORMATS[name]
-        data = export(tables)
-        target = path.with_suffix(suffix)
-        write_atomic(target, data.encode() if isinstance(data, str) else data)
-        said.append(f"{name}: {target}")
-    if as_json:
-        found = {"tables": plain_tables(tables), "failures": view.failures.to_dicts()}
-        print(json.dumps(found, indent=1))
-    else:
-        print("\n".join([render_text(view, facts, tables), *said]))
-
-
-def compare(suite: Suite, stores: tuple[Store, Store], only: str, command: str) -> None:
-    """The same suite of two stores side by side, written into the first."""
+def compare(
+    suite: Suite,
+    stores: tuple[Store, Store],
+    only: str,
+    command: str,
+    exports: Sequence[str] = (),
+    *,
+    as_json: bool = False,
+    output: Path | None = None,
+) -> SuiteView:
+    """Print and write the same suite of two stores side by side; as `write_report` does."""
     plans = [make_plan(suite, store, keep_stale=True, only=only) for store in stores]
+    beside = f"-beside-{stores[1].root.name[:100]}"
+    files = _Files(page_path(plans[0], stores[0], beside), output, exports)
     names = (str(stores[0].root.name), str(stores[1].root.name))
     if names[0] == names[1]:
         names = (str(stores[0].root), str(stores[1].root))
     views = [build_view(p, s, command) for p, s in zip(plans, stores, strict=True)]
-    path = page_path(plans[0], stores[0])
-    both = side_by_side(views[0], views[1], names)
-    _write(both, path.with_name(f"{path.stem}-beside-{stores[1].root.name}.html"))
+    view = side_by_side(views[0], views[1], names)
+    files.write(view, as_json=as_json)
+    return view
 
 
-def problems(view: SuiteView) -> list[str]:
-    """Return what speaks against publishing the table."""
-    return check(view)
+class _Files:
+    """What a report leaves: the page and its exports. Tried out before anything is computed."""
+
+    def __init__(self, page: Path, output: Path | None, exports: Sequence[str]) -> None:
+        if output is not None:
+            output = output.expanduser()
+            page = output / page.name if output.is_dir() else output
+        self.paths = {"report": page}
+        self.paths |= {name: page.with_suffix(FORMATS[name][0]) for name in exports}
+        if page in [self.paths[name] for name in exports]:
+            raise UserError(
+                f"the page and an export would both be {page}; name it {page.stem}.html"
+            )
+        self.asked = bool(output or exports)
+        self.refused: str | None = None
+        for path in self.paths.values():
+            with self._told(path):
+                if output is None and path.parent.is_symlink():  # it may lead out of the store
+                    raise OSError(ELOOP, "its folder is a link")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if path.is_dir():
+                    raise OSError(EISDIR, "it is a folder")
+                TemporaryFile(dir=path.parent).close()
+
+    @contextmanager
+    def _told(self, path: Path) -> Iterator[None]:
+        """Note that a file cannot be written. Raises `UserError` where it was asked for."""
+        try:
+            yield
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            self.refused = f"{path} cannot be written ({why}); name another place: --output PATH"
+            if self.asked:
+                raise UserError(self.refused) from None
+
+    def write(self, view: SuiteView, *, as_json: bool) -> None:
+        """Print the tables and write the files, as far as they can be written."""
+        facts = Facts(view)
+        tables = build_tables(view, facts)
+        if as_json:
+            found = {"failures": view.failures.to_dicts(), "problems": view.problems}
+            print(json.dumps({"tables": plain_tables(tables)} | found, indent=1))
+        else:
+            print(render_text(view, facts, tables))
+        for name, path in self.paths.items() if self.refused is None else ():
+            data = FORMATS[name][1](tables) if name in FORMATS else render_html(view, facts, tables)
+            with self._told(path):
+                write_atomic(path, data.encode() if isinstance(data, str) else data)
+                if not as_json:
+                    print(f"{name}: {path}")
+        if self.refused:
+            print(f"no page: {printable(self.refused)}", file=sys.stderr)
 
 
 def extract(path: Path) -> str:

@@ -47,7 +47,7 @@ class Attempt:
         group: Group,
     ) -> None:
         self.task, self.store, self.tell = task, store, tell
-        self.cpu_s = _cpu_s()
+        self.clock = time.monotonic()
         self.record = store.begin(self._start(run_id, device, group))
         self.folder = store.attempt_folder(task.key, self.record.attempt)
         self._logged = 0.0
@@ -71,6 +71,7 @@ class Attempt:
             started=iso(began),
             started_s=began,
             pid=os.getpid(),
+            process_s=environment.begun_s(os.getpid()),
             cost=_held(device, group, task.settings["numerics"]["threads"]),
         )
 
@@ -97,8 +98,11 @@ class Attempt:
             )
         self.tell(Stepped(self.task.key, **vars(progress)))
 
-    def complete(self, output: Output) -> None:
-        """Write the artifact, then the record. Raises `StageFailed` if it came too late."""
+    def complete(self, output: Output, used_s: float) -> None:
+        """Write the artifact, then the record. Raises `StageFailed` if it came too late.
+
+        `used_s` is the processor time of all workers.
+        """
         from safetensors.torch import save
 
         files = {}
@@ -122,26 +126,29 @@ class Attempt:
                 "protocol": protocol,
                 "protocol_fingerprint": digest(protocol, 16),
             }
-        self._close("complete", end)
+        self._close("complete", end, used_s)
         self.tell(Completed(self.task.key))
 
     def _put(self, name: str, data: bytes) -> File:
         return self.store.put_file(self.task.key, name, data)
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException, used_s: float | None) -> None:
         """Write the record of an attempt that ended with an error."""
         self.log(f"{self.task.title} failed\n{''.join(traceback.format_exception(error))}")
         message = str(error) or type(error).__name__
-        self._close("failed", {"error": Failure(kind=type(error).__name__, message=message)})
+        self._close(
+            "failed", {"error": Failure(kind=type(error).__name__, message=message)}, used_s
+        )
         self.tell(Failed(self.task.key, message))
 
-    def _close(self, status: str, end: dict[str, Any]) -> None:
-        used = {"cpu_s": _cpu_s() - self.cpu_s}
+    def _close(self, status: str, end: dict[str, Any], used_s: float | None) -> None:
+        used = {"cpu_s": used_s}
         if self.record.cost.device_kind == "cpu":
             used["peak_memory_mib"] = _peak_memory_mib()
         cost = self.record.cost.model_copy(update=used)
         record = self.record.model_copy(update={"cost": cost, "status": status, **end})
-        if not self.store.close_attempt(record, time.time()):
+        ended_s = record.started_s + time.monotonic() - self.clock
+        if not self.store.close_attempt(record, ended_s):
             raise StageFailed(f"{self.task.title}: this attempt was given up for lost")
 
 
@@ -178,7 +185,7 @@ def _held(device: torch.device, group: Group, threads: int) -> Cost:
     )
 
 
-def _cpu_s() -> float:
+def cpu_s() -> float:
     """Return the processor time of this process, in seconds."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime

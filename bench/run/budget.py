@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 
 from bench.store.store import Store
 
@@ -15,14 +15,17 @@ class Spent:
         #: key -> hours of its attempts, once none is going on
         self._ended: dict[str, float] = {}
 
-    def hours(self, begun: set[str], running: set[str]) -> float:
-        """Return the hours of all stages that the run has `begun`; it works on `running` now."""
+    def hours(self, begun: set[str], running: Mapping[str, float]) -> float:
+        """Return the hours of all stages that the run has `begun`.
+
+        It works on `running` now: key -> for how many seconds.
+        """
         for key in running:
             self._ended.pop(key, None)
         total = 0.0
         for key in begun:
             if key not in self._ended:
-                hours = self._hours(key)
+                hours = self._hours(key, running.get(key, 0.0))
                 if key in running:
                     total += hours
                     continue
@@ -30,14 +33,13 @@ class Spent:
             total += self._ended[key]
         return total
 
-    def _hours(self, key: str) -> float:
+    def _hours(self, key: str, wall_s: float) -> float:
         total = 0.0
         for attempt in self.store.state(key).attempts:
             if attempt.run != self.run_id:
                 continue
             if attempt.status == "running":
-                wall = max(0.0, time.time() - attempt.started_s)
-                total += attempt.cost.devices * wall / 3600
+                total += attempt.cost.devices * wall_s / 3600
             else:
                 total += attempt.cost.device_hours or 0.0
         return total

@@ -11,9 +11,13 @@ import contextlib
 import importlib
 import logging
 import os
+import platform
+import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -25,22 +29,28 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's banner ignores verbose=0 otherwise
 
-import psutil
 import ray  # not ray.train: this module starts Ray, and what trains is imported meanwhile
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from bench import environment
-from bench.errors import UserError
-from bench.run.mailbox import Event, GroupEnded, Mailbox
+from bench import environment, signals
+from bench.errors import MachineError, UserError
+from bench.run.mailbox import Alive, Event, GroupEnded, Mailbox
 from bench.run.task import Task
-from bench.run.worker import serve
 from bench.store.store import Store
 
+#: how long Ray may take to start, and how long the mailbox may leave a question unanswered
+START_S, ANSWER_S = 120.0, 60.0
 #: how long the worker groups may take to end once there is nothing more to do
 JOIN_S = 60.0
+#: seconds between two signs of life of a worker
+BEAT_S = 3.0
+#: seconds between two looks at whether Ray's own processes are there
+LOOK_S = 2.0
+#: bytes that Ray adds to its folder in the names of its sockets, and that such a name may have
+SOCKET, LONGEST = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"), 103
 
-#: set when this process leaves Ray without shutting it down; see `Cluster.close`
-abandoned = False
+#: whether Ray was begun and not shut down: then Python's own ending is not safe
+open_still = False
 
 
 class Cluster:
@@ -50,20 +60,40 @@ class Cluster:
     where the cluster has GPUs, one of those; 0 workers train without a worker process.
     """
 
-    def __init__(self, address: str | None, workers: int, threads: int) -> None:
-        """Start Ray or join it. Raises `UserError` if that fails or it has too few devices."""
+    def __init__(
+        self, address: str | None, workers: int, threads: int, waiting: Callable[[float], None]
+    ) -> None:
+        """Start Ray or join it; `waiting` is told now and then how many seconds that takes.
+
+        Raises `UserError` where no cluster answers or it has too few devices, `MachineError` where
+        Ray does not start, KeyboardInterrupt after a signal.
+        """
         self.workers, self.threads = workers, threads
-        self.shared = _start(address, workers * threads)
+        self.shared = _start(address, workers * threads, waiting)
         #: group -> the thread that waits for its end
         self._groups: dict[int, threading.Thread] = {}
         total = ray.cluster_resources()
         self.gpu = total.get("GPU", 0) >= 1
         #: workers for whom there are devices
         self.capacity = self._capacity(total)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        context = ray.get_runtime_context()
+        here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         self.mailbox: Any = (
             ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
         )
+        node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+        head, _, port = context.gcs_address.rpartition(":")
+        #: where the parts of Ray listen without which nothing goes on
+        self._parts = {
+            "head process (GCS)": (head, int(port)),
+            "node process (raylet)": (node["NodeManagerAddress"], int(node["NodeManagerPort"])),
+        }
+        self._looked = 0.0
+        #: a question to the mailbox without an answer yet, and seconds that it is waited for
+        self._asked: Any = None
+        self.silent_s = 0.0
+        #: group -> what its workers last said of themselves, by rank
+        self._alive: dict[int, dict[int, Alive]] = {}
 
     def _capacity(self, total: dict[str, float]) -> int:
         each = {"CPU": self.threads, **({"GPU": 1} if self.gpu else {})}
@@ -131,12 +161,62 @@ class Cluster:
         self.mailbox.settle.remote(ended)
 
     def events(self, patience_s: float) -> list[Event]:
-        """Return what happened since the last call; waits so long for anything but steps."""
-        found: list[Event] = ray.get(self.mailbox.events.remote(patience_s))
+        """Return what happened since the last call; waits so long for anything but steps.
+
+        Raises `MachineError` where Ray is gone or the mailbox gives no answer.
+        """
+        self._look()
+        if self._asked is None:
+            self._asked = self.mailbox.events.remote(patience_s)
+        began = time.monotonic()
+        try:
+            found: list[Event] = ray.get(self._asked, timeout=patience_s + 1.0)
+        except ray.exceptions.GetTimeoutError:
+            self.silent_s += time.monotonic() - began
+            if self.silent_s > ANSWER_S:
+                raise MachineError(
+                    f"Ray's mailbox has not answered for {ANSWER_S:.0f} s (stopped?)"
+                ) from None
+            return []
+        except ray.exceptions.RayError:
+            raise MachineError("Ray's mailbox process has died (killed, or no memory?)") from None
+        self._asked, self.silent_s = None, 0.0
         for event in found:
             if isinstance(event, GroupEnded):
-                del self._groups[event.group]
+                self._groups.pop(event.group, None)
+            elif isinstance(event, Alive):
+                self._alive.setdefault(event.group, {})[event.rank] = event
         return found
+
+    def _look(self) -> None:
+        """Raise `MachineError` where nobody listens any more at the address of a part of Ray."""
+        if time.monotonic() - self._looked < LOOK_S:
+            return
+        self._looked = time.monotonic()
+        for name, place in self._parts.items():
+            try:
+                socket.create_connection(place, timeout=1.0).close()
+            except ConnectionRefusedError:
+                raise MachineError(f"Ray's {name} has died (killed, or no memory?)") from None
+            except OSError:  # overloaded or cut off for a moment: who does not answer is told of
+                continue
+
+    def who(self, group: int, rank: int) -> str:
+        """Return in words which worker of a group has a rank."""
+        known = self._alive.get(group, {}).get(rank)
+        return known.where if known is not None else f"worker {rank} of group {group}"
+
+    def needs(self, width: int) -> str:
+        """Return in words what a group of `width` workers needs."""
+        devices = f"{self.threads} free core(s)" + (" and a free GPU" if self.gpu else "")
+        return f"it needs {width} worker(s) with {devices} each"
+
+    def end_group(self, number: int) -> None:
+        """Kill the workers of a group that gives no sign of life, and wait for it no more."""
+        self._groups.pop(number, None)
+        for worker in self._alive.pop(number, {}).values():
+            if worker.actor is not None:
+                ray.kill(worker.actor)
 
     # -------------------------------------------------------------------------------- the end of it
 
@@ -145,31 +225,40 @@ class Cluster:
 
         A thread that touches Ray after its shutdown takes the whole process down, with exit code 1.
         If a thread does not end in time, or the run is not `finished`, Ray is left as it is: a
-        local instance dies with this process.
+        local instance dies with this process; its workers are ended at once.
         """
-        global abandoned
+        global open_still
+        if not finished:
+            signals.end_children()
+            return
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(self.mailbox.close.remote())
-        end = time.monotonic() + (JOIN_S if finished else 0.0)
+            ray.get(self.mailbox.close.remote(), timeout=JOIN_S)
+        end = time.monotonic() + JOIN_S
         threads = [*self._groups.values(), *([search] if search is not None else [])]
-        for thread in threads:
-            thread.join(max(0.0, end - time.monotonic()))
-        if any(thread.is_alive() for thread in threads):
-            abandoned = True
-        elif ray.is_initialized():
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
+            if signals.received:
+                return
+            time.sleep(0.05)
+        if not any(thread.is_alive() for thread in threads):
             ray.shutdown()
-
-
-def end_local_processes() -> None:
-    """Kill what is left of a local instance; its agents would live on for a minute and more."""
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            process.kill()
+            open_still = False
 
 
 def _serve(config: dict[str, Any]) -> None:
     """The train function of a group, on each of its workers."""
+    from ray.train import get_context
+
+    from bench.run.worker import serve  # imports torch
+
     mailbox, group = config["mailbox"], config["group"]
+    context = ray.get_runtime_context()
+    me = Alive(
+        group,
+        rank=get_context().get_world_rank(),
+        where=f"process {os.getpid()} on {platform.node()}",
+        actor=context.current_actor if context.get_actor_id() else None,
+    )
+    threading.Thread(target=_beat, args=(mailbox, me), daemon=True).start()
 
     def take() -> Task | None:
         task: Task | None = ray.get(mailbox.take.remote(group))
@@ -178,57 +267,137 @@ def _serve(config: dict[str, Any]) -> None:
     serve(take, mailbox.tell.remote, config["store"], config["run_id"])
 
 
-def _start(address: str | None, cores: int) -> bool:
-    """Start Ray on this machine, or join a running cluster. Raises `UserError` if none answers.
+def _beat(mailbox: Any, me: Alive) -> None:
+    while True:
+        mailbox.tell.remote(me)
+        time.sleep(BEAT_S)
+
+
+def _start(address: str | None, cores: int, waiting: Callable[[float], None]) -> bool:
+    """Start Ray on this machine, or join a running cluster.
 
     `cores` is what a worker group wants. Where this machine has fewer, threads share them, two to
     a core at the most: they compute the same, only slower. Return whether it comes to that.
     """
+    global open_still
     own = environment.processor()["cores"]
     shared = not address and own < cores <= 2 * own
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         _knock(address)
-    # the parts of Ray Train import it; that takes as long as Ray takes to start
-    threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if not address:
+    else:
         options |= {
             "num_cpus": cores if shared else None,
             "include_dashboard": False,
             "object_store_memory": 256 * 2**20,
+            "_temp_dir": _folder(),
         }
-    try:
-        # "local": without it Ray would join what another user's `ray start` left noted in /tmp
-        ray.init(address or "local", **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        if not address:
-            raise
-        token = (
-            ""
-            if os.environ.get("RAY_AUTH_MODE")
-            else ". If it asks for a token, set RAY_AUTH_MODE=token"
-        )
-        raise UserError(f"no Ray cluster answers at '{address}': {error}{token}") from None
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    # a trial that ends with a failed stage is told of by the driver
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    return shared
+        signals.adopt_orphans()
+    _guard_token(own=not address)
+    for name, level in (("ray", logging.ERROR), ("ray.tune", logging.CRITICAL)):
+        # a trial that ends with a failed stage is told of by the driver
+        logging.getLogger(name).setLevel(level)
+    # it would print what it hears of dead workers, in colour, among our own lines
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    open_still = True
+    # the parts of Ray Train import it; that takes as long as Ray takes to start
+    threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
+    problem = _in_a_thread(lambda: ray.init(address or "local", **options), waiting)
+    if problem is None:
+        return shared
+    told = (str(problem).strip() or repr(problem)).splitlines()[0]
+    if not address:
+        raise MachineError(f"Ray could not start on this machine: {told}")
+    token = (
+        ""
+        if os.environ.get("RAY_AUTH_MODE")
+        else ". If it asks for a token, set RAY_AUTH_MODE=token"
+    )
+    raise UserError(f"no Ray cluster answers at {_named(address)}: {told}{token}")
+
+
+def _in_a_thread(start: Callable[[], Any], waiting: Callable[[float], None]) -> Exception | None:
+    """Return why `start` failed, or None.
+
+    It runs beside this thread, which goes on to hear of signals and of the time.
+    """
+    problem: list[Exception] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            start()
+        except Exception as error:
+            problem.append(error)
+        done.set()
+        threading.Event().wait()  # the kernel ends Ray's processes with the thread that began them
+
+    began = time.monotonic()
+    threading.Thread(target=run, daemon=True).start()
+    while not done.wait(0.2):
+        signals.check()
+        waiting(time.monotonic() - began)
+        if time.monotonic() - began > START_S:
+            return TimeoutError(f"no answer within {START_S:.0f} s; is the machine overloaded?")
+    return problem[0] if problem else None
+
+
+def _folder() -> str:
+    """Return where Ray may keep its files and sockets: Ray itself would let everyone in.
+
+    Raises `UserError` where no folder will do: the names of sockets have a limit.
+    """
+    for folder in (os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR"), "/tmp", "/dev/shm"):
+        own = Path(folder or "/tmp", f"ray-{os.getuid()}").absolute()
+        if len(os.fsencode(own)) + SOCKET > LONGEST:
+            continue
+        with contextlib.suppress(OSError):
+            own.mkdir(0o700, exist_ok=True)
+            if own.lstat().st_uid == os.getuid() and not own.is_symlink():
+                own.chmod(0o700)
+                return str(own / "ray")
+    raise UserError(
+        f"Ray needs a folder for its sockets that can be written, its name no longer than "
+        f"{LONGEST - SOCKET - 9} bytes: set RAY_TMPDIR to one"
+    )
+
+
+def _guard_token(*, own: bool) -> None:
+    """See to it that nobody else can read the token that Ray asks of whoever calls it."""
+    if own:  # for this run only, in no file
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or no such file
+        kept = Path.home() / ".ray" / "auth_token"
+        if kept.stat().st_mode & 0o077:
+            kept.chmod(0o600)
 
 
 def _knock(address: str) -> None:
     """Raise `UserError` at once where nothing listens; Ray itself would try for minutes."""
     if address.startswith("ray://"):
         raise UserError(
-            f"a run cannot join '{address}' from outside: start it on a node of the cluster, with "
-            "--address auto"
+            f"a run cannot join {_named(address)} from outside: start it on a node of the cluster, "
+            "with --address auto"
+        )
+    if "://" in address:
+        raise UserError(
+            f"{_named(address)} is no Ray cluster but its job server: give the address that `ray "
+            "start --head` printed, HOST:6379, or on one of its nodes --address auto"
         )
     host, _, port = address.rpartition(":")
     if not host:  # auto, local: Ray knows where
         return
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise UserError(
-            f"no Ray cluster answers at '{address}' ({error}). On its first machine: "
+            f"no Ray cluster answers at {_named(address)} ({error}). On its first machine: "
             "ray start --head --port 6379"
         ) from None
+
+
+def _named(address: str) -> str:
+    """Return an address as messages show it: with where it comes from, if that may be forgotten."""
+    forgotten = os.environ.get("RAY_ADDRESS") == address
+    hint = " (RAY_ADDRESS names it; unset it for a Ray of this run's own)" if forgotten else ""
+    return f"'{address}'{hint}"

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bench import environment
-from bench.errors import UserError
+from bench import environment, signals
+from bench.errors import INTERRUPTED, STAGE_FAILED, MachineError, UserError
 from bench.plan import estimate, status
 from bench.plan.stage import Plan, Stage
 from bench.run import mailbox, recovery, scheduler
@@ -19,7 +19,7 @@ from bench.run.progress import Display
 from bench.run.scheduler import RunState
 from bench.run.task import Task
 from bench.store.files import iso
-from bench.store.record import Run
+from bench.store.record import Run, Status
 from bench.store.store import Store
 from maect.settings import ModelSettings
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: how long to wait for news, where nothing moves
 QUIET_S = 0.8
+#: what the first worker group takes to start, about
+GROUP_START_S = 12.0
 #: between two looks at what has been spent of a budget
 BUDGET_S = 1.0
 
@@ -50,17 +52,21 @@ class RunOptions:
 
 
 class Interrupted(Exception):
-    """The user pressed Ctrl-C, or a budget is spent; everything complete is in the store.
+    """A signal came, a budget is spent or Ray gave way; everything complete is in the store.
 
-    Its text says which.
+    Its text says which, `code` is the exit code.
     """
+
+    def __init__(self, why: str, code: int) -> None:
+        super().__init__(why)
+        self.code = code
 
 
 def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
     """Run what the plan lacks. Return the failed stages: key -> why.
 
-    With nothing to run it starts no Ray and imports no torch. Raises `Interrupted` after Ctrl-C and
-    when the budget is spent, `UserError` where the run cannot begin.
+    With nothing to run it starts no Ray and imports no torch. Raises `Interrupted` where the run
+    ends before its stages, `UserError` where it cannot begin.
     """
     if all(stage.status in ("cached", "pruned") for stage in plan.stages.values()):
         return {}
@@ -70,17 +76,26 @@ def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
     with _recorded(plan, store, options) as run:
         driver = _Driver(plan, store, options, run)
         try:
-            driver.run()
-        except (KeyboardInterrupt, Interrupted) as reason:
+            driver.display.starting(0.0)
+            with signals.noted():  # Ray swallows KeyboardInterrupt here and there
+                driver.run()
+        except Interrupted:
             run.status = "interrupted"
-            raise Interrupted(str(reason) or "interrupted") from None
+            raise
+        except (KeyboardInterrupt, MachineError) as why:
+            if not signals.received and isinstance(why, MachineError):
+                raise Interrupted(str(why), STAGE_FAILED) from None
+            run.status = "interrupted"  # a signal to the whole group ends Ray as well
+            raise Interrupted("interrupted", signals.code()) from None
         finally:
-            driver.close()
+            with signals.noted():
+                driver.close()
         state = driver.state
         run.failed = state.failed
         if plan.suite.explores:
             run.search, run.pruned = status.search_identity(plan.suite), state.pruned
         run.status = "failed" if state.failed else "complete"
+    signals.check()
     return state.failed
 
 
@@ -124,7 +139,7 @@ def check_weights(plan: Plan) -> None:
 @contextmanager
 def _recorded(plan: Plan, store: Store, options: RunOptions) -> Iterator[Run]:
     """Write the run's own record at its start and at its end."""
-    began = time.time()
+    began, clock = time.time(), time.monotonic()
     run = Run(
         id=f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(began))}-{os.getpid()}",
         suite=plan.suite.name,
@@ -145,7 +160,9 @@ def _recorded(plan: Plan, store: Store, options: RunOptions) -> Iterator[Run]:
             run.status = "failed"
         raise
     finally:
-        run.ended, run.wall_s = iso(time.time()), time.time() - began
+        run.wall_s = time.monotonic() - clock
+        run.ended = iso(began + run.wall_s)
+        run.attempts = store.listing(plan.stages)
         store.write_run(run)
 
 
@@ -162,20 +179,37 @@ class _Driver:
         self.search: Search | None = None
         self._groups = 0
         self._looked = 0.0
+        #: seconds that this process has listened: while it stands still itself, nobody is silent
+        self._clock = 0.0
+        #: key -> when its stage began, by the monotonic clock
+        self._began: dict[str, float] = {}
+        #: how long the mailbox was silent at the last look
+        self._silent_s = 0.0
 
     def _expected(self) -> float | None:
-        """Return the seconds that the run will still take, if that is known."""
-        return estimate.remaining(
-            self.plan, self.state.left(), self.state.capacity // self.state.width
+        """Return the seconds that the run will still take, if that is known.
+
+        What trains tells by its own pace, which holds after a resume too. While no group has
+        started, that is waited for first.
+        """
+        going = self.display.training()
+        rest = [stage for stage in self.state.left() if stage.key not in going]
+        left = estimate.remaining(
+            self.plan, rest, self.state.capacity // self.state.width, sum(going.values())
         )
+        groups = self.state.groups.values()
+        if left is None or not groups or any(group.phase != "starting" for group in groups):
+            return left
+        return left + max(0.0, GROUP_START_S - self._clock)
 
     def run(self) -> None:
         """Start Ray, then decide, act and listen until every stage has ended."""
-        self.display.say("starting Ray ...")
         from bench.run.cluster import Cluster
 
         threads = max(s.settings["numerics"]["threads"] for s in self.plan.stages.values())
-        self.cluster = cluster = Cluster(self.options.address, self.options.workers, threads)
+        self.cluster = cluster = Cluster(
+            self.options.address, self.options.workers, threads, self.display.starting
+        )
         if cluster.shared:
             self.display.say(f"{self.options.workers} workers share this machine's cores")
         self.state.capacity = cluster.capacity
@@ -187,10 +221,10 @@ class _Driver:
             self.state.held, self.state.search_waits = tune.held(self.plan), True
         with self.display:
             while self._act(cluster):
+                signals.check()
                 self._check_budget(cluster)
                 self.display.refresh()
-                for event in cluster.events(QUIET_S):
-                    self._hear(event)
+                self._listen(cluster)
                 self._look_at_search()
 
     def _look_again(self) -> None:
@@ -209,11 +243,11 @@ class _Driver:
 
     def _act(self, cluster: Cluster) -> bool:
         """Do what the scheduler decides. Return whether the run goes on."""
-        for action in scheduler.decide(self.state, time.monotonic()):
+        for action in scheduler.decide(self.state, self._clock):
             match action:
                 case scheduler.StartGroup(width):
                     self._groups += 1
-                    self.state.groups[self._groups] = scheduler.Group(width)
+                    self.state.groups[self._groups] = scheduler.Group(width, since=self._clock)
                     cluster.start_group(self._groups, width, self.store, self.run_id)
                 case scheduler.Give(group, key):
                     self.state.begin(group, key)
@@ -221,6 +255,11 @@ class _Driver:
                 case scheduler.EndGroup(group):
                     self.state.groups[group].phase = "ending"
                     cluster.give(group, None)
+                case scheduler.TellOfSilence(number, rank, seconds):
+                    self._tell_of_silence(cluster, number, rank, seconds)
+                case scheduler.LoseGroup(group, reason):
+                    cluster.end_group(group)
+                    self._group_ended(group, reason)
                 case scheduler.GiveUp(key, reason):
                     self._failed(key, reason)
                 case scheduler.StartSearch():
@@ -244,18 +283,46 @@ class _Driver:
         if self.limit is None or now - self._looked < BUDGET_S or self.state.finished:
             return
         self._looked = now
-        spent = self.spent.hours(self.state.begun, self.state.running)
+        going = {key: now - self._began.get(key, now) for key in self.state.running}
+        spent = self.spent.hours(self.state.begun, going)
         if spent >= self.limit:
-            unit = "GPU-hours" if cluster.gpu else "CPU-hours"
-            raise Interrupted(f"the budget of {self.limit:g} {unit} is spent ({spent:.4g})")
+            unit = "GPU-hours" if cluster.gpu else "core-hours"
+            told = f"the budget of {self.limit:g} {unit} is spent ({spent:.4g})"
+            raise Interrupted(told, INTERRUPTED)
+
+    def _tell_of_silence(self, cluster: Cluster, number: int, rank: int, seconds: float) -> None:
+        group = self.state.groups[number]
+        for other in self.state.groups.values():
+            if other is group or other.phase == group.phase == "starting":
+                other.told = self._clock
+        limit = scheduler.PATIENCE_S[group.phase][1]
+        who = f"{cluster.who(number, rank)} gives no sign of life"
+        if group.phase == "starting":
+            who = f"waiting for a worker group to start: {cluster.needs(group.width)}"
+        at = self.plan.stages[group.stage].title if group.stage else group.phase
+        self.display.say(f"  {who} ({at}, {seconds:.0f} s; given up after {limit:.0f} s)")
 
     # -------------------------------------------------------------------------------------- events
+
+    def _listen(self, cluster: Cluster) -> None:
+        began = time.monotonic()
+        events = cluster.events(QUIET_S)
+        if not cluster.silent_s:
+            self._clock += min(time.monotonic() - began, 2 * QUIET_S)
+        elif cluster.silent_s > scheduler.PATIENCE_S["working"][0] > self._silent_s:
+            self.display.say(f"  Ray's mailbox gives no answer ({cluster.silent_s:.0f} s)")
+        self._silent_s = cluster.silent_s
+        for event in events:
+            self._hear(event)
 
     def _hear(self, event: mailbox.Event) -> None:
         match event:
             case mailbox.Waiting(group):
-                self.state.wait(group, time.monotonic())
+                self.state.wait(group, self._clock)
+            case mailbox.Alive(group, rank):
+                self.state.hear(group, rank, self._clock)
             case mailbox.Began(key):
+                self._began[key] = time.monotonic()
                 self.display.begin(self.plan.stages[key])
             case mailbox.Stepped(key):
                 self.display.step(self.plan.stages[key], event)
@@ -306,7 +373,7 @@ class _Driver:
         if key is None:
             return
         stage = self.plan.stages[key]
-        recovery.close_running(self.store, key, "lost", f"its worker died: {why}")
+        self._close_running(key, "lost", f"its worker died: {why}")
         self._assess(stage)
         newest = stage.state.attempts[-1] if stage.state.attempts else None
         if stage.status == "cached":
@@ -345,9 +412,14 @@ class _Driver:
     # -------------------------------------------------------------------------------------- the end
 
     def close(self) -> None:
-        """Close the attempts that end with the run, and leave Ray."""
-        try:
-            recovery.end_running(self.plan, self.store)
-        finally:  # whether or not the store takes a record: who leaves Ray otherwise may crash
-            if self.cluster is not None:
-                self.cluster.close(finished=self.state.finished, search=self.search)
+        """Leave Ray, and close the attempts that end with the run."""
+        starting = any(group.phase == "starting" for group in self.state.groups.values())
+        if self.cluster is not None:
+            self.cluster.close(finished=self.state.finished and not starting, search=self.search)
+        for key in self.state.begun:
+            self._close_running(key, "interrupted", "the run was stopped")
+
+    def _close_running(self, key: str, status: Status, why: str) -> None:
+        """Write the record of a stage's attempt in this run, at which nobody works any more."""
+        wall_s = time.monotonic() - self._began[key] if key in self._began else None
+        recovery.close_running(self.store, key, status, why, wall_s)

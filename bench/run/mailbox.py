@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.run.task import Task
@@ -64,6 +64,18 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Alive:
+    """A worker of a group says that it lives, whatever it works on."""
+
+    group: int
+    rank: int
+    #: for people
+    where: str
+    #: Ray's handle of the worker, if it has one
+    actor: Any = None
+
+
+@dataclass(frozen=True)
 class GroupEnded:
     """A worker group is no more; `problem` says why, unless it was told to end."""
 
@@ -71,7 +83,9 @@ class GroupEnded:
     problem: str | None
 
 
-Event = Waiting | Began | Stepped | Completed | Failed | Wanted | GroupEnded
+Event = Waiting | Began | Stepped | Completed | Failed | Wanted | Alive | GroupEnded
+#: events that need not be heard at once
+_CAN_WAIT = (Stepped, Alive)
 #: how a worker leaves an event for the driver
 Tell = Callable[[Event], None]
 
@@ -111,13 +125,13 @@ class Mailbox:
     async def tell(self, event: Event) -> None:
         """Leave an event for the driver."""
         self._events.append(event)
-        if not isinstance(event, Stepped):  # those can wait
+        if not isinstance(event, _CAN_WAIT):
             await self._wake()
 
     async def events(self, patience_s: float) -> list[Event]:
-        """Return what was told since the last call, waited for if it is nothing but steps."""
+        """Return what was told since the last call, waited for if nothing is urgent."""
         await self._until(
-            lambda: any(not isinstance(event, Stepped) for event in self._events), patience_s
+            lambda: any(not isinstance(event, _CAN_WAIT) for event in self._events), patience_s
         )
         found, self._events = self._events, []
         return found

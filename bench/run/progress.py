@@ -25,7 +25,8 @@ PLAIN_EVERY_S = 10.0
 @dataclass
 class _Running:
     stage: Stage
-    began: float
+    #: seconds that its training still takes
+    left_s: float | None = None
     printed: float = 0.0
     task: TaskID | None = None
 
@@ -49,7 +50,7 @@ class Display:
         self.total = len(self.plan.stages)
         self.ended = len(self.plan.with_status("cached"))
         self.began = time.monotonic()
-        self._refreshed = 0.0
+        self._refreshed = self._said_s = 0.0
         self.bars = Progress(
             TextColumn("{task.description}", justify="left", markup=False),
             BarColumn(bar_width=20),
@@ -61,6 +62,7 @@ class Display:
 
     def __enter__(self) -> Display:
         if self.live:
+            self.console.print()  # below the last word on Ray's start
             self._overall = self.bars.add_task("all stages", total=self.total, detail="")
             self._live.start()
         return self
@@ -73,12 +75,25 @@ class Display:
         """Print a line above the bars."""
         self.console.print(written(line), markup=False, highlight=False, soft_wrap=True)
 
+    def starting(self, seconds: float) -> None:
+        """Ray is starting: said at first and then each ten seconds, on a terminal all along."""
+        text = f"starting Ray ... {seconds:.0f} s" if seconds >= 1 else "starting Ray ..."
+        if self.live:
+            self.console.print(text, end="\r")
+        elif seconds >= self._said_s:
+            self._said_s = seconds + PLAIN_EVERY_S
+            self.say(text)
+
     def begin(self, stage: Stage) -> None:
         """A worker has begun a stage."""
-        running = _Running(stage, time.monotonic())
+        running = _Running(stage)
         self.running[stage.key] = running
         if self.live and stage.trains:
             running.task = self.bars.add_task(written(stage.title), total=stage.steps, detail="")
+
+    def training(self) -> dict[str, float]:
+        """Return key -> seconds that a stage in training still takes."""
+        return {k: one.left_s for k, one in self.running.items() if one.left_s is not None}
 
     def step(self, stage: Stage, told: Stepped) -> None:
         """A training stage goes on."""
@@ -86,10 +101,11 @@ class Display:
         if running is None:
             return
         now = time.monotonic()
-        eta = (now - running.began) / told.step * (told.steps - told.step)
+        images = (told.steps - told.step) * stage.settings["train"]["batch_size"]
+        running.left_s = images / max(told.images_per_s, 1e-9)  # a stage may have resumed
         detail = (
             f"{told.step}/{told.steps} epoch {told.epoch} loss {told.loss:.4f} "
-            f"{told.images_per_s:.0f} images/s, {duration(eta)} left"
+            f"{told.images_per_s:.0f} images/s, {duration(running.left_s)} left"
         )
         if running.task is not None:
             self.bars.update(running.task, completed=told.step, detail=detail)

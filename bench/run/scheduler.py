@@ -22,6 +22,13 @@ MAX_LOST = 3
 SHORT_A_GROUP = 8
 #: seconds after which a group is ended that finds nothing to do
 IDLE_S = 60.0
+#: seconds without a sign of life of a group, by its phase: when that is said, when it is given up
+PATIENCE_S = {
+    "starting": (30.0, 300.0),
+    "waiting": (15.0, 60.0),
+    "working": (15.0, 60.0),
+    "ending": (30.0, 60.0),
+}
 
 
 @dataclass
@@ -33,8 +40,16 @@ class Group:
     phase: Literal["starting", "waiting", "working", "ending"] = "starting"
     #: key of the stage that it works on
     stage: str | None = None
-    #: when it began to wait, in seconds of the driver's clock
+    #: when it was started, or began to wait, in seconds of the driver's clock
     since: float = 0.0
+    #: rank of a worker -> when it last gave a sign of life
+    heard: dict[int, float] = field(default_factory=dict)
+    #: when its silence was last told of
+    told: float = -1.0
+
+    def last_sign(self) -> tuple[float, int]:
+        """Return when the worker was last heard that has been silent longest, and its rank."""
+        return min((self.heard.get(rank, self.since), rank) for rank in range(self.width))
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,23 @@ class EndGroup:
 
 
 @dataclass(frozen=True)
+class TellOfSilence:
+    """Say that a worker of a group has given no sign of life for so long."""
+
+    group: int
+    rank: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LoseGroup:
+    """Count a group that gives no sign of life as lost."""
+
+    group: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class GiveUp:
     """Count a stage as failed."""
 
@@ -77,7 +109,7 @@ class Finish:
     """End the run: the end of every stage is known."""
 
 
-Action = StartGroup | Give | EndGroup | GiveUp | StartSearch | Finish
+Action = StartGroup | Give | EndGroup | TellOfSilence | LoseGroup | GiveUp | StartSearch | Finish
 
 
 @dataclass
@@ -157,6 +189,11 @@ class RunState:
             self.groups[group].phase, self.groups[group].since = "waiting", now
             self.not_started.clear()
 
+    def hear(self, group: int, rank: int, now: float) -> None:
+        """A worker of a group gives a sign of life."""
+        if group in self.groups:
+            self.groups[group].heard[rank] = now
+
     def begin(self, group: int, key: str) -> None:
         """A stage was given to a group."""
         self.groups[group].phase, self.groups[group].stage = "working", key
@@ -181,7 +218,9 @@ class RunState:
 
     def lose(self, group: int, why: str) -> str | None:
         """Note that a group is no more. Return the key of the stage that it worked on."""
-        gone = self.groups.pop(group)
+        gone = self.groups.pop(group, None)
+        if gone is None:  # it was given up before
+            return None
         if gone.phase == "starting":
             self.not_started.append(why)
         if gone.stage is not None:
@@ -207,6 +246,8 @@ def decide(state: RunState, now: float) -> list[Action]:
         return [GiveUp(stage.key, why) for stage in left]
     if hopeless:
         return [GiveUp(k, f"its worker died {len(lost[k])} times: {lost[k][-1]}") for k in hopeless]
+    if silent := _silent(state, now):
+        return silent
     if state.search_waits and all(stage.key in state.held for stage in left):
         return [StartSearch()]
     idle = {number: group for number, group in state.groups.items() if group.phase == "waiting"}
@@ -226,6 +267,25 @@ def decide(state: RunState, now: float) -> list[Action]:
     for number, waits in idle.items():
         if EndGroup(number) not in actions and (nothing_to_come or now - waits.since > IDLE_S):
             actions.append(EndGroup(number))
+    return actions
+
+
+def _silent(state: RunState, now: float) -> list[Action]:
+    """Return what is to be said and done about groups that give no sign of life."""
+    actions: list[Action] = []
+    for number, group in state.groups.items():
+        if group.phase != "starting" and not group.heard:
+            continue  # it was never to give one
+        heard, rank = group.last_sign()
+        say_s, lose_s = PATIENCE_S[group.phase]
+        if now - heard > lose_s:
+            if group.phase == "starting" and not state.running:  # another would not start either
+                why = f"no worker group could start within {lose_s:.0f} s"
+                return [GiveUp(stage.key, why) for stage in state.left()]
+            actions.append(LoseGroup(number, f"no sign of life for {lose_s:.0f} s"))
+        elif now - heard > say_s and group.told <= heard:
+            actions.append(TellOfSilence(number, rank, now - heard))
+            break  # one at a time; groups that start are told of together
     return actions
 
 

@@ -9,9 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import environment
 from bench.plan.identity import code
 from bench.plan.stage import entry_modules
-from bench.run.attempt import Attempt
+from bench.run.attempt import Attempt, cpu_s
 from bench.run.mailbox import Tell
 from bench.run.task import StageFailed, Task
 from bench.store import gpu_meter
@@ -48,14 +49,22 @@ def run_task(task: Task, store: Store, run_id: str, tell: Tell) -> None:
     modules = entry_modules(task.kind)
     for module in modules:
         importlib.import_module(module)  # not part of the stage's time
+    import torch
+
     from maect.parallel import Group
 
     _forget_memory()
-    group, device = Group(), _device()
+    group, device, began_s = Group(), _device(), cpu_s()
     attempt = Attempt(task, store, run_id, tell, device, group) if group.rank == 0 else None
     folder = group.share(attempt.folder if attempt is not None else None)
     stop_meter = gpu_meter.meter(_uuid(device), folder, group.rank)
     try:
+        numerics = task.settings["numerics"]
+        here = environment.processors(numerics["isa"])
+        if here != numerics["processors"]:  # the key promises the bits of others
+            raise RuntimeError(
+                f"planned for processors of class '{numerics['processors']}'; this is '{here}'"
+            )
         if code(*modules).hash != task.code.hash:  # or the record would name another code
             raise RuntimeError("the code was edited since the run began; start the run again")
         job = task.job(store, device)
@@ -65,14 +74,16 @@ def run_task(task: Task, store: Store, run_id: str, tell: Tell) -> None:
             job.on_progress = attempt.progress
         output = importlib.import_module(modules[0]).run(job)
         stop_meter()
-        group.share(None)  # every worker's meter has left its last word
+        # of all workers, whose meters have left their last word when they come here
+        used = group.gather(torch.tensor([cpu_s() - began_s], dtype=torch.float64, device=device))
         if attempt is not None:
-            attempt.complete(output)
+            attempt.complete(output, float(used.sum()))
             store.clear_checkpoints(task.key)
     except Exception as error:
         stop_meter()
         if attempt is not None:
-            attempt.fail(error)
+            # what the others used, nobody knows
+            attempt.fail(error, cpu_s() - began_s if group.size == 1 else None)
         raise StageFailed(f"{task.title}: {error}") from error
     finally:
         stop_meter()

@@ -1,15 +1,59 @@
-"""Writing files of a store: whole or not there, and in words if that fails."""
+"""The files of a store: read whatever a stranger put there, written whole or not at all."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
 from maect import files
+
+#: bytes that a JSON file of a store may have
+LARGEST = 2**28
+#: levels to which its content may be nested
+DEEPEST = 40
+
+
+def regular(path: Path) -> Path:
+    """Return the path of a regular file. Raises OSError for a link, a FIFO, a device, a folder."""
+    mode = path.lstat().st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a link" if stat.S_ISLNK(mode) else "it is no file")
+    return path
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file. Raises OSError or ValueError for what is none."""
+    with regular(path).open("rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ValueError(f"it has more than {LARGEST} bytes")
+    with suppress(RecursionError):
+        value = json.loads(data)
+        if _shallow(value, DEEPEST):
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def _shallow(value: Any, levels: int) -> bool:
+    """Return whether JSON data are nested to so many levels at most."""
+    inner = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, (dict, list)):
+        return True
+    return levels > 0 and all(_shallow(item, levels - 1) for item in inner)
+
+
+def reason(error: Exception) -> str:
+    """Return why something went wrong, in a few words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -48,10 +92,14 @@ def _text(value: Any) -> bytes:
 
 def store_error(path: Path, error: OSError) -> UserError:
     """Return what to tell about a file that cannot be written."""
-    reason = (error.strerror or str(error)).lower()
     return UserError(
-        f"the store cannot be written ({reason}): {path.parent}; choose another --store"
+        f"the store cannot be written ({reason(error)}): {path.parent}; choose another --store"
     )
+
+
+def unreadable(what: object, error: Exception) -> UserError:
+    """Return what to tell about a part of a store that cannot be read."""
+    return UserError(f"{what} cannot be read: {reason(error)}; choose another --store")
 
 
 def iso(seconds: float) -> str:
@@ -63,7 +111,7 @@ def iso(seconds: float) -> str:
 def tail(path: Path, size: int = 4000) -> str:
     """Return the last `size` bytes of a log as text; empty where there is none."""
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             file.seek(max(0, path.stat().st_size - size))
             return file.read().decode("utf-8", "replace")
     except OSError:

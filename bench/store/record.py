@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from bench.store.files import read_json
 from maect.evals.base import Measured
 from maect.files import digest
 
@@ -26,12 +27,30 @@ QUANTITIES = (ENERGY, UTILISATION, MEMORY)
 
 
 def _time(text: str) -> str:
-    datetime.fromisoformat(text)  # raises ValueError
+    if datetime.fromisoformat(text).utcoffset() is None:
+        raise ValueError("it names no time zone")
     return text
+
+
+def _name(text: str) -> str:
+    if text in (".", "..") or any(c in text for c in "/\\\0") or not 0 < len(text) < 256:
+        raise ValueError(f"'{text}' is no name of a file")
+    return text
+
+
+def _env(env: dict[str, Any]) -> dict[str, Any]:
+    _Environment.model_validate(env, strict=True)
+    return {"host": "", **env}
 
 
 #: UTC, ISO 8601
 Time = Annotated[str, AfterValidator(_time)]
+#: of a file or folder of the store: no way out of it
+Name = Annotated[str, AfterValidator(_name)]
+#: what can be counted exactly
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Curves = dict[str, list[Count | float]]
+Env = Annotated[dict[str, Any], AfterValidator(_env)]
 
 Status = Literal["running", "complete", "failed", "interrupted", "lost", "damaged"]
 
@@ -39,21 +58,32 @@ Status = Literal["running", "complete", "failed", "interrupted", "lost", "damage
 class _Part(BaseModel):
     """Read-only; fields that a later version adds are passed over."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, allow_inf_nan=False
+    )
+
+
+class _Environment(_Part):
+    """Of what is known of an environment, what is read by name."""
+
+    host: str = ""
+    torch: str | None = None
+    workers: Count = 1
+    backend: str | None = None
 
 
 class File(_Part):
     """A file of the artifact."""
 
     sha256: str
-    bytes: int
+    bytes: Count
 
 
 class Input(_Part):
     """What an input held when it was read: SHA-256 by file name."""
 
-    key: str
-    files: dict[str, str]
+    key: Name
+    files: dict[Name, str]
 
 
 class Code(_Part):
@@ -68,11 +98,11 @@ class Data(_Part):
 
     name: str
     fingerprint: str | None
-    counts: dict[str, int]
-    broken: int = 0
+    counts: dict[str, Count]
+    broken: Count = 0
     #: the first of them, as "file: reason"
     broken_files: list[str] = []
-    converted: dict[str, int] = {}
+    converted: dict[str, Count] = {}
     #: sentences: what is assumed, left out or missing
     notes: list[str] = []
 
@@ -90,9 +120,9 @@ class Gpu(_Part):
     uuid: str
     model: str | None
     host: str
-    worker: int
+    worker: Count
     seconds: float
-    samples: int
+    samples: Count
     final: bool
     energy_kwh: float | None
     energy_from: str | None
@@ -105,7 +135,7 @@ class Gpu(_Part):
 class Cost(_Part):
     """Devices held and what they did; None where it was not measured, with the reason."""
 
-    devices: int
+    devices: Count
     device_kind: Literal["cpu", "gpu"]
     device_model: str
     wall_s: float | None = None
@@ -133,27 +163,31 @@ class Cost(_Part):
 class Record(_Part):
     """One attempt: what it was of, where and when it ran, how it ended."""
 
+    model_config = ConfigDict(allow_inf_nan=True)  # a metric may be NaN
+
     schema_: int = Field(SCHEMA, alias="schema")
-    key: str
+    key: Name
     kind: str
     #: for people: "MAE-CT tuning, seed 0"
     name: str
-    attempt: int
-    run: str
+    attempt: Count
+    run: Name
     settings: dict[str, Any]
     inputs: dict[str, Input]
     data: Data
     code: Code
-    env: dict[str, Any]
+    env: Env
     started: Time
     #: seconds since the epoch
-    started_s: float
-    pid: int
+    started_s: Annotated[float, Field(ge=0, lt=2**35)]
+    pid: Count
+    #: when that process began, in seconds since its machine did
+    process_s: Annotated[float, Field(ge=0, lt=2**35)] | None = None
     cost: Cost
 
     status: Status = "running"
     ended: Time | None = None
-    files: dict[str, File] = {}
+    files: dict[Name, File] = {}
     metrics: list[Measured] = []
     protocol: dict[str, Any] = {}
     protocol_fingerprint: str | None = None
@@ -180,9 +214,9 @@ class Record(_Part):
 class Run(BaseModel):
     """One call of `run` or `sweep`: written at its start, and again at its end."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
-    id: str
+    id: Name
     suite: str
     profile: str
     command: str
@@ -191,10 +225,10 @@ class Run(BaseModel):
     #: commit, and whether files differed from it
     source: dict[str, Any]
     env: dict[str, Any]
-    workers: int
+    workers: Count
     #: of the plan, and how many of them were cached
-    stages: int
-    cached: int
+    stages: Count
+    cached: Count
     status: Literal["running", "complete", "failed", "interrupted", "lost"] = "running"
     ended: str | None = None
     wall_s: float | None = None
@@ -203,6 +237,8 @@ class Run(BaseModel):
     #: of a search that explores: its identity, and key -> why it did without the stage
     search: str | None = None
     pruned: dict[str, str] | None = None
+    #: what the store had of the plan when the run ended: key -> attempt -> status
+    attempts: dict[str, dict[Count, Status]] = {}
 
 
 def sealed(record: Record) -> dict[str, Any]:
@@ -211,18 +247,20 @@ def sealed(record: Record) -> dict[str, Any]:
     return content | {"checksum": digest(content)}
 
 
-def unsealed(content: Any, key: str) -> Record:
-    """Return the record in JSON data. Raises ValueError where it is not a sound one of `key`."""
+def unsealed(content: Any) -> Record:
+    """Return the record in JSON data. Raises ValueError where it is not a sound one."""
     if not isinstance(content, dict):
         raise ValueError("it is no mapping")
-    told = content.pop("checksum", None)
-    if content.get("key") != key or told != digest(content):
+    if content.pop("checksum", None) != digest(content):
         raise ValueError("its checksum does not fit")
-    return parsed(content)
+    record = parsed(content)
+    if record.status == "running":
+        raise ValueError("it says that the attempt runs")
+    return record
 
 
-def parsed(content: dict[str, Any]) -> Record:
-    """Return the record in JSON data without its checksum. Raises ValueError."""
+def parsed(content: Any) -> Record:
+    """Return the record in JSON data, whatever its checksum is. Raises ValueError."""
     try:
         return Record.model_validate(content)
     except ValidationError as error:
@@ -243,7 +281,7 @@ def collect(folder: Path, held: int) -> dict[str, Any]:
     gpus = []
     for path in folder.glob("gpu-*.json"):
         with suppress(OSError, ValueError):
-            gpus.append(Gpu.model_validate_json(path.read_bytes()))
+            gpus.append(Gpu.model_validate(read_json(path)))
     gpus.sort(key=lambda gpu: gpu.worker)
     cost: dict[str, Any] = {"gpus": gpus}
     for name in QUANTITIES:

@@ -10,14 +10,17 @@ before it is used. They go when the stage is complete.
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 import threading
 import time
 from pathlib import Path
 
+from pydantic import BaseModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from bench.store.files import write_atomic, write_json
+from bench.store.files import read_json, regular, write_atomic, write_json
+from bench.store.record import Count, Curves
 from bench.store.store import Store
 from maect.files import sha256
 from maect.stages.job import State
@@ -25,6 +28,14 @@ from maect.stages.job import State
 #: seconds between two checkpoints
 EVERY_S = 30.0
 KEPT = 2
+
+
+class _Note(BaseModel):
+    """What lies beside a state."""
+
+    step: Count
+    sha256: str
+    curves: Curves
 
 
 class StageCheckpoints:
@@ -39,17 +50,17 @@ class StageCheckpoints:
         """Return the newest whole state, or None."""
         for note in reversed(self._notes()):
             try:
-                entry = json.loads(note.read_text(encoding="utf-8"))
-                tensors = note.with_suffix(".safetensors")
-                if sha256(tensors) == entry["sha256"]:
-                    return State(entry["step"], load_file(tensors), entry["curves"])
-            except (OSError, ValueError, KeyError):
+                entry = _Note.model_validate(read_json(note))
+                tensors = regular(note.with_suffix(".safetensors"))
+                if sha256(tensors) == entry.sha256:
+                    return State(entry.step, load_file(tensors), entry.curves)
+            except (OSError, ValueError, SafetensorError):
                 continue
         return None
 
     def _notes(self) -> list[Path]:
         """Return the notes beside whole states, oldest first."""
-        found = [path for path in self.folder.glob("*.json") if path.stem.isdigit()]
+        found = [p for p in self.folder.glob("*.json") if re.fullmatch("[0-9]{1,15}", p.stem)]
         return sorted(found, key=lambda path: int(path.stem))
 
     def due(self) -> bool:

@@ -14,20 +14,32 @@ record says of its files (SHA-256) is checked before a stage builds on them.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
-import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 from bench.errors import UserError
-from bench.store.files import iso, store_error, tail, write_atomic, write_first, write_json
+from bench.store.files import (
+    iso,
+    read_json,
+    reason,
+    regular,
+    store_error,
+    tail,
+    unreadable,
+    write_atomic,
+    write_first,
+    write_json,
+)
 from bench.store.record import SCHEMA, Failure, File, Record, Run, Status, parsed, sealed, unsealed
 from maect.files import sha256
 
@@ -48,11 +60,18 @@ class StageState:
 class Store:
     """A store on a file system that all workers reach.
 
-    Raises `UserError` where the folder holds a store of another version.
+    It may be a stranger's: what a record says of itself (key, attempt, run) must be what its path
+    says. Raises `UserError` where the folder cannot be opened or holds a store of another version.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().resolve()
+        try:
+            self.root = root.expanduser().resolve()
+            self._refuse_link(self.root.iterdir())
+        except FileNotFoundError:
+            return
+        except (OSError, RuntimeError, ValueError) as error:
+            raise unreadable(f"the store {root}", error) from None
         self._check_version()
 
     # ------------------------------------------------------------------------------ opening
@@ -61,14 +80,14 @@ class Store:
         """Refuse a store of another layout; nothing of it is touched."""
         marker = self.root / "store.json"
         try:
-            told = json.loads(marker.read_text(encoding="utf-8"))
+            told = read_json(marker)
             schema, wrote = int(told["schema"]), str(told["version"])
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             if not (self.root / "stages").is_dir():
                 return
             schema, wrote = 1, "0.1"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{marker} cannot be read: {error}; choose another --store") from None
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise unreadable(marker, error) from None
         if schema != SCHEMA:
             raise UserError(
                 f"the store {self.root} was written by maect-bench {wrote} (records of version "
@@ -78,35 +97,79 @@ class Store:
 
     def create(self) -> None:
         """Make the folders and prove that they can be written. Raises `UserError`."""
-        probe = self.root / "runs" / f".probe-{os.getpid()}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             if not (self.root / "store.json").exists():  # before `stages`: a store always has it
                 told = {"schema": SCHEMA, "version": version("maect-bench")}
                 write_json(self.root / "store.json", told)
-            (self.root / "stages").mkdir(exist_ok=True)
-            probe.parent.mkdir(exist_ok=True)
+            for name in ("stages", "runs"):
+                probe = self.root / name / f".probe-{os.getpid()}"
+                probe.parent.mkdir(exist_ok=True)
+                write_atomic(probe, b"x" * 65536)
+                probe.unlink()
         except OSError as error:
-            raise store_error(probe.parent, error) from None
-        write_atomic(probe, b"x" * 65536)
-        probe.unlink()
+            raise store_error(self.root / "store.json", error) from None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the store for one driver; the kernel releases it when that process dies."""
-        with (self.root / "lock").open("a+") as file:
+        path = self.root / "lock"
+        try:
+            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            raise store_error(path, error) from None
+        with os.fdopen(number, "r+b", buffering=0) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.truncate(0)
+                file.write(b"%d\n" % os.getpid())
             except BlockingIOError:
-                file.seek(0)
+                holder = file.read(20).decode(errors="replace").strip() or "unknown"
                 raise UserError(
-                    f"another run (process {file.read().strip() or 'unknown'}) is using the store "
-                    f"{self.root}; wait for it, or choose another --store"
+                    f"another run (process {holder}) is using the store {self.root}; wait for it, "
+                    f"or choose another --store"
                 ) from None
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+            except OSError as error:
+                raise store_error(path, error) from None
             yield
+
+    def check_usable(self, key: str) -> None:
+        """Raise `UserError` where a run could not work in a stage's folder, or would leave it."""
+
+        def stop(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):
+                raise unreadable(error.filename, error) from None
+
+        for folder, folders, files in os.walk(self.folder(key), onerror=stop):
+            here = Path(folder)
+            self._refuse_link([here, *(here / name for name in folders + files)])
+            needed = [(here, os.R_OK | os.W_OK), *((here / name, os.R_OK) for name in files)]
+            for path, mode in needed:
+                if not os.access(path, mode, effective_ids=True):
+                    raise UserError(f"{path} is another user's; choose another --store")
+
+    @staticmethod
+    def _refuse_link(paths: Iterable[Path]) -> None:
+        """Raise `UserError` where there is a link: what is written there would leave the store."""
+        for path in paths:
+            if path.is_symlink():
+                raise UserError(
+                    f"{path} is a link, and a store has none; replace it by what it points at"
+                )
+
+    def in_use(self) -> bool:
+        """Return whether a driver holds the store, as far as its lock tells."""
+        try:
+            lock = os.open(self.root / "lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        except OSError as error:
+            return not isinstance(error, FileNotFoundError)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(lock)
+        return False
 
     # ------------------------------------------------------------------------------ reading
 
@@ -127,14 +190,24 @@ class Store:
         shutil.rmtree(self.checkpoints(key), ignore_errors=True)
 
     def stage_keys(self) -> list[str]:
-        """Return the keys of all stages that were ever begun."""
+        """Return the keys of all stages that were ever begun. Raises `UserError`."""
         stages = self.root / "stages"
-        return sorted(p.name for p in stages.iterdir()) if stages.is_dir() else []
+        try:
+            return sorted(name for name in os.listdir(stages) if not name.startswith("."))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise unreadable(stages, error) from None
 
     def state(self, key: str) -> StageState:
         """Return the records of a key; damaged ones are named in `problems` and left out."""
         state = StageState(key)
-        for number in self.attempts(key):
+        try:
+            numbers = self.attempts(key)
+        except OSError as error:
+            state.problems.append(f"stages/{key} cannot be read: {reason(error)}")
+            return state
+        for number in numbers:
             record = self._attempt(number, state)
             if record is not None:
                 state.attempts.append(record)
@@ -143,28 +216,38 @@ class Store:
         return state
 
     def attempts(self, key: str) -> list[int]:
-        """Return the numbers of a key's attempts, in order."""
-        with suppress(FileNotFoundError, NotADirectoryError):
-            names = os.listdir(self.folder(key) / "attempts")
-            return sorted(int(name) for name in names if name.isdigit())
-        return []
+        """Return the numbers of a key's attempts, in order. Raises OSError."""
+        folder = self.folder(key) / "attempts"
+        if folder.is_symlink() or folder.parent.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link")
+        try:
+            names = os.listdir(folder)
+        except FileNotFoundError:
+            return []
+        return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]{0,5}", name))
 
     def _attempt(self, number: int, state: StageState) -> Record | None:
         folder = self.attempt_folder(state.key, number)
         path = folder / "record.json"
         try:
-            if path.exists():
-                record = unsealed(json.loads(path.read_bytes()), state.key)
+            if folder.is_symlink():
+                raise ValueError("its folder is a link")
+            names = os.listdir(folder)
+            if path.name in names:
+                record = unsealed(read_json(path))
             else:
                 path = folder / "started.json"
-                if not path.exists():
+                if path.name not in names:
                     return None
-                record = parsed(json.loads(path.read_bytes()))
+                record = parsed(read_json(path))
+                if record.status != "running":
+                    raise ValueError(f"it says that the attempt is {record.status}")
             if (record.key, record.attempt) != (state.key, number):
                 raise ValueError("it is of another attempt")
-        except (OSError, ValueError, RecursionError) as error:
-            what = str(error).splitlines()[0]
-            state.problems.append(f"record {path.relative_to(self.root)} is damaged: {what}")
+        except (OSError, ValueError) as error:
+            state.problems.append(
+                f"record {path.relative_to(self.root)} is damaged: {reason(error)}"
+            )
             return None
         return record
 
@@ -175,23 +258,38 @@ class Store:
 
     def damages(self, key: str, record: Record) -> Iterator[str]:
         """Yield everything that is wrong with the files that a record of `key` names."""
-        for name, file in record.files.items():
-            path = self.folder(key) / name
-            if not path.is_file():
-                yield f"{name} is missing"
-            elif path.stat().st_size != file.bytes or sha256(path) != file.sha256:
-                yield f"{name} does not fit its checksum"
+        for name in record.files:
+            if fault := self._fault(key, record, name):
+                yield f"{name} {fault}"
 
-    def set_aside(self, state: StageState, reason: str) -> None:
+    def _fault(self, key: str, record: Record, name: str) -> str | None:
+        """Return what is wrong with a file that a record of `key` names, or None."""
+        told = record.files[name]
+        try:
+            path = regular(self.folder(key) / name)
+            sound = path.stat().st_size == told.bytes and sha256(path) == told.sha256
+        except FileNotFoundError:
+            return "is missing"
+        except OSError as error:
+            return f"cannot be read: {reason(error)}"
+        return None if sound else "does not fit its checksum"
+
+    def read(self, key: str, record: Record, name: str) -> bytes:
+        """Return a file that a record of `key` names. Raises ValueError where it does not fit."""
+        if fault := self._fault(key, record, name):
+            raise ValueError(f"it {fault}")
+        return (self.folder(key) / name).read_bytes()
+
+    def set_aside(self, state: StageState, why: str) -> None:
         """Move a damaged stage's files out of the way and close its record."""
         assert state.record is not None
         folder = self.folder(state.key)
-        aside = self.root / "damaged" / f"{state.key}-{int(time.time())}"
-        aside.mkdir(parents=True, exist_ok=True)
+        aside = self.root / "damaged" / f"{state.key}-{time.time_ns()}"
+        aside.mkdir(parents=True)
         for name in state.record.files:
-            if (folder / name).exists():
+            if (folder / name).is_file():
                 shutil.move(folder / name, aside / name)
-        error = Failure(kind="Damaged", message=reason)
+        error = Failure(kind="Damaged", message=why)
         self.write_record(state.record.model_copy(update={"status": "damaged", "error": error}))
 
     # ------------------------------------------------------------------------------ writing
@@ -245,7 +343,8 @@ class Store:
         """
         if ended_s is None:
             files = self.attempt_folder(attempt.key, attempt.attempt).iterdir()
-            ended_s = max(p.stat().st_mtime for p in files if p.name != "record.json")
+            times = [p.lstat().st_mtime for p in files if p.name != "record.json"]
+            ended_s = min(max(times), time.time())
         error = Failure(kind=status.capitalize(), message=why)
         self.close_attempt(attempt.model_copy(update={"status": status, "error": error}), ended_s)
 
@@ -261,10 +360,21 @@ class Store:
             if run.status == "running":
                 self.write_run(run.model_copy(update={"status": "lost"}))
 
-    def runs(self) -> list[Run]:
-        """Return the records of all runs, oldest first; unreadable ones are left out."""
+    def runs(self, problems: list[str] | None = None) -> list[Run]:
+        """Return the records of all runs, oldest first; what is none is named in `problems`."""
         found = []
         for path in sorted((self.root / "runs").glob("*.json")):
-            with suppress(OSError, ValueError):
-                found.append(Run.model_validate_json(path.read_bytes()))
+            try:
+                run = Run.model_validate(read_json(path))
+                if f"{run.id}.json" != path.name:
+                    raise ValueError("it is of another run")
+                found.append(run)
+            except (OSError, ValueError) as error:
+                if problems is not None:
+                    problems.append(f"runs/{path.name} is no record of a run: {reason(error)}")
         return found
+
+    def listing(self, keys: Iterable[str]) -> dict[str, dict[int, Status]]:
+        """Return the attempts at stages: key -> attempt -> status."""
+        states = [self.state(key) for key in keys]
+        return {s.key: {a.attempt: a.status for a in s.attempts} for s in states if s.attempts}

@@ -143,6 +143,9 @@ def check_suite(spec: SuiteSettings, variants: dict[str, Variant], tree: Map) ->
             at = ("variants", name, "match_compute")
             require(variant.match_compute, variants, "variant", tree, at)
             _check_match(variant, variants[variant.match_compute], tree, at)
+    if len({variant.row.numerics.isa for variant in variants.values()}) > 1:
+        message = "numerics.isa is not the same in all rows; give it in the profile, once"
+        raise fault(message, tree, ("numerics", "isa"))
     _check_gallery(spec, variants, tree)
     columns = {"cost"}
     for variant in variants.values():

@@ -180,6 +180,11 @@ class Suite:
         """Return whether it has a search whose results decide which cells are run to their end."""
         return self.search is not None and self.search.explores
 
+    @property
+    def isa(self) -> str:
+        """Return the instructions that all rows compute with: a process has those of one kind."""
+        return next(iter(self.variants.values())).row.numerics.isa
+
     def resolved(self) -> dict[str, Any]:
         """Return the suite as plain data, every default written out, this profile only."""
         return {

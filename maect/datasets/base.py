@@ -110,11 +110,6 @@ class ArraySplit(Split):
         #: all images of the file this split is a part of, uint8 [M, C, H, W], and its rows
         self._pool, self._rows = pool, rows
 
-    @property
-    def images(self) -> np.ndarray:
-        """All images, uint8 [N, C, H, W]; a copy."""
-        return self._pool[self._rows]
-
     def batch(self, indices: np.ndarray) -> torch.Tensor:
         """Return images of the given samples, on the CPU: int64 [B] -> uint8 [B, C, H, W]."""
         import torch

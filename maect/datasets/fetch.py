@@ -10,7 +10,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
 from maect.datasets import cache, decode, named
@@ -26,29 +26,14 @@ CLIENT_TIMEOUT_S = 1800
 _CHUNK = 1 << 20
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """What `fetch` did."""
-
-    name: str
-    #: where the images came from; "cache" when they were there already
-    source: str
-    where: Path
-    #: SHA-256 of the decoded pixels and labels
-    content: str
-    #: sources that did not work: (source, reason)
-    failed: tuple[tuple[str, str], ...] = ()
-
-
-def checksum(path: Path, algorithm: str) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
-
-
 def verify(path: Path, expected: str) -> None:
-    """Compare a file with "algorithm:digest". Raises DataError where it differs."""
+    """Compare a file with "algorithm:digest". Raises DataError where it differs or is not read."""
     algorithm, digest = expected.split(":")
-    found = checksum(path, algorithm)
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, algorithm).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
     if found != digest:
         raise DataError(
             f"{path.name} is not the published file: {algorithm} {found}, expected {digest}"
@@ -124,8 +109,8 @@ def _obtain(source: Source, folder: Path, progress: Progress) -> None:
         verify(folder / file, expected)
 
 
-def _install(name: str, path: Path, root: Path, source: str) -> str:
-    """Decode a folder or archive, check the images, put them into the cache; their SHA-256."""
+def _install(name: str, path: Path, root: Path, source: str) -> None:
+    """Decode a folder or archive, check the images, put them into the cache."""
     archives = list(path.glob("*.t*gz")) if path.is_dir() else []
     pools = decode.decode(name, archives[0] if len(archives) == 1 else path)
     entry: Entry = CATALOG[name]
@@ -140,7 +125,6 @@ def _install(name: str, path: Path, root: Path, source: str) -> str:
             f"is {content}, expected {entry.content}"
         )
     cache.write(name, root, pools, source)
-    return content
 
 
 def fetch(
@@ -148,18 +132,17 @@ def fetch(
     root: Path | None = None,
     from_path: Path | None = None,
     progress: Progress = lambda text: None,
-) -> Fetched:
+) -> str:
     """Bring a set into the data directory: from `from_path`, or from the first source that works.
 
     `from_path` is a published archive or a folder with its files. Nothing is fetched that is
-    there and verifies. Raises DataError where nothing works, saying what each source answered.
+    there and verifies. Return where it came from; "cache" where it was there. Raises DataError
+    where nothing works, saying what each source answered.
     """
     root = root or data_root()
-    entry = CATALOG.get(name)
-    if entry is None:
-        raise DataError(f"no data set {name!r}; there are {', '.join(CATALOG)}")
+    entry = CATALOG[name]
     if not entry.sources:
-        return Fetched(name, "scikit-learn", root, entry.content or "")
+        return "scikit-learn"
     try:
         if from_path is not None:
             return _fetch_from(name, entry, root, Path(from_path))
@@ -170,14 +153,11 @@ def fetch(
         ) from None
 
 
-def _fetch_any(name: str, entry: Entry, root: Path, progress: Progress) -> Fetched:
+def _fetch_any(name: str, entry: Entry, root: Path, progress: Progress) -> str:
     """From the cache, else from the first source that works."""
-    try:
-        return Fetched(
-            name, "cache", root / name, cache.read(name, root, verify=True)[1]["content"]
-        )
-    except DataError:
-        pass
+    with suppress(DataError):
+        cache.read(name, root, verify=True)
+        return "cache"
     failed = []
     for number, source in enumerate(entry.sources):
         folder = root / "downloads" / name / str(number)
@@ -187,13 +167,13 @@ def _fetch_any(name: str, entry: Entry, root: Path, progress: Progress) -> Fetch
                 shutil.rmtree(folder, ignore_errors=True)
             _obtain(source, folder, progress)
             progress(f"{name}: decoding")
-            content = _install(name, folder, root, str(source))
+            _install(name, folder, root, str(source))
         except DataError as error:
             progress(f"{name}: {source}: {error}")
             failed.append((str(source), str(error)))
             continue
         shutil.rmtree(root / "downloads" / name, ignore_errors=True)
-        return Fetched(name, str(source), root / name, content, tuple(failed))
+        return str(source)
     reasons = "; ".join(f"{source}: {reason}" for source, reason in failed)
     raise DataError(
         f"{name} could not be fetched. {reasons}. With a copy at hand run: "
@@ -201,39 +181,24 @@ def _fetch_any(name: str, entry: Entry, root: Path, progress: Progress) -> Fetch
     )
 
 
-def _fetch_from(name: str, entry: Entry, root: Path, path: Path) -> Fetched:
-    if not path.exists():
+def _fetch_from(name: str, entry: Entry, root: Path, path: Path) -> str:
+    if not (path.is_file() or path.is_dir()):
         raise DataError(f"there is no {path}")
     for source in entry.sources:
         if path.name in source.files:
             verify(path, source.files[path.name])
-    if path.suffix != ".deb":
-        return Fetched(name, str(path), root / name, _install(name, path, root, str(path)))
     with tempfile.TemporaryDirectory() as folder:
-        _client(["dpkg-deb", "-x", str(path.resolve()), "."], Path(folder))
-        return Fetched(name, str(path), root / name, _install(name, Path(folder), root, str(path)))
+        if path.suffix == ".deb":
+            _client(["dpkg-deb", "-x", str(path.resolve()), "."], Path(folder))
+        _install(name, Path(folder) if path.suffix == ".deb" else path, root, str(path))
+    return str(path)
 
 
-def check(name: str, root: Path | None = None) -> str:
+def check(name: str, root: Path) -> str:
     """Compute a set's checksum again: the SHA-256 of its pixels and labels.
 
     Raises DataError where it is absent or differs from when it was fetched or published.
     """
-    root = root or data_root()
-    if name not in CATALOG:
-        raise DataError(f"no data set {name!r}; there are {', '.join(CATALOG)}")
-    expected = CATALOG[name].content
-    if name == "digits":
-        return cache.content_hash(named.read_digits())
-    content = str(cache.read(name, root, verify=True)[1]["content"])
-    if expected is not None and content != expected:
-        raise DataError(
-            f"{root / name} does not hold the published images of {name}; delete it and run: "
-            f"python -m bench data fetch {name}"
-        )
-    return content
-
-
-def sources(name: str) -> list[str]:
-    """Return where a set is fetched from, in the order in which they are tried."""
-    return [str(source) for source in CATALOG[name].sources]
+    if name != "digits":
+        cache.read(name, root, verify=True)
+    return named.read(name, root)[1]

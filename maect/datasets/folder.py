@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from maect.datasets.base import DataError, decode_threads, listed
-from maect.datasets.image_index import Index
+from maect.datasets.image_index import Files, Index
 from maect.datasets.images import Inspection, inspect, read_file
 
 TEST_FOLDERS = ("val", "validation", "test")
@@ -20,19 +17,6 @@ _REPORT_EVERY = 2000
 _IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 #: folders that systems and shares leave behind; so are those that begin with a dot
 _LEFTOVERS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The files of a set, training files first, each pool by name."""
-
-    names: list[str]
-    test: list[bool]
-    labels: list[int]
-    stamps: list[tuple[int, int]]
-    classes: list[str]
-    #: what no image is made of: hidden files, leftover folders, files of other extensions
-    left_out: list[str]
 
 
 def _entries(folder: Path, pool: str, left_out: list[str]) -> list[os.DirEntry[str]]:
@@ -60,7 +44,7 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     return entry.name.lower().endswith(_IMAGES)
 
 
-def listing(path: Path) -> Listing:
+def listing(path: Path) -> Files:
     """Return every image of a set with its size and time.
 
     A file with an image's extension in a class's folder counts as an image of this class: a file
@@ -73,14 +57,14 @@ def listing(path: Path) -> Listing:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
 
 
-def _listing(path: Path) -> Listing:
+def _listing(path: Path) -> Files:
     test_folders = [name for name in TEST_FOLDERS if (path / name).is_dir()]
     if not (path / "train").is_dir() or not test_folders:
         raise DataError(
             f"{path} is not laid out as ImageNet is: expected train/<class>/<file> and "
             f"val/<class>/<file>"
         )
-    result = Listing([], [], [], [], [], test_folders[1:])
+    result = Files([], [], [], [], [], test_folders[1:])
     pools = {
         pool: _entries(path / pool, pool, result.left_out) for pool in ("train", test_folders[0])
     }
@@ -117,17 +101,10 @@ def _listing(path: Path) -> Listing:
     return result
 
 
-def is_current(index: Index | None, files: Listing) -> bool:
-    """Return whether an index was made from these very files."""
-    return (
-        index is not None
-        and len(index) == len(files.names)
-        and index.names.tolist() == [os.fsencode(name) for name in files.names]
-        and index.labels.tolist() == files.labels
-        and index.classes.tolist() == files.classes
-        and index.left_out.tolist() == [os.fsencode(name) for name in files.left_out]
-        and np.array_equal(index.stamps, np.array(files.stamps))
-    )
+def is_current(path: Path, known: Path) -> bool:
+    """Return whether every image has been looked at as it is now."""
+    index = Index.load(_file(known))
+    return index is not None and index.is_of(listing(path))
 
 
 def _known(index: Index | None) -> dict[tuple[str, int, int], Inspection]:
@@ -144,29 +121,23 @@ def _known(index: Index | None) -> dict[tuple[str, int, int], Inspection]:
     return known
 
 
-def update(path: Path, index: Index | None, progress: Callable[[str], None]) -> Index:
-    """Return the index of the files as they are now; only those that changed are read."""
-    files, known = listing(path), _known(index)
+def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
+    """Read the images that are new or have changed."""
+    files, index = listing(path), Index.load(_file(known))
+    if index is not None and index.is_of(files):
+        return
+    seen, total = _known(index), len(files.names)
 
     def look(at: int) -> Inspection:
         name = files.names[at]
-        return known.get((name, *files.stamps[at])) or _inspect(path / name)
+        return seen.get((name, *files.stamps[at])) or _inspect(path / name)
 
-    total = len(files.names)
     found: list[Inspection] = []
     with ThreadPoolExecutor(decode_threads()) as threads:
         for start in range(0, total, _REPORT_EVERY):
             found.extend(threads.map(look, range(start, min(start + _REPORT_EVERY, total))))
             progress(f"checked {len(found):,} of {total:,} images")
-    return Index.build(
-        files.names,
-        files.test,
-        files.labels,
-        found,
-        files.stamps,
-        files.classes,
-        files.left_out,
-    )
+    Index.build(files, found).save(_file(known))
 
 
 def _inspect(path: Path) -> Inspection:
@@ -177,6 +148,13 @@ def _inspect(path: Path) -> Inspection:
     return inspect(data)
 
 
-def reader(path: Path, index: Index) -> Callable[[int], bytes]:
-    """Reads the encoded bytes of a row of the index."""
-    return lambda row: read_file(path / index.name(row))
+def load(path: Path, known: Path) -> tuple[Index, Callable[[int], bytes]]:
+    """Return the index as it was made, and what reads the encoded bytes of a row of it."""
+    index = Index.load(_file(known))
+    if index is None:
+        raise DataError(f"the images in {path} have not been checked yet")
+    return index, lambda row: read_file(path / index.name(row))
+
+
+def _file(known: Path) -> Path:
+    return known.with_suffix(".npz")

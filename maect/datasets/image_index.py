@@ -25,6 +25,18 @@ _TABLES = ("classes", "kind_names", "reason_names", "left_out")
 
 
 @dataclass(frozen=True)
+class Files:
+    """Images before they are read, training images first, each pool by name; see `Index`."""
+
+    names: list[str]
+    test: list[bool]
+    labels: list[int]
+    stamps: list[tuple[int, int]]
+    classes: list[str]
+    left_out: list[str]
+
+
+@dataclass(frozen=True)
 class Index:
     """One row an image, training images first, each pool in the order of its names."""
 
@@ -78,33 +90,24 @@ class Index:
             return None
 
     @classmethod
-    def build(
-        cls,
-        names: list[str],
-        test: list[bool],
-        labels: list[int],
-        found: list[Inspection],
-        stamps: list[tuple[int, int]],
-        classes: list[str],
-        left_out: list[str],
-    ) -> Index:
+    def build(cls, files: Files, found: list[Inspection]) -> Index:
         kinds, reasons = {"": 0}, {"": 0}
         for one in found:
             kinds.setdefault(one.kind, len(kinds))
             reasons.setdefault(one.reason, len(reasons))
         return cls(
-            names=np.array([os.fsencode(name) for name in names], dtype=np.bytes_),
-            test=np.array(test, dtype=bool),
-            labels=np.array(labels, dtype=np.int64),
+            names=_encoded(files.names),
+            test=np.array(files.test, dtype=bool),
+            labels=np.array(files.labels, dtype=np.int64),
             digests=np.frombuffer(b"".join(f.sha256 for f in found), np.uint8).reshape(-1, 32),
             sizes=np.array([(f.height, f.width) for f in found], np.int32).reshape(-1, 2),
             kinds=np.array([kinds[f.kind] for f in found], dtype=np.int32),
             reasons=np.array([reasons[f.reason] for f in found], dtype=np.int32),
-            stamps=np.array(stamps, dtype=np.int64).reshape(-1, 2),
-            classes=np.array(classes, dtype=np.str_),
+            stamps=np.array(files.stamps, dtype=np.int64).reshape(-1, 2),
+            classes=np.array(files.classes, dtype=np.str_),
             kind_names=np.array(list(kinds), dtype=np.str_),
             reason_names=np.array(list(reasons), dtype=np.str_),
-            left_out=np.array([os.fsencode(name) for name in left_out], dtype=np.bytes_),
+            left_out=_encoded(files.left_out),
         )
 
     @classmethod
@@ -113,21 +116,23 @@ class Index:
         rows = [field.name for field in fields(cls) if field.name not in _TABLES]
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in rows}
         for codes, table in (("kinds", "kind_names"), ("reasons", "reason_names")):
-            numbers = {"": 0}
-            for part in parts:
-                for name in getattr(part, table).tolist():
-                    numbers.setdefault(name, len(numbers))
-            joined[codes] = np.concatenate(
-                [
-                    np.array([numbers[name] for name in getattr(part, table).tolist()], np.int32)[
-                        getattr(part, codes)
-                    ]
-                    for part in parts
-                ]
-            )
-            joined[table] = np.array(list(numbers), dtype=np.str_)
-        joined["left_out"] = np.array([os.fsencode(name) for name in left_out], dtype=np.bytes_)
-        return cls(**joined, classes=np.array(classes, dtype=np.str_))
+            tables = [getattr(part, table) for part in parts]
+            # "" is in each and comes first
+            joined[table], numbers = np.unique(np.concatenate(tables), return_inverse=True)
+            starts = np.repeat(np.cumsum([0, *map(len, tables[:-1])]), list(map(len, parts)))
+            joined[codes] = numbers[starts + joined[codes]].astype(np.int32)
+        joined |= {"classes": np.array(classes, np.str_), "left_out": _encoded(left_out)}
+        return cls(**joined)
+
+    def is_of(self, files: Files) -> bool:
+        """Return whether it was made from these very files."""
+        return (
+            np.array_equal(self.names, _encoded(files.names))
+            and self.labels.tolist() == files.labels
+            and self.classes.tolist() == files.classes
+            and np.array_equal(self.left_out, _encoded(files.left_out))
+            and np.array_equal(self.stamps, np.array(files.stamps))
+        )
 
     def take(self, rows: np.ndarray) -> Index:
         """Return the same for some of the rows."""
@@ -227,3 +232,7 @@ class Index:
     def _named(self, chosen: np.ndarray) -> str:
         rows = np.flatnonzero(chosen).tolist()
         return listed(f"{self.name(row)} ({self.reason(row)})" for row in rows)
+
+
+def _encoded(names: list[str]) -> np.ndarray:
+    return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)

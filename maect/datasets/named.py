@@ -153,7 +153,7 @@ def read_digits() -> cache.Pools:
     return pools
 
 
-def _read(name: str, root: Path) -> tuple[cache.Pools, str]:
+def read(name: str, root: Path) -> tuple[cache.Pools, str]:
     """Return images and labels of a named set, and the SHA-256 of both."""
     if name == "digits":
         return read_digits(), CATALOG[name].content or ""
@@ -186,7 +186,7 @@ def describe(name: str, root: Path) -> DataInfo:
     entry = CATALOG[name]
     fingerprint, hint = None, None
     try:
-        pools, content = _read(name, root)
+        pools, content = read(name, root)
         both = f"{content}:{_manifest(name, pools).sha256}"
         fingerprint = hashlib.sha256(both.encode()).hexdigest()
     except DataError as error:
@@ -206,7 +206,7 @@ def describe(name: str, root: Path) -> DataInfo:
 
 def load(name: str, root: Path, split: str) -> ArraySplit:
     entry = CATALOG[name]
-    pools, _ = _read(name, root)
+    pools, _ = read(name, root)
     lists = _manifest(name, pools).splits
     images, labels = pools["train" if split in lists else "test"]
     rows = lists.get(split, np.arange(len(labels), dtype=np.int64))
@@ -215,4 +215,4 @@ def load(name: str, root: Path, split: str) -> ArraySplit:
 
 def low_shot(name: str, root: Path) -> dict[str, list[np.ndarray]]:
     found = splits.committed(name)
-    return found.low_shot if found else _manifest(name, _read(name, root)[0]).low_shot
+    return found.low_shot if found else _manifest(name, read(name, root)[0]).low_shot

@@ -6,14 +6,15 @@ import hashlib
 import os
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from maect.datasets import folder, shards, splits
 from maect.datasets.base import DataError, DataInfo, listed
 from maect.datasets.encoded import EncodedSplit
-from maect.datasets.image_index import Index
 from maect.datasets.named import IMAGENET_MEAN, IMAGENET_STD
 from maect.settings import DataSettings
 
@@ -21,8 +22,6 @@ _ASSUMED = (
     "assumed: classes in the order of their names or numbers, pixels normalised by ImageNet's mean "
     "and deviation"
 )
-
-Reader = Callable[[int], bytes]
 
 
 def kind_of(path: Path) -> str:
@@ -40,27 +39,21 @@ def _is_folder(settings: DataSettings) -> bool:
 
 
 def _places(settings: DataSettings, root: Path) -> tuple[Path, Path]:
-    """Return the set's folder, and where what is known of it is kept: "<...>.npz" or a folder.
+    """Return the set's folder, and where what is known of it is kept.
 
     Raises DataError where there is no such folder.
     """
-    if settings.path is None:
-        raise DataError(f"data '{settings.name}' needs a path")
     if not _is_folder(settings):
         message = f"there is no folder {settings.path}; name another with --set data.path=DIR"
         raise DataError(message)
-    path = Path(os.path.realpath(os.path.expanduser(settings.path)))
+    path = Path(os.path.realpath(os.path.expanduser(str(settings.path))))
     known = hashlib.sha256(os.fsencode(f"{settings.name}:{path}")).hexdigest()[:16]
     return path, root / "index" / known
 
 
-def _current(settings: DataSettings, root: Path) -> Index | None:
-    """The index of a set where it is up to date. Raises DataError where the layout is wrong."""
-    path, known = _places(settings, root)
-    if settings.name == "parquet":
-        return shards.load(path, known)[0] if shards.is_current(path, known) else None
-    index = Index.load(known.with_suffix(".npz"))
-    return index if folder.is_current(index, folder.listing(path)) else None
+def _reader(settings: DataSettings) -> Any:
+    """Return the module that has `is_current`, `update` and `load` for such a set."""
+    return shards if settings.name == "parquet" else folder
 
 
 def _planned(settings: DataSettings, hint: str) -> DataInfo:
@@ -83,30 +76,28 @@ def _planned(settings: DataSettings, hint: str) -> DataInfo:
     )
 
 
-def _info(settings: DataSettings, raw: Index) -> DataInfo:
+def _info(settings: DataSettings, path: Path, known: Path) -> DataInfo:
+    raw = _reader(settings).load(path, known)[0]
     raw.require_usable(settings.max_broken)
     index, empty = raw.counted()
     counts = {name: len(rows) for name, rows in index.splits().items()}
     notes = [_ASSUMED, *index.notes()]
     if empty:
         notes.append(f"classes without a training image, which count nowhere: {listed(empty)}")
-    if settings.classes is not None and settings.classes != len(index.classes):
+    if settings.classes not in (None, len(index.classes)):
         raise DataError(
             f"{settings.path} has {len(index.classes)} classes, the suite says {settings.classes}"
             + (f"; without a training image are {listed(empty)}" if empty else "")
         )
-    total = np.count_nonzero(~index.test)
+    total = int(np.count_nonzero(~index.test))
     if settings.train_images not in (None, counts["train"], total):
         notes.append(f"train_images says {settings.train_images}, there are {total}")
-    return DataInfo(
-        settings.name,
-        (3, settings.image_size, settings.image_size),
-        len(index.classes),
-        counts,
-        index.fingerprint(),
-        str(settings.path),
-        IMAGENET_MEAN,
-        IMAGENET_STD,
+    told = settings.model_copy(update={"train_images": total, "classes": len(index.classes)})
+    return replace(
+        _planned(told, ""),
+        counts=counts,
+        fingerprint=index.fingerprint(),
+        hint=None,
         broken=tuple(index.broken()),
         converted=index.converted(),
         notes=tuple(notes),
@@ -116,9 +107,9 @@ def _info(settings: DataSettings, raw: Index) -> DataInfo:
 def describe(settings: DataSettings, root: Path) -> DataInfo:
     """From the index where it is up to date, else from the settings; reads no image."""
     try:
-        index = _current(settings, root)
-        if index is not None:
-            return _info(settings, index)
+        path, known = _places(settings, root)
+        if _reader(settings).is_current(path, known):
+            return _info(settings, path, known)
         hint = f"the images in {settings.path} have not been checked yet; run: python -m bench "
         hint += f"data check {shlex.quote(str(settings.path))} (`bench run` begins with it)"
     except DataError as error:
@@ -132,43 +123,20 @@ def prepare(settings: DataSettings, root: Path, progress: Callable[[str], None])
     Raises DataError where the layout is wrong, a test image cannot be read, or more training
     images than `max_broken` allows.
     """
+    path, known = _places(settings, root)
     try:
-        return _info(settings, _updated(settings, root, progress))
+        _reader(settings).update(path, known, progress)
     except OSError as error:  # of the data themselves it would be a DataError
         raise DataError(
             f"what is found in {settings.path} could not be kept in {root}: {error}. MAECT_DATA "
             f"names another data directory"
         ) from None
-
-
-def _updated(settings: DataSettings, root: Path, progress: Callable[[str], None]) -> Index:
-    """Return the index of the set as it is now, kept for the next time."""
-    path, known = _places(settings, root)
-    if settings.name == "parquet":
-        shards.update(path, known, progress)
-        return shards.load(path, known)[0]
-    file = known.with_suffix(".npz")
-    index = Index.load(file)
-    if index is None or not folder.is_current(index, folder.listing(path)):
-        index = folder.update(path, index, progress)
-        index.save(file)
-    return index
-
-
-def _opened(settings: DataSettings, root: Path) -> tuple[Index, Reader]:
-    """Return the index as it was made and its reader, without looking at the files again."""
-    path, known = _places(settings, root)
-    if settings.name == "parquet":
-        return shards.load(path, known)
-    index = Index.load(known.with_suffix(".npz"))
-    if index is None:
-        raise DataError(f"the images in {path} have not been checked yet")
-    return index, folder.reader(path, index)
+    return _info(settings, path, known)
 
 
 def load(settings: DataSettings, root: Path, split: str) -> EncodedSplit:
     """Return one split, decoded when asked for. Raises DataError where the set was not prepared."""
-    raw, read = _opened(settings, root)
+    raw, read = _reader(settings).load(*_places(settings, root))
     raw.require_usable(settings.max_broken)
     index, _ = raw.counted()
     part = index.splits()[split]
@@ -184,5 +152,5 @@ def load(settings: DataSettings, root: Path, split: str) -> EncodedSplit:
 
 def low_shot(settings: DataSettings, root: Path) -> dict[str, list[np.ndarray]]:
     """Made by the rule that the committed lists were made by, from this set's labels."""
-    index, _ = _opened(settings, root)[0].counted()
+    index, _ = _reader(settings).load(*_places(settings, root))[0].counted()
     return splits.make_low_shot(settings.name, index.labels[index.splits()["train"]])

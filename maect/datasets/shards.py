@@ -21,7 +21,7 @@ import numpy as np
 
 from maect.datasets import cache
 from maect.datasets.base import DataError, decode_threads, listed
-from maect.datasets.image_index import Index
+from maect.datasets.image_index import Files, Index
 from maect.datasets.images import inspect
 
 TEST_PREFIXES = ("val", "validation", "test")
@@ -116,12 +116,18 @@ def _told(shard: Path) -> Iterator[None]:
         ) from None
 
 
+def _file(shard: Path) -> Any:
+    """Return an open shard, whose pages are compared with their checksums where there are some."""
+    from pyarrow.parquet import ParquetFile
+
+    return ParquetFile(shard, page_checksum_verification=True)
+
+
 def _labels(shard: Path) -> tuple[list[int], list[str], bool]:
     """Return each row's label, the names of the classes, and whether the labels are words."""
     from pyarrow import types
-    from pyarrow.parquet import ParquetFile
 
-    with _told(shard), ParquetFile(shard) as table:
+    with _told(shard), _file(shard) as table:
         if table.metadata.num_rows > shard.stat().st_size:
             raise ValueError(f"it claims {table.metadata.num_rows:,} rows")
         schema = table.schema_arrow
@@ -133,25 +139,18 @@ def _labels(shard: Path) -> tuple[list[int], list[str], bool]:
         found = table.read(columns=["label"]).column("label").to_pylist()
     names = sorted(set(found) - {None}) if words else _class_names(schema)
     number = {word: label for label, word in enumerate(names)} if words else {}
-    most, labels = len(names) or MAX_CLASSES, []
+    most = len(names) or MAX_CLASSES
     for row, value in enumerate(found):
-        # -1 is Hugging Face's sign for no label
-        if value is None or value != value or (not words and value < 0):
-            raise DataError(f"{shard} has images without a label, the first in row {row}")
-        if not words and (value >= most or value != int(value)):
-            raise DataError(
-                f"{shard}: the label of row {row} is {value}; expected a whole number "
-                f"below {most:,}"
-            )
-        labels.append(number[value] if words else int(value))
-    return labels, names, words
+        # Hugging Face writes -1 for no label
+        if value is None or not (words or (0 <= value < most and value == int(value))):
+            wanted = "a word" if words else f"a whole number below {most:,}"
+            raise DataError(f"{shard}: the label of row {row} is {value}; expected {wanted}")
+    return [number[value] if words else int(value) for value in found], names, words
 
 
 def _images(shard: Path) -> Iterator[bytes]:
     """Give each row's encoded image in turn, empty where it has none."""
-    from pyarrow.parquet import ParquetFile
-
-    with _told(shard), ParquetFile(shard) as table:
+    with _told(shard), _file(shard) as table:
         for batch in table.iter_batches(_ROWS, columns=["image"]):
             for cell in batch.column("image").to_pylist():
                 yield memoryview((cell or {"bytes": None})["bytes"] or b"").tobytes()
@@ -177,8 +176,8 @@ def _unpack(path: Path, shard: Path, test: bool, unpacked: Path) -> None:
         temporary.unlink(missing_ok=True)
     relative = shard.relative_to(path).as_posix()
     names = [f"{relative}:{row}" for row in range(len(labels))]
-    part = Index.build(names, [test] * len(names), labels, found, places, classes, [])
-    part.save(unpacked.with_suffix(".npz"))
+    files = Files(names, [test] * len(names), labels, places, classes, [])
+    Index.build(files, found).save(unpacked.with_suffix(".npz"))
     cache.write_json(unpacked.with_suffix(".json"), {"stamp": stamp, "words": words})
 
 
@@ -237,17 +236,17 @@ def _common_classes(shards: list[Path], parts: list[Index], words: list[bool]) -
         )
     if words[0]:
         return sorted({word for part in parts for word in part.classes.tolist()})
-    named = [(shard, part.classes.tolist()) for shard, part in zip(shards, parts, strict=True)]
-    named = [(shard, names) for shard, names in named if names]
-    for shard, names in named[1:]:
-        if names != named[0][1]:
-            raise DataError(
-                f"{named[0][0]} and {shard} name different classes, or "
-                f"the same in another order: {listed(named[0][1])}; {listed(names)}"
-            )
-    count = max(int(part.labels.max(initial=0)) for part in parts) + 1
-    if named and count > len(named[0][1]):
+    named = {tuple(part.classes.tolist()): shard for shard, part in zip(shards, parts, strict=True)}
+    named.pop((), None)
+    if len(named) > 1:
+        (names, shard), (others, other) = list(named.items())[:2]
         raise DataError(
-            f"a label is {count - 1}, but {named[0][0]} names {len(named[0][1])} classes"
+            f"{shard} and {other} name different classes, or the same in another order: "
+            f"{listed(names)}; {listed(others)}"
         )
-    return named[0][1] if named else [str(number) for number in range(count)]
+    count = max(int(part.labels.max(initial=0)) for part in parts) + 1
+    for names, shard in named.items():
+        if count > len(names):
+            raise DataError(f"a label is {count - 1}, but {shard} names {len(names)} classes")
+        return list(names)
+    return [str(number) for number in range(count)]

@@ -140,3 +140,13 @@ def committed(name: str) -> Manifest | None:
     """Return the committed manifest of a set, or None where there is none."""
     file = resources.files("maect").joinpath("splits", f"{name}.json")
     return parse(json.loads(file.read_text())) if file.is_file() else None
+
+
+def halves(images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows [n // 2] of a split to choose settings on, and the others to report on.
+
+    Both sorted int64. For a report on the selection split: what chose a learning rate cannot say
+    how good it is. Drawn without a look at the labels.
+    """
+    order = Stream(0, "split", "halves").permutation(0, images)
+    return np.sort(order[: images // 2]), np.sort(order[images // 2 :])

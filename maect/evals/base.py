@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from maect.datasets.base import DataError
 from maect.settings import Settings, ViewSettings
 
 if TYPE_CHECKING:
@@ -138,10 +139,10 @@ class Evaluator:
         return self.passes is not None
 
     def require_images(self, settings: Any, reported: str, counts: Mapping[str, int]) -> None:
-        """Raise ValueError where it needs the selection split, which may be empty by chance."""
+        """Raise DataError where it needs the selection split, which may be empty by chance."""
         needed = reported == "selection" or self.chooses(settings)
         if needed and not counts.get("selection", 1):
-            raise ValueError(
+            raise DataError(
                 f"{self.label} needs images in the selection split, which has none: it is the few "
                 f"training images whose checksums say so. Add training images"
             )

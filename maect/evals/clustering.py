@@ -100,8 +100,8 @@ def _run(data: EvalInput, settings: ClusterSettings) -> EvalResult:
     )
     order = found.inertia.argsort(stable=True)
     clusters = found.label[order].T.cpu().numpy().astype(np.int32)  # [M, R], lowest inertia first
-    several = len(np.unique(clusters[:, 0])) > 1
-    width = silhouette_samples(x.cpu().numpy(), clusters[:, 0]) if several else np.zeros(len(x))
+    defined = 1 < len(np.unique(clusters[:, 0])) < len(x)
+    width = silhouette_samples(x.cpu().numpy(), clusters[:, 0]) if defined else np.zeros(len(x))
     predictions = {
         "cluster": clusters[:, 0],
         "cluster_by_run": clusters,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from maect.datasets.base import listed
 from maect.evals.base import EvalInput, EvalResult, Evaluator, Features, Metric, labels_of
 from maect.settings import Positive, Settings
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 #: numbers of a draw's features up to which budgets are solved together on a CPU
 _SMALL = 2**15
-#: how many classes a note names
-_NAMED = 10
 
 Budget = Literal["1", "2", "5", "1%", "10%"]
 
@@ -97,8 +96,7 @@ def shortages(data: EvalInput, budgets: Sequence[Budget]) -> list[str]:
         counts = np.bincount(labels[np.asarray(data.low_shot[budget][0])], minlength=data.classes)
         short = np.flatnonzero(counts < least)
         if len(short):
-            named = ", ".join(f"{counts[label]} of class {label}" for label in short[:_NAMED])
-            named += f" and {len(short) - _NAMED} classes more" if len(short) > _NAMED else ""
+            named = listed(f"{counts[label]} of class {label}" for label in short)
             notes.append(
                 f"{budget_label(budget)}: {len(short)} of {data.classes} classes have fewer than "
                 f"{least} labelled images: {named}"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maect import datasets, evals
 from maect.settings import DataSettings
+from maect.stages.features import selection_rows
 from maect.stages.job import Job, Output
 
 
@@ -52,7 +53,7 @@ def evaluate(
             **result.protocol,
             **({"tokens": tokens} if tokens else {}),
             "evaluation": job.kind,
-            "split": split,
+            "split": split if split == "test" else "selection, the half that chose nothing",
         },
     )
 
@@ -65,8 +66,11 @@ def eval_input(
     images: evals.Images | None = None,
 ) -> evals.EvalInput:
     """Return what an evaluation reads of a features stage's tensors; it reports on `reported`."""
+    rows = selection_rows(reported, len(tensors["selection_y"]))
     splits = {
-        name: evals.Features(tensors[f"{source}_x"], tensors[f"{source}_y"])
+        name: evals.Features(
+            *(tensors[f"{source}_{part}"][rows.get(name, slice(None))] for part in "xy")
+        )
         for name, source in (("train", "train"), ("selection", "selection"), ("test", reported))
     }
     return evals.EvalInput(

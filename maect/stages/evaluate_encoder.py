@@ -10,5 +10,5 @@ from maect.stages.job import Job, Output
 def run(job: Job) -> Output:
     """Leave `predictions` with the `labels` of the reported split; values and protocol."""
     job.prepare()
-    images = JobImages(job, job.settings["split"])
+    images = JobImages(job).reporting(job.settings["split"])
     return evaluate(job, job.tensors("features", "features"), images)

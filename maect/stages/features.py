@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from maect.augment import Augment, evaluation_transform
+from maect.datasets.splits import halves
 from maect.models import Encoder, pool
 from maect.parallel import Group
 from maect.settings import AugmentSettings, ViewSettings
@@ -54,16 +55,16 @@ class FeatureNetwork(nn.Module):
 class JobImages:
     """A job's images, and fresh copies of its encoder (`maect.evals.Images`).
 
-    `test`: the split that stands for the test images. `encoder`: by default what the job starts
-    from.
+    `encoder`: by default what the job starts from.
     """
 
-    def __init__(self, job: Job, test: str = "test", encoder: Encoder | None = None) -> None:
+    def __init__(self, job: Job, encoder: Encoder | None = None) -> None:
         self.job, self.given = job, encoder
         self.group = Group(job.numerics.shards)
         self.block: Block = job.settings.get("block")
         self.split = cache(job.split)
-        self.sources = {"train": "train", "selection": "selection", "test": test}
+        #: rows of the selection split that stand for two splits: see `reporting`
+        self.rows: dict[str, np.ndarray] = {}
         #: seed of the random numbers of augmented views
         self.seed = int(job.settings.get("seed", 0))
 
@@ -93,7 +94,8 @@ class JobImages:
         return augment(split.batch(rows), epoch, rows, dtype=job.dtype, device=job.device)
 
     def prepared(self, split: str, rows: np.ndarray) -> Tensor:
-        job, source = self.job, self.split(self.sources[split])
+        job, source = self.job, self.split("selection" if split in self.rows else split)
+        rows = self.rows[split][rows] if split in self.rows else rows
         channels = len(source.mean)
         return evaluation_transform(
             source.batch(rows),
@@ -106,9 +108,27 @@ class JobImages:
 
     def at(self, place: int) -> JobImages:
         assert isinstance(self.block, list)
-        other = JobImages(self.job, self.sources["test"], self.given)
-        other.block, other.split = self.block[place], self.split
+        other = copy.copy(self)
+        other.block = self.block[place]
         return other
+
+    def reporting(self, split: str) -> JobImages:
+        """Return the same images as an evaluation reads them that reports on `split`."""
+        other = copy.copy(self)
+        other.rows = selection_rows(split, len(self.split("selection")))
+        return other
+
+
+def selection_rows(reported: str, images: int) -> dict[str, np.ndarray]:
+    """Return which of the selection split's `images` choose, and which an evaluation reports on.
+
+    By name, "selection" and "test", where the `reported` split is the selection split; empty where
+    it is the test split: then all of them choose.
+    """
+    if reported != "selection":
+        return {}
+    choosing, reporting = halves(images)
+    return {"selection": choosing, "test": reporting}
 
 
 def run(job: Job) -> Output:

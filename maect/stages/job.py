@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maect import datasets
 from maect.datasets import Split
-from maect.parallel import Group, make_deterministic
+from maect.parallel import Group, make_deterministic, require_avx2
 from maect.settings import DataSettings, ModelSettings, NumericsSettings
 
 
@@ -116,8 +116,14 @@ class Job:
         return torch.float64 if self.numerics.precision == "fp64" else torch.float32
 
     def prepare(self) -> Group:
-        """Set the process up for these numerics, deterministically. Return its group."""
+        """Set the process up for these numerics, deterministically. Return its group.
+
+        Raises RuntimeError where a library computes with other instructions than those asked for.
+        """
         make_deterministic(self.numerics.threads)
+        processors = self.numerics.processors or ""
+        if processors.startswith("avx2"):
+            require_avx2(intel=processors.endswith("GenuineIntel"))
         return Group(self.numerics.shards)
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,35 +36,46 @@ class MAETraining(Training[MAESettings]):
         groups = parameter_groups(named, self.settings.weight_decay)
         self.optimizers = [adamw(groups, self.lr, self.settings.betas)]
         self.sums = GradientSum([p for _, p in named], self.group)
-        self.masks = Stream(job.seed, self.role, "mask")
+        # the first view's stream keeps the name it had when there was one view
+        self.masks = [
+            Stream(job.seed, self.role, "mask", *([view] if view else []))
+            for view in range(self.settings.views)
+        ]
 
     def gradients(self, epoch: int, indices: np.ndarray) -> Values:
         self.sums.start()
         losses = []
         for piece in self.pieces:
-            loss = self._share_of_loss(epoch, indices[piece])
-            loss.backward()
+            ids = indices[piece]
+            images = self.train.batch(ids)
+            # view after view, so that the activations of one are held
+            for view in range(self.settings.views):
+                loss = self._share_of_loss(images, epoch, ids, view)
+                loss.backward()
+                losses.append(loss.detach())
             self.sums.add()
-            losses.append(loss.detach())
         self.sums.finish()
         return {"loss": self.group.gather(torch.stack(losses)).sum()}
 
-    def _share_of_loss(self, epoch: int, ids: np.ndarray) -> Tensor:
-        """Return what images `ids` [b] add to the global batch's loss, a scalar."""
+    def _share_of_loss(
+        self, images: Tensor | Sequence[Tensor], epoch: int, ids: np.ndarray, view: int
+    ) -> Tensor:
+        """Return what one crop of images `ids` [b] adds to the global batch's loss, a scalar."""
         job, settings = self.job, self.settings
-        images = self.augment(
-            self.train.batch(ids), epoch, ids, view=0, dtype=job.dtype, device=job.device
+        crops = self.augment(
+            images, epoch, ids, view=view, dtype=job.dtype, device=job.device
         )  # [b, C, S, S]
         patches = self.encoder.grid[0] * self.encoder.grid[1]
-        noise = torch.from_numpy(self.masks.uniform(epoch, ids, patches)).to(job.device)  # [b, N]
-        keep, restore, mask = random_masking(noise, settings.mask_ratio)
+        noise = torch.from_numpy(self.masks[view].uniform(epoch, ids, patches))  # [b, N]
+        keep, restore, mask = random_masking(noise.to(job.device), settings.mask_ratio)
         with job.autocast():
-            predicted = self.decoder(self.forward(images, keep), restore)  # [b, N, P]
+            predicted = self.decoder(self.forward(crops, keep), restore)  # [b, N, P]
         errors = mae_loss_per_image(
-            predicted, images, mask.to(job.dtype), self.encoder.patch_size, settings.norm_pix
+            predicted, crops, mask.to(job.dtype), self.encoder.patch_size, settings.norm_pix
         )  # [b]
         # every image hides the same number of patches, so the global count is known
-        return errors.sum() / (settings.batch_size * (patches - keep.shape[1]))
+        total = settings.views * settings.batch_size
+        return errors.sum() / (total * (patches - keep.shape[1]))
 
 
 def run(job: Job) -> Output:

@@ -79,7 +79,7 @@ def _series(css: str, name: str, cells: Sequence[tuple[float, Cell]]) -> list[Se
 
 def _settings(facts: Facts, variant: str) -> dict[str, Any]:
     """Return the settings of a row's training stages of one seed: "head.queue_size" -> 512."""
-    mine = facts.training().filter(pl.col("variant") == variant)
+    mine = facts.training.filter(pl.col("variant") == variant)
     first = mine.filter((pl.col("seed") == pl.col("seed").first()) & pl.col("status").is_in(DONE))
     flat: dict[str, Any] = {}
     for key, kind in first.select("key", "kind").iter_rows():
@@ -105,10 +105,17 @@ def _varied(rows: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
     found = {}
     for same in tied.values():
         values = {flat[same[0]] for flat in rows.values() if same[0] in flat}
-        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        numbers = all(
+            isinstance(v, int | float) and not isinstance(v, bool) and _drawable(v) for v in values
+        )
         if numbers and len(values) >= 3:
             found[same[0]] = set(same)
     return found
+
+
+def _drawable(value: float) -> bool:
+    """Return whether an axis can have a mark at a number: NaN and what no setting is can not."""
+    return value == 0 or 1e-12 < abs(value) < 1e12
 
 
 def _lines(
@@ -141,6 +148,8 @@ def by_number(facts: Facts) -> list[Figure]:
     cells = metric_cells(facts)
     columns: dict[str, dict[tuple[str, str], list[tuple[float, str]]]] = {}
     for column, row in facts.columns.items():
+        if not _drawable(row["at"]):
+            continue
         found = columns.setdefault(row["along"], {})
         found.setdefault((row["evaluation"], row["series"]), []).append((row["at"], column))
     figures = []

@@ -214,7 +214,9 @@ def pareto(facts: Facts, table: Table) -> Figure | None:
         points = {}
         for row in table.rows:
             x, y = table.cell(row, cost), table.cell(row, column)
-            if x.valued and y.valued and x.mean and y.mean is not None:
+            # a cost beyond is none of a stage that ran
+            usual = x.valued and x.mean is not None and 1e-9 < x.mean < 1e12
+            if usual and y.valued and x.mean is not None and y.mean is not None:
                 text = f"{y.mean:.{column.digits}f} {column.unit} at {x.mean:.3g} {cost.unit}"
                 said = f"{short(row.variant)}: {text}"
                 points[row.variant] = Point(x.mean, y.mean, y.sd, said)

@@ -9,8 +9,9 @@ from typing import Any
 
 import polars as pl
 
-from reports.display import plain, short
+from reports.display import short
 from reports.formats.latex import to_latex
+from reports.formats.templates import environment
 from reports.tables.model import (
     Cell,
     Column,
@@ -45,6 +46,10 @@ SCHEMA: dict[str, Any] = {
     "keys": pl.String,
     "sources": pl.String,
 }
+
+
+#: what `reports.display.plain` replaces
+_CONTROL = r"[[\p{C}\p{Zl}\p{Zp}]--[\n\t\u200d]]"
 
 
 def to_frame(tables: Sequence[Table]) -> pl.DataFrame:
@@ -90,12 +95,13 @@ def _long(table: Table, row: Row, column: Column) -> dict[str, Any]:
 def to_csv(tables: Sequence[Table]) -> str:
     """Return the long form; numbers in full precision, `text` as printed.
 
-    A name from a suite that a spreadsheet would take for a formula has an apostrophe before it.
+    Text that a spreadsheet would take for a formula has an apostrophe before it, and all text is
+    quoted; only the printed number stays as it is. Control characters are replaced.
     """
-    foreign = pl.col("table", "row_group", "row", "label", "reason")
-    formula = foreign.str.contains(r"^\s*[=+\-@]")
+    foreign = pl.col(pl.String).exclude("text").str.replace_all(_CONTROL, "\ufffd")
+    formula = foreign.str.contains(r"^\s*[=+\-@＝＋－＠]")
     safe = pl.when(formula).then("'" + foreign).otherwise(foreign).name.keep()
-    return to_frame(tables).with_columns(safe).write_csv()
+    return to_frame(tables).with_columns(safe).write_csv(quote_style="non_numeric")
 
 
 def to_parquet(tables: Sequence[Table]) -> bytes:
@@ -107,11 +113,18 @@ def to_parquet(tables: Sequence[Table]) -> bytes:
 
 def to_json(tables: Sequence[Table]) -> str:
     """Return tables with their cells, comparisons, notes and problems."""
-    return json.dumps(plain_tables(tables), ensure_ascii=False, indent=1) + "\n"
+    return json.dumps(plain_tables(tables), indent=1) + "\n"
 
 
 def plain_tables(tables: Sequence[Table]) -> list[dict[str, Any]]:
     """Return tables with their cells, comparisons, notes and problems as plain data."""
+    kept = ("state", "text", "mean", "sd", "n", "planned", "bold", "protocol", "reason")
+
+    def cell(table: Table, row: Row, column: Column) -> dict[str, Any]:
+        long = _long(table, row, column)
+        values = [vars(value) for value in table.cell(row, column).values]
+        return {name: long[name] for name in kept} | {"values": values}
+
     return [
         {
             "title": table.title,
@@ -121,7 +134,7 @@ def plain_tables(tables: Sequence[Table]) -> list[dict[str, Any]]:
                 {
                     "row": row.variant,
                     "group": row.group,
-                    "cells": {c.id: _cell(table, row, c) for c in table.columns},
+                    "cells": {column.id: cell(table, row, column) for column in table.columns},
                 }
                 for row in table.rows
             ],
@@ -134,56 +147,16 @@ def plain_tables(tables: Sequence[Table]) -> list[dict[str, Any]]:
     ]
 
 
-def _cell(table: Table, row: Row, column: Column) -> dict[str, Any]:
-    long = _long(table, row, column)
-    kept = ("state", "text", "mean", "sd", "n", "planned", "bold", "protocol", "reason")
-    cell = table.cell(row, column)
-    return {name: long[name] for name in kept} | {
-        "values": [{"seeds": v.seeds, "value": v.value, "keys": v.keys} for v in cell.values]
-    }
-
-
 def to_markdown(tables: Sequence[Table]) -> str:
     """Return pipe tables; bold where a difference survives its test."""
-    parts = []
-    for table in each(tables):
-        heads = [
-            _escaped(table.corner or "Row"),
-            *(_head(table, column) for column in table.columns),
-        ]
-        lines = [f"**{_escaped(table.title)}**", "", _piped(heads)]
-        lines.append("| --- |" + " ---: |" * len(table.columns))
-        for group, rows in table.row_groups():
-            if group is not None:
-                lines.append(_piped([f"*{_escaped(group)}*", *([""] * len(table.columns))]))
-            lines += [
-                _piped([_escaped(row.variant), *(_marked(table, row, c) for c in table.columns)])
-                for row in rows
-            ]
-        said = [_escaped(note, 1000) for note in [*table.notes, *table.reference_notes]]
-        said += [f"{raised(mark)} {_escaped(text, 1000)}" for mark, text in table.footnotes.items()]
-        parts.append("\n".join([*lines, "", *(f"{line}  " for line in said)]))
-    return "\n\n".join(parts) + "\n"
+    told = {"cell_text": cell_text, "full_label": full_label, "raised": raised}
+    made = environment(_escaped, keep_trailing_newline=True)
+    return made.get_template("tables.md").render(tables=[*each(tables)], **told)
 
 
-def _head(table: Table, column: Column) -> str:
-    label = _escaped(full_label(table, column))
-    return f"{label} ({_escaped(column.unit)})" if column.unit else label
-
-
-def _marked(table: Table, row: Row, column: Column) -> str:
-    cell = table.cell(row, column)
-    text = cell_text(cell, column)
-    return f"**{text}**" if cell.bold else text
-
-
-def _piped(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _escaped(text: str, limit: int = 80) -> str:
+def _escaped(text: str) -> str:
     """Return one line of text that Markdown shows as it stands."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|&$~" else c for c in short(plain(text), limit))
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|&$~" else c for c in short(text, 1000))
 
 
 #: format -> (file suffix, function of the tables to text or bytes)

@@ -7,13 +7,11 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from reports.display import (
@@ -33,6 +31,7 @@ from reports.figures import along, charts
 from reports.figures.gallery import gallery
 from reports.figures.timeline import timeline
 from reports.formats import records
+from reports.formats.templates import FOLDER, environment
 from reports.frames import SuiteView
 from reports.tables import costs, findings
 from reports.tables.build import build_tables
@@ -40,7 +39,6 @@ from reports.tables.costs import Ledger
 from reports.tables.model import Cell, Column, Row, Table, full_label, number, remark, row_label
 from reports.tables.published import PUBLISHED
 
-_TEMPLATES = Path(__file__).parents[1] / "templates"
 _SUITE = re.compile(r'<script type="application/json" id="suite">(.*?)</script>', re.DOTALL)
 
 _RUN = ("started", "wall_s", "status", "command")
@@ -67,16 +65,15 @@ def render_html(
             figures=_figures(facts, tables),
             gallery=gallery(view.gallery),
             ledger=ledger,
-            book=_ledger_table(ledger),
-            failures=[*_failures(view)],
-            published_costs=_published_costs(),
+            book=_book(ledger),
+            published=PUBLISHED,
             runs=[{name: run.get(name) for name in _RUN} for run in view.runs],
             entries=records.entries(facts),
             full=records.FULL,
             style=Markup(style),
             script=Markup(script),
             policy=_policy(style, script),
-            embedded=_embed({"suite": view.resolved, "provenance": view.provenance}),
+            embedded={"suite": view.resolved, "provenance": view.provenance},
         )
     )
 
@@ -98,30 +95,15 @@ def extract_suite(html: str) -> str:
     return suite + "".join(f"# {line}\n" for line in told)
 
 
-def _failures(view: SuiteView) -> Iterator[dict[str, Any]]:
-    """Yield what failed as the page prints it, with the rows that it cost."""
-    for row in view.failures.iter_rows(named=True):
-        yield row | {
-            "rows": ", ".join(short(variant, 40) for variant in row["rows"]),
-            "message": short(row["message"] or "", 400).rstrip("."),
-            "log": tail(row["log_tail"] or ""),
-        }
-
-
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_finalize,
-    )
-    filters = (duration, short, amount, slug, remark)
-    environment.filters |= {function.__name__: function for function in filters}
-    environment.filters |= {"codes": _codes, "row_label": partial(row_label, limit=80)}
-    environment.globals |= {"plural": plural, "record_anchor": records.anchor}
-    return environment
+    made = environment(_finalize, autoescape=True)
+    made.policies["json.dumps_kwargs"] = {"default": str}
+    filters = (duration, tail, amount, slug, remark, signed, fixed)
+    made.filters |= {function.__name__: function for function in filters}
+    made.filters |= {"codes": _codes, "row_label": partial(row_label, limit=80)}
+    made.globals |= {"plural": plural, "record_anchor": records.anchor}
+    made.globals |= {"needed_text": findings.needed_text}
+    return made
 
 
 def _finalize(value: Any) -> Any:
@@ -139,7 +121,7 @@ def _codes(text: str) -> Markup:
 
 
 def _asset(name: str) -> str:
-    return (_TEMPLATES / name).read_text(encoding="utf-8")
+    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, script: str) -> str:
@@ -151,14 +133,6 @@ def _policy(style: str, script: str) -> str:
     return (
         f"default-src 'none'; img-src data:; style-src {hashed(style)}; script-src {hashed(script)}"
     )
-
-
-def _embed(data: dict[str, Any]) -> Markup:
-    """Return JSON that cannot end its script element."""
-    text = json.dumps(data, default=str)
-    for char in "<>&":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return Markup(text)
 
 
 def _status(facts: Facts) -> str:
@@ -208,6 +182,7 @@ class _TableView:
         self.table, self.index, self.facts = table, index, facts
         self.row_at = {row.variant: i for i, row in enumerate(table.rows)}
         self.column_at = {column.id: i for i, column in enumerate(table.columns)}
+        self.columns = {column.id: column for column in table.columns}
         self.findings = findings.findings(table, facts)
         self.spread = {
             column.id: any(table.cell(row, column).sd is not None for row in table.rows)
@@ -235,7 +210,7 @@ class _TableView:
     def number(self, cell: Cell, column: Column) -> Markup:
         """Return the number with its spread set apart, so that means line up below each other."""
         text = number(cell, column)
-        if column.kind != "metric" or not self.spread[column.id]:
+        if not text or column.kind != "metric" or not self.spread[column.id]:
             return Markup("{}").format(text)
         mean, _, sd = text.partition(" ± ")
         spread = f" ± {sd}" if sd else ""
@@ -246,86 +221,23 @@ class _TableView:
         found = findings.sampling_error(self.facts, column, cell)
         return "" if found is None else f"± {fixed(found[0], column.digits)} ({found[1]})"
 
-    def values(self) -> list[tuple[Row, Column, Cell]]:
-        """Return the cells that rest on records, for the list of values by seed."""
-        return [
-            (row, column, cell)
-            for row in self.table.rows
-            for column in self.table.columns
-            if column.kind in ("metric", "cost")
-            and (cell := self.table.cell(row, column)).state not in ("none", "not planned")
-        ]
 
-    def comparisons(self) -> list[dict[str, Any]]:
-        columns = {column.id: column for column in self.table.columns}
-        return [
-            {
-                "row": c.variant,
-                "column": short(columns[c.column].label),
-                "difference": signed(c.mean, columns[c.column].digits),
-                "sd": "" if c.sd is None else fixed(c.sd, columns[c.column].digits),
-                "n": c.n,
-                "t": "–" if c.t is None else fixed(c.t, 2).replace("-", "−"),
-                "p": _p(c.p),
-                "p_holm": _p(c.p_holm),
-                "detectable": _detectable(c.detectable, columns[c.column]),
-                "needed": findings.needed_text(c),
-                "survives": c.survives,
-            }
-            for c in self.table.comparisons
-        ]
-
-
-def _detectable(value: float | None, column: Column) -> str:
-    if value is None:
-        return "–"
-    return "> 100" if column.unit == "%" and value > 100 else fixed(value, column.digits)
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _ledger_table(ledger: Ledger) -> dict[str, Any]:
-    """Return the cost table as printed, each kind of device in its own unit.
+def _book(ledger: Ledger) -> dict[str, Any]:
+    """Return what the printed ledger has: lines, a unit for each kind of device, columns.
 
     `quantities` are those that some line has; `unmeasured` says why the suite's whole lacks others.
     """
     apart = [line for line in ledger.lines if line.apart]
     lines = [*(line for line in ledger.lines if not line.apart), ledger.total, *apart]
-    units = {kind: time_unit(max(ledger.total.hours.get(kind, 0.0), 1e-9)) for kind in ledger.kinds}
-    shown = [q for q in costs.QUANTITIES if any(line.measured(q)[0] is not None for line in lines)]
     whole = [(q, *ledger.total.measured(q)) for q in costs.QUANTITIES]
-
-    def hours(known: dict[str, float]) -> list[str]:
-        """Return device time by kind, in the unit of each."""
-        return [amount(known[k] * f) if k in known else "–" for k, (_, f) in units.items()]
-
+    kinds = {kind: ledger.total.hours.get(kind, 0.0) for kind in ledger.kinds}
     return {
-        "heads": [f"{kind}-{unit}" for kind, (unit, _) in units.items()],
-        "quantities": shown,
-        "saved": hours(ledger.saved),
-        "unmeasured": [f"{q.label}: blank ({why})." for q, value, why in whole if value is None],
-        "lines": [
-            {
-                "line": line,
-                "hours": hours(line.hours),
-                "measured": [line.measured(quantity) for quantity in shown],
-                "total": line is ledger.total,
-            }
-            for line in lines
+        "lines": lines,
+        "units": {kind: time_unit(max(hours, 1e-9)) for kind, hours in kinds.items()},
+        "quantities": [
+            q for q in costs.QUANTITIES if any(x.measured(q)[0] is not None for x in lines)
         ],
+        # of attempts that held one device each, the sum of wall time is their device time
+        "wall": any(abs(line.wall_s - 3600 * sum(line.hours.values())) > 1e-3 for line in lines),
+        "unmeasured": [f"{q.label}: blank ({why})." for q, value, why in whole if value is None],
     }
-
-
-def _published_costs() -> list[tuple[str, str, str]]:
-    return [
-        (
-            line["what"],
-            f"{line['gpu_hours']:,} GPU-h ({line['how']})",
-            PUBLISHED["sources"][line["source"]],
-        )
-        for line in PUBLISHED["cost"]["lines"]
-    ]

@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
-from reports.display import amount, duration, plain, short, slug, tail
+import yaml
+
+from reports.display import amount, duration, held, short, slug, tail
 from reports.facts import Facts
-from reports.tables.costs import ENERGY, MEMORY, UTILISATION, Quantity, integrated
+from reports.tables.costs import CPU_TIME, ENERGY, MEMORY, UTILISATION, Quantity, integrated
+
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 #: stages beyond which complete ones are printed without settings, files and log
 FULL = 400
-
-
-@dataclass
-class Entry:
-    """One stage as the page prints it; `blocks` are (heading, preformatted text)."""
-
-    anchor: str
-    key: str
-    name: str
-    kind: str
-    status: str
-    reason: str | None
-    users: str
-    facts: list[tuple[str, str]]
-    inputs: list[tuple[str, str, str]]
-    attempts: list[dict[str, Any]]
-    files: list[tuple[str, str, str]]
-    blocks: list[tuple[str, str]] = field(default_factory=list)
 
 
 def anchor(key: str) -> str:
@@ -38,8 +23,8 @@ def anchor(key: str) -> str:
     return f"r-{slug(key)}"
 
 
-def entries(facts: Facts) -> list[Entry]:
-    """Return an entry for each distinct stage, in the plan's order."""
+def entries(facts: Facts) -> list[dict[str, Any]]:
+    """Return an entry for each distinct stage as the page prints it, in the plan's order."""
     whole = len(facts.stages) <= FULL
     attempts: dict[str, list[dict[str, Any]]] = {}
     for row in facts.view.attempts.sort("attempt", nulls_last=True).iter_rows(named=True):
@@ -47,26 +32,18 @@ def entries(facts: Facts) -> list[Entry]:
     return [_entry(facts, key, attempts.get(key, []), whole) for key in facts.stages]
 
 
-def _entry(facts: Facts, key: str, attempts: list[dict[str, Any]], whole: bool) -> Entry:
+def _entry(facts: Facts, key: str, attempts: list[dict[str, Any]], whole: bool) -> dict[str, Any]:
     stage, record = facts.stages[key], facts.record(key)
     full = whole or stage["status"] in ("failed", "interrupted")
-    return Entry(
-        anchor=anchor(key),
-        key=key,
-        name=short(stage["name"], 80),
-        kind=short(stage["kind"], 30),
-        status=stage["status"],
-        reason=stage["reason"],
-        users=_users(stage),
-        facts=_facts(stage, record),
-        inputs=_inputs(facts, record),
-        attempts=[
-            a | {"cost": ", ".join(_cost(a)), "said": short(a["error"] or "", 400)}
-            for a in attempts
-        ],
-        files=_files(record) if full else [],
-        blocks=_blocks(record) if full else [],
-    )
+    return stage | {
+        "anchor": anchor(key),
+        "users": _users(stage),
+        "facts": _facts(stage, record),
+        "inputs": _inputs(facts, record),
+        "attempts": [a | {"cost": ", ".join(_cost(a))} for a in attempts],
+        "files": record.get("files") or {} if full else {},
+        "blocks": _blocks(record) if full else [],
+    }
 
 
 def _users(stage: dict[str, Any]) -> str:
@@ -91,13 +68,14 @@ def _cost(attempt: dict[str, Any]) -> Iterator[str]:
 
 def _facts(stage: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the lines at the head of an entry; what is not known has no line."""
-    hours = stage["device_hours"]
+    hours, devices = stage["device_hours"], stage["devices"]
     found = [
         ("began", stage["started"]),
         ("ended", stage["ended"]),
         ("wall time", duration(stage["wall_s"]) if stage["wall_s"] is not None else None),
-        ("held", _held(stage)),
-        ("device time", None if hours is None else duration(hours * 3600)),
+        ("held", devices and held(devices, stage["device_kind"], stage["device_model"])),
+        ("device time", duration(hours * 3600) if hours and devices != 1 else None),
+        ("CPU time", _metered(stage, CPU_TIME)),
         ("peak memory", _metered(stage, MEMORY)),
         ("energy", _energy(stage)),
         ("GPU utilisation", _metered(stage, UTILISATION)),
@@ -110,19 +88,12 @@ def _facts(stage: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str
     return [(name, short(value, 200)) for name, value in found if value is not None]
 
 
-def _held(stage: dict[str, Any]) -> str | None:
-    if stage["devices"] is None:
-        return None
-    kind = str(stage["device_kind"] or "device").upper()
-    model = f" ({stage['device_model']})" if stage["device_model"] else ""
-    return f"{stage['devices']} {kind}{model}"
-
-
 def _metered(stage: dict[str, Any], quantity: Quantity) -> str | None:
     """Return a value with its unit, or why there is none."""
     if stage[quantity.name] is not None:
-        return f"{amount(stage[quantity.name])} {quantity.unit}"
-    return f"not measured: {stage[quantity.reason]}" if stage[quantity.reason] else None
+        return quantity.text(stage[quantity.name])
+    reason = stage[quantity.reason] if quantity.reason else None
+    return f"not measured: {reason}" if reason else None
 
 
 def _energy(stage: dict[str, Any]) -> str | None:
@@ -147,16 +118,8 @@ def _inputs(facts: Facts, record: dict[str, Any]) -> list[tuple[str, str, str]]:
     return found
 
 
-def _files(record: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (file, bytes, checksum) of each artifact."""
-    return [
-        (short(name, 80), f"{entry.get('bytes', 0):,}", short(entry.get("sha256", ""), 80))
-        for name, entry in (record.get("files") or {}).items()
-    ]
-
-
 def _blocks(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what is printed as it stands: settings, protocol, metrics, environment, log."""
+    """Return (heading, text) of what is printed as it stands: settings, metrics, log ..."""
     metrics = {
         f"{m.get('name')}": f"{m.get('value')} {m.get('unit', '')}".strip()
         for m in record.get("metrics") or []
@@ -176,26 +139,7 @@ def _blocks(record: dict[str, Any]) -> list[tuple[str, str]]:
     return [*found, ("Log, its end", tail(log))] if log else found
 
 
-def outline(data: Any, depth: int = 0) -> str:
-    """Return nested data as indented lines, `name: value`; short lists stay on their line."""
-    pad = "  " * depth
-    if isinstance(data, dict):
-        lines = []
-        for name, value in data.items():
-            nested = isinstance(value, dict) and value
-            told = f"\n{outline(value, depth + 1)}" if nested else f" {_flat(value)}"
-            lines.append(f"{pad}{name}:{told}")
-        return "\n".join(lines)
-    if isinstance(data, list):
-        return "\n".join(f"{pad}- {_flat(item)}" for item in data)
-    return pad + plain(data)
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(_flat(item) for item in value) + "]"
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return plain(value)
+def outline(data: Any) -> str:
+    """Return nested data as YAML, without the last line's end."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return text.rstrip()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from io import StringIO
 from itertools import islice
 from typing import Any
 
@@ -17,7 +19,7 @@ from reports.display import amount, duration, plain, plural, short, time_unit
 from reports.facts import Facts
 from reports.frames import SuiteView
 from reports.tables.build import build_tables
-from reports.tables.costs import ENERGY, Ledger, ledger
+from reports.tables.costs import CPU_TIME, ENERGY, Ledger, ledger
 from reports.tables.findings import numerics, ranking, tests
 from reports.tables.model import Column, Table, cell_text, row_label
 
@@ -29,8 +31,10 @@ _LOG_LINES, _LOG_WIDTH = 6, 240
 _HEADING = 14
 #: one rule, below the headings
 _RULE = Box("    \n    \n────\n" + 5 * "    \n")
-#: prints without colours and never cuts a line
-_WIDE = Console(width=1_000_000, color_system=None, force_terminal=False)
+#: lays out without colours, whatever standard output is, and never cuts a line
+_WIDE = Console(file=StringIO(), width=1_000_000, color_system=None)
+#: what stands for a character that standard output lacks; "?" for all others
+_INSTEAD = {"±": "+/-", "−": "-", "–": "-", "─": "-", "…": "...", "×": "x", "·": "-", "Δ": "delta"}
 
 
 def render_text(
@@ -51,7 +55,7 @@ def render_text(
         lines += [part for problem in view.problems[:10] for part in _wrap(short(problem, 300))]
         if len(view.problems) > 10:
             lines.append(f"  and {len(view.problems) - 10} more, in the report")
-    return "\n".join(plain(line) for line in lines) + "\n"
+    return "\n".join(_printed(line) for line in lines) + "\n"
 
 
 def table_text(table: Table) -> list[str]:
@@ -71,6 +75,18 @@ def table_text(table: Table) -> list[str]:
             parts[-1].append(column)
             room -= taken
     return [short(table.title, 80), *(line for part in parts for line in _ruled(table, part))]
+
+
+def _printed(text: str) -> str:
+    """Return text as standard output can print it."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    found = plain(text)
+    try:
+        found.encode(encoding)
+    except UnicodeEncodeError:
+        known = (c if c.encode(encoding, "ignore") else _INSTEAD.get(c, "?") for c in found)
+        return "".join(known)
+    return found
 
 
 def _room() -> int:
@@ -97,11 +113,11 @@ def _grid(table: Table, columns: Sequence[Column]) -> Grid:
     grid = Grid(box=_RULE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     grid.add_column(Text(short(table.corner, 48)), vertical="bottom", no_wrap=True)
     for head in _heads(columns):
-        grid.add_column(Text(head), justify="right", vertical="bottom", no_wrap=True)
+        grid.add_column(Text(_printed(head)), justify="right", vertical="bottom", no_wrap=True)
     for row in table.rows:
         label = ("" if row.group is None else "  ") + row_label(row.variant)
         cells = (_cell(table, row.variant, column) for column in columns)
-        grid.add_row(*map(Text, (label, *cells)))
+        grid.add_row(*(Text(_printed(text)) for text in (label, *cells)))
     return grid
 
 
@@ -143,12 +159,14 @@ def ledger_text(found: Ledger) -> list[str]:
         if found.saved.get(kind):
             text += f"; sharing stages saved {amount(found.saved[kind] * factor)}"
         lines.append(text + ".")
-    energy, _ = found.total.measured(ENERGY)
-    if energy is not None:
-        lines.append(f"Energy: {amount(energy)} kWh.")
+    for quantity, said in ((CPU_TIME, "CPU time of the processes"), (ENERGY, "Energy")):
+        value, _ = found.total.measured(quantity)
+        if value is not None:
+            lines.append(f"{said}: {quantity.text(value)}.")
     for line in found.lines:
         if line.apart:
-            lines.append(f"Apart: {line.label.lower()}, {line.count}, {duration(line.wall_s)}.")
+            took = "not measured" if line.unmeasured == line.count else duration(line.wall_s)
+            lines.append(f"Apart: {line.label.lower()}, {line.count}, {took}.")
     lines += found.sentences
     return [part for line in lines for part in _wrap(line)]
 

@@ -21,6 +21,8 @@ from reports.tables.model import Cell, Column, Row, Table, Value
 _SAID = ("failed", "short", "interrupted", "stale", "missing", "not finite", "mixed protocols")
 
 
+#: a number beyond is no measurement; NaN is not below it
+_LARGEST = 1e100
 #: what a column without a metric holds
 _NOT_PLANNED = Cell("not planned", reason="the suite does not plan this evaluation for this row")
 
@@ -126,7 +128,7 @@ def metric_cells(facts: Facts, ids: Iterable[str] = ()) -> dict[tuple[str, str],
         .agg(
             pl.col("seed").unique().sort().alias("seeds"),
             pl.col("seed", "value", "protocol").first(),
-            pl.col("value").first().is_finite().fill_null(False).alias("finite"),
+            (pl.col("value").first().abs() < _LARGEST).fill_null(False).alias("finite"),
         )
         .sort(pl.col("seeds").list.first(), maintain_order=True)
         .group_by(by_column, maintain_order=True)

@@ -17,7 +17,7 @@ _AS_PLANNED = ("ok", "none", "not planned", "pruned")
 #: what stages behind one column should have in common -> its column among the stages
 _WHERE = {"code": "code", "hardware": "device_model", "torch": "torch"}
 #: columns that are open when another one is
-_IMPLIED = ("cost.own", "cost.wall", "cost.energy")
+_IMPLIED = ("cost.own", "cost.wall", "cost.cpu", "cost.energy")
 #: words by which a metric or its label says that it looked at the test split
 _ON_TEST = ("test_selected", "chosen on test", "by test labels")
 

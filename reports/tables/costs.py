@@ -1,15 +1,18 @@
-"""What rows and the suite cost: devices held × wall time, shared stages counted once."""
+"""What rows and the suite cost: devices held × wall time, shared stages counted once.
+
+Without a GPU the devices are cores. What the processes themselves computed is CPU time, apart.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from reports.display import amount, plural, short, time_unit
+from reports.display import amount, device_word, duration, plural, short, time_unit
 from reports.facts import DONE, Facts
 from reports.tables.model import Cell, Column, Value
 from reports.tables.published import PUBLISHED
@@ -23,79 +26,99 @@ class Quantity:
     """Something metered: its column in a view, that of the reason where it is blank, its words."""
 
     name: str
-    reason: str
+    reason: str | None
     label: str
     unit: str
 
+    def text(self, value: float) -> str:
+        """Return a value with its unit."""
+        return duration(value) if self.unit == "s" else f"{amount(value)} {self.unit}"
 
+
+CPU_TIME = Quantity("cpu_s", None, "CPU time", "s")
 ENERGY = Quantity("energy_kwh", "energy_reason", "Energy", "kWh")
 UTILISATION = Quantity("utilisation_percent", "utilisation_reason", "GPU utilisation", "%")
 MEMORY = Quantity("peak_memory_mib", "peak_memory_reason", "Peak memory", "MiB")
-QUANTITIES = (ENERGY, UTILISATION, MEMORY)
+QUANTITIES = (CPU_TIME, ENERGY, UTILISATION, MEMORY)
 
 #: why a cost has no sum, the most telling first
 _UNSUMMED = ("failed", "running", "interrupted", "pending", "pruned", "not measured")
 
 
-def device_word(kinds: Iterable[str | None]) -> str:
-    """Return "GPU", "CPU", or "device" where both were held or nothing says which."""
+def device_words(kinds: Iterable[str | None]) -> str:
+    """Return "GPU", "core", or "device" where both were held or nothing says which."""
     found = {kind for kind in kinds if kind}
-    return {frozenset({"gpu"}): "GPU", frozenset({"cpu"}): "CPU"}.get(frozenset(found), "device")
+    return device_word(found.pop() if len(found) == 1 else None)
 
 
-#: column -> its label, what is summed, whether over the row's own last stages only
+#: column -> its label, what is summed and how much of it is an hour, whether over the row's own
+#: last stages only
 _COSTS = {
-    "cost.own": ("own", "device_hours", True),
-    "cost.total": ("cumulative", "device_hours", False),
-    "cost.wall": ("wall time", "wall_s", False),
-    "cost.energy": ("energy", ENERGY.name, False),
+    "cost.own": ("own", "device_hours", 1.0, True),
+    "cost.total": ("cumulative", "device_hours", 1.0, False),
+    "cost.wall": ("wall time", "wall_s", 3600.0, False),
+    "cost.cpu": ("CPU time", CPU_TIME.name, 3600.0, False),
+    "cost.energy": ("energy", ENERGY.name, 1.0, False),
 }
 
 
 def cost_cells(
     facts: Facts, variants: Sequence[str]
 ) -> tuple[list[Column], dict[tuple[str, str], Cell]]:
-    """Return the columns `cost.own`, `cost.total`, `cost.wall` and, of GPUs, `cost.energy`.
+    """Return the columns of what training costs per seed, and their cells by (variant, column).
 
-    With their cells by (variant, column): training only, per seed.
+    CPU time stands there without GPUs, energy with them. Own cost and wall time are left out where
+    they repeat the cumulative cost in every row.
     """
-    training = facts.training().filter(pl.col("variant").is_in(variants))
+    training = facts.training.filter(pl.col("variant").is_in(variants))
     done = training.filter(pl.col("status").is_in(DONE))
     held = done if len(done) else facts.distinct  # nothing trained yet: what evaluations held
     kinds = set(held["device_kind"].drop_nulls())
+    nothing = Cell("none", reason="this row trains nothing")
+    summed = {}
+    for column_id, (_, what, hour, own) in _COSTS.items():
+        if column_id != ("cost.cpu" if "gpu" in kinds else "cost.energy"):
+            found = _sums((training.filter("own") if own else training), what, hour)
+            summed[column_id] = {variant: found.get(variant, nothing) for variant in variants}
     summed = {
-        column_id: _sums(facts.training(own=own), what)
-        for column_id, (_, what, own) in _COSTS.items()
-        if what != ENERGY.name or "gpu" in kinds
+        column_id: sums
+        for column_id, sums in summed.items()
+        if column_id not in ("cost.own", "cost.wall") or not _alike(sums, summed["cost.total"])
     }
-    columns = []
+    columns: list[Column] = []
     cells: dict[tuple[str, str], Cell] = {}
     for column_id, sums in summed.items():
-        label, what, _ = _COSTS[column_id]
-        top = _top(sums, variants)
-        if what == ENERGY.name:
+        top = _top(sums)
+        if column_id == "cost.energy":
             unit, factor = ("Wh", 1000.0) if 0 < top < 0.1 else ("kWh", 1.0)
-        elif what == "wall_s":
-            unit, per_hour = time_unit(top / 3600)
-            factor = per_hour / 3600
+        elif column_id in ("cost.wall", "cost.cpu"):
+            unit, factor = time_unit(top)
         else:  # own and cumulative device time in one unit
-            unit, factor = time_unit(_top(summed["cost.total"], variants))
-            unit = f"{device_word(kinds)}-{unit}"
-        for variant in variants:
-            cell = sums.get(variant, Cell("none", reason="this row trains nothing"))
-            cells[variant, column_id] = _scaled(cell, factor)
-        group, digits = "Training cost per seed", _digits(top * factor)
-        columns.append(Column(column_id, label, unit, "cost", digits, group, False))
+            unit, factor = time_unit(_top(summed["cost.total"]))
+            unit = f"{device_words(kinds)}-{unit}"
+        cells |= {(variant, column_id): cell.scaled(factor) for variant, cell in sums.items()}
+        digits = 0 if top * factor >= 100 else 1 if top * factor >= 10 else 2
+        group = "Training cost per seed"
+        columns.append(Column(column_id, _COSTS[column_id][0], unit, "cost", digits, group, False))
     return columns, cells
 
 
-def _top(sums: dict[str, Cell], variants: Sequence[str]) -> float:
-    """Return the largest mean of the rows that are shown."""
-    return max((sums[v].mean or 0.0 for v in variants if v in sums), default=0.0)
+def _top(sums: dict[str, Cell]) -> float:
+    """Return the largest mean of the rows."""
+    return max((cell.mean or 0.0 for cell in sums.values()), default=0.0)
 
 
-def _sums(training: pl.DataFrame, what: str) -> dict[str, Cell]:
-    """Return variant -> the sum of `what` over its training stages of a seed, as a cell.
+def _alike(some: dict[str, Cell], others: dict[str, Cell]) -> bool:
+    """Return whether all rows have the same costs twice."""
+    return all(
+        cell.state == others[variant].state
+        and math.isclose(cell.mean or 0.0, others[variant].mean or 0.0, rel_tol=1e-6)
+        for variant, cell in some.items()
+    )
+
+
+def _sums(training: pl.DataFrame, what: str, hour: float) -> dict[str, Cell]:
+    """Return variant -> the sum of `what` / `hour` over its training stages of a seed, as a cell.
 
     Seeds that share all their stages count once.
     """
@@ -106,7 +129,7 @@ def _sums(training: pl.DataFrame, what: str) -> dict[str, Cell]:
         .agg(
             pl.col("key").alias("keys"),
             pl.col("key").str.join(" ").alias("chain"),
-            pl.col(what).sum().alias("sum"),
+            (pl.col(what).sum() / hour).alias("sum"),
             pl.col("device_kind").unique().alias("device_kinds"),
             pl.struct("kind", "status").filter(open_stage).first().alias("open"),
             pl.col("status").filter(open_stage).unique().alias("open_statuses"),
@@ -116,58 +139,45 @@ def _sums(training: pl.DataFrame, what: str) -> dict[str, Cell]:
         .group_by("variant", "chain", maintain_order=True)
         .agg(pl.col("seed").sort().alias("seeds"), pl.exclude("seed").first())
     )
-    return {
-        str(variant): _sum_cell(frame, what)
-        for (variant,), frame in chains.group_by("variant", maintain_order=True)
-    }
-
-
-def _sum_cell(chains: pl.DataFrame, what: str) -> Cell:
-    """Return the cell of one row, from its distinct chains of stages."""
-    known = chains.filter("known")
-    values = tuple(
-        Value(tuple(row["seeds"]), row["sum"], tuple(row["keys"]))
-        for row in known.iter_rows(named=True)
+    sums = pl.col("sum").filter("known")
+    rows = chains.group_by("variant", maintain_order=True).agg(
+        pl.struct(pl.exclude("variant")).alias("chains"),
+        sums.mean().alias("mean"),
+        sums.std().alias("sd"),
+        pl.col("device_kinds").filter("known").explode().n_unique().alias("kinds"),
     )
-    mean, sd = (known.select(pl.col("sum").mean(), pl.col("sum").std().alias("sd"))).row(0)
-    missing, reasons = set(), []
-    for row in chains.filter(~pl.col("known")).iter_rows(named=True):
-        if row["open"] is not None:
-            missing |= set(row["open_statuses"])
-            why = f"{row['open']['kind']} {row['open']['status']}"
-        else:
-            missing.add("not measured")
-            said = row["blank"]["energy_reason"] if what == ENERGY.name else None
-            why = f"{row['blank']['kind']} was not measured"
-            why += f" ({short(said, 120)})" if said else ""
-        reasons.append(f"seed {row['seeds'][0]}: {why}")
-    reason = "; ".join(reasons) or None
-    if known["device_kinds"].explode().n_unique() > 1:
+    return {row.pop("variant"): _sum_cell(what, **row) for row in rows.iter_rows(named=True)}
+
+
+def _sum_cell(
+    what: str, chains: list[dict[str, Any]], mean: float | None, sd: float | None, kinds: int
+) -> Cell:
+    """Return the cell of one row, from its distinct chains of stages."""
+    known = [chain for chain in chains if chain["known"]]
+    values = tuple(Value(tuple(c["seeds"]), c["sum"], tuple(c["keys"])) for c in known)
+    if values and kinds > 1:
         why = "trained on CPU and GPU"
         return Cell("mixed hardware", values, mean, sd, len(chains), why)
+    missing: set[str] = set()
+    reasons = []
+    for chain in (chain for chain in chains if not chain["known"]):
+        if chain["open"] is not None:
+            missing |= set(chain["open_statuses"])
+            why = f"{chain['open']['kind']} {chain['open']['status']}"
+        else:
+            missing.add("not measured")
+            said = chain["blank"]["energy_reason"] if what == ENERGY.name else None
+            why = f"{chain['blank']['kind']} was not measured"
+            why += f" ({short(said, 120)})" if said else ""
+        reasons.append(f"seed {chain['seeds'][0]}: {why}")
     if not values:
         # a chain that failed leaves the stages after it pending
         state = next(state for state in _UNSUMMED if state in missing)
-    elif len(values) == len(chains):
+    elif not missing:
         state = "ok"
     else:
         state = "pruned" if missing == {"pruned"} else "short"
-    return Cell(state, values, mean, sd, len(chains), reason)
-
-
-def _scaled(cell: Cell, factor: float) -> Cell:
-    """Return a cell in another unit."""
-    return replace(
-        cell,
-        values=tuple(replace(value, value=value.value * factor) for value in cell.values),
-        mean=None if cell.mean is None else cell.mean * factor,
-        sd=None if cell.sd is None else cell.sd * factor,
-    )
-
-
-def _digits(top: float) -> int:
-    """Return the decimals of a column whose largest mean is `top`."""
-    return 0 if top >= 100 else 1 if top >= 10 else 2
+    return Cell(state, values, mean, sd, len(chains), "; ".join(reasons) or None)
 
 
 # ------------------------------------------------------------------------------ the suite's ledger
@@ -189,10 +199,10 @@ class LedgerLine:
 
     @property
     def hours(self) -> dict[str, float]:
-        """Device-hours by kind of device: "GPU", "CPU", "device" where it is not known."""
+        """Device-hours by kind of device: "GPU", "core", "device" where it is not known."""
         known = self.rows.filter(pl.col("device_hours").is_not_null())
         sums = known.group_by("device_kind", maintain_order=True).agg(pl.col("device_hours").sum())
-        return {device_word([kind]): hours for kind, hours in sums.iter_rows()}
+        return {device_word(kind): hours for kind, hours in sums.iter_rows()}
 
     @property
     def wall_s(self) -> float:
@@ -214,13 +224,14 @@ class LedgerLine:
         if len(known) and len(known) == len(self.rows):
             return _together(quantity, known), None
         no_gpu = pl.when(pl.col("device_kind") == "cpu").then(pl.lit("no GPU"))
+        why = [pl.col(quantity.reason), no_gpu] if quantity.reason else []
         blank = self.rows.filter(pl.col(quantity.name).is_null()).select(
-            pl.coalesce(quantity.reason, no_gpu, pl.lit("not measured")).unique()
+            pl.coalesce(*why, pl.lit("not measured")).unique()
         )
         found = sorted({short(reason, 120) for (reason,) in blank.iter_rows()})
         reason = "; ".join(found) or "no stage is complete"
         if len(known):
-            part = f"{amount(_together(quantity, known))} {quantity.unit}"
+            part = quantity.text(_together(quantity, known))
             reason = f"{part} over {len(known)} of {len(self.rows)}; the others: {reason}"
         return None, reason
 
@@ -232,38 +243,13 @@ def integrated(row: dict[str, Any]) -> bool:
 
 def _together(quantity: Quantity, rows: pl.DataFrame) -> float:
     value, hours = pl.col(quantity.name), pl.col("device_hours").fill_null(0.0)
-    if quantity is ENERGY:
+    if quantity in (CPU_TIME, ENERGY):
         how = value.sum()
     elif quantity is MEMORY:
         how = value.max()
     else:
         how = (value * hours).sum() / pl.when(hours.sum() == 0).then(1.0).otherwise(hours.sum())
     return float(rows.select(how).item())
-
-
-@dataclass
-class Overhead:
-    """Device time of head and tuning over that of the row's own MAE, in percent, per seed."""
-
-    variant: str
-    percent: list[float]
-    mae_steps: int | None
-    tune_steps: int | None
-
-    @property
-    def mean(self) -> float:
-        return math.fsum(self.percent) / len(self.percent)
-
-
-@dataclass
-class Gpu:
-    """One device by its UUID, and the time that attempts held it."""
-
-    uuid: str
-    model: str
-    host: str
-    attempts: int = 0
-    hours: float = 0.0
 
 
 @dataclass
@@ -274,16 +260,18 @@ class Ledger:
     total: LedgerLine
     #: what the same rows would have cost had nothing been shared, less the total
     saved: dict[str, float]
-    overheads: list[Overhead]
+    #: see `overheads`
+    overheads: list[dict[str, Any]]
     models: list[str]
-    gpus: list[Gpu]
+    #: uuid, model, host of every GPU that an attempt held, how many did, and their hours
+    gpus: list[dict[str, Any]]
     sentences: list[str]
 
     @property
     def kinds(self) -> list[str]:
         """Kinds of devices, GPUs first."""
         found = {kind for line in [*self.lines, self.total] for kind in line.hours}
-        return sorted(found, reverse=True)
+        return sorted(found)
 
 
 def ledger(facts: Facts) -> Ledger:
@@ -349,10 +337,10 @@ def _given_up(facts: Facts) -> list[LedgerLine]:
     return [LedgerLine("Of the suite, for rows that the search gave up", found, apart=True)]
 
 
-def _gpus(facts: Facts) -> list[Gpu]:
+def _gpus(facts: Facts) -> list[dict[str, Any]]:
     """Return every GPU that an attempt held, failed ones included, by host."""
     told = pl.List(pl.Struct({"uuid": pl.String, "model": pl.String, "host": pl.String}))
-    held = (
+    return (
         facts.view.attempts.select(pl.col("gpus").str.json_decode(told), "device_hours")
         .filter(pl.col("gpus").list.len() > 0)
         .with_columns(hours=pl.col("device_hours").fill_null(0.0) / pl.col("gpus").list.len())
@@ -366,18 +354,20 @@ def _gpus(facts: Facts) -> list[Gpu]:
             pl.col("hours").sum(),
         )
         .sort("host", "uuid")
+        .to_dicts()
     )
-    return [Gpu(**row) for row in held.iter_rows(named=True)]
 
 
-def overheads(facts: Facts) -> list[Overhead]:
-    """Return the overhead of each row that tunes, over seeds whose stages are all complete."""
+def overheads(facts: Facts) -> list[dict[str, Any]]:
+    """Return each row that tunes: `percent` is device time of head and tuning over its MAE's.
+
+    The mean over `n` seeds whose stages are all complete; `mae_steps`, `tune_steps`.
+    """
     mae, tuning = pl.col("kind") == "mae", pl.col("kind").is_in(_TUNING)
     hours, steps = pl.col("device_hours"), pl.col("steps")
     usable = pl.col("status").is_in(DONE) & hours.is_not_null()
-    found = (
-        facts.training()
-        .filter(mae | tuning)
+    return (
+        facts.training.filter(mae | tuning)
         .group_by("variant", "seed", maintain_order=True)
         .agg(
             hours.filter(mae).sum().alias("mae"),
@@ -389,36 +379,35 @@ def overheads(facts: Facts) -> list[Overhead]:
         .filter(pl.col("usable") & (pl.col("mae") > 0))
         .group_by("variant", maintain_order=True)
         .agg(
-            (100 * pl.col("tuning") / pl.col("mae")).alias("percent"),
+            (100 * pl.col("tuning") / pl.col("mae")).mean().alias("percent"),
+            pl.len().alias("n"),
             pl.col("mae_steps", "tune_steps").last(),
         )
+        .to_dicts()
     )
-    order = {variant: i for i, variant in enumerate(facts.view.variants)}
-    rows = [Overhead(**row) for row in found.iter_rows(named=True)]
-    return sorted(rows, key=lambda one: order.get(one.variant, len(order)))
 
 
-def _overhead_sentences(found: list[Overhead]) -> list[str]:
+def _overhead_sentences(found: list[dict[str, Any]]) -> list[str]:
     """Return what tuning adds to its MAE, by row or as a range, and why it is large where it is."""
     limit = PUBLISHED["cost"]["overhead_percent_at_most"]
     source = PUBLISHED["sources"][PUBLISHED["cost"]["overhead_source"]]
     published = f"published: at most {limit} % ({source})"
     sentences = [
-        f"{short(o.variant)}: head and tuning cost {amount(o.mean)} % of the device time of their "
-        f"MAE (n = {len(o.percent)}); {published}."
+        f"{short(o['variant'])}: head and tuning cost {amount(o['percent'])} % of the device time "
+        f"of their MAE (n = {o['n']}); {published}."
         for o in found
     ]
     if len(found) > 3:
-        means = sorted(o.mean for o in found)
+        means = sorted(o["percent"] for o in found)
         span = f"{amount(means[0])} to {amount(means[-1])} % of the device time of their MAE"
         sentences = [f"In {len(found)} rows head and tuning cost {span}; {published}."]
-    large = [o for o in found if o.mean > limit and o.mae_steps and o.tune_steps]
+    large = [o for o in found if o["percent"] > limit and o["mae_steps"] and o["tune_steps"]]
     if large:
         one = large[0]
         sentences.append(
             "The share is large at small scale because the MAE is short: here "
-            f"{one.mae_steps:,} steps of MAE stand against {one.tune_steps:,} of tuning, in the "
-            "published runs 800 epochs against 20 to 80. A tuning step also costs more than an MAE "
-            "step: the encoder sees two whole views instead of a quarter of one."
+            f"{one['mae_steps']:,} steps of MAE stand against {one['tune_steps']:,} of tuning, in "
+            "the published runs 800 epochs against 20 to 80. A tuning step also costs more than an "
+            "MAE step: the encoder sees two whole views instead of a quarter of one."
         )
     return sentences

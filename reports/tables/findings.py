@@ -57,7 +57,7 @@ _EXACT_COSTS = "an MAE step takes 69 % longer, one of the head 9 %, of tuning 8 
 def numerics(table: Table, facts: Facts) -> list[str]:
     """Return what the gradients' sums promise over workers, and on how many stages were trained."""
     rows = [row.variant for row in table.rows]
-    trained = facts.training().filter(
+    trained = facts.training.filter(
         pl.col("variant").is_in(rows)
         & pl.col("status").is_in(DONE)
         & pl.col("shards").is_not_null()
@@ -131,8 +131,7 @@ def needed_text(comparison: Comparison) -> str:
 def _shared_over_seeds(table: Table, facts: Facts) -> list[str]:
     """Return the rows whose seeds start from one ancestor: their spread leaves that one's out."""
     users = (
-        facts.training()
-        .group_by("variant", "key", maintain_order=True)
+        facts.training.group_by("variant", "key", maintain_order=True)
         .agg(pl.len().alias("seeds"), pl.col("name").first())
         .group_by("variant", maintain_order=True)
         .agg(

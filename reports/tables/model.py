@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from reports.display import fixed, mean_sd, middle, signed
 
@@ -80,6 +81,15 @@ class Cell:
     def valued(self) -> bool:
         return self.state in VALUED and bool(self.values)
 
+    def scaled(self, factor: float) -> Cell:
+        """Return the cell in another unit."""
+        return replace(
+            self,
+            values=tuple(replace(value, value=value.value * factor) for value in self.values),
+            mean=None if self.mean is None else self.mean * factor,
+            sd=None if self.sd is None else self.sd * factor,
+        )
+
 
 @dataclass(frozen=True)
 class Column:
@@ -134,21 +144,14 @@ class Table:
 
     def row_groups(self) -> list[tuple[str | None, list[Row]]]:
         """Return consecutive rows of one group together."""
-        groups: list[tuple[str | None, list[Row]]] = []
-        for row in self.rows:
-            if not groups or groups[-1][0] != row.group:
-                groups.append((row.group, []))
-            groups[-1][1].append(row)
-        return groups
+        return [(group, list(rows)) for group, rows in groupby(self.rows, lambda row: row.group)]
 
     def column_groups(self) -> list[tuple[str | None, list[Column]]]:
-        """Return consecutive columns of one group together."""
-        groups: list[tuple[str | None, list[Column]]] = []
-        for column in self.columns:
-            if not groups or groups[-1][0] != column.group or column.group is None:
-                groups.append((column.group, []))
-            groups[-1][1].append(column)
-        return groups
+        """Return consecutive columns of one group together; one without a group stands alone."""
+        numbered = enumerate(self.columns)
+        parts = groupby(numbered, lambda at: at[0] if at[1].group is None else at[1].group)
+        found = ([column for _, column in part] for _, part in parts)
+        return [(columns[0].group, columns) for columns in found]
 
 
 def each(tables: Iterable[Table]) -> Iterator[Table]:

@@ -81,12 +81,12 @@ def shuffled_spread(values: Sequence[Sequence[float]]) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's step-down adjusted p-values, in the order given."""
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    steps = np.minimum(1.0, np.arange(len(p), 0, -1) * p[order])
+    adjusted[order] = np.maximum.accumulate(steps)
+    return [float(value) for value in adjusted]
 
 
 def paired(cell: Cell, baseline: Cell, row: Row, against: str, column: Column) -> Comparison | None:

@@ -21,7 +21,7 @@ from bench.plan.stage import Stage
 from bench.run.task import Task
 from bench.run.worker import run_task
 from bench.store.files import iso
-from bench.store.record import Cost, Data, Failure, Input, Record, Status
+from bench.store.record import Cost, Data, Failure, Input, Record, Run, Status
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.files import digest
@@ -109,6 +109,13 @@ def write_record(
         end["error"] = Failure(kind="ValueError", message="it went wrong")
     store.close_attempt(record.model_copy(update=end), began + wall_s)
     return record
+
+
+def write_run(store: Store, name: str, **changes: Any) -> None:
+    """The record of a run that has ended."""
+    said: dict[str, Any] = {"suite": "s", "profile": "p", "command": "c", "started": ""}
+    said |= {"source": {}, "env": {}, "workers": 1, "stages": 1, "cached": 0, "status": "complete"}
+    store.write_run(Run(id=name, **said | changes))
 
 
 def stored(root: Path, name: str) -> tuple[Store, dict[str, Any]]:
@@ -228,6 +235,7 @@ def fill_store(
     store = Store(root)
     store.create()
     loaded = load_suite(suite, seeds=1, sets=list(sets))
+    write_run(store, "in-process", suite=loaded.name, profile=loaded.profile)
     for stage in make_plan(loaded, store, only=only).stages.values():
         if stage.status != "cached":
             run_task(Task.of(stage), store, "in-process", lambda event: None)

@@ -70,6 +70,7 @@ def test_costs_follow_batch_mask_queue_and_positives():
         return flops.mae_step(model, MAESettings.parse(rate | changes), 224, 3)
 
     assert mae(batch_size=256) == 2 * mae(batch_size=128)
+    assert mae(views=2) == 2 * mae()
     assert mae(mask_ratio=0.5) > mae(mask_ratio=0.75)
 
     def head(**changes: object) -> float:
@@ -83,5 +84,6 @@ def test_costs_follow_batch_mask_queue_and_positives():
         settings = TuneSettings.parse(rate | changes)
         return flops.tune_step(model, HeadSettings.parse(rate), settings, 224, 3)
 
-    assert tune(positive="no_queue") < tune(positive="neighbor") == tune(positive="no_swap")
+    assert tune(positive="no_queue") < tune(positive="neighbor")
+    assert tune(positive="neighbor") == tune(positive="no_swap") == tune(positive="oracle")
     assert tune(frozen_blocks=12) < tune(frozen_blocks=6) < tune(frozen_blocks=0)

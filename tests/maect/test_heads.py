@@ -194,13 +194,15 @@ def test_oracle_draws_among_its_own_label_only() -> None:
         run(head, positive="oracle", labels=None)
 
 
-def test_no_queue_takes_the_other_view_without_its_gradient() -> None:
+@pytest.mark.parametrize("use_target", [False, True])
+def test_no_queue_takes_the_other_views_online_projection(use_target: bool) -> None:
+    """With gradient through it, whatever fills the queue."""
     head, other = make_head(), make_head()
     projected = [other.projector(numbers(6, 8, seed=seed)) for seed in (1, 2)]
     predicted = [other.predictor(p) for p in projected]
-    keys = [F.normalize(p, dim=1).detach() for p in projected]
+    keys = [F.normalize(p, dim=1) for p in projected]
     expected = (nnclr_loss(predicted[0], keys[1], 0.2) + nnclr_loss(predicted[1], keys[0], 0.2)) / 2
-    output = run(head, positive="no_queue")
+    output = run(head, positive="no_queue", use_target=use_target)
     torch.testing.assert_close(output.loss, expected)
     assert output.indices is None
     expected.backward()

@@ -45,7 +45,7 @@ def stage(key: str, kind: str, variant: str, seed: int, **changes: Any) -> dict[
     row |= {
         "key": key, "kind": kind, "name": kind, "variant": variant, "seed": seed, "own": True,
         "group": "train" if kind in STEPS else "evaluate", "status": "complete", "attempt": 1,
-        "steps": STEPS.get(kind), "wall_s": seconds, "cpu_s": seconds, "devices": 1,
+        "steps": STEPS.get(kind), "wall_s": seconds, "cpu_s": seconds / 2, "devices": 1,
         "device_kind": "cpu", "device_model": "Xeon", "device_hours": seconds / 3600,
         "energy_reason": "no GPU", "started": START.isoformat(),
         "ended": (START + timedelta(seconds=seconds)).isoformat(), "worker": "w0",

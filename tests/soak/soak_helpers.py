@@ -59,7 +59,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> Told:
     assert code in (0, 1, 2, 3), f"{line}: exit code {code}"
     assert "Traceback" not in out + err, f"{line}: {err}"
     assert (out + err).replace("\n", "").replace("\t", "").isprintable(), f"{line}: {out}{err}"
-    assert code == 0 or err.strip(), f"{line}: exit code {code} without a word"
+    assert code == 0 or (out + err).strip(), f"{line}: exit code {code} without a word"
     return Told(code, out, err)
 
 

@@ -155,8 +155,9 @@ def test_a_folder_of_images_or_shards_is_checked(
     done = bench("data", "check", path)
     assert done.code == 0, done.err
     print_ = str(describe(settings).fingerprint)[:12]
-    words = f"{path}: ok, {kind}, 2 classes, 20 train, 0 selection, 20 test, content {print_}"
-    assert words in done.out
+    line = f"2 classes, 20 train, 0 selection, 20 test: here, fingerprint {print_}"
+    assert line in done.out
+    assert line in bench("data", "ls", path).out
     assert "note: the selection split has no images of 2 of 2 classes" in done.out
     file = path / ("test-0.parquet" if kind == "parquet" else "val/class0/1.png")
     file.write_bytes(file.read_bytes()[:20])

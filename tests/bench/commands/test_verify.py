@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_helpers import SMOKE, fill_store, forge, stored
+from bench_helpers import SMOKE, fill_store, forge, stored, write_run
 from safetensors.numpy import load_file, save
+from soak_helpers import limited
 
 from bench.store.store import Store
 
@@ -193,3 +195,116 @@ def test_mistakes_are_told(verify, bench, tmp_path):
     done = verify("--only", "MAE-CT", "--set", "mae.lr=0.5")
     assert done.code == 3
     assert "nothing was verified" in done.err
+
+
+# ------------------------------------------------------------------------------ what is not there
+
+
+def ended(root: Path) -> None:
+    """A second run ended here: its record says what it left."""
+    store = Store(root)
+    write_run(store, "second", attempts=store.listing(store.stage_keys()))
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("stages/KEY", "1 record of it gone, of attempt 1"),
+        ("stages/KEY/attempts", "1 record of it gone, of attempt 1"),
+        ("stages/KEY/attempts/1", "1 record of it gone, of attempt 1"),
+        ("stages/KEY/attempts/1/record.json", "1 record of it gone, of attempt 1"),
+        ("runs/in-process.json", "the record of the run in-process that made it is gone"),
+    ],
+)
+@pytest.mark.parametrize("title", ["MAE, seed 0", "raw pixels knn"])
+def test_what_a_run_left_and_is_gone_is_named(verify, root, gone: str, said: str, title: str):
+    key = stored(root, title)[1]["key"]
+    ended(root)
+    assert verify().code == 0
+    path = root / gone.replace("KEY", key)
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    done = verify()
+    assert done.code == 3
+    assert f"{title} (key {key[:10]}): {said}" in done.err
+
+
+def test_an_attempt_that_is_gone_and_an_input_are_named_without_a_run(verify, root):
+    store, record = stored(root, "MAE, seed 0")
+    folder = store.folder(record["key"]) / "attempts"
+    (folder / "1").rename(folder / "2")
+    forge(store, record | {"attempt": 2})
+    done = verify()
+    assert done.code == 3
+    assert "MAE, seed 0" in done.err
+    assert "1 record of it gone, of attempt 1" in done.err
+    shutil.rmtree(folder.parent)
+    done = verify()
+    assert done.code == 3
+    assert "MAE features, seed 0" in done.err
+    assert "its 'encoder' is gone: MAE, seed 0" in done.err
+
+
+FUTURE = {
+    "started": "2999-01-01T00:00:00.000Z",
+    "started_s": 32472144000.0,
+    "ended": "2999-01-01T00:00:01.000Z",
+    "wall_s": 1.0,
+    "device_hours": 1 / 3600,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"wall_s": -3598.0, "device_hours": -3598 / 3600}, "-3598.0 for wall_s, which cannot be"),
+        ({"cpu_s": -1.0}, "-1.0 for cpu_s, which cannot be"),
+        ({"energy_kwh": -1.0}, "-1.0 for energy_kwh, which cannot be"),
+        ({"started": "2020-01-01T00:00:00.000Z"}, "two times at which it started"),
+        (FUTURE, "that it ended in the future, 2999-01-01"),
+        ({"ended": None}, "that it ended, but not when or what it cost"),
+        ({"wall_s": None}, "that it ended, but not when or what it cost"),
+        ({"device_hours": None}, "that it ended, but not when or what it cost"),
+    ],
+    ids=str,
+)
+def test_times_and_costs_that_cannot_be_are_named(verify, root, changes: dict, said: str):
+    store, record = stored(root, "raw pixels knn")
+    for name, value in changes.items():
+        (record if name in record else record["cost"])[name] = value
+    forge(store, record)
+    done = verify()
+    assert done.code == 3
+    assert f"raw pixels knn (key {record['key'][:10]}): attempt 1 says " in done.err
+    assert said in done.err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff" * 100, b"8" * 8 + b"{" * 100, b"\x02" + b"\0" * 7 + b"{}", b"link", b"fifo"],
+    ids=str,
+)
+def test_predictions_that_are_none_are_named(verify, root, content: bytes):
+    store, record = stored(root, "raw pixels knn")
+    path = store.folder(record["key"]) / "predictions.safetensors"
+    other = path.rename(root.parent / "elsewhere")
+    match content:
+        case b"link":
+            path.symlink_to(other)
+        case b"fifo":
+            os.mkfifo(path)
+        case _:
+            path.write_bytes(content)
+    with limited(content):
+        done = verify()
+    assert done.code == 3
+    assert "its predictions cannot be read" in done.err
+
+
+def test_a_record_nested_too_deeply_and_a_run_that_is_none_are_named(verify, root):
+    path = root / "stages" / stored(root, "raw pixels knn")[1]["key"] / "attempts/1/record.json"
+    path.write_text("[" * 100_000)
+    (root / "runs" / "x.json").write_text("{}")
+    done = verify()
+    assert done.code == 3
+    assert "record.json is damaged: it is nested too deeply" in done.err
+    assert "mismatch: runs/x.json is no record of a run" in done.err

@@ -60,7 +60,7 @@ def test_names_orders_paths_and_tables_are_not_in_a_key(plan_of, edited, tmp_pat
     for change in (
         ("[knn, probe]", "[probe, knn]"),
         ("mae: {steps: 40, batch_size: 64", "mae: {batch_size: 64, steps: 40"),
-        ("shards: 4}", "shards: 4}\n    report_on: test"),
+        ("isa: avx2}", "isa: avx2}\n    report_on: test"),
     ):
         assert keys(edited(change)) == plain
     assert keys(plan_of(store=tmp_path / "another")) == plain

@@ -130,7 +130,7 @@ def test_steps_and_epochs_are_two_ways_to_say_the_same(plan_of):
     assert epochs.steps == 34
     assert epochs.key == mae("mae.steps=34").key != mae("mae.steps=35").key
     plain = mae()
-    assert plain.key == mae("mae.lr=null", "mae.base_lr=6e-3").key
+    assert plain.key == mae("mae.lr=null", "mae.base_lr=12e-3").key
     assert plain.key == mae("mae.warmup=null", "mae.warmup_steps=4").key
     assert plain.key != mae("mae.warmup=null", "mae.warmup_steps=5").key
 
@@ -428,7 +428,7 @@ def test_device_hours_are_predicted_from_the_rates_of_like_stages(bench: Bench, 
     assert hours == pytest.approx((3 * times, 1 * times, 3 * times))
     assert (device, unknown) == ("cpu", ["features"])
     out = bench("plan", SMOKE, "--store", store.root).out
-    assert "CPU-s (" in out
+    assert "core-s (" in out
     assert "by the middle 80 % of the rates in the store)" in out
     assert "not counted, as none has run: features, head, knn, probe, tune" in out
     data = json.loads(bench("plan", SMOKE, "--store", store.root, "--json").out)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_helpers import SMOKE, Bench
+from bench_helpers import SMOKE, Bench, write_run
 from safetensors.numpy import load_file
 
 from bench.commands.verify import verify
@@ -29,6 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, Store]:
     path, store = folder / "pictures.yaml", Store(folder / "store")
     path.write_text(SUITE.replace("columns: [knn, probe, cost]", "columns: [knn]"))
     store.create()
+    write_run(store, "in-process")
     suite = load_suite(path, seeds=1)
     for stage in make_plan(suite, store, only="MAE*").stages.values():
         if "matched" not in stage.title and "aug" not in stage.title:

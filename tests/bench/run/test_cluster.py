@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import socket
 import subprocess
@@ -12,10 +13,17 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 from bench_helpers import SMOKE, artifacts, environment, run_bench
+
+from bench.errors import MachineError, UserError
+from bench.run import driver
+from bench.run.scheduler import Group, LoseGroup, TellOfSilence, decide
+from bench.store.store import Store
 
 
 def free_port() -> int:
@@ -30,6 +38,8 @@ def free_port() -> int:
         ("127.0.0.1:{closed}", "ray start --head"),
         ("ray://127.0.0.1:10001", "start it on a node of the cluster"),
         ("127.0.0.1:port", "no Ray cluster answers"),
+        ("127.0.0.1:99999999", "no Ray cluster answers"),
+        ("http://127.0.0.1:8265", "is no Ray cluster but its job server"),
     ],
 )
 def test_an_address_where_no_cluster_answers(address: str, said: str, tmp_path: Path):
@@ -37,6 +47,146 @@ def test_an_address_where_no_cluster_answers(address: str, said: str, tmp_path: 
     done = run_bench("run", SMOKE, "--store", tmp_path / "store", "--address", address)
     assert (done.code, said in done.err, "Traceback" in done.err) == (2, True, False), done
     assert address in done.err
+
+
+def test_an_address_left_over_in_the_environment_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    done = run_bench("run", SMOKE, "--store", tmp_path / "store")
+    assert done.code == 2, done
+    assert "(RAY_ADDRESS names it; unset it for a Ray of this run's own)" in done.err
+
+
+LONG = "a folder whose name is far too long for the sockets of Ray, which have a limit of 107 bytes"
+
+
+@pytest.mark.parametrize(
+    ("variables", "chosen"),
+    [
+        ({}, "/tmp"),
+        ({"TMPDIR": "{here}"}, "{here}"),
+        ({"RAY_TMPDIR": "{here}", "TMPDIR": "/nowhere"}, "{here}"),
+        ({"TMPDIR": f"{{here}}/{LONG}"}, "/tmp"),
+        ({"TMPDIR": "{here}/missing"}, "/tmp"),
+        ({"TMPDIR": ""}, "/tmp"),
+    ],
+)
+def test_ray_gets_a_folder_that_is_short_enough(
+    variables: dict[str, str], chosen: str, monkeypatch: pytest.MonkeyPatch
+):
+    from bench.run import cluster
+
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="r") as here:
+        (Path(here) / LONG).mkdir()
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value.format(here=here))
+        found = Path(cluster._folder())
+        assert found == Path(chosen.format(here=here), f"ray-{os.getuid()}", "ray")
+        assert found.parent.stat().st_mode & 0o777 == 0o700
+        monkeypatch.setattr(cluster, "LONGEST", cluster.SOCKET)
+        with pytest.raises(UserError, match="set RAY_TMPDIR"):
+            cluster._folder()
+
+
+def test_nobody_else_reads_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from bench.run import cluster
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "to be put back")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    kept = tmp_path / ".ray" / "auth_token"
+    kept.parent.mkdir()
+    kept.write_text("secret")
+    kept.chmod(0o644)
+    cluster._guard_token(own=False)
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    cluster._guard_token(own=True)
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+def refused() -> None:
+    raise Exception("The current node timed out during startup.")
+
+
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        (refused, "Ray could not start on this machine: The current node timed out"),
+        (lambda: time.sleep(30), "Ray could not start on this machine: no answer within 1 s"),
+    ],
+    ids=["refused", "no answer"],
+)
+def test_ray_that_cannot_start(start, told, bench, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    from bench.run import cluster
+
+    monkeypatch.setattr(cluster, "START_S", 1.0)
+    monkeypatch.setattr(cluster, "open_still", False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "this test's")
+    monkeypatch.setattr(cluster.ray, "init", lambda *_, **__: start())
+    done = bench("run", SMOKE, "--store", tmp_path / "store", "--seeds", "1")
+    assert (done.code, told in done.err) == (1, True), done
+    assert "0 of 28 stages are complete and kept" in done.err
+    assert "To continue: python -m bench run" in done.err
+    (run,) = Store(tmp_path / "store").runs()
+    assert run.status == "failed"
+
+
+def quiet_cluster(monkeypatch: pytest.MonkeyPatch, answer: Exception) -> Any:
+    """A cluster that was never started, whose mailbox answers with an exception."""
+    from bench.run import cluster
+
+    def get(*_: object, **__: object) -> None:
+        raise answer
+
+    monkeypatch.setattr(cluster.ray, "get", get)
+    made = cluster.Cluster.__new__(cluster.Cluster)
+    made._parts, made._looked, made._asked, made.silent_s = {}, 0.0, object(), 0.0
+    return made
+
+
+def test_a_mailbox_that_does_not_answer(monkeypatch: pytest.MonkeyPatch):
+    from ray.exceptions import GetTimeoutError
+
+    cluster = quiet_cluster(monkeypatch, GetTimeoutError())
+    assert cluster.events(0.1) == []
+    cluster.silent_s = 61.0
+    with pytest.raises(MachineError, match="has not answered for 60 s"):
+        cluster.events(0.1)
+
+
+def test_a_mailbox_that_died(monkeypatch: pytest.MonkeyPatch):
+    from ray.exceptions import ActorDiedError
+
+    with pytest.raises(MachineError, match="mailbox process has died"):
+        quiet_cluster(monkeypatch, ActorDiedError()).events(0.1)
+
+
+def test_a_part_of_ray_where_nobody_listens_any_more(monkeypatch: pytest.MonkeyPatch):
+    cluster = quiet_cluster(monkeypatch, AssertionError())
+    cluster._parts = {"head process (GCS)": ("127.0.0.1", free_port())}
+    with pytest.raises(MachineError, match=r"Ray's head process \(GCS\) has died"):
+        cluster.events(0.1)
+
+
+def test_time_that_the_run_stood_still_makes_nobody_silent(plan_of, tmp_path, monkeypatch):
+    """Ctrl-Z, or a driver that checks a large file."""
+    plan, now = plan_of(seeds=1), [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    run = SimpleNamespace(id="run")
+    steered = driver._Driver(plan, Store(tmp_path / "store"), driver.RunOptions(), run)
+    steered.state.groups[1] = Group(1, "working", heard={0: 0.0})
+
+    def events(patience_s: float) -> list[Any]:
+        now[0] += 3600.0
+        return []
+
+    steered._listen(SimpleNamespace(events=events, silent_s=0.0))
+    actions = decide(steered.state, steered._clock)
+    assert not any(isinstance(action, TellOfSilence | LoseGroup) for action in actions)
 
 
 @pytest.fixture

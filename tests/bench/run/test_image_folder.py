@@ -14,7 +14,6 @@ from bench_helpers import SMOKE, Bench, completed, run_bench
 from PIL import Image
 
 from bench.commands.data import prepare_data
-from bench.errors import UserError
 from bench.plan.planner import make_plan
 from bench.run.task import Task
 from bench.run.worker import run_task
@@ -130,7 +129,7 @@ def test_a_split_that_is_empty_by_chance_is_missed_by_what_chooses_on_it(
     """k-NN needs no selection split; the probe says so before anything is computed."""
     monkeypatch.setattr("maect.datasets.image_index.SELECTION_SHARE", 0.0)
     suite = suite_over(folder, tmp_path)
-    with pytest.raises(UserError, match=r"'probe'.* needs images in the selection split"):
+    with pytest.raises(DataError, match=r"probe needs images in the selection split"):
         prepare_data(suite)
     suite = load_suite(only_knn(suite.path), seeds=1, sets=SETS)
     prepare_data(suite)

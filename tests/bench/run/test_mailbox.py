@@ -6,9 +6,10 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from bench.run.mailbox import Completed, Mailbox, Stepped, Waiting
+from bench.run.mailbox import Alive, Completed, Mailbox, Stepped, Waiting
 
 SHORT_S, LONG_S = 0.02, 30.0
+ALIVE = Alive(1, 0, "process 7 on here")
 STEP = Stepped("a", 1, 2, 0, 0.5, 10.0)
 
 
@@ -54,17 +55,18 @@ def test_a_group_is_sent_home_when_told_and_when_all_is_over() -> None:
     assert asyncio.run(leave()) == [None, None, None]
 
 
-def test_steps_wake_nobody_and_are_told_with_the_next_news() -> None:
+def test_steps_and_signs_of_life_wake_nobody_and_are_told_with_the_next_news() -> None:
     async def steps() -> tuple[Any, Any]:
         mailbox = Mailbox()
         await mailbox.tell(STEP)
+        await mailbox.tell(ALIVE)
         waiting = asyncio.create_task(mailbox.events(LONG_S))
         await asyncio.sleep(SHORT_S)
         early = waiting.done()
         await mailbox.tell(Completed("a"))
         return early, await waiting
 
-    assert asyncio.run(steps()) == (False, [STEP, Completed("a")])
+    assert asyncio.run(steps()) == (False, [STEP, ALIVE, Completed("a")])
 
 
 def test_a_trial_hears_when_all_its_stages_have_ended_or_one_has_failed() -> None:

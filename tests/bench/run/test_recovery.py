@@ -112,16 +112,64 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(smoke, tmp_path: Path):
     assert artifacts(store).items() <= artifacts(smoke.store).items()
 
 
-def test_ctrl_c_while_ray_starts(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_while_ray_starts(number: int, code: int, tmp_path: Path):
     store = tmp_path / "store"
     with started("run", SMOKE, "--store", store, "--seeds", "1") as process:
         wait_for(lambda: ray_processes(psutil.Process(process.pid)), process)
         below = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         out, err = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 130, (out, err)
+    assert process.returncode == code, (out, err)
     assert "Traceback" not in err
+    assert "interrupted: 0 of 28 stages" in err
     assert gone(below) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ("gcs_server", "Ray's head process (GCS) has died"),
+        ("raylet", "Ray's node process (raylet) has died"),
+        ("Mailbox", "Ray's mailbox process has died"),
+    ],
+)
+def test_a_part_of_ray_that_dies_ends_the_run_in_a_sentence(part: str, told: str, tmp_path: Path):
+    store = tmp_path / "store"
+    with started("run", SMOKE, "--store", store, "--seeds", "1") as process:
+        wait_for(lambda: records(store), process)
+        below = ray_processes(psutil.Process(process.pid))
+        (one,) = [p for p in below if part in p.cmdline()[0].rpartition("/")[2]]
+        one.kill()
+        out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1, (out, err)
+    assert err.startswith(f"\n{told} (killed, or no memory?): ")
+    assert f"To continue: python -m bench run {SMOKE} --store {store} --seeds 1" in err
+    assert "Traceback" not in err
+    assert "\x1b" not in out + err
+    assert gone(below) == []
+    assert {a["status"] for several in records(store).values() for a in several} <= {
+        "complete", "interrupted"
+    }  # fmt: skip
+
+
+def test_a_hung_worker_is_given_up_and_its_stage_tried_again(smoke, tmp_path: Path):
+    store = tmp_path / "store"
+    matched = key_of("MAE, compute-matched, seed 0", store, seeds=1)
+    with started("run", SMOKE, "--store", store, "--seeds", "1") as process:
+        wait_for(lambda: running_pid(store, matched), process)
+        pid = running_pid(store, matched)
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, (out, err)
+    assert f"  process {pid} on " in out
+    assert "gives no sign of life (MAE, compute-matched, seed 0, 1" in out
+    assert "its worker died; trying again (no sign of life for 60 s)" in out
+    assert [a["status"] for a in records(store)[matched]] == ["lost", "complete"]
+    assert artifacts(store).items() <= artifacts(smoke.store).items()
 
 
 def test_a_killed_worker_costs_an_attempt_and_nothing_else(smoke, tmp_path: Path):
@@ -155,7 +203,7 @@ def test_a_run_stops_at_its_budget_and_says_what_is_left(smoke, tmp_path: Path):
     assert stopped.code == 130, stopped
     complete = len(completed(store))
     assert 0 < complete < 28
-    assert "\nthe budget of 0.0005 CPU-hours is spent (0.0" in stopped.err
+    assert "\nthe budget of 0.0005 core-hours is spent (0.0" in stopped.err
     assert f"): {complete} of 28 stages are complete and kept; left: " in stopped.err
     assert "Traceback" not in stopped.err
     spent = [a["cost"]["device_hours"] for tries in records(store).values() for a in tries]

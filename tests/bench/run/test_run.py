@@ -27,6 +27,8 @@ from bench_helpers import (
     run_bench,
 )
 
+from bench.environment import processors
+
 ROWS = [
     "raw pixels", "random encoder", "MAE", "MAE, compute-matched", "NNCLR without MAE", "MAE-CT",
     "MAE-CT_aug",
@@ -76,7 +78,8 @@ def test_every_stage_leaves_a_whole_record(smoke):
         assert record["started"] < record["ended"]
         assert record["settings"]["numerics"] == {
             "precision": "fp32", "threads": 1, "shards": 4, "compile": False,
-            "checkpoint_activations": False,
+            "checkpoint_activations": False, "isa": "avx2",
+            "processors": processors("avx2"),
         }  # fmt: skip
         cost = record["cost"]
         assert cost["devices"] == 1
@@ -286,7 +289,7 @@ def test_a_failure_shows_in_terminal_report_page_and_exports(failed, bench: Benc
     for out in (done.out, report.out):
         table = out[out.index("Digits, a few steps") :]
         assert re.search(r"^MAE-CT +failed +failed +failed", table, re.MULTILINE)
-        assert "its input failed: MAE-CT features, seed 0" in " ".join(table.split())
+        assert "its input failed: MAE-CT tuning, seed 0" in " ".join(table.split())
         assert "pending" not in table
         assert "MAE-CT tuning, seed 0 failed: TrainingError: the loss is nan" in table
         assert "It costs the rows MAE-CT." in table
@@ -297,7 +300,7 @@ def test_a_failure_shows_in_terminal_report_page_and_exports(failed, bench: Benc
     assert "It costs the rows MAE-CT." in alert
     assert "Traceback" in alert
     cells = json.loads((store / "reports" / "smoke-tiny.json").read_text(encoding="utf-8"))
-    assert "its input failed: MAE-CT features, seed 0" in json.dumps(cells)
+    assert "its input failed: MAE-CT tuning, seed 0" in json.dumps(cells)
     told = json.loads(bench("report", SMOKE, "--store", store, *settings, "--json").out)
     (failure,) = [f for f in told["failures"] if f["name"] == "MAE-CT tuning, seed 0"]
     assert (failure["error"], failure["rows"]) == ("TrainingError", ["MAE-CT"])

@@ -10,15 +10,18 @@ from bench.plan.stage import Stage
 from bench.run.scheduler import (
     IDLE_S,
     MAX_LOST,
+    PATIENCE_S,
     Action,
     EndGroup,
     Finish,
     Give,
     GiveUp,
     Group,
+    LoseGroup,
     RunState,
     StartGroup,
     StartSearch,
+    TellOfSilence,
     decide,
 )
 from bench.store.record import Code
@@ -243,6 +246,68 @@ def test_groups_that_never_start_are_not_started_for_ever():
     state.groups[9] = Group(1)
     state.wait(9, 0.0)  # one did start after all
     assert decide(state, 0.0) == [Give(9, "mae")]
+
+
+# -------------------------------------------------------------------------- groups that are silent
+
+
+def busy(width: int, **heard: float) -> RunState:
+    """A run with a group at work whose workers were last heard at these times."""
+    group = Group(
+        width, "working", "mae", since=99.0, heard={int(k[1:]): at for k, at in heard.items()}
+    )
+    return make(groups={1: group}, width=width, capacity=width)
+
+
+@pytest.mark.parametrize(
+    ("state", "now", "expected"),
+    [
+        (busy(1, _0=100.0), 115.0, []),
+        (busy(1, _0=100.0), 116.0, [TellOfSilence(1, 0, 16.0)]),
+        (busy(2, _0=115.0, _1=100.0), 116.0, [TellOfSilence(1, 1, 16.0)]),
+        (busy(2, _0=115.0), 116.0, [TellOfSilence(1, 1, 17.0)]),
+        (busy(1, _0=100.0), 161.0, [LoseGroup(1, "no sign of life for 60 s")]),
+        (busy(2, _0=160.0, _1=100.0), 161.0, [LoseGroup(1, "no sign of life for 60 s")]),
+    ],
+    ids=["well", "silent", "one of two", "never heard", "too long", "one of two too long"],
+)
+def test_a_worker_without_a_sign_of_life_is_told_of_and_given_up(
+    state: RunState, now: float, expected: list[Action]
+):
+    found = decide(state, now)
+    assert [a for a in found if isinstance(a, TellOfSilence | LoseGroup)] == expected
+
+
+def test_a_silent_group_is_told_of_once_and_again_after_a_sign():
+    state = busy(1, _0=100.0)
+    assert decide(state, 120.0) == [TellOfSilence(1, 0, 20.0)]
+    state.groups[1].told = 120.0
+    assert decide(state, 130.0) == []
+    state.hear(1, 0, 131.0)
+    assert decide(state, 132.0) == []
+    assert decide(state, 150.0) == [TellOfSilence(1, 0, 19.0)]
+
+
+def test_the_stage_of_a_group_given_up_is_tried_again_and_its_late_word_is_not_heard():
+    state = busy(1, _0=0.0)
+    assert state.lose(1, "no sign of life") == "mae"
+    assert decide(state, 61.0) == [StartGroup(1)]
+    state.hear(1, 0, 62.0)
+    state.wait(1, 62.0)
+    assert state.lose(1, "it ended after all") is None
+    assert len(state.lost["mae"]) == 1
+
+
+def test_a_group_that_does_not_start_is_waited_for_with_words_and_not_for_ever():
+    told, limit = PATIENCE_S["starting"]
+    state = make(groups={1: Group(1, since=10.0), 2: Group(1, since=10.0)}, capacity=2)
+    assert decide(state, 10.0 + told) == []
+    assert decide(state, 11.0 + told) == [TellOfSilence(1, 0, told + 1.0)]
+    given_up = decide(state, 11.0 + limit)
+    assert {action.key for action in given_up if isinstance(action, GiveUp)} == set(GRAPH)
+    assert given_up[0] == GiveUp("mae", "no worker group could start within 300 s")
+    state.begin(2, "mae")  # another one works: its stage is not given up
+    assert decide(state, 11.0 + limit)[0] == LoseGroup(1, "no sign of life for 300 s")
 
 
 # ------------------------------------------------------------------- groups of several and of one

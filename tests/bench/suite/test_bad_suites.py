@@ -30,7 +30,7 @@ def case(old: str, new: str, *says: str, at: str | None = None) -> ParameterSet:
 
 #: as they stand in smoke.yaml
 PROBE = "probe: {epochs: 5, batch_size: 256}"
-NUMERICS = "    numerics: {precision: fp32, threads: 1, shards: 4}"
+NUMERICS = "    numerics: {precision: fp32, threads: 1, shards: 4, isa: avx2}"
 TUNE = "    tune: {steps: 20, batch_size: 64, lr: 4.0e-3, warmup: 0.2, topk: 5, frozen: 0.5}\n"
 
 CASES = [
@@ -101,8 +101,8 @@ CASES = [
     case("mae: {steps: 40", "mae: {mask_ratio: 1e-20, steps: 40", "raise"),
     case("frozen: 0.5}", "frozen_blocks: 3}", "at most 2"),
     case("mlp_ratio: 2.0", "mlp_ratio: 0.01", "raise it"),
-    case("shards: 4}", "shards: 128}", "numerics.shards", at="mae: {steps"),
-    case("shards: 4}", "shards: 3}", "power of two"),
+    case("shards: 4,", "shards: 128,", "numerics.shards", at="mae: {steps"),
+    case("shards: 4,", "shards: 3,", "power of two"),
     case("mae: {steps: 40", "mae: {epochs: 4, steps: 40", "exactly one of steps and epochs"),
     case("lr: 3.0e-3, ", "", "exactly one of lr and base_lr"),
     case("[mae, head, tune]", "[tune, mae]", "the order is mae, head, tune"),

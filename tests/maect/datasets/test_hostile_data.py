@@ -238,15 +238,20 @@ LABELS: dict[str, tuple[list[Any], list[list[str] | None], str]] = {
     "more names": ([rows(0, 2)] * 3, [["a", "b", "c"]] * 3, "count nowhere: b$"),
     "fewer names": ([rows(0, 2)] * 3, [["a", "b"]] * 3, f"{SHARD}: the label of row 1 is 2"),
     "fewer names elsewhere": ([rows(0, 2)] * 3, [None, None, None], "count nowhere: 1$"),
+    "fewer names than numbers": (
+        [rows(0, 1), rows(0, 2), rows(0)],
+        [["a", "b"], None, None],
+        "a label is 2, but .* names 2 classes",
+    ),
     "another order": ([rows(0, 1)] * 3, [["a", "b"]] * 2 + [["b", "a"]], "another order: a, b; b"),
     "a large number": ([rows(0, 300_000_000)] * 3, [None] * 3, f"{SHARD}: .*row 1 is 300000000"),
     "a huge number": ([rows(0, 2**64 - 1, kind="uint64")] * 3, [None] * 3, f"{SHARD}: .*row 1 is"),
     "infinity": ([rows(0.0, float("inf"))] * 3, [None] * 3, f"{SHARD}: the label of row 1 is inf"),
-    "no number": ([rows(0.0, float("nan"))] * 3, [None] * 3, f"{SHARD} has images without a label"),
+    "no number": ([rows(0.0, float("nan"))] * 3, [None] * 3, f"{SHARD}: the label of row 1 is nan"),
     "halves": ([rows(0.0, 0.5)] * 3, [None] * 3, f"{SHARD}: the label of row 1 is 0.5"),
-    "none": ([rows(0, None)] * 3, [None] * 3, f"{SHARD} has images without a label.*row 1"),
-    "no words": ([rows("a", None)] * 3, [None] * 3, f"{SHARD} has images without a label.*row 1"),
-    "negative": ([rows(0, -1)] * 3, [None] * 3, f"{SHARD} has images without a label.*row 1"),
+    "none": ([rows(0, None)] * 3, [None] * 3, f"{SHARD}: the label of row 1 is (None|-1);"),
+    "no words": ([rows("a", None)] * 3, [None] * 3, f"{SHARD}: the label of row 1 is (None|-1);"),
+    "negative": ([rows(0, -1)] * 3, [None] * 3, f"{SHARD}: the label of row 1 is (None|-1);"),
     "lists": ([rows([0], [1])] * 3, [None] * 3, f"{SHARD} .*neither numbers nor words"),
 }
 
@@ -397,11 +402,12 @@ def test_low_shot_tells_the_classes_that_lack_images(case: str) -> None:
             assert f"{counts[label]} of class {label}" in told[0]
 
 
+@pytest.mark.parametrize("each", [1, 10])
 @pytest.mark.parametrize(("present", "classes"), [([0, 1, 2], 3), ([0, 2], 3), ([1], 4)])
 def test_there_are_as_many_clusters_as_the_images_have_classes(
-    present: list[int], classes: int
+    present: list[int], classes: int, each: int
 ) -> None:
-    test = features(present * 10, 1)
+    test = features(present * each, 1)
     data = evals.EvalInput(test, test, test, classes=classes)
     evaluator = evals.get("cluster")
     result = evaluator.run(data, evaluator.settings())

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from stage_helpers import TRAININGS, chain, job_of, trained_inputs, training_of
 
 from bench.store.store import Store
 from maect import datasets
+from maect.losses import mae_loss
+from maect.models import random_masking
 from maect.settings import DataSettings
 from maect.stages import features
 from maect.stages.contrastive import ContrastiveTraining
 from maect.stages.encoder import encoder_of
 from maect.stages.job import Output, Progress, State, TrainingError
 from maect.stages.loop import FIRST_LOGGED, LOGGED_POINTS, Batches, Log, train
+from maect.streams import Stream
 from maect.weights import load_encoder
 
 NOWHERE = Store(Path("none"))
@@ -61,6 +65,26 @@ def test_another_seed_is_another_training(kind: str, inputs: dict[str, Path]):
 def test_training_lowers_the_loss(kind: str, inputs: dict[str, Path]):
     losses = output_of(kind, inputs, f"{kind}.steps=60").curves["loss"]
     assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_the_loss_of_two_crops_is_over_both(inputs: dict[str, Path]):
+    """Each crop with a view and a mask of its own, in shares of one mean, as of a batch of both."""
+    stage = chain(NOWHERE, ["mae.views=2", "mae.steps=1"])[0]
+    assert len(stage.settings["views"]) == 2
+    training = training_of(stage, inputs)
+    epoch, ids = training.batches.at(0)
+    images = training.train.batch(ids)
+    crops = torch.cat([training.augment(images, epoch, ids, view=view) for view in (0, 1)])
+    noise = [Stream(0, "mae", "mask").uniform(epoch, ids, 16)]
+    noise.append(Stream(0, "mae", "mask", 1).uniform(epoch, ids, 16))
+    keep, restore, mask = random_masking(torch.from_numpy(np.concatenate(noise)), 0.75)
+    predicted = training.modules["decoder"](training.encoder(crops, keep), restore)
+    expected = mae_loss(predicted, crops, mask, 2)
+    expected.backward()
+    wanted = training.encoder.patch_embed.proj.weight.grad.clone()
+    training.encoder.zero_grad()
+    assert training.gradients(epoch, ids)["loss"] == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(training.encoder.patch_embed.proj.weight.grad, wanted)
 
 
 def test_a_loss_that_is_not_finite_ends_the_stage_and_names_the_step(inputs: dict[str, Path]):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+import polars as pl
+import pytest
 from report_views import full_view, key_of, metric, record, stage, view_of
 
 from reports.display import middle
@@ -13,7 +17,10 @@ from reports.facts import Facts
 from reports.figures import along, charts
 from reports.figures.svg import Point, Scale, nice_step, spanning, tag
 from reports.figures.timeline import timeline
+from reports.formats.html import render_html
+from reports.formats.text import render_text
 from reports.tables.build import build_tables
+from reports.tables.check import check
 
 
 def test_pareto_front_is_what_nothing_beats_on_both() -> None:
@@ -179,3 +186,26 @@ def test_numbered_metrics_make_a_curve() -> None:
     # the axis is marked where something was measured
     marks = re.findall(r'class="tick" text-anchor="middle">([^<]+)', few.panels[0])
     assert marks == ["1", "2", "5"]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 1e308, -1e308, 1e-308])
+def test_a_number_that_is_none_leaves_the_rest_of_the_report(number: float) -> None:
+    view = full_view()
+    first = pl.int_range(pl.len()) < 3
+
+    def spoilt(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
+        return frame.with_columns(
+            pl.when(first).then(pl.lit(number)).otherwise(pl.col(name)).alias(name)
+            for name in columns
+        )
+
+    view = replace(
+        view,
+        metrics=spoilt(view.metrics, "value", "at"),
+        stages=spoilt(view.stages, "wall_s", "cpu_s", "device_hours", "peak_memory_mib"),
+        attempts=spoilt(view.attempts, "wall_s", "cpu_s", "device_hours", "energy_kwh"),
+    )
+    assert "97.7" in render_text(view)
+    assert "97.7" in render_html(view)
+    known = [c for c in check(view) if "not finite" in c]
+    assert bool(known) == (not abs(number) < 1)

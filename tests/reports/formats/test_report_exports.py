@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
 import subprocess
+import unicodedata
 from pathlib import Path
 
 import polars as pl
 import pytest
-from report_views import full_view, key_of, metric, stage, view_of
+from report_views import full_view, key_of, metric, record, stage, view_of
 
-from reports.formats.exports import to_csv, to_frame, to_json, to_latex, to_markdown, to_parquet
+from reports.formats.exports import (
+    FORMATS,
+    to_csv,
+    to_frame,
+    to_json,
+    to_latex,
+    to_markdown,
+    to_parquet,
+)
 from reports.formats.html import render_html
 from reports.formats.latex import escape
+from reports.formats.text import render_text
+from reports.frames import FAILURES
 from reports.tables.build import build_tables
 from reports.tables.model import number
 
@@ -66,23 +78,61 @@ def test_csv_parquet_and_json_read_back_to_the_same_values() -> None:
     frame = to_frame(tables)
     parquet = pl.read_parquet(io.BytesIO(to_parquet(tables)))
     assert parquet.equals(frame)
-    csv = pl.read_csv(io.StringIO(to_csv(tables)))
+    back = pl.read_csv(io.StringIO(to_csv(tables)))
     for name in ("mean", "sd", "n"):
-        assert csv[name].to_list() == frame[name].to_list()
+        assert back[name].to_list() == frame[name].to_list()
     row = frame.filter(pl.col("row") == "MAE-CT", pl.col("column") == "knn").row(0, named=True)
     assert json.loads(row["values"]) == [[[0], 97.8], [[1], 98.2], [[2], 97.2]]
     cell = json.loads(to_json(tables))[0]["rows"][4]["cells"]["knn"]
     assert (cell["mean"], cell["text"]) == (row["mean"], row["text"])
 
 
-def test_csv_starts_no_formula() -> None:
-    names = ["=1+1", "+x", "-x", "@x", "\t=x", "a=b"]
-    rows = [stage(key_of(name), "knn", name, 0) for name in names]
-    metrics = [metric(name, 0, key_of(name), 90.0, label="=2") for name in names]
-    tables = build_tables(view_of(rows, metrics, tables=[{"title": "@T", "columns": ["knn"]}]))
-    csv = pl.read_csv(io.StringIO(to_csv(tables)))
-    assert csv["row"].to_list() == [*(f"'{name}" for name in names[:5]), "a=b"]
-    assert (csv["label"][0], csv["table"][0]) == ("'=2", "'@T")
+#: what a stranger may call anything
+FOREIGN = [
+    "=1+1", "+x", "-x", "@x", "\t=x", "\r\n=x", "＝x", ";=x", "a=b", '"=x', "[2pt]x", "*x",
+    "a|b\nc", "\x1b[31mred\x9b0m", "\u202eright\u2066", "\ufeffx", "\u2028x", "<b>x</b>",
+    '"><script>1</script>', "${x}$%#_^~", r"\end{document}\input{x}", "{{ 7*7 }}", "`x`",
+    "![x](http://x)", "x\u00a0\u3000y", "",
+]  # fmt: skip
+
+
+def foreign_view(text: str):
+    """A view whose every text is foreign."""
+    rows = [stage(f"k{text}", "knn", f"{text}{i}", i, name=text) for i in (0, 1)]
+    for row in rows:
+        row |= {"reason": text, "worker": text, "device_model": text, "energy_reason": text}
+        told = {"host": text, text: text}
+        row["record"] = record(row, env=told, log_tail=text, settings={text: text})
+    rows[1]["status"] = "failed"
+    metrics = [metric(f"{text}0", 0, f"k{text}", 90.0, label=text, unit=text, protocol=text)]
+    table = {"title": text, "columns": ["knn", "cost"], "groups": {text: ["knn", f"{text}1"]}}
+    failure = dict.fromkeys(FAILURES, text) | {"rows": [text], "status": "failed"}
+    return view_of(
+        rows, metrics, tables=[table], title=text, scale=text, notes=[text], problems=[text],
+        provenance={text: text}, failures=pl.DataFrame([failure], schema=FAILURES, orient="row"),
+        runs=[{"started": text, "status": text, "command": text}],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FOREIGN)
+def test_foreign_text_stays_text_in_every_format(text: str) -> None:
+    view = foreign_view(text)
+    tables = build_tables(view)
+    exports = {name: export(tables) for name, (_, export) in FORMATS.items() if name != "parquet"}
+    html = render_html(view)
+    for made in (*exports.values(), html, render_text(view)):
+        acted_on = {c for c in made if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp")}
+        assert acted_on <= {"\n", "\t"}
+    for row in csv.DictReader(io.StringIO(exports["csv"])):
+        assert not [cell for cell in row.values() if re.match(r"\s*[=+\-@＝]", cell)]
+    assert exports["csv"].splitlines()[1].startswith('"')  # where ";" parts columns, too
+    assert (html.count("<script"), html.count("<b>x")) == (2, 0)
+    body = exports["latex"].split(r"\midrule")[1]
+    assert not re.search(r"\\\\\s*[\[*]", body.replace(r"\\[r]", ""))
+    assert exports["latex"].count(r"\end{document}") == 1
+    rows = [line for line in exports["markdown"].splitlines() if line.startswith("| ")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows}) == 1
+    assert json.loads(exports["json"])[0]["title"] == text
 
 
 def test_withheld_numbers_are_not_exported_as_means() -> None:
@@ -116,7 +166,9 @@ def wide_view():
 
 
 @pytest.mark.needs("pdflatex")
-@pytest.mark.parametrize("make", [full_view, nasty_view, wide_view])
+@pytest.mark.parametrize(
+    "make", [full_view, nasty_view, wide_view, lambda: foreign_view("[2pt]*`x")]
+)
 def test_latex_compiles_and_fits_the_page(make, tmp_path: Path) -> None:
     (tmp_path / "t.tex").write_text(to_latex(build_tables(make())), encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]

@@ -10,7 +10,17 @@ from html.parser import HTMLParser
 import polars as pl
 import pytest
 import yaml
-from report_views import RESOLVED, full_view, gallery_of, key_of, metric, record, stage, view_of
+from report_views import (
+    RESOLVED,
+    full_view,
+    gallery_of,
+    key_of,
+    metric,
+    record,
+    search_view,
+    stage,
+    view_of,
+)
 
 from reports.formats.exports import to_json, to_markdown
 from reports.formats.html import extract_suite, render_html
@@ -122,6 +132,8 @@ def test_a_failed_stage_is_told_on_the_page_and_in_the_terminal() -> None:
     entry = html[html.index(f'id="r-{key_of("tune")}"') :].split("</details>")[0]
     for told in ("1: failed, 1.0 s: the loss is nan", "class: TrainingError", "line 10"):
         assert told in entry, told
+    # in line with the numbers, also where these have a spread
+    assert '<span class="sd"></span><span class="state">failed' not in render_html(search_view())
     terminal = render_text(failed_view())
     assert re.search(r"^MAE-CT +failed$", terminal, re.MULTILINE)
     failure = terminal[terminal.index("tuning, seed 0 failed: TrainingError: the loss is nan") :]

@@ -1,0 +1,74 @@
+"""What chooses a setting and what reports on it are different images, whatever the split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+from test_evals_parallel import VIEW, job
+
+from maect import evals
+from maect.datasets.splits import halves
+from maect.stages import evaluate, evaluate_encoder, features
+from maect.stages.job import Output
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "knn": {},
+    "probe": {"epochs": 3, "batch_size": 256},
+    "probe_augmented": {"epochs": 1, "batch_size": 256, "view": VIEW},
+    "low_shot": {"budgets": ["1"]},
+    "low_shot_finetune": {"budgets": ["1"], "epochs": 2, "lrs": [1e-4, 1e-2], "view": VIEW},
+    "cluster": {},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of a random encoder."""
+    folder = tmp_path_factory.mktemp("features")
+    tensors = features.run(job("features", 1, folder)).tensors["features"]
+    save_file(tensors, folder / "features.safetensors")
+    return folder
+
+
+def run(kind: str, split: str, folder: Path) -> Output:
+    one = job("features", 1, folder)
+    one.kind, one.inputs = kind, {"features": folder}
+    one.settings |= {"settings": SETTINGS[kind], "split": split}
+    stage = evaluate_encoder if evals.get(kind).needs_encoder else evaluate
+    return stage.run(one)
+
+
+def chosen(output: Output) -> dict[str, Any]:
+    """What an evaluation chose, without what the published probe chooses on test: told beside."""
+    found = output.summary["chosen"]
+    return {name: what for name, what in found.items() if not name.startswith("test_selected")}
+
+
+def test_every_evaluation_is_looked_at():
+    assert SETTINGS.keys() == set(evals.names())
+
+
+@pytest.mark.parametrize("split", ["test", "selection"])
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_labels_that_are_reported_on_choose_nothing(
+    kind: str, split: str, folder: Path, tmp_path: Path
+):
+    tensors = load_file(folder / "features.safetensors")
+    labels = tensors[f"{split}_y"].numpy()
+    reported = np.arange(len(labels)) if split == "test" else halves(len(labels))[1]
+    labels[reported] = np.random.default_rng(0).permutation(labels[reported])
+    save_file(tensors, tmp_path / "features.safetensors")
+    honest, permuted = (run(kind, split, where) for where in (folder, tmp_path))
+    assert len(honest.tensors["predictions"]["labels"]) == len(reported)
+    assert chosen(permuted) == chosen(honest)
+    assert ("half" in honest.protocol["split"]) == (split == "selection")
+
+
+def test_halves_share_no_image_and_leave_none_out():
+    choosing, reporting = halves(201)
+    assert (len(choosing), len(reporting)) == (100, 101)
+    assert sorted([*choosing, *reporting]) == list(range(201))
