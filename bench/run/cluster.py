@@ -258,19 +258,26 @@ def _serve(config: dict[str, Any]) -> None:
         where=f"process {os.getpid()} on {platform.node()}",
         actor=context.current_actor if context.get_actor_id() else None,
     )
-    threading.Thread(target=_beat, args=(mailbox, me), daemon=True).start()
+    ended = threading.Event()
+    beats = threading.Thread(target=_beat, args=(mailbox, me, ended), daemon=True)
+    beats.start()
 
     def take() -> Task | None:
         task: Task | None = ray.get(mailbox.take.remote(group))
         return task
 
-    serve(take, mailbox.tell.remote, config["store"], config["run_id"])
+    try:
+        serve(take, mailbox.tell.remote, config["store"], config["run_id"])
+    finally:  # without a worker process this is the run's own: Ray may be left next
+        ended.set()
+        beats.join()
 
 
-def _beat(mailbox: Any, me: Alive) -> None:
-    while True:
+def _beat(mailbox: Any, me: Alive, ended: threading.Event) -> None:
+    """Tell now and then that a worker lives, until it has ended."""
+    mailbox.tell.remote(me)
+    while not ended.wait(BEAT_S):
         mailbox.tell.remote(me)
-        time.sleep(BEAT_S)
 
 
 def _start(address: str | None, cores: int, waiting: Callable[[float], None]) -> bool:

@@ -38,7 +38,7 @@ def _orphan(attempt: Record) -> psutil.Process | None:
     """
     if attempt.env.get("host") != platform.node():
         return None
-    with suppress(psutil.Error, ValueError, OverflowError):  # the last two: no process id at all
+    with suppress(psutil.Error):
         process = psutil.Process(attempt.pid)
         lines = [" ".join(other.cmdline()) for other in (process, *process.parents())]
         alone = lines[0].startswith("ray::") and not any("raylet" in line for line in lines[1:])
