@@ -2,7 +2,8 @@ import os
 import sys
 
 # `python -m` searches the working directory first, where a file may have any module's name
-if not sys.flags.safe_path and sys.path[0] != os.path.dirname(os.path.dirname(__file__)):
+own = os.path.dirname(os.path.dirname(__file__))
+if __name__ == "__main__" and not sys.flags.safe_path and sys.path[0] != own:
     del sys.path[0]
 
 import shlex
