@@ -2,8 +2,11 @@ import os
 import sys
 
 # `python -m` searches the working directory first, where a file may have any module's name
-own = os.path.dirname(os.path.dirname(__file__))
-if __name__ == "__main__" and not sys.flags.safe_path and sys.path[0] != own:
+if (
+    __name__ == "__main__"
+    and not sys.flags.safe_path
+    and sys.path[0] != os.path.dirname(os.path.dirname(__file__))
+):
     del sys.path[0]
 
 import shlex
