@@ -1,10 +1,12 @@
-# Needs Python 3.11 or 3.12. Every target first makes .venv, if it is not there or out of date.
+# Needs Python 3.11 to 3.14. Every target first makes .venv, if it is not there or out of date.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+# what `make test-soak` runs; the signals, which take most of its time, come last
+SOAK ?= tests/soak
 
-.PHONY: run test test-slow test-benchmark lint install clean
+.PHONY: run test test-slow test-soak test-oldest test-benchmark lint install clean
 
 run: install
 	$(BIN)/python -m bench run suites/paper_table.yaml
@@ -14,6 +16,17 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# every case; docs/results/soak.json keeps each test function's result: SOAK=tests/soak/test_signals.py
+test-soak: install
+	MAECT_SOAK=full $(BIN)/python -m pytest $(SOAK)
+
+# the fast tests with the oldest versions that pyproject.toml allows; needs uv
+test-oldest: install
+	$(PYTHON) -m venv $(VENV)/oldest
+	$(BIN)/uv pip install --quiet --compile-bytecode --resolution lowest-direct \
+	  --python $(VENV)/oldest/bin/python -e '.[dev]'
+	$(VENV)/oldest/bin/python -m pytest -m "not slow"
 
 test-benchmark: install
 	$(BIN)/python -m pytest --benchmark
@@ -25,6 +38,9 @@ install: $(STAMP)
 
 # uv where it can be had, else pip. Bytecode now: every worker of Ray would else compile torch for itself
 $(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || { \
+	  echo "needs Python 3.11 to 3.14; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | tail -1)." \
+	    "Name another one: make $(or $(MAKECMDGOALS),run) PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; then \
 	  $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'; \

@@ -1,5 +1,11 @@
-import shlex
+import os
 import sys
+
+# `python -m` searches the working directory first, where a file may have any module's name
+if not sys.flags.safe_path and sys.path[0] != os.path.dirname(os.path.dirname(__file__)):
+    del sys.path[0]
+
+import shlex
 
 from bench import signals
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import shlex
 import sys
+from typing import Any, NoReturn
 
-from bench import signals
-from bench.errors import OK, USAGE, UserError
+from bench import signals, terminal
+from bench.errors import USAGE, UserError, short, suggestion, written
 from maect.datasets import DataError
 
 #: command -> the module that has its `declare(parser)` and `run(options)`, and what it is for
@@ -30,29 +32,73 @@ COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in the arguments as every other is told, with the nearest word there is."""
+
+    def parse_args(self, *given: Any) -> argparse.Namespace:  # type: ignore[override]
+        """Return the options. Raises `UserError` where one of them is unknown."""
+        options, unknown = self.parse_known_args(*given)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            hint = suggestion(word, self._option_string_actions) if word.startswith("-") else ""
+            self.error(f"there is no argument '{short(word)}'{hint}")
+        return options
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            hint = suggestion(str(value), map(str, action.choices))
+            raise argparse.ArgumentError(action, f"there is no '{short(str(value))}'{hint}")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UserError`."""
+        raise UserError(f"{message} (all arguments: {self.prog} --help)")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
+    line = written(f"python -m bench {shlex.join(given)}")
+    terminal.guard()
+    try:
+        return _command(given, line)
+    except (UserError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {_reason(error)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"interrupted. To continue: {line}", file=sys.stderr)
+        return signals.code()
+    finally:
+        sys.stdout.flush()
+    return USAGE
+
+
+def _command(given: list[str], line: str) -> int:
+    """Run the command that the arguments name. Return its exit code."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        message = "the working directory was removed; change to another"
+        raise UserError(message) from None
+    parser = _Parser(
         prog="python -m bench",
         description="A reproducible, Ray-distributed benchmark suite for MAE-CT.",
     )
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    for name, (module, text) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
-        if given[:1] == [name]:  # the others need not be imported
-            chosen = importlib.import_module(f"bench.commands.{module}")
-            chosen.declare(command)
-    options = parser.parse_args(given)
-    options.command_line = "python -m bench " + shlex.join(given)
-    try:
-        return int(chosen.run(options))
-    except (UserError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
-    except KeyboardInterrupt:
-        print(f"interrupted. To continue: {options.command_line}", file=sys.stderr)
-        return signals.code()
-    except BrokenPipeError:
-        sys.stderr.close()
-        return OK
+    added = {
+        name: commands.add_parser(name, help=t, description=t) for name, (_, t) in COMMANDS.items()
+    }
+    if not given or given[0] not in COMMANDS:
+        parser.parse_args(given)
+        parser.error("name the command first")
+    module = importlib.import_module(f"bench.commands.{COMMANDS[given[0]][0]}")
+    module.declare(added[given[0]])
+    options = added[given[0]].parse_args(given[1:])
+    options.name, options.command_line = given[0], line
+    return int(module.run(options))
+
+
+def _reason(error: OSError) -> str:
+    """Return in a sentence what the system refused, and of which file."""
+    reason = (error.strerror or str(error)).lower()
+    return reason if error.filename is None else f"{error.filename}: {reason}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 #: exit codes of every command
@@ -13,6 +14,8 @@ HUNG_UP, INTERRUPTED, TERMINATED = 129, 130, 143
 
 #: characters of a word from a file that a message shows
 SHOWN = 60
+#: and of all the words that are known
+KNOWN = 240
 
 
 class UserError(Exception):
@@ -34,15 +37,41 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def short(text: str) -> str:
+def written(text: str) -> str:
+    """Return what `printable` does, a line a line, and with the spaces and joiners of languages."""
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c in "\n\t\u00a0\u3000\u200c\u200d" else printable(c) for c in text)
+
+
+def short(text: str, most: int = SHOWN) -> str:
     """Return `text`, cut where it is too long for a message."""
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return which of the known words was meant, if any; capitals count for nothing."""
+    lower = {name.lower(): name for name in sorted(known, reverse=True)}
+    near = difflib.get_close_matches(short(word).lower(), lower, n=1, cutoff=0.65)
+    return lower[near[0]] if near else None
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return what to append to an error about an unknown `word`: the nearest name, or all."""
     names = sorted(known)
-    near = difflib.get_close_matches(short(word), names, n=1, cutoff=0.65)
-    if near:
-        return f"; did you mean '{near[0]}'?"
-    return f"; known: {', '.join(names)}" if names else ""
+    if near := nearest(word, names):
+        return f"; did you mean '{near}'?"
+    return f"; known: {short(', '.join(names), KNOWN)}" if names else ""
+
+
+def nearest_file(path: Path, *folders: Path, pattern: str = "*") -> str:
+    """Return what to append to an error about a file that is not there: the nearest, or nothing.
+
+    It is looked for in its own folder and then in further ones, whatever its name's suffix.
+    """
+    files: dict[str, Path] = {}
+    for folder in (*reversed(folders), path.parent):
+        with suppress(OSError, ValueError):
+            files |= {file.stem: file for file in sorted(folder.glob(pattern))}
+    near = nearest(path.stem, files)
+    return f"; did you mean '{files[near]}'?" if near else ""

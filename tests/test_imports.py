@@ -25,7 +25,7 @@ ROOMS = [
     {"suite", "store"},
     {"plan"},
     {"run", "report"},
-    {"commands"},
+    {"commands", "terminal"},
     {"cli"},
     {"__main__"},
 ]

@@ -11,8 +11,13 @@ from statistics import fmean, stdev
 
 import pytest
 
+from bench.cli import main
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+#: the suites that it tells to run, with their options
+SUITES = re.findall(r"python -m bench (?:run|sweep|plan) (suites/[^`#\n]*)", README)
 #: column of the README's table -> the table and the column of the results
 COLUMNS = ((0, "knn"), (0, "probe"), (1, "low_shot.accuracy_5"), (0, "cost.total"))
 
@@ -44,3 +49,19 @@ def test_the_table_is_of_the_measured_results():
             last = 10.0 ** -len(mean.partition(".")[2])
             assert float(mean) == pytest.approx(fmean(values), abs=0.51 * last), name
             assert not sd or float(sd) == pytest.approx(stdev(values), abs=0.051), name
+
+
+@pytest.mark.parametrize("suite", [line.strip() for line in dict.fromkeys(SUITES)])
+def test_the_suites_that_it_tells_to_run_can_be_planned(
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    assert main(["plan", *suite.split(), "--store", str(tmp_path)]) == 0
+
+
+def test_the_targets_it_names_exist_and_continuous_integration_runs_its_tests():
+    named = set(re.findall(r"(?:`|^ *)make ([a-z-]+)", README + CONTRIBUTING, re.MULTILINE))
+    defined = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert {"run", "test", "test-soak", "test-oldest"} <= named <= set(defined)
+    steps = re.findall(r"^step .* (make .+)$", (ROOT / ".ci/run").read_text(encoding="utf-8"), re.M)
+    assert "make test" in steps and "make lint" in steps

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import UserError, printable
+from bench.errors import UserError, nearest_file, printable, short
 
 if TYPE_CHECKING:
     from bench.plan.stage import Plan
@@ -21,7 +22,7 @@ SHOWN_KEY = 10
 def suite_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """Add the arguments that choose a suite, its rows, its settings and the store."""
     suite = "suite file, e.g. suites/paper_table.yaml"
-    parser.add_argument("suite", type=Path, nargs="?" if optional else None, help=suite)
+    parser.add_argument("suite", type=path, nargs="?" if optional else None, help=suite)
     parser.add_argument("--profile", help="scale of the suite; default: the suite's own")
     parser.add_argument("--seeds", type=count_from(1), metavar="N", help="run N seeds")
     only = "only rows whose name fits, e.g. 'MAE*'"
@@ -41,12 +42,28 @@ def set_argument(parser: argparse.ArgumentParser, text: str) -> None:
 def store_argument(parser: argparse.ArgumentParser) -> None:
     """Add the argument that chooses the store."""
     text = "folder of results (default: store)"
-    parser.add_argument("--store", type=Path, default=Path("store"), help=text)
+    parser.add_argument("--store", type=path, default=Path("store"), help=text)
 
 
 def json_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--json`."""
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def path(text: str) -> Path:
+    """Return the type of an argument that is a path: one that the system can look up."""
+    expanded = os.path.expanduser(text)
+    try:
+        os.stat(expanded)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # each command tells what it misses
+    except (OSError, ValueError) as error:  # a link that loops, a name that no file can have
+        reason = getattr(error, "strerror", None) or str(error)
+        raise argparse.ArgumentTypeError(f"'{short(text)}': {reason.lower()}") from None
+    if not text or expanded.startswith("~"):
+        message = "is no path" if not text else "there is no such home folder"
+        raise argparse.ArgumentTypeError(f"'{short(text)}': {message}")
+    return Path(expanded)
 
 
 def count_from(least: int) -> Callable[[str], int]:
@@ -94,5 +111,6 @@ def existing(path: Path) -> Store:
 
     store = Store(path)
     if not (store.root / "stages").is_dir():
-        raise UserError(f"there is no store at {store.root}; run a suite first, or give --store")
+        near = nearest_file(path) or "; run a suite first, or give --store"
+        raise UserError(f"there is no store at {store.root}{near}")
     return store

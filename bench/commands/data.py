@@ -43,7 +43,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["ls", "fetch", "check"])
     names = "default: ls and check, all; both also take a folder of images or shards"
     parser.add_argument("names", nargs="*", metavar="NAME", help=names)
-    parser.add_argument("--from", dest="from_path", type=Path, help="files already at hand")
+    parser.add_argument("--from", dest="from_path", type=common.path, help="files already at hand")
     common.json_argument(parser)
 
 

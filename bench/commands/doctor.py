@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -76,8 +77,8 @@ def _gpus() -> Check:
 
 
 def _disk(store: Path) -> Check:
-    place = store.expanduser().resolve()
-    while not place.exists():
+    place = Path(os.path.realpath(os.path.expanduser(store)))
+    while not os.path.exists(place):
         place = place.parent
     free = shutil.disk_usage(place).free / 2**30
     return _check("disk", free > 2, f"{free:.0f} GiB free for {store}", "choose another --store")

@@ -33,7 +33,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add, count = parser.add_argument, common.count_from(1)
     weights = "MAE-CT's, facebookresearch/mae's, timm's or Hugging Face's, or its folder"
-    add("--weights", type=Path, required=True, metavar="FILE", help=weights)
+    add("--weights", type=common.path, required=True, metavar="FILE", help=weights)
     data = "a data set's name, or a folder of images or shards"
     add("--data", required=True, metavar="DIR_OR_NAME", help=data)
     names = "evaluations, with commas between (default: knn,probe)"
@@ -56,7 +56,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=common.count_from(0), default=0, metavar="N")
     common.set_argument(parser, "a setting, e.g. probe.epochs=10; may be repeated")
     predictions = "also write each image's predictions, as safetensors"
-    add("--predictions", type=Path, metavar="FILE", help=predictions)
+    add("--predictions", type=common.path, metavar="FILE", help=predictions)
     common.json_argument(parser)
 
 

@@ -63,9 +63,12 @@ def plan_summary(plan: Plan) -> str:
     ]
     if plan.unresolved:
         lines.append(f"keys are not resolved and nothing is cached: {plan.unresolved}")
+        images = plan.data.counts["train"]
+        lines.append(f"assumed: {images:,} training images, as the suite says")
     else:
         lines += [_statuses(plan, todo), *_predicted(plan, todo)]
-    return common.lines_of([*lines, *_assumed(plan, todo)])
+    notes = [f"note: {note}" for note in plan.suite.notes if note.startswith("--set")]
+    return common.lines_of([*lines, *_assumed(plan, todo), *notes])
 
 
 def _statuses(plan: Plan, todo: list[Stage]) -> str:
@@ -118,8 +121,9 @@ def left(plan: Plan) -> str:
 def _text(plan: Plan) -> str:
     """Return the whole plan, a line a stage."""
     known = estimate.rates(plan.stages.values())
-    lines = []
-    for stage in plan.stages.values():
+    todo, lines = _todo(plan), []
+    # where all is cached there is no more to say
+    for stage in [s for s in plan.stages.values() if todo or s.reason]:
         key = "unresolved" if plan.unresolved else stage.key[: common.SHOWN_KEY]
         parts = [f"{key}  {stage.status:8}  {stage.title}"]
         if stage.steps:
@@ -135,7 +139,7 @@ def _text(plan: Plan) -> str:
         if stage.reason:
             parts.append(stage.reason)
         lines.append(", ".join(parts))
-    return f"{plan_summary(plan)}\n\n{common.lines_of(lines)}"
+    return "\n\n".join([plan_summary(plan), *([common.lines_of(lines)] if lines else [])])
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from pathlib import Path
 from typing import Any
 
 from bench.commands import common
@@ -23,12 +22,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
     exports = f"also write {', '.join(FORMATS)}; may be repeated"
     add("--export", choices=FORMATS, metavar="FORMAT", help=exports, **several)
     beside = "beside another store's; of two stores, the one's beside the other's"
-    add("--compare", type=Path, nargs="+", metavar="STORE", help=beside)
+    add("--compare", type=common.path, nargs="+", metavar="STORE", help=beside)
     add("--check", action="store_true", help="exit 3 if the table is not sound")
     output = "where the page goes, exports beside it (default: the folder `reports` of the store)"
-    add("--output", type=Path, metavar="PATH", help=output)
+    add("--output", type=common.path, metavar="PATH", help=output)
     embedded = "print the suite that a report embeds, and nothing else"
-    add("--extract-suite", type=Path, metavar="FILE", help=embedded)
+    add("--extract-suite", type=common.path, metavar="FILE", help=embedded)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -314,6 +314,10 @@ def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> N
     from bench.run.task import StageFailed, Task
     from bench.run.worker import run_task
 
+    for name, source in stage.inputs.items():
+        if source.record is None or store.damage(source.state):
+            found.wrong(stage, f"it cannot be run again: its '{name}' is damaged")
+            return
     scratch.create()
     try:
         run_task(Task.of(stage), scratch, "verify", lambda event: None)

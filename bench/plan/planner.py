@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.environment import processors
-from bench.errors import UserError
+from bench.errors import UserError, short, suggestion
 from bench.plan.identity import code, stage_key
 from bench.plan.stage import Plan, Row, Stage, entry_modules
 from bench.plan.status import assess_all
@@ -33,7 +33,8 @@ _NOT_IN_KEY = ("path", "train_images", "classes")
 def make_plan(suite: Suite, store: Store, *, keep_stale: bool = False, only: str = "*") -> Plan:
     """Return the plan of the rows whose name fits `only`, with what the store already has.
 
-    Raises `UserError` where no row fits, or a file of released weights is missing.
+    Raises `UserError` where no row fits, a file of released weights is missing, or nothing tells
+    how many training images there are.
     """
     plan = _Planner(suite).build(only)
     assess_all(plan, store, keep_stale=keep_stale)
@@ -53,8 +54,11 @@ class _Planner:
         """Return the plan, no stage of it assessed yet."""
         chosen = [v for v in self.suite.variants.values() if fnmatchcase(v.name, only)]
         if not chosen:
-            known = ", ".join(f"'{name}'" for name in self.suite.variants)
-            raise UserError(f"--only '{only}' fits no row; rows are {known}", file=self.suite.path)
+            hint = suggestion(only, self.suite.variants)
+            raise UserError(f"--only '{short(only)}' fits no row{hint}", file=self.suite.path)
+        for data in (data_info(variant.row.data) for variant in chosen):
+            if "train" not in data.counts:
+                raise UserError(str(data.hint), file=self.suite.path)
         rows = [
             _RowPlanner(self, variant, seed).row()
             for variant in chosen

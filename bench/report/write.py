@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from errno import EISDIR, ELOOP
+from errno import EISDIR
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -94,8 +94,6 @@ class _Files:
         self.refused: str | None = None
         for path in self.paths.values():
             with self._told(path):
-                if output is None and path.parent.is_symlink():  # it may lead out of the store
-                    raise OSError(ELOOP, "its folder is a link")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if path.is_dir():
                     raise OSError(EISDIR, "it is a folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from bench.errors import written
 from bench.plan.stage import Plan, Stage
 from bench.run.mailbox import Stepped
 from bench.store.record import Record
@@ -35,7 +37,12 @@ class Display:
 
     plan: Plan
     expected: Callable[[], float | None]
-    console: Console = field(default_factory=lambda: Console(highlight=False))
+    #: it draws with escape codes, so what it is told goes through `written`
+    console: Console = field(
+        default_factory=lambda: Console(
+            file=getattr(sys.stdout, "terminal", sys.stdout), highlight=False
+        )
+    )
 
     def __post_init__(self) -> None:
         self.live = self.console.is_terminal
@@ -45,7 +52,7 @@ class Display:
         self.began = time.monotonic()
         self._refreshed = self._said_s = 0.0
         self.bars = Progress(
-            TextColumn("{task.description}", justify="left"),
+            TextColumn("{task.description}", justify="left", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[detail]}"),
             console=self.console,
@@ -66,7 +73,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(written(line), markup=False, highlight=False, soft_wrap=True)
 
     def starting(self, seconds: float) -> None:
         """Ray is starting: said at first and then each ten seconds, on a terminal all along."""
@@ -82,7 +89,7 @@ class Display:
         running = _Running(stage)
         self.running[stage.key] = running
         if self.live and stage.trains:
-            running.task = self.bars.add_task(stage.title, total=stage.steps, detail="")
+            running.task = self.bars.add_task(written(stage.title), total=stage.steps, detail="")
 
     def training(self) -> dict[str, float]:
         """Return key -> seconds that a stage in training still takes."""

@@ -25,7 +25,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from bench.errors import UserError
 from bench.store.files import (
@@ -57,6 +59,12 @@ class StageState:
     problems: list[str] = field(default_factory=list)
 
 
+def _refuse_link(path: Path) -> None:
+    """Raise `UserError` where there is a link: what is written there would leave the store."""
+    if path.is_symlink():
+        raise UserError(f"{path} is a link, and a store has none; replace it by what it points at")
+
+
 class Store:
     """A store on a file system that all workers reach.
 
@@ -67,7 +75,9 @@ class Store:
     def __init__(self, root: Path) -> None:
         try:
             self.root = root.expanduser().resolve()
-            self._refuse_link(self.root.iterdir())
+            for path in self.root.iterdir():
+                if path.name != "reports":  # `report` looks at its own folder
+                    _refuse_link(path)
         except FileNotFoundError:
             return
         except (OSError, RuntimeError, ValueError) as error:
@@ -120,7 +130,7 @@ class Store:
             raise store_error(path, error) from None
         with os.fdopen(number, "r+b", buffering=0) as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _take(file)
                 file.truncate(0)
                 file.write(b"%d\n" % os.getpid())
             except BlockingIOError:
@@ -135,27 +145,16 @@ class Store:
 
     def check_usable(self, key: str) -> None:
         """Raise `UserError` where a run could not work in a stage's folder, or would leave it."""
-
-        def stop(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError):
-                raise unreadable(error.filename, error) from None
-
-        for folder, folders, files in os.walk(self.folder(key), onerror=stop):
-            here = Path(folder)
-            self._refuse_link([here, *(here / name for name in folders + files)])
-            needed = [(here, os.R_OK | os.W_OK), *((here / name, os.R_OK) for name in files)]
-            for path, mode in needed:
-                if not os.access(path, mode, effective_ids=True):
-                    raise UserError(f"{path} is another user's; choose another --store")
-
-    @staticmethod
-    def _refuse_link(paths: Iterable[Path]) -> None:
-        """Raise `UserError` where there is a link: what is written there would leave the store."""
-        for path in paths:
-            if path.is_symlink():
-                raise UserError(
-                    f"{path} is a link, and a store has none; replace it by what it points at"
-                )
+        top = self.folder(key)
+        for path in chain([top] if os.path.lexists(top) else [], top.rglob("*")):
+            _refuse_link(path)
+            needed = os.R_OK | os.W_OK | os.X_OK if path.is_dir() else os.R_OK
+            if not os.access(path, needed, effective_ids=True):
+                raise UserError(f"{path} is another user's; choose another --store")
+        try:
+            self.attempts(key)
+        except OSError as error:
+            raise unreadable(top, error) from None
 
     def in_use(self) -> bool:
         """Return whether a driver holds the store, as far as its lock tells."""
@@ -285,25 +284,31 @@ class Store:
         assert state.record is not None
         folder = self.folder(state.key)
         aside = self.root / "damaged" / f"{state.key}-{time.time_ns()}"
-        aside.mkdir(parents=True)
-        for name in state.record.files:
-            if (folder / name).is_file():
-                shutil.move(folder / name, aside / name)
-        error = Failure(kind="Damaged", message=why)
-        self.write_record(state.record.model_copy(update={"status": "damaged", "error": error}))
+        try:
+            aside.mkdir(parents=True)
+            for name in state.record.files.keys() - {"attempts", "checkpoints"}:
+                if os.path.lexists(folder / name):
+                    shutil.move(folder / name, aside / name)
+        except OSError as error:
+            raise store_error(aside, error) from None
+        end = {"status": "damaged", "error": Failure(kind="Damaged", message=why)}
+        self.write_record(state.record.model_copy(update=end))
 
     # ------------------------------------------------------------------------------ writing
 
     def begin(self, start: Record) -> Record:
         """Begin an attempt: write its `started.json`. Return the record with its number."""
-        number = max(self.attempts(start.key), default=0) + 1
+        number = 0
         while True:
-            folder = self.attempt_folder(start.key, number)
             try:
+                number = max(number, *self.attempts(start.key), 0) + 1
+                folder = self.attempt_folder(start.key, number)
                 folder.mkdir(parents=True)
                 break
             except FileExistsError:
-                number += 1
+                continue
+            except OSError as error:
+                raise store_error(self.folder(start.key), error) from None
         record = start.model_copy(update={"attempt": number})
         write_json(folder / "started.json", record.plain())
         return record
@@ -378,3 +383,19 @@ class Store:
         """Return the attempts at stages: key -> attempt -> status."""
         states = [self.state(key) for key in keys]
         return {s.key: {a.attempt: a.status for a in s.attempts} for s in states if s.attempts}
+
+
+def _take(lock: Any) -> None:
+    """Lock a file for this process alone. Raises BlockingIOError where another holds it.
+
+    Whoever looks whether it is held (`Store.in_use`) holds it for a moment: one second is waited.
+    """
+    end = time.monotonic() + 1.0
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)

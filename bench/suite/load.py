@@ -7,18 +7,19 @@ profile's own `variants` entry of that name, then by the variant's `set`, then b
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UserError, short, suggestion
+from bench.errors import UserError, nearest_file, short, suggestion
 from bench.suite import rules
 from bench.suite.evaluations import declare_all
 from bench.suite.messages import check, fault, require
 from bench.suite.schema import Choices, RowSettings, Suite, SuiteSettings, TableSettings, Variant
 from bench.suite.search import cells_of, of_profile
-from bench.suite.yamlfile import MAX_DEPTH, Map, Place, load, merge, value
+from bench.suite.yamlfile import Map, load, merge, overlay, undotted, value
 from maect import datasets, evals
 from maect.datasets import DataError, DataInfo
 from maect.settings import DataSettings
@@ -29,6 +30,8 @@ MAX_SEEDS = 1000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 #: parts of the suite that a profile may replace
 _OWN = ("evaluate", "tables")
+#: two ways to say the same, of which a worker looks at the second where it is there
+_FROZEN = ("frozen", "frozen_blocks")
 
 
 @cache
@@ -60,10 +63,10 @@ def _with_profiles(path: Path) -> Map:
     names = tree.get("profiles_from")
     sources = [tree]
     for name in [names] if isinstance(names, str) else names if isinstance(names, list) else []:
-        try:
-            source = _existing(path.parent / str(name))
-        except UserError as error:
-            raise fault(str(error), tree, ("profiles_from",)) from None
+        source = path.parent / str(name)
+        if not os.path.exists(source):  # names are relative to the suite's folder
+            beside = [file.name for file in path.parent.glob("*.y*ml")]
+            require(str(name), beside, "suite file", tree, ("profiles_from",))
         inherited = Map(*tree.place)
         profiles = load(source).get("profiles")
         if isinstance(profiles, Map):
@@ -75,13 +78,15 @@ def _with_profiles(path: Path) -> Map:
 def _existing(path: Path) -> Path:
     """Return `path`. Raises `UserError` where there is no such file."""
     try:
-        if path.exists():
-            return path
-        near = suggestion(path.name, [p.name for p in path.parent.glob("*.yaml")])
-    except OSError as error:  # a name that no file can have
-        near = f": {(error.strerror or str(error)).lower()}"
-    shown = str(path) if len(str(path)) < 500 else short(str(path))
-    raise UserError(f"there is no suite file '{shown}'{near}")
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError:
+        return path  # who reads it tells why it cannot be read
+    else:
+        return path
+    near = nearest_file(path, Path("suites"), path.parent / "suites", pattern="*.y*ml")
+    raise UserError(f"there is no suite file '{short(str(path), 240)}'{near}")
 
 
 def parse_set(text: str) -> Map:
@@ -90,22 +95,10 @@ def parse_set(text: str) -> Map:
     Raises `UserError`.
     """
     path, equals, given = text.partition("=")
-    steps = path.strip().split(".")
     origin = f"--set {short(text)}"
-    if not equals or not all(steps):
+    if not equals:
         raise UserError("write it as path=value, e.g. --set mae.steps=100", file=origin)
-    if len(steps) > MAX_DEPTH:
-        raise UserError("the path has too many parts; write e.g. mae.steps=100", file=origin)
-    return _overlay(steps, value(given.strip(), origin), (origin, None))
-
-
-def _overlay(path: list[str], new: Any, place: Place) -> Map:
-    """Return the mapping that sets one dotted path, every part of it at `place`."""
-    for step in reversed(path):
-        tree = Map(*place)
-        tree.put(step, new, *place)
-        new = tree
-    return tree
+    return undotted(overlay(path.strip(), value(given.strip(), origin), (origin, None)))
 
 
 class _Loader:
@@ -114,6 +107,8 @@ class _Loader:
     def __init__(self, path: Path, tree: Map, sets: list[Map], profile: str | None) -> None:
         self.path, self.tree, self.sets = path, tree, sets
         self.spec = check(SuiteSettings, tree)
+        #: what a reader of the table has to know of the command line
+        self.notes: list[str] = []
         self.profile = self._profile(profile)
         own = tree["profiles"][self.profile]
         for key in _OWN:
@@ -127,7 +122,7 @@ class _Loader:
         """Return the suite with its first `count` seeds. Raises `UserError`."""
         spec, seeds = self.spec, self._seeds(count)
         self._check_evaluations()
-        search = of_profile(spec.search, self.base, self.tree, self.profile)
+        search = of_profile(spec.search, self.tree, self.profile)
         cells = cells_of(search, spec.variants, self.tree)
         # a variant that a search varies is no row itself, unless one setting changes at a time
         varied = search.variant if search and search.method != "each" else None
@@ -142,7 +137,7 @@ class _Loader:
             path=self.path,
             name=spec.suite,
             title=spec.title or spec.suite,
-            notes=spec.notes,
+            notes=spec.notes + self.notes,
             profile=self.profile,
             seeds=seeds,
             variants=variants,
@@ -192,21 +187,23 @@ class _Loader:
         """Return the profile's settings of all rows, and what it lays over single rows."""
         base, where = merge(self.tree["profiles"][self.profile]), ("profiles", self.profile)
         base.place = self.tree["profiles"].places[self.profile]
-        for key in _OWN:
-            base.pop(key, None)
         own = base.pop("variants", None)
+        for key in (*_OWN, "search"):
+            base.pop(key, None)
+        base = undotted(base)
         if own is None:
             return base, Map(*base.place)
         if not isinstance(own, Map):
             message = "'variants' should be a mapping, e.g. {MAE: {mae: {steps: 9}}}"
             raise self._fault(message, *where, "variants")
-        for name, overlay in own.items():
+        for name, changes in own.items():
             place = (*where, "variants", name)
-            if not isinstance(overlay, Map):
+            if not isinstance(changes, Map):
                 message = (
                     f"'variants.{short(name)}' should be a mapping, e.g. {{mae: {{steps: 9}}}}"
                 )
                 raise self._fault(message, *place)
+            own[name] = undotted(changes)
             # a suite need not have the rows of the one that its profiles come from
             if own.places[name][0] == str(self.path):
                 require(name, self.spec.variants, "variant", self.tree, place)
@@ -224,8 +221,23 @@ class _Loader:
     def _variant(self, label: str, source: str, cell: Choices) -> Variant:
         """Return the row `label`: the variant `source`, changed by a cell of the search."""
         spec = self.spec.variants[source]
-        tree = merge(self.base, *self._changes(source, cell), *self.sets)
+        own = merge(Map(*self.base.place), *self._changes(source))
+        chosen = self._chosen(cell)
+        layers = (self.base, own, *chosen.values(), *self.sets)
+        tree = merge(*layers)
+        for path, change in chosen.items():
+            if merge(tree, change) != tree:  # its label would say what is not so
+                message = f"'{short(path)}' is varied by the search and set here too; keep one"
+                raise fault(message, tree, tuple(path.split(".")))
+        if merge(tree, own, *chosen.values()) != tree:
+            self.notes.append(f"--set replaces settings that the suite gives row '{label}' alone.")
         row = check(RowSettings, tree)
+        tunes = [t for layer in layers if isinstance(t := layer.get("tune"), Map)]
+        given = [name for t in tunes for name in _FROZEN if t.get(name) is not None]
+        if row.tune.frozen_blocks is not None and given[-1] == "frozen":
+            message = "'tune.frozen' counts for nothing beside frozen_blocks "
+            message += f"{row.tune.frozen_blocks}; set tune.frozen_blocks to null as well"
+            raise fault(message, tree, ("tune", "frozen"))
         variant = Variant(
             name=label,
             stages=tuple(cell["stages"].value if "stages" in cell else spec.stages),
@@ -249,13 +261,18 @@ class _Loader:
         rules.check_row(variant, images, tree)
         return variant
 
-    def _changes(self, source: str, cell: Choices) -> list[Map]:
-        """Return what is laid over the profile's settings for one row, in order."""
+    def _changes(self, source: str) -> list[Map]:
+        """Return what the suite lays over the profile's settings for one row, in order."""
         changes = [self.overlays[source]] if source in self.overlays else []
         if self.spec.variants[source].set:
-            changes.append(self.tree["variants"][source]["set"])
-        for path, choice in cell.items():
-            if path not in ("augment", "stages"):
-                place = self.tree["search"]["grid"].places[path]
-                changes.append(_overlay(path.split("."), choice.value, place))
+            changes.append(undotted(self.tree["variants"][source]["set"]))
         return changes
+
+    def _chosen(self, cell: Choices) -> dict[str, Map]:
+        """Return what a cell of the search sets, by path, but for the chain and its pipeline."""
+        places = self.tree["search"]["grid"].places if cell else {}
+        return {
+            path: undotted(overlay(path, choice.value, places[path]))
+            for path, choice in cell.items()
+            if path not in ("augment", "stages")
+        }

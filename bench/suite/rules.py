@@ -5,10 +5,11 @@ All functions raise `UserError`, with the place of the value that should change.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from bench.errors import short, suggestion
+from bench.errors import nearest_file, short, suggestion
 from bench.suite.messages import Place, fault, require
 from bench.suite.schema import SearchSettings, SuiteSettings, TableSettings, Variant
 from bench.suite.yamlfile import Map
@@ -43,15 +44,13 @@ def _check_start(variant: Variant, tree: Map, at: Place) -> None:
         raise fault(message, tree, at)
     if init not in ("random", "pixels") and not _is_file(init):
         hint = suggestion(init, ("random", "pixels"))
+        hint = hint if "did you" in hint else nearest_file(Path(init))
         message = f"init '{short(init)}' is neither 'random', 'pixels' nor a checkpoint file here"
-        raise fault(message + (hint if "did you" in hint else ""), tree, at)
+        raise fault(message + hint, tree, at)
 
 
 def _is_file(path: str) -> bool:
-    try:
-        return Path(path).expanduser().is_file()
-    except (OSError, RuntimeError):  # a name that no file, or no home, can have
-        return False
+    return os.path.isfile(os.path.expanduser(path))  # False for a name that no file can have
 
 
 def check_row(variant: Variant, images: int | None, tree: Map) -> None:

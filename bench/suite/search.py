@@ -20,15 +20,12 @@ MAX_CELLS = 1000
 MAX_DRAWN_FROM = 100_000
 
 
-def of_profile(
-    search: SearchSettings | None, base: Map, tree: Map, profile: str
-) -> SearchSettings | None:
-    """Return the suite's search, each key that its profile `base` has in place of the suite's.
+def of_profile(search: SearchSettings | None, tree: Map, profile: str) -> SearchSettings | None:
+    """Return the suite's search, each key that its profile has in place of the suite's.
 
-    Takes the profile's part out of `base`, and puts the whole into the `tree`, for messages.
-    Raises `UserError`.
+    Puts the whole into the `tree`, for messages. Raises `UserError`.
     """
-    own = base.pop("search", None)
+    own = tree["profiles"][profile].get("search")
     if own is None:
         return search
     if not isinstance(own, Map):

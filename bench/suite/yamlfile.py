@@ -236,6 +236,50 @@ def locate(tree: Map | Seq, path: tuple[Any, ...]) -> Place:
     return place
 
 
+def overlay(path: str, new: Any, place: Place) -> Map:
+    """Return the mapping that sets one dotted path, every part of it at `place`.
+
+    Raises `UserError` where the path has a part without a name, or too many.
+    """
+    steps = path.split(".")
+    if not all(steps) or len(steps) > MAX_DEPTH:
+        what = "too many parts" if all(steps) else "a part without a name"
+        message = f"'{short(path)}' has {what}; write a setting's path, e.g. mae.steps"
+        raise UserError(message, file=place[0], line=place[1])
+    for step in reversed(steps):
+        tree = Map(*place)
+        tree.put(step, new, *place)
+        new = tree
+    return tree
+
+
+def undotted(tree: Map) -> Map:
+    """Return settings in which `mae.steps: 9` stands for `mae: {steps: 9}`, at any depth.
+
+    Raises `UserError` where one stands twice.
+    """
+    result = Map(*tree.place)
+    for key, given in tree.items():
+        place = tree.places[key]
+        new = undotted(given) if isinstance(given, Map) else given
+        if "." not in key and key not in result:
+            result.put(key, new, *place)
+            continue
+        whole = overlay(key, new, place)
+        if _clash(result, whole):
+            message = f"'{short(key)}' stands twice; keep one"
+            raise UserError(message, file=place[0], line=place[1])
+        result = merge(result, whole)
+    return result
+
+
+def _clash(one: Any, other: Any) -> bool:
+    """Return whether two values set something in common."""
+    if not (isinstance(one, Map) and isinstance(other, Map)):
+        return True
+    return any(_clash(one[key], other[key]) for key in one.keys() & other.keys())
+
+
 def merge(*trees: Map) -> Map:
     """Return a copy of the first mapping with the others laid over it.
 

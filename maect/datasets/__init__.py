@@ -39,7 +39,8 @@ def describe(settings: DataSettings, root: Path | None = None) -> DataInfo:
     """Return what the planner needs: shape, classes, counts, fingerprint. Decodes no image.
 
     Without a fingerprint the data are not here, are damaged, or were not `prepare`d; `hint` says
-    which. Raises DataError where neither data nor settings tell how many images there are.
+    which; where the settings do not tell either, the number of training images is missing. Raises
+    DataError where there is no folder and no such number.
     """
     root = root or data_root()
     if settings.name in CATALOG:

@@ -139,4 +139,7 @@ def listed(names: Iterable[str]) -> str:
 
 def data_root() -> Path:
     """Return the data directory: `$MAECT_DATA`, or `~/.cache/maect-bench/data`."""
-    return Path(os.environ.get("MAECT_DATA") or "~/.cache/maect-bench/data").expanduser()
+    given = os.environ.get("MAECT_DATA") or "~/.cache/maect-bench/data"
+    if (found := os.path.expanduser(given)).startswith("~"):
+        raise DataError(f"there is no home folder for {given}; set HOME, or MAECT_DATA to a folder")
+    return Path(found)

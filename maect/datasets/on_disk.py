@@ -44,7 +44,8 @@ def _places(settings: DataSettings, root: Path) -> tuple[Path, Path]:
     Raises DataError where there is no such folder.
     """
     if not _is_folder(settings):
-        raise DataError(f"there is no folder {settings.path}")
+        message = f"there is no folder {settings.path}; name another with --set data.path=DIR"
+        raise DataError(message)
     path = Path(os.path.realpath(os.path.expanduser(str(settings.path))))
     known = hashlib.sha256(os.fsencode(f"{settings.name}:{path}")).hexdigest()[:16]
     return path, root / "index" / known
@@ -56,17 +57,17 @@ def _reader(settings: DataSettings) -> Any:
 
 
 def _planned(settings: DataSettings, hint: str) -> DataInfo:
-    """Return a set as far as its settings tell: enough to plan with, not to run."""
-    if settings.train_images is None:
-        if not _is_folder(settings):
-            hint += ": name the one that there is, --set data.path=DIR. To plan without the data, "
-            hint += "write train_images: N"
-        raise DataError(hint)
+    """Return a set as far as its settings tell: enough to plan with where they say how many
+    training images there are, else enough to look at it; never enough to run.
+    """
+    counts = {} if settings.train_images is None else {"train": settings.train_images}
+    if not counts and not _is_folder(settings):
+        raise DataError(f"{hint}. To plan without the data, write train_images: N")
     return DataInfo(
         settings.name,
         (3, settings.image_size, settings.image_size),
         settings.classes or 0,
-        {"train": settings.train_images},
+        counts,
         None,
         str(settings.path),
         IMAGENET_MEAN,
@@ -110,7 +111,7 @@ def describe(settings: DataSettings, root: Path) -> DataInfo:
         if _reader(settings).is_current(path, known):
             return _info(settings, path, known)
         hint = f"the images in {settings.path} have not been checked yet; run: python -m bench "
-        hint += f"data check {shlex.quote(str(settings.path))}"
+        hint += f"data check {shlex.quote(str(settings.path))} (`bench run` begins with it)"
     except DataError as error:
         hint = str(error)
     return _planned(settings, hint)

@@ -150,3 +150,15 @@ def halves(images: int) -> tuple[np.ndarray, np.ndarray]:
     """
     order = Stream(0, "split", "halves").permutation(0, images)
     return np.sort(order[: images // 2]), np.sort(order[images // 2 :])
+
+
+def selection_rows(reported: str, images: int) -> dict[str, np.ndarray]:
+    """Return which of the selection split's `images` choose, and which an evaluation reports on.
+
+    By name, "selection" and "test", where the `reported` split is the selection split; empty where
+    it is the test split: then all of them choose.
+    """
+    if reported != "selection":
+        return {}
+    choosing, reporting = halves(images)
+    return {"selection": choosing, "test": reporting}

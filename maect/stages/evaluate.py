@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from maect import datasets, evals
+from maect.datasets.splits import selection_rows
 from maect.settings import DataSettings
-from maect.stages.features import selection_rows
 from maect.stages.job import Job, Output
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from maect.augment import Augment, evaluation_transform
-from maect.datasets.splits import halves
+from maect.datasets.splits import selection_rows
 from maect.models import Encoder, pool
 from maect.parallel import Group
 from maect.settings import AugmentSettings, ViewSettings
@@ -117,18 +117,6 @@ class JobImages:
         other = copy.copy(self)
         other.rows = selection_rows(split, len(self.split("selection")))
         return other
-
-
-def selection_rows(reported: str, images: int) -> dict[str, np.ndarray]:
-    """Return which of the selection split's `images` choose, and which an evaluation reports on.
-
-    By name, "selection" and "test", where the `reported` split is the selection split; empty where
-    it is the test split: then all of them choose.
-    """
-    if reported != "selection":
-        return {}
-    choosing, reporting = halves(images)
-    return {"selection": choosing, "test": reporting}
 
 
 def run(job: Job) -> Output:

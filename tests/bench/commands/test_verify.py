@@ -300,6 +300,18 @@ def test_predictions_that_are_none_are_named(verify, root, content: bytes):
     assert "its predictions cannot be read" in done.err
 
 
+def test_a_stage_whose_input_is_a_fifo_is_not_run_again(verify, root):
+    store, record = stored(root, "raw pixels features")
+    path = store.folder(record["key"]) / "features.safetensors"
+    path.unlink()
+    os.mkfifo(path)
+    with limited("a FIFO"):
+        done = verify("--rerun", "raw pixels knn")
+    assert done.code == 3
+    assert "raw pixels knn" in done.err
+    assert "it cannot be run again: its 'features' is damaged" in done.err
+
+
 def test_a_record_nested_too_deeply_and_a_run_that_is_none_are_named(verify, root):
     path = root / "stages" / stored(root, "raw pixels knn")[1]["key"] / "attempts/1/record.json"
     path.write_text("[" * 100_000)

@@ -112,8 +112,12 @@ def test_imagenet_plans_without_the_data(bench: Bench, tmp_path: Path):
     assert {stage["status"] for stage in plan["stages"]} == {"pending"}
     steps = {stage["title"]: stage["steps"] for stage in plan["stages"]}
     assert steps["MAE, seed 0"] == 800 * (1281167 // 1024)
+    told = bench("plan", PAPER, "--profile", "imagenet", "--store", tmp_path).out
+    assert "--set data.path=DIR" in told
+    assert "assumed: 1,281,167 training images, as the suite says" in told
     done = bench("run", PAPER, "--profile", "imagenet", "--store", tmp_path / "store")
     assert done.code == 2
+    assert "--set data.path=DIR" in done.err
     assert not (tmp_path / "store").exists()
 
 
@@ -382,12 +386,15 @@ def test_an_earlier_success_outlives_a_later_failure(chain, store):
     assert assessed(chain, store)[2] == ("cached", None)
 
 
-def test_a_finished_plan_is_all_cached(store):
+def test_a_finished_plan_is_all_cached_and_told_in_a_few_lines(store, bench: Bench):
     plan = make_plan(load_suite(SMOKE), store)
     for stage in plan.stages.values():
         write_record(store, stage)
     plan = make_plan(load_suite(SMOKE), store)
     assert len(plan.with_status("cached")) == len(plan.stages)
+    done = bench("plan", SMOKE, "--store", store.root)
+    assert "54 cached, 0 to run" in done.out
+    assert done.out.count("\n") < 6
 
 
 def test_columns_have_their_names_before_anything_is_measured(plan_of, store):

@@ -21,8 +21,6 @@ from maect.parallel import Group
 #: what is in the page's way -> what is said of it
 IN_THE_WAY: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file": (lambda folder: folder.write_text("x"), "file exists"),
-    "a link out": (lambda folder: folder.symlink_to(folder.parents[1]), "its folder is a link"),
-    "a broken link": (lambda folder: folder.symlink_to("nowhere"), "its folder is a link"),
     "a folder": (lambda folder: (folder / "smoke-tiny.html").mkdir(parents=True), "it is a folder"),
 }
 

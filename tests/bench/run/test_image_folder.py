@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from bench_helpers import SMOKE, Bench, completed, run_bench
 from PIL import Image
@@ -45,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def suite_over(folder: Path, tmp_path: Path, extra: str = ""):
     text = SMOKE.read_text().replace(
         "data: {name: digits, image_size: 8}",
-        f"data: {{name: image_folder, path: '{folder}', image_size: 32, train_images: 60{extra}}}",
+        f"data: {{name: image_folder, path: '{folder}', image_size: 32{extra}}}",
     )
     path = tmp_path / "folder.yaml"
     path.write_text(text)
@@ -53,7 +55,6 @@ def suite_over(folder: Path, tmp_path: Path, extra: str = ""):
 
 
 def test_every_stage_runs_on_an_image_folder(folder: Path, tmp_path: Path):
-    assert make_plan(suite_over(folder, tmp_path), Store(tmp_path / "store")).unresolved
     assert prepare_data(suite_over(folder, tmp_path))
     store = Store(tmp_path / "store")
     store.create()
@@ -74,6 +75,45 @@ def test_broken_images_are_named(folder: Path, tmp_path: Path, capsys):
         prepare_data(suite_over(folder, tmp_path))
     prepare_data(suite_over(folder, tmp_path, ", max_broken: 0.1"))
     assert "cat/3.png" in capsys.readouterr().out
+
+
+def as_shards(folder: Path, to: Path) -> None:
+    """Write the images of a folder as one shard for training and one for testing."""
+    to.mkdir()
+    for split, name in (("train", "train"), ("val", "validation")):
+        files = sorted((folder / split).rglob("*.png"))
+        pl.DataFrame(
+            {
+                "image": [{"bytes": file.read_bytes(), "path": file.name} for file in files],
+                "label": [("cat", "dog").index(file.parent.name) for file in files],
+            }
+        ).write_parquet(to / f"{name}-00000.parquet")
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "parquet"])
+def test_a_run_begins_with_new_data_and_a_plan_names_what_does(
+    kind: str, folder: Path, tmp_path: Path, bench: Bench
+):
+    """No count stands in the suite; `run` looks at the images, once, before it plans."""
+    path = only_knn(suite_over(folder, tmp_path).path)
+    if kind == "parquet":
+        as_shards(folder, tmp_path / "shards")
+        text = path.read_text().replace("image_folder", "parquet")
+        path.write_text(text.replace(str(folder), str(tmp_path / "shards")))
+    (tmp_path / "file").touch()  # no store can be made below it, so the run ends there
+    arguments = (path, "--store", tmp_path / "file" / "store", "--seeds", 1)
+    arguments += tuple(word for one in SETS for word in ("--set", one))
+    refused = bench("plan", *arguments)
+    assert refused.code == 2
+    assert "have not been checked yet; run: python -m bench data check" in refused.err
+    assert "train_images" not in refused.err
+    run = bench("run", *arguments)
+    assert "the store cannot be written" in run.err
+    assert re.search("checked 72 of 72 images|unpacked 2 of 2 shards", run.out)
+    assert not re.search("checked|unpacked", bench("run", *arguments).out)
+    planned = bench("plan", *arguments)
+    assert planned.code == 0, planned.err
+    assert "keys are not resolved" not in planned.out
 
 
 def only_knn(path: Path) -> Path:
@@ -128,16 +168,14 @@ def test_what_needs_the_selection_split(
         evaluator.require_images(chosen, reported, {"selection": 0})
 
 
-def test_names_that_are_no_utf8_are_worked_with_and_shown_escaped(
-    folder: Path, tmp_path: Path, bench: Bench
-):
+def test_names_that_are_no_utf8_are_worked_with_and_shown_escaped(folder: Path, tmp_path: Path):
     (folder / "train" / "cat").rename(folder / "train" / os.fsdecode(b"c\xe4t"))
     (folder / "val" / "cat").rename(folder / "val" / os.fsdecode(b"c\xe4t"))
     (folder / "train" / "dog" / os.fsdecode(b"\xff\x1b.png")).write_bytes(b"")
     path = only_knn(suite_over(folder, tmp_path, ", max_broken: 0.1").path)
     store = tmp_path / "store"
-    done = bench("run", path, "--store", store, "--only", "raw pixels", "--seeds", 1,
-                 "--workers", 0, *(word for one in SETS for word in ("--set", one)))  # fmt: skip
+    done = run_bench("run", path, "--store", store, "--only", "raw pixels", "--seeds", 1,
+                     "--workers", 0, *(w for one in SETS for w in ("--set", one)))  # fmt: skip
     assert done.code == 0, done.err
     name = r"train/dog/\xff\x1b.png"
     assert f"left out: {name}: empty file" in done.out

@@ -194,7 +194,6 @@ PLACES = (
     "store.json",
     "lock",
     "damaged",
-    "reports",
     "runs",
     "stages",
     "stages/KEY",
@@ -224,7 +223,9 @@ def test_a_link_is_refused_and_what_it_leads_to_is_left_alone(
     keep = tmp_path / "keep"
     shutil.copytree(target, keep) if target.is_dir() else shutil.copy(target, keep)
     with unchanged(tmp_path):
-        with pytest.raises(UserError, match=f"{path.name} is a link"):
+        with pytest.raises(
+            UserError, match=f"{path.name} (is a link|cannot be read: it is a link)"
+        ):
             prepare(store.root)
         for command in (["ls"], ["show", key], ["diff", store.root, store.root]):
             done = bench(*command, "--store", store.root)
@@ -233,7 +234,7 @@ def test_a_link_is_refused_and_what_it_leads_to_is_left_alone(
         assert "link" in done.err or place.endswith("checkpoints")
 
 
-@pytest.mark.parametrize("place", ["store.json", "lock", *PLACES[7:8], *PLACES[11:]])
+@pytest.mark.parametrize("place", ["store.json", "lock", *PLACES[6:7], *PLACES[10:]])
 def test_a_fifo_hangs_no_command(place: str, store: Store, bench: Bench) -> None:
     key = mae_of(store).key
     path = store.root / place.replace("KEY", key)
@@ -249,6 +250,21 @@ def test_a_fifo_hangs_no_command(place: str, store: Store, bench: Bench) -> None
                 prepare(store.root)
         else:
             prepare(store.root)
+
+
+@pytest.mark.parametrize("place", ["stages/KEY", "stages/KEY/attempts", "damaged"])
+def test_a_file_in_place_of_a_folder_is_told_before_a_run(place: str, store: Store):
+    key = mae_of(store).key
+    (store.folder(key) / "artifact.bin").write_bytes(b"damaged")
+    path = store.root / place.replace("KEY", key)
+    if path.exists():
+        shutil.rmtree(path)
+    path.write_text("x")
+    with pytest.raises(UserError, match=r"cannot be (read|written)"):
+        prepare(store.root)
+    if place != "damaged":
+        with pytest.raises(UserError, match="cannot be written"):
+            write_record(store, mae_of(store))
 
 
 def test_a_file_under_a_temporary_name_is_not_written_through(tmp_path: Path):
@@ -299,6 +315,14 @@ def test_a_store_in_an_odd_place_is_told(
     assert re.fullmatch(
         r"error: the store \S+ cannot be read: .*; choose another --store\n", done.err
     )
+
+
+@pytest.mark.parametrize("place", ["~nobody-of-that-name/store", "loop", "x" * 300])
+def test_doctor_looks_at_the_disk_of_any_store(place: str, bench: Bench, tmp_path: Path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    done = bench("doctor", "--store", place if place[0] == "~" else tmp_path / place)
+    assert done.code in (0, 1)
+    assert " GiB free for " in done.out
 
 
 @pytest.mark.parametrize("sides", [("a", "b"), ("no/store", "b"), ("x" * 5000, "b"), ("f00d", "b")])

@@ -223,9 +223,11 @@ def test_what_is_no_suite_is_refused(content: bytes, says: str, bench: Bench, tm
 
 
 def test_files_that_are_not_there(bench: Bench, tmp_path: Path):
-    assert_refused(bench("plan", SMOKE.parent / "smok.yaml"), "did you mean 'smoke.yaml'?")
+    for word in ("smok.yaml", "smoke", "Smoke.yml", "suites/smoke.yaml"):
+        done = bench("plan", SMOKE.parent / word)
+        assert_refused(done, "there is no suite file", "did you mean '", "suites/smoke.yaml'?")
     assert_refused(bench("plan", tmp_path), str(tmp_path), "is no file")
-    assert_refused(bench("plan", "x" * 5000), "there is no suite file")
+    assert_refused(bench("plan", "x" * 5000), "xxx...': file name too long")
     fifo = tmp_path / "fifo.yaml"
     os.mkfifo(fifo)
     assert_refused(bench("plan", fifo), "is no file")
@@ -262,8 +264,8 @@ def test_a_profile_of_the_command_line(bench: Bench):
         ("mae.steps=", "exactly one of steps and epochs"),
         ("mae=5", "'mae' should be a mapping"),
         ("mae.steps", "write it as path=value"),
-        ("=5", "write it as path=value"),
-        ("mae..steps=5", "write it as path=value"),
+        ("=5", "a part without a name"),
+        ("mae..steps=5", "a part without a name"),
         (f"{'a.' * 3000}b=5", "too many parts"),
         ("mae.steps=[1", "bracket is not closed"),
         ("mae.steps=!!int 5", "plain values"),
@@ -314,6 +316,64 @@ def test_overlays_keep_their_lines(bench: Bench, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("[mae]}", "[mae], set: {mae.steps: 30}}"),
+        ("[mae]}", "[mae], set: {mae: {steps: 30}}}"),
+        ("    mae: {steps: 40,", "    mae.steps: 30\n    mae: {"),
+        ("    numerics:", "    variants: {MAE: {mae.steps: 30}}\n    numerics:"),
+        ("    numerics:", "    variants: {MAE: {mae: {steps: 30}}}\n    numerics:"),
+    ],
+)
+def test_dotted_paths_work_wherever_settings_stand(old: str, new: str, plan_of, tmp_path: Path):
+    path = tmp_path / "suite.yaml"
+    path.write_text(TEXT.replace(old, new, 1))
+    here, same = (
+        next(row.chain[0].settings for row in plan.rows if row.variant.name == "MAE")
+        for plan in (plan_of(path), plan_of(sets=["mae.steps=30"]))
+    )
+    assert here == same
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("[mae]}", "[mae], set: {mae.step: 3}}", "'mae.step'; did you mean 'steps'?"),
+        ("[mae]}", "[mae], set: {mae.steps: 3, mae: {steps: 4}}}", "'mae' stands twice"),
+        ("[mae]}", "[mae], set: {mae: {steps: 4}, mae.steps: 4}}", "'mae.steps' stands twice"),
+        ("[mae]}", "[mae], set: {mae: 4, mae.steps: 4}}", "'mae.steps' stands twice"),
+        ("[mae]}", "[mae], set: {mae..steps: 4}}", "a part without a name"),
+        ("[mae]}", f"[mae], set: {{{'a.' * 90}b: 4}}}}", "too many parts"),
+    ],
+)
+def test_a_dotted_path_that_is_wrong(old: str, new: str, says: str, bench: Bench, tmp_path: Path):
+    path = tmp_path / "suite.yaml"
+    path.write_text(TEXT.replace(old, new, 1))
+    assert_refused(bench("plan", path), f"{path}:{line_of(new, path.read_text())}: ", says)
+
+
+@pytest.mark.parametrize(
+    ("suite", "given", "says"),
+    [
+        (SWEEP, "tune.topk=3", ""),
+        (SWEEP, "head.queue_size=128", "'head.queue_size' is varied by the search"),
+        (SWEEP, "head={queue_size: 128}", "'head.queue_size' is varied by the search"),
+        (SMOKE, "tune={frozen_blocks: 1}", ""),
+        (SMOKE, "tune.layer_decay=0.9", "note: --set replaces settings that the suite gives row"),
+        (PAPER, "tune.frozen=0.25", "'tune.frozen' counts for nothing beside frozen_blocks 12"),
+    ],
+)
+def test_what_contradicts_is_told(suite: Path, given: str, says: str, bench: Bench):
+    """A row that says one thing and does another would be a wrong number in silence."""
+    done = bench("plan", suite, "--set", given, *(("--profile=imagenet",) * (suite == PAPER)))
+    if not says or says.startswith("note"):
+        assert done.code == 0, done.err
+        assert says in done.out
+    else:
+        assert_refused(done, f"error: --set {given}: {says}")
+
+
+@pytest.mark.parametrize(
     ("old", "new", "says", "at"),
     [
         ("variant: MAE-CT", "variant: MAE-TC", "did you mean 'MAE-CT'?", "MAE-TC"),
@@ -356,7 +416,8 @@ def test_a_broken_search(old: str, new: str, says: str, at: str, bench: Bench, s
         (["--workers", "two"], "whole number of at least 0"),
         (["--seeds", "0"], "whole number of at least 1"),
         (["--seeds", "-2"], "whole number of at least 1"),
-        (["--sed", "2"], "unrecognized arguments"),
+        (["--sed", "2"], "there is no argument '--sed'; did you mean '--seeds'?"),
+        (["--addresses=x"], "did you mean '--address'?"),
         (["--max-cpu-hours", "0"], "not a number of hours above 0"),
         (["--max-gpu-hours", "inf"], "not a number of hours above 0"),
     ],
@@ -373,7 +434,9 @@ def test_too_many_seeds(bench: Bench):
 
 
 def test_only_must_fit_a_row(bench: Bench):
-    assert_refused(bench("plan", SMOKE, "--only", "MAE+*"), "--only 'MAE+*'", "'MAE-CT_aug'")
+    assert_refused(bench("plan", SMOKE, "--only", "MAE+*"), "--only 'MAE+*'", "did you mean 'MAE'?")
+    assert_refused(bench("plan", SMOKE, "--only", "mae-ct"), "did you mean 'MAE-CT'?")
+    assert_refused(bench("plan", SMOKE, "--only", "0"), "known: MAE, MAE, compute-matched, ")
 
 
 def test_workers_must_divide_the_batch(bench: Bench, tmp_path: Path):
