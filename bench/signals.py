@@ -37,9 +37,18 @@ def catch() -> None:
     """Take the signals over; to be called before there are other threads."""
     signal.signal(_WAKE, _woken)
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    # what is started from here is ended as ever
-    os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING))
+    os.register_at_fork(after_in_child=_begin_apart)
     threading.Thread(target=_watch, daemon=True, name="signals").start()
+
+
+def _begin_apart() -> None:
+    """In a process started from here: be ended as ever, but not by what a terminal tells us all.
+
+    A Ray that is told to end takes the run down with it, before it can say a word.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    with suppress(OSError):
+        os.setpgid(0, 0)
 
 
 def _watch() -> None:

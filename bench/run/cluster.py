@@ -169,17 +169,23 @@ class Cluster:
         if self._asked is None:
             self._asked = self.mailbox.events.remote(patience_s)
         began = time.monotonic()
+        found: list[Event] | None = None
         try:
-            found: list[Event] = ray.get(self._asked, timeout=patience_s + 1.0)
-        except ray.exceptions.GetTimeoutError:
+            while found is None:
+                signals.check()
+                with contextlib.suppress(ray.exceptions.GetTimeoutError):
+                    found = ray.get(self._asked, timeout=0.2)
+                if time.monotonic() - began > patience_s + 1.0:
+                    break
+        except ray.exceptions.RayError:
+            raise MachineError("Ray's mailbox process has died (killed, or no memory?)") from None
+        if found is None:
             self.silent_s += time.monotonic() - began
             if self.silent_s > ANSWER_S:
                 raise MachineError(
                     f"Ray's mailbox has not answered for {ANSWER_S:.0f} s (stopped?)"
-                ) from None
+                )
             return []
-        except ray.exceptions.RayError:
-            raise MachineError("Ray's mailbox process has died (killed, or no memory?)") from None
         self._asked, self.silent_s = None, 0.0
         for event in found:
             if isinstance(event, GroupEnded):

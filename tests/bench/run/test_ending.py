@@ -93,8 +93,10 @@ def test_nothing_started_from_here_outlives_it_or_inherits_blocked_signals():
             for line in Path(f"/proc/{child.pid}/status").read_text().splitlines()
             if line.startswith("SigBlk")
         )
+        together = os.getpgid(child.pid) == os.getpgid(process.pid)
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(20) == 143
+    assert not together  # what a terminal tells the group is for the run alone
     assert int(blocked, 16) == 0
     assert psutil.wait_procs([child], timeout=5)[1] == []
 
