@@ -131,7 +131,8 @@ class Encoder(nn.Module):
         self.register_buffer("pos_embed", sincos_positions(self.grid, dim)[None])
         self.blocks = _blocks(dim, depth, heads, mlp_ratio)
         last = nn.LayerNorm(dim, eps=1e-6)
-        self.norm, self.fc_norm = (nn.Identity(), last) if fc_norm else (last, nn.Identity())
+        self.norm: nn.Module = nn.Identity() if fc_norm else last
+        self.fc_norm: nn.Module = last if fc_norm else nn.Identity()
 
     def forward(self, images: Tensor, keep: Tensor | None = None, frozen_blocks: int = 0) -> Tensor:
         """Return tokens after the final norm, class token first: [B, C, H, W] -> [B, 1+n, D].

@@ -3,12 +3,13 @@
 Recognised by the names of their tensors: the official MAE-CT release (positions without a row for
 the class token), facebookresearch/mae (with a zero row) and timm (with a learned row), all three
 with the same names otherwise, and Hugging Face's ViT-MAE and ViT. Tensors may lie in nested
-dicts, under a prefix and in wrappers of modules; blocks may be cut into DINOv2's chunks. LayerNorm's
-eps is 1e-6, with which all of them were trained (Hugging Face's configuration of ViT-MAE says 1e-12).
+dicts, under a prefix and in wrappers of modules; blocks may be cut into DINOv2's chunks.
+LayerNorm's eps is 1e-6, with which all of them were trained (Hugging Face's configuration of
+ViT-MAE says 1e-12).
 
-A file is data from a stranger: no code from it is ever run, and no memory is taken for what it only
-claims to hold. Facts that it states twice are compared; what it does not state is assumed, and told
-in `Encoder.notes`.
+A file is data from a stranger: no code from it is ever run, and no memory is taken for what it
+only claims to hold. Facts that it states twice are compared; what it does not state is assumed,
+and told in `Encoder.notes`.
 """
 
 from __future__ import annotations
@@ -289,7 +290,7 @@ def _read(file: Path) -> Any:
 def _check_archive(file: Path) -> None:
     """Raise ValueError or zipfile's error for an archive that is damaged or unpacks to more.
 
-    torch compresses nothing, and does not look at the checksums (0 where it was told to write none).
+    torch compresses nothing, and does not look at the checksums (0 where it wrote none).
     """
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
@@ -452,7 +453,7 @@ def _check(
     )
 
 
-# -------------------------------------------------------------------------------- what stands beside
+# ------------------------------------------------------------------------------ what stands beside
 
 _Side = PositiveInt | tuple[PositiveInt, PositiveInt]
 

@@ -125,7 +125,10 @@ def run(job: Job) -> Output:
     tensors = extract(images)
     if images.group.rank > 0:
         return Output()
-    summary = {"dim": tensors["train_x"].shape[-1], "classes": images.split("train").classes}
+    summary: dict[str, Any] = {
+        "dim": tensors["train_x"].shape[-1],
+        "classes": images.split("train").classes,
+    }
     summary |= {"notes": images.notes} if images.notes else {}
     return Output(tensors={"features": tensors}, summary=summary)
 
