@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from maect.finite import require_finite
+
 
 def effective_rank(features: Any) -> float:
     """Return the effective rank of features [N, D]: from 1 (one direction) to min(N - 1, D).
@@ -17,8 +19,7 @@ def effective_rank(features: Any) -> float:
     x = torch.as_tensor(features).detach().double()
     if x.ndim != 2 or len(x) == 0:
         raise ValueError(f"features of shape {list(x.shape)} are not a matrix [N, D]")
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError("the features hold NaN or infinite values")
+    require_finite("the features", x)
     largest = x.abs().max().item()
     x = x - x.mean(0)
     gram = x.T @ x if x.shape[1] <= len(x) else x @ x.T

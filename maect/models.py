@@ -94,7 +94,9 @@ class Encoder(nn.Module):
     State dict as the published code's: `cls_token`, `pos_embed` [1, N, D] (a buffer: without a
     row for the class token, which has no position), `patch_embed.proj.*`, `blocks.i.*`, `norm.*`.
     No layer behaves differently in training and evaluation. `checkpoint_activations` recomputes
-    each block in the backward pass to save memory.
+    each block in the backward pass to save memory. With `fc_norm`, as in classifiers fine-tuned on
+    the mean of the patches, the final norm `fc_norm.*` is that of the pooled features, not of the
+    tokens.
     """
 
     pos_embed: Tensor
@@ -109,8 +111,14 @@ class Encoder(nn.Module):
         heads: int,
         mlp_ratio: float = 4.0,
         checkpoint_activations: bool = False,
+        fc_norm: bool = False,
     ) -> None:
         super().__init__()
+        #: what its file says of it: `mean`, `std`, `interpolation` and `crop_pct` of its images, as
+        #: timm calls them, and `pool`, the features that are read; empty where it says nothing
+        self.stated: dict[str, Any] = {}
+        #: sentences on what was assumed when it was loaded, and on what statements differ
+        self.notes: list[str] = []
         size = _pair(image_size)
         if any(side % patch_size for side in size):
             raise ValueError(f"images of {size[0]}x{size[1]} have no whole patches of {patch_size}")
@@ -122,7 +130,9 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.register_buffer("pos_embed", sincos_positions(self.grid, dim)[None])
         self.blocks = _blocks(dim, depth, heads, mlp_ratio)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        last = nn.LayerNorm(dim, eps=1e-6)
+        self.norm: nn.Module = nn.Identity() if fc_norm else last
+        self.fc_norm: nn.Module = last if fc_norm else nn.Identity()
 
     def forward(self, images: Tensor, keep: Tensor | None = None, frozen_blocks: int = 0) -> Tensor:
         """Return tokens after the final norm, class token first: [B, C, H, W] -> [B, 1+n, D].
@@ -142,6 +152,15 @@ class Encoder(nn.Module):
 
     #: the name that timm's models know it by
     forward_features = forward
+
+    def features(self, images: Tensor, how: Literal["cls", "mean", "both"]) -> Tensor:
+        """Return pooled features, after the final norm: [B, C, H, W] -> [B, D], both: [B, 2D].
+
+        Raises ValueError for a class token that `fc_norm` left without a norm.
+        """
+        if how != "mean" and isinstance(self.norm, nn.Identity):
+            raise ValueError("its final norm (fc_norm) is of the mean of patches; pool 'mean'")
+        return self.fc_norm(pool(self.forward_features(images), how))
 
     def features_by_depth(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
         """Return tokens after each of `blocks` (from 0), before any norm: list of [B, 1+N, D].

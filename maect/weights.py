@@ -3,34 +3,50 @@
 Recognised by the names of their tensors: the official MAE-CT release (positions without a row for
 the class token), facebookresearch/mae (with a zero row) and timm (with a learned row), all three
 with the same names otherwise, and Hugging Face's ViT-MAE and ViT. Tensors may lie in nested
-dicts and under a prefix. No code from a file is ever run. LayerNorm's eps is 1e-6, with which all
-of them were trained (Hugging Face's configuration of ViT-MAE says 1e-12).
+dicts, under a prefix and in wrappers of modules; blocks may be cut into DINOv2's chunks.
+LayerNorm's eps is 1e-6, with which all of them were trained (Hugging Face's configuration of
+ViT-MAE says 1e-12).
+
+A file is data from a stranger: no code from it is ever run, and no memory is taken for what it
+only claims to hold. Facts that it states twice are compared; what it does not state is assumed,
+and told in `Encoder.notes`.
 """
 
 from __future__ import annotations
 
 import argparse
+import glob
+import itertools
 import json
 import math
 import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from pydantic import ConfigDict, PositiveInt, ValidationError
 from timm.layers import resample_abs_pos_embed
-from torch import Tensor
+from torch import Tensor, nn
 
+from maect.files import write_atomic
+from maect.finite import is_finite
 from maect.models import Encoder, sincos_positions
-from maect.settings import SIZES, ModelSettings
+from maect.settings import SIZES, ModelSettings, Positive, Settings
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
-_IN_FOLDER = (_WEIGHTS, "pytorch_model.bin", "encoder.safetensors")
+#: of a stage's two encoders the average comes first: suites evaluate it
+_IN_FOLDER = (_WEIGHTS, "pytorch_model.bin", "encoder_ema.safetensors", "encoder.safetensors")
 #: parts beside the encoder, which its features do not depend on
 _OTHER_PARTS = ("mask_token", "embeddings.mask_token", "decoder", "head.", "pooler.", "classifier.")
+#: modules around a module: of DistributedDataParallel, torch.compile, checkpointing and FSDP
+_WRAPPERS = re.compile(
+    r"(?:(?<=^)|(?<=\.))(?:module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."
+)
 _HUGGING_FACE = (
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
@@ -43,6 +59,11 @@ _HUGGING_FACE = (
     (r"^encoder\.layer\.(\d+)\.output\.dense\.", r"blocks.\1.mlp.fc2."),
     (r"^layernorm\.", "norm."),
 )
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_POOLS = {"token": "cls", "cls": "cls", "avg": "mean", "mean": "mean"}
+_IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+#: more than any file or image of a ViT has: entries, levels of nesting, blocks, patches
+_ENTRIES, _LEVELS, _BLOCKS, _PATCHES = 10**6, 32, 1000, 2**20
 
 
 class CheckpointError(ValueError):
@@ -57,13 +78,15 @@ def load_encoder(
 ) -> Encoder:
     """Return the encoder in a checkpoint file, or in a folder that holds one, in float32.
 
-    Sizes are read off the tensors. `heads`: where not given, from a `config.json` beside the
-    weights, else those of the known size, else one for each 64 channels. `image_size`: by default
-    the one the positions are for; for another one sin-cos positions are computed anew and others
-    resized (bicubic). Positions are fixed either way; a position of the class token is added to
-    it. CheckpointError if the file cannot be read, or lacks tensors, or has others or wrong ones.
+    Of a stage's folder the beginning of its name (of its key) will do. Sizes are read off the
+    tensors. `heads`: where not given, from a `config.json` beside the weights, else those of the
+    known size, else one for each 64 channels. `image_size`: by default the one the positions are
+    for; for another one sin-cos positions are computed anew and others resized (bicubic).
+    Positions are fixed either way; a position of the class token is added to it. The encoder's
+    `notes` say what was assumed. CheckpointError if the file cannot be read, lacks tensors, has
+    others or wrong ones, or if what is beside it says otherwise.
     """
-    return _load(_weights_file(Path(path)), image_size, heads)
+    return _load(weights_file(path), image_size, heads)
 
 
 def load_for(
@@ -76,7 +99,7 @@ def load_for(
     assert model.dim
     expected = {name: getattr(model, name) for name in ("dim", "depth", "heads", "patch_size")}
     expected |= {"in_chans": in_chans, "mlp width": int(model.dim * model.mlp_ratio)}
-    return _load(_weights_file(Path(path)), image_size, model.heads, expected)
+    return _load(weights_file(path), image_size, model.heads, expected)
 
 
 def _load(
@@ -85,49 +108,94 @@ def _load(
     heads: int | None,
     expected: Mapping[str, int] | None = None,
 ) -> Encoder:
-    tensors = _rename(_encoder_part(dict(_flatten(_read(file))), file))
+    tensors = _rename(_encoder_part(_named_tensors(_read(file), file), file), file)
     sizes = _sizes(tensors, file)
-    config = _config(file)
+    beside, stated = _stated(file)
+    notes: list[str] = []
+    patch = sizes["patch_size"]
+    found = {**sizes, "mlp width": int(sizes["dim"] * sizes["mlp_ratio"])}
+    _compare(stated, found, beside)
     if expected is not None:
-        _compare(sizes, config["heads"], expected, file)
-    sizes["heads"] = heads or config["heads"] or _known_heads(sizes["dim"], sizes["depth"])
+        _expect(found | {n: v for n, v in stated if n == "heads"}, expected, file)
+        if sizes["fc_norm"]:
+            raise CheckpointError(
+                f"{file} is a classifier fine-tuned on the mean of patches (fc_norm), which no "
+                f"stage starts from; evaluate it with: python -m bench eval"
+            )
+    sizes["heads"] = _heads(heads, {v for n, v in stated if n == "heads"}, sizes, beside, notes)
     if sizes["dim"] % sizes["heads"]:
         raise CheckpointError(
             f"{file}: its dim {sizes['dim']} is no multiple of {sizes['heads']} heads; give heads"
         )
-    patch = sizes["patch_size"]
-    stored = _grid(config["image_size"], patch, file)
-    grid = _place_positions(tensors, stored, _grid(image_size, patch, file), file)
-    with torch.device("meta"):
-        encoder = Encoder((grid[0] * patch, grid[1] * patch), **sizes)
-    _check(tensors, encoder.state_dict(), sizes, file)
+    _check(tensors, _skeleton((patch, patch), sizes), sizes, file)
+    told = dict(stated).get("image_size")
+    grids = [_grid(size, patch, where) for size, where in ((told, beside), (image_size, file))]
+    grid = _place_positions(tensors, grids[0], grids[1], file, beside, notes)
+    encoder = _skeleton((grid[0] * patch, grid[1] * patch), sizes)
     copies = {name: value.to(torch.float32, copy=True) for name, value in tensors.items()}
+    for name, value in copies.items():
+        if not is_finite(value):
+            raise CheckpointError(
+                f"{file}: {name} holds NaN or infinite values; take sound weights"
+            )
     encoder.load_state_dict(copies, assign=True)
+    encoder.stated = {name: value for name, value in stated if name in _Images.model_fields}
+    if sizes["fc_norm"]:
+        notes.append("a classifier fine-tuned on the mean of patches: fc_norm follows the pooling")
+    encoder.stated |= {"pool": "mean"} if sizes["fc_norm"] else {}
+    encoder.notes = notes
     return encoder
+
+
+def _skeleton(image_size: tuple[int, int], sizes: Mapping[str, Any]) -> Encoder:
+    """Return an encoder whose tensors take no memory."""
+    with torch.device("meta"):
+        return Encoder(image_size, **sizes)
 
 
 def save_encoder(
     encoder: Encoder,
     folder: str | Path,
     *,
-    pool: Literal["cls", "mean"] = "mean",
+    pool: Literal["cls", "mean"] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    crop_pct: float | None = None,
 ) -> None:
     """Write `model.safetensors` and `config.json`, from which timm makes the same model.
 
     `timm.create_model("local-dir:FOLDER", pretrained=True)` gives tokens by `forward_features`
-    and, called, the features that `pool` names; `mean` and `std` are the pixel statistics that
-    images were normalised by. Positions get a zero row for the class token, as timm expects.
+    and, called, the features that `pool` names; `timm.data.resolve_model_data_config` gives back
+    how images were prepared: `mean` and `std` of the pixels, and `crop_pct`, the side of the image
+    over the one it is cut from (1: images of the right size, which are not cut). What is not given
+    is what the encoder's own file states. Without any statement `pool` is "mean", `crop_pct` that
+    of evaluation, and `mean` and `std` are ImageNet's, or 0 and 1 where there are not three
+    channels; a warning says so. Positions get a zero row for the class token, as timm expects.
+    Raises ValueError for statistics that are not one for each channel.
     """
+    assumed = _IMAGENET
+    if encoder.in_chans != 3:
+        assumed = {"mean": [0.0] * encoder.in_chans, "std": [1.0] * encoder.in_chans}
+    given = {"pool": pool, "mean": mean, "std": std, "crop_pct": crop_pct}
+    told = {**encoder.stated, **{name: v for name, v in given.items() if v is not None}}
+    if missing := [name for name in assumed if name not in told]:
+        values = ", ".join(f"{name} {assumed[name]}" for name in missing)
+        warnings.warn(f"nothing says how images were normalised; {values} assumed", stacklevel=2)
+    told = {"pool": "mean", "interpolation": "bicubic", "crop_pct": 224 / 256, **assumed, **told}
+    for name in assumed:
+        told[name] = [float(value) for value in told[name]]
+        if isinstance(encoder.fc_norm, nn.LayerNorm) and told["pool"] != "mean":
+            raise ValueError("its final norm (fc_norm) is of the mean of patches; pool 'mean'")
+        if len(told[name]) != encoder.in_chans:
+            raise ValueError(
+                f"{name} {told[name]} for {encoder.in_chans} channel(s); give one each"
+            )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu() for name, value in encoder.state_dict().items()}
     positions = tensors["pos_embed"]
     tensors["pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
     tensors = {name: value.contiguous() for name, value in tensors.items()}
-    safetensors.torch.save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
-    statistics = {"mean": mean, "std": std}
     config = {
         "architecture": "vit_base_patch16_224",
         "num_classes": 0,
@@ -140,8 +208,8 @@ def save_encoder(
             "depth": encoder.depth,
             "num_heads": encoder.heads,
             "mlp_ratio": encoder.mlp_ratio,
-            "global_pool": {"cls": "token", "mean": "avg"}[pool],
-            "fc_norm": False,
+            "global_pool": {"cls": "token", "mean": "avg"}[told["pool"]],
+            "fc_norm": isinstance(encoder.fc_norm, nn.LayerNorm),
         },
         "pretrained_cfg": {
             "input_size": [encoder.in_chans, *encoder.image_size],
@@ -149,17 +217,36 @@ def save_encoder(
             "num_classes": 0,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
-            **{name: list(value) for name, value in statistics.items() if value is not None},
+            **{name: told[name] for name in ("mean", "std", "interpolation", "crop_pct")},
         },
     }
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_atomic(folder / _WEIGHTS, safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    write_atomic(folder / _CONFIG, json.dumps(config, indent=2).encode() + b"\n")
 
 
-def _weights_file(path: Path) -> Path:
+# -------------------------------------------------------------------------------- what a file holds
+
+
+def weights_file(path: str | Path) -> Path:
+    """Return the file of weights at a path: a file, or in a folder; CheckpointError if none.
+
+    The beginning of a folder's name will do where it is the only one, as of a stage's key.
+    """
+    path = Path(path).expanduser()
+    if len(path.parts) == 1 and not path.exists():
+        path = Path("store/stages") / path
     if path.is_file():
         return path
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such file or folder")
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path} is neither a file nor a folder")
+    if not path.exists():
+        near = [p for p in path.parent.glob(f"{glob.escape(path.name)}*") if p.is_dir()]
+        if len(path.name) < 4 or not near:
+            raise CheckpointError(f"{path}: no such file or folder")
+        if len(near) > 1:
+            names = ", ".join(sorted(p.name for p in near)[:3])
+            raise CheckpointError(f"{path}: several folders begin so ({names}); give more of it")
+        path = near[0]
     for name in _IN_FOLDER:
         if (path / name).is_file():
             return path / name
@@ -169,27 +256,77 @@ def _weights_file(path: Path) -> Path:
 def _read(file: Path) -> Any:
     """Return what a file holds, without running code from it."""
     try:
-        if file.suffix == ".safetensors":
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            start = opened.read(64)
+        if file.suffix == ".safetensors" or 0 < int.from_bytes(start[:8], "little") < size:
             return safetensors.torch.load_file(file)
+        archive = start.startswith(b"PK")
+        if archive:
+            _check_archive(file)
+        elif start and not start.startswith(b"\x80"):
+            what = "a Git LFS pointer" if b"git-lfs" in start else "something else"
+            raise CheckpointError(
+                f"{file} is no weights file: it is neither safetensors nor what torch.save writes, "
+                f"but {what}"
+            )
         # facebookresearch/mae's training checkpoints hold their arguments: a bare container
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=archive)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{file} is no checkpoint of tensors and plain values alone. What else it holds could "
-            f"run code, so it was not loaded; save only its state dict, best as safetensors."
+            f"{file} is no checkpoint of tensors and plain values alone, or is damaged. What else "
+            f"it holds could run code, so it was not loaded; save only its state dict, best as "
+            f"safetensors."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read, it may be incomplete: {error!r}") from error
+    except Exception as error:  # what a damaged file makes of its reader is without limit
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise CheckpointError(f"{file} cannot be read, it may be incomplete: {reason}") from error
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """All tensors in nested dicts, named by their dotted paths."""
-    if isinstance(value, Tensor):
-        yield prefix.removesuffix("."), value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flatten(inner, f"{prefix}{key}.")
+def _check_archive(file: Path) -> None:
+    """Raise ValueError or zipfile's error for an archive that is damaged or unpacks to more.
+
+    torch compresses nothing, and does not look at the checksums (0 where it wrote none).
+    """
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > file.stat().st_size:
+            raise ValueError("its archive unpacks to more than the file holds")
+        for entry in entries:
+            with archive.open(entry) as content:
+                while entry.CRC and content.read(2**24):
+                    pass
+
+
+def _named_tensors(content: Any, file: Path) -> dict[str, Tensor]:
+    """Return all tensors in nested dicts, named by their dotted paths without wrappers."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in _flatten(content, file):
+        plain = _WRAPPERS.sub("", name)
+        if plain in found:
+            raise CheckpointError(f"{file} holds {_listed([plain])} twice")
+        found[plain] = tensor
+    return found
+
+
+def _flatten(content: Any, file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in nested dicts with their dotted paths, in order."""
+    waiting, visited = [("", 0, content)], 0
+    while waiting:
+        name, level, value = waiting.pop()
+        visited += 1
+        if visited > _ENTRIES or level > _LEVELS:
+            raise CheckpointError(f"{file} is no checkpoint: its dicts are nested without end")
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, Mapping):
+            prefix = f"{name}." if name else ""
+            inner = [(f"{prefix}{key}", level + 1, one) for key, one in value.items()]
+            waiting.extend(reversed(inner))
 
 
 def _encoder_part(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
@@ -200,34 +337,58 @@ def _encoder_part(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
         if re.search(r"(^|\.)cls_token$", name)
     }
     if not prefixes:
-        some = ", ".join(list(tensors)[:3]) or "none"
         raise CheckpointError(
             f"{file} holds no ViT encoder: none of its {len(tensors)} tensors is a class token "
-            f"(the first ones: {some})"
+            f"(the first ones: {_listed(tensors) or 'none'})"
         )
     if len(prefixes) > 1:
         raise CheckpointError(
-            f"{file} holds more than one encoder, under {', '.join(sorted(prefixes))}; "
+            f"{file} holds more than one encoder, under {_listed(sorted(prefixes))}; "
             f"save the one that is meant by itself"
         )
     prefix = prefixes.pop()
     inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    return {name: tensor for name, tensor in inside.items() if not name.startswith(_OTHER_PARTS)}
+    inside = {name: tensor for name, tensor in inside.items() if not name.startswith(_OTHER_PARTS)}
+    for name, tensor in inside.items():
+        if fault := _fault(tensor):
+            raise CheckpointError(f"{file}: {_listed([name])} {fault}")
+    return inside
 
 
-def _rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors under our names, Hugging Face's query, key and value joined."""
-    if "embeddings.cls_token" not in tensors:
-        return tensors
-    renamed = {}
+def _fault(tensor: Tensor) -> str | None:
+    """Return why a tensor is none of an encoder's whatever its name, or None."""
+    if tensor.layout != torch.strided or tensor.dtype not in _FLOATS:
+        return f"is {tensor.dtype} ({tensor.layout}); expected plain numbers with a fraction"
+    if not tensor.numel():
+        return f"is {list(tensor.shape)}, without any number"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"claims to be {list(tensor.shape)}, more numbers than the file holds"
+    return None
+
+
+def _listed(names: Iterable[str], most: int = 3) -> str:
+    """Return the first of some names, cut where they are long."""
+    return ", ".join(name[:80] for name in itertools.islice(names, most))
+
+
+def _rename(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """Return tensors under our names, DINOv2's chunks and Hugging Face's queries, keys and values
+    joined."""
+    patterns = _HUGGING_FACE if "embeddings.cls_token" in tensors else ()
+    renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        for pattern, ours in _HUGGING_FACE:
-            name = re.sub(pattern, ours, name)
-        renamed[name] = tensor
+        ours = re.sub(r"^blocks\.\d+\.(?=\d+\.)", "blocks.", name)
+        for pattern, new in patterns:
+            ours = re.sub(pattern, new, ours)
+        if ours in renamed:
+            raise CheckpointError(f"{file} holds {_listed([ours])} twice")
+        renamed[ours] = tensor
     for query in [name for name in renamed if ".attn.query." in name]:
         names = [query.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
         if all(name in renamed for name in names):
             parts = [renamed.pop(name) for name in names]
+            if len({part.shape for part in parts}) > 1:
+                raise CheckpointError(f"{file}: {_listed(names)} differ in their shapes")
             renamed[query.replace(".query.", ".qkv.")] = torch.cat(parts)
     return renamed
 
@@ -245,33 +406,179 @@ def _sizes(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
         shapes[name] = list(tensors[name].shape)
         if len(shapes[name]) != meaning.split(" or ")[0].count(",") + 1:
             raise CheckpointError(f"{file}: {name} is {shapes[name]}, expected {meaning}")
-    blocks = [int(found[1]) for n in tensors if (found := re.match(r"blocks\.(\d+)\.", n))]
     dim = shapes["cls_token"][-1]
-    if shapes["pos_embed"][-1] != dim:
+    if dim % 4:
+        raise CheckpointError(f"{file}: its dim {dim} is no multiple of 4, as every ViT's is")
+    if shapes["pos_embed"][::2] != [1, dim]:
         raise CheckpointError(f"{file}: pos_embed is {shapes['pos_embed']}, expected dim {dim}")
+    blocks = sorted({int(i[1]) for n in tensors if (i := re.match(r"blocks\.(\d{1,9})\.", n))})
+    depth = max(blocks, default=0) + 1
+    if depth > _BLOCKS:
+        raise CheckpointError(f"{file}: a block is numbered {depth - 1}, which no ViT has")
     first = [
         tensors[n] for n in (f"blocks.0.mlp.fc1.{p}" for p in ("bias", "weight")) if n in tensors
     ]
-    hidden = len(first[0]) if first else 4 * dim
+    hidden = len(first[0]) if first and first[0].ndim else 4 * dim
     ratio = hidden / dim
     if int(dim * ratio) < hidden:  # rounding of the division
         ratio = math.nextafter(ratio, math.inf)
     return {
         "dim": dim,
-        "depth": max(blocks, default=0) + 1,
+        "depth": depth,
         "patch_size": shapes["patch_embed.proj.weight"][-1],
         "in_chans": shapes["patch_embed.proj.weight"][1],
         "mlp_ratio": ratio,
+        "fc_norm": "fc_norm.weight" in tensors and "norm.weight" not in tensors,
     }
 
 
-def _compare(
-    sizes: Mapping[str, Any], heads: int | None, expected: Mapping[str, int], file: Path
+def _check(
+    tensors: Mapping[str, Tensor], expected: Encoder, sizes: Mapping[str, Any], file: Path
 ) -> None:
+    """CheckpointError that names missing, unexpected and misshaped tensors, positions apart."""
+    shape = {name: list(value.shape) for name, value in expected.state_dict().items()}
+    faults = [f"{name} is missing, expected {shape[name]}" for name in shape if name not in tensors]
+    faults += [f"{name[:80]} is not expected" for name in tensors if name not in shape]
+    faults += [
+        f"{name} is {list(value.shape)}, expected {shape[name]}"
+        for name, value in tensors.items()
+        if name != "pos_embed" and name in shape and list(value.shape) != shape[name]
+    ]
+    if not faults:
+        return
+    more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
+    raise CheckpointError(
+        f"{file} does not fit a plain ViT encoder of dim {sizes['dim']}, depth {sizes['depth']} "
+        f"and patch size {sizes['patch_size']}: {'; '.join(faults[:8])}{more}"
+    )
+
+
+# ------------------------------------------------------------------------------ what stands beside
+
+_Side = PositiveInt | tuple[PositiveInt, PositiveInt]
+
+
+class _Images(Settings):
+    """How images are prepared, and what is read of them, as timm and a stage's file call it."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    mean: list[float] | None = None
+    std: list[Positive] | None = None
+    interpolation: str | None = None
+    crop_pct: Positive | None = None
+    input_size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    pool: Literal["cls", "mean"] | None = None
+
+
+class _Arguments(Settings):
+    """`model_args` of timm's `config.json`."""
+
+    model_config = _Images.model_config
+
+    embed_dim: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    num_heads: PositiveInt | None = None
+    in_chans: PositiveInt | None = None
+    patch_size: _Side | None = None
+    img_size: _Side | None = None
+    mlp_ratio: Positive | None = None
+    global_pool: str | None = None
+    act_layer: str | None = None
+
+
+class _Config(_Images):
+    """`config.json` of Hugging Face, timm and `save_encoder`, or a stage's `encoder.json`."""
+
+    hidden_size: PositiveInt | None = None
+    num_features: PositiveInt | None = None
+    dim: PositiveInt | None = None
+    num_hidden_layers: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    num_attention_heads: PositiveInt | None = None
+    heads: PositiveInt | None = None
+    num_channels: PositiveInt | None = None
+    in_chans: PositiveInt | None = None
+    intermediate_size: PositiveInt | None = None
+    mlp_ratio: Positive | None = None
+    patch_size: _Side | None = None
+    image_size: _Side | None = None
+    global_pool: str | None = None
+    hidden_act: str | None = None
+    model_args: _Arguments = _Arguments()
+    pretrained_cfg: _Images = _Images()
+
+    def statements(self) -> Iterator[tuple[str, Any]]:
+        """Yield every fact that is stated, under our name; those that decide come last."""
+        timm, weights = self.model_args, self.pretrained_cfg
+        size = weights.input_size or self.input_size
+        for name, values in {
+            "dim": (self.hidden_size, self.num_features, timm.embed_dim, self.dim),
+            "depth": (self.num_hidden_layers, timm.depth, self.depth),
+            "heads": (self.num_attention_heads, timm.num_heads, self.heads),
+            "in_chans": (size and size[0], self.num_channels, timm.in_chans, self.in_chans),
+            "patch_size": (_side(timm.patch_size), _side(self.patch_size)),
+            "mlp width": (self.intermediate_size,),
+            "mlp_ratio": (timm.mlp_ratio, self.mlp_ratio),
+            "activation": (timm.act_layer, self.hidden_act),
+            "image_size": (size and size[1:], timm.img_size, self.image_size),
+            "mean": (self.mean, weights.mean),
+            "std": (self.std, weights.std),
+            "interpolation": (self.interpolation, weights.interpolation),
+            "crop_pct": (self.crop_pct, weights.crop_pct),
+            "pool": (_POOLS.get(self.global_pool or timm.global_pool or ""), self.pool),
+        }.items():
+            yield from ((name, value) for value in values if value is not None)
+
+
+def _side(size: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+    """Return the side of a square, anything else as it is."""
+    return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
+
+
+def _stated(file: Path) -> tuple[Path, list[tuple[str, Any]]]:
+    """Return the JSON file beside the weights, and what it states; of no file, nothing.
+
+    CheckpointError where it cannot be read.
+    """
+    names = [_CONFIG, "encoder.json"]
+    if file.name.startswith("encoder"):
+        names.reverse()
+    beside = next((c for name in names if (c := file.parent / name).is_file()), None)
+    if beside is None:
+        return file, []
+    try:
+        if beside.stat().st_size > 2**22:
+            raise ValueError("it is too large for one")
+        config = _Config.model_validate_json(beside.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place, what = ".".join(map(str, first["loc"])), first["msg"]
+        raise CheckpointError(f"{beside} cannot be read: {place and place + ': '}{what}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{beside} cannot be read: {error}") from error
+    return beside, list(config.statements())
+
+
+def _compare(stated: Sequence[tuple[str, Any]], found: Mapping[str, Any], beside: Path) -> None:
+    """CheckpointError where a file states what the tensors beside it are not."""
+    for name, value in stated:
+        expected = found.get(name)
+        if name == "activation":
+            expected = "gelu"
+        elif name == "mlp_ratio":
+            value, expected = int(found["dim"] * value), found["mlp width"]
+        elif name in ("mean", "std"):
+            name, value, expected = f"channels of {name}", len(value), found["in_chans"]
+        if expected is not None and value != expected:
+            raise CheckpointError(
+                f"{beside} says {name} {value}, the weights beside it have {expected}; it is of "
+                f"other weights or of another network, take it away or mend it"
+            )
+
+
+def _expect(found: Mapping[str, Any], expected: Mapping[str, int], file: Path) -> None:
     """CheckpointError that names the sizes in which a file differs from what is expected."""
-    found = {**sizes, "mlp width": int(sizes["dim"] * sizes["mlp_ratio"])}
-    if heads is not None:
-        found["heads"] = heads
     other = [name for name, size in expected.items() if found.get(name, size) != size]
     if other:
         raise CheckpointError(
@@ -281,31 +588,30 @@ def _compare(
         )
 
 
-def _config(file: Path) -> dict[str, Any]:
-    """`heads` and `image_size` by the JSON file beside the weights, None where unknown.
-
-    Reads the `config.json` of Hugging Face, timm and `save_encoder`, and a stage's `encoder.json`.
-    """
-    names = (_CONFIG, "encoder.json")
-    config = next((c for name in names if (c := file.parent / name).is_file()), None)
-    if config is None:
-        return {"heads": None, "image_size": None}
-    try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-        sizes = values.get("model_args", {})
-        return {
-            "heads": values.get("num_attention_heads")
-            or sizes.get("num_heads")
-            or values.get("heads"),
-            "image_size": values.get("image_size") or sizes.get("img_size"),
-        }
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{config} cannot be read: {error!r}") from error
-
-
-def _known_heads(dim: int, depth: int) -> int:
+def _heads(
+    given: int | None, stated: set[int], sizes: Mapping[str, Any], beside: Path, notes: list[str]
+) -> int:
+    """Return the number of heads, which no tensor shows; notes what was assumed or differs."""
+    dim = sizes["dim"]
+    said = " and ".join(map(str, sorted(stated)))
+    if given:
+        notes += [f"{given} heads as given; {beside.name} says {said}"] if stated - {given} else []
+        return given
+    if len(stated) > 1:
+        raise CheckpointError(f"{beside} says {said} heads; mend it, or give heads")
+    if stated:
+        return stated.pop()
     known = {(width, blocks): heads for width, blocks, heads in SIZES.values()}
-    return known.get((dim, depth)) or max(1, dim // 64)
+    heads, why = known.get((dim, sizes["depth"])), "as ViTs of this size have"
+    if heads is None:
+        heads, why = max(1, dim // 64), "one for each 64 channels"
+    notes.append(
+        f"{heads} heads assumed, {why}: no tensor shows them, and no config.json says them"
+    )
+    return heads
+
+
+# ------------------------------------------------------------------------------------ positions
 
 
 def _grid(
@@ -319,61 +625,70 @@ def _grid(
         raise CheckpointError(
             f"{file}: its patches of {patch_size} do not tile images of {height}x{width}"
         )
+    if height * width > _PATCHES * patch_size**2:
+        raise CheckpointError(f"{file}: images of {height}x{width} have too many patches")
     return height // patch_size, width // patch_size
 
 
 def _place_positions(
     tensors: dict[str, Tensor],
-    stored: tuple[int, int] | None,
+    told: tuple[int, int] | None,
     wanted: tuple[int, int] | None,
     file: Path,
+    beside: Path,
+    notes: list[str],
 ) -> tuple[int, int]:
     """Bring positions to [1, N, D] for the grid wanted, in place; returns that grid.
 
-    They are for the grid `stored` where that is known and fits, else for the one wanted where
-    that fits, else for a square.
+    They are for the grid that is told where that fits, else for the one wanted where that fits,
+    else for a square.
     """
     positions = tensors["pos_embed"].to(torch.float32)
-    rows, dim = positions.shape[1:]
+    rows = positions.shape[1]
     squares = [(math.isqrt(count), math.isqrt(count)) for count in (rows, rows - 1)]
-    stored = next((g for g in [stored, wanted, *squares] if g and _fits(g, rows)), None)
+    stored = next((g for g in [told, wanted, *squares] if g and _fits(g, rows)), None)
     if stored is None:
         raise CheckpointError(
-            f"{file}: pos_embed has {rows} rows, which is no square grid; give image_size"
+            f"{file}: pos_embed has {rows} rows, which is no square grid; a config.json beside it "
+            f'can say of which images they are: {{"image_size": [height, width]}}'
+        )
+    if told not in (None, stored):
+        notes.append(
+            f"{beside.name} says {told[0]}x{told[1]} patches, which its {rows} positions are not: "
+            f"{stored[0]}x{stored[1]} taken"
         )
     if rows > stored[0] * stored[1]:
         tensors["cls_token"] = tensors["cls_token"] + positions[:, :1]
         positions = positions[:, 1:]
     grid = wanted or stored
     if grid != stored:
-        if dim % 4 == 0 and torch.allclose(positions[0], sincos_positions(stored, dim), atol=1e-4):
-            positions = sincos_positions(grid, dim)[None]
+        fixed = _is_sincos(positions[0], stored)
+        if fixed:
+            positions = sincos_positions(grid, positions.shape[2])[None]
         else:
             positions = resample_abs_pos_embed(positions, list(grid), list(stored), 0)
+        notes.append(
+            f"made for {stored[0]}x{stored[1]} patches, now {grid[0]}x{grid[1]}: "
+            + ("its sin-cos positions are computed anew" if fixed else "its positions are resized")
+        )
     tensors["pos_embed"] = positions
     return grid
 
 
+def _is_sincos(positions: Tensor, grid: tuple[int, int]) -> bool:
+    """Return whether positions [N, D] are sin-cos, within the precision that they were kept in.
+
+    Halves may lie in a file of float32: all numbers are halves then.
+    """
+    halves = [
+        t
+        for t in (torch.bfloat16, torch.float16)
+        if torch.equal(positions.to(t).float(), positions)
+    ]
+    allowed = max([1e-4, *(torch.finfo(kind).eps for kind in halves)])
+    table = sincos_positions(grid, positions.shape[1])
+    return torch.allclose(positions, table, rtol=0.0, atol=allowed)
+
+
 def _fits(grid: tuple[int, int], rows: int) -> bool:
     return rows - grid[0] * grid[1] in (0, 1)
-
-
-def _check(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], sizes: Any, file: Path
-) -> None:
-    """CheckpointError that names missing, unexpected and misshaped tensors."""
-    shape = {name: list(value.shape) for name, value in expected.items()}
-    faults = [f"{name} is missing, expected {shape[name]}" for name in shape if name not in tensors]
-    faults += [f"{name} is not expected" for name in tensors if name not in shape]
-    faults += [
-        f"{name} is {list(value.shape)}, expected {shape[name]}"
-        for name, value in tensors.items()
-        if name in shape and list(value.shape) != shape[name]
-    ]
-    if not faults:
-        return
-    more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
-    raise CheckpointError(
-        f"{file} does not fit a ViT encoder of dim {sizes['dim']}, depth {sizes['depth']} and "
-        f"patch size {sizes['patch_size']}: {'; '.join(faults[:8])}{more}"
-    )

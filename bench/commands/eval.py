@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 from bench.commands import common
 from bench.commands.data import settings_of, unusual_lines
 from bench.errors import OK, UserError, short, suggestion
-from bench.store.files import write_atomic
 from bench.suite import yamlfile
-from bench.suite.evaluations import Evaluation, declare_all
+from bench.suite.evaluations import POOLS, Evaluation, declare_all
 from bench.suite.load import parse_set
 from maect import datasets, evals
 from maect.datasets import DataInfo
-from maect.files import digest, sha256
+from maect.files import digest, sha256, write_atomic
 from maect.settings import DataSettings, ModelSettings, NumericsSettings
 
 if TYPE_CHECKING:
@@ -38,8 +37,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--data", required=True, metavar="DIR_OR_NAME", help=data)
     names = "evaluations, with commas between (default: knn,probe)"
     add("--evaluate", default="knn,probe", metavar="NAMES", help=names)
-    pools = "class token, mean of the patches (default), or both"
-    add("--pool", choices=["cls", "mean", "both"], default="mean", help=pools)
+    pools = "class token, mean of the patches, or both (default: as its file says, else mean)"
+    add("--pool", choices=["cls", "mean", "both"], help=pools)
     block = "tokens after this block, from 0, or `all` (default: the last one, and the final norm)"
     add("--block", metavar="N", help=block)
     split = "images to report on (default: test)"
@@ -65,7 +64,9 @@ def run(options: argparse.Namespace) -> int:
     names = [*dict.fromkeys(filter(None, map(str.strip, options.evaluate.split(","))))]
     wanted = _tree(options, names)
     _check_names(names, wanted)
-    encoder = _encoder(options)
+    if options.predictions:
+        common.check_output(options.predictions, "--predictions", keep=options.weights)
+    file, encoder = _encoder(options)
     data = settings_of(options.data, encoder.image_size[0])
     info = datasets.prepare(data)
     if info.channels != encoder.in_chans:
@@ -74,16 +75,20 @@ def run(options: argparse.Namespace) -> int:
             f"'{options.data}' have {info.channels}; take other data or other weights"
         )
     # as much of a model's settings as an evaluation's declaration looks at
-    model = ModelSettings.model_construct(depth=encoder.depth, pool=options.pool)
+    usual = options.pool or encoder.stated.get("pool", "mean")
+    model = ModelSettings.model_construct(depth=encoder.depth, pool=usual)
     chosen = declare_all(names, model, wanted)
     _check_blocks(chosen, encoder.depth)
-    outputs = _Checkpoint(options, encoder, data).evaluate(chosen)
+    checkpoint = _Checkpoint(options, encoder, data, usual)
+    outputs = checkpoint.evaluate(chosen)
     if options.predictions:
         _write_predictions(outputs, options.predictions)
-    checksum = sha256(options.weights) if options.weights.is_file() else None
+    if not {options.pool, encoder.stated.get("pool")} - {None}:
+        checkpoint.notes.append("features are the mean of patches: the file says nothing of them")
     found = {
-        "weights": {"file": str(options.weights), "sha256": checksum},
+        "weights": {"file": str(file), "sha256": sha256(file), "notes": checkpoint.notes},
         "encoder": {name: getattr(encoder, name) for name in _SIZES},
+        "images": {"pool": usual, "mean": info.mean, "std": info.std, "normalised_by": info.name},
         "data": {
             "name": info.name,
             "fingerprint": info.fingerprint,
@@ -99,8 +104,12 @@ def run(options: argparse.Namespace) -> int:
 class _Checkpoint:
     """An encoder with the data to evaluate it on; features of equal tokens are made once."""
 
-    def __init__(self, options: argparse.Namespace, encoder: Encoder, data: DataSettings) -> None:
-        self.options, self.encoder, self.data = options, encoder, data
+    def __init__(
+        self, options: argparse.Namespace, encoder: Encoder, data: DataSettings, pool: str
+    ) -> None:
+        self.options, self.encoder, self.data, self.pool = options, encoder, data, pool
+        #: what was assumed, and what the file says otherwise
+        self.notes: list[str] = []
         self.numerics = NumericsSettings(threads=options.threads).resolved()
         #: tokens -> images and features
         self._features: dict[str, tuple[Any, Any]] = {}
@@ -111,10 +120,10 @@ class _Checkpoint:
 
         outputs = {}
         for name, evaluation in chosen.items():
-            images, features = self._of_tokens(evaluation)
             settings = evaluation.resolved() | {"split": self.options.split}
             job = self._job(settings | {"seed": self.options.seed}, evaluation.kind)
             try:
+                images, features = self._of_tokens(evaluation)
                 outputs[name] = evaluate(job, features, images)
             except ValueError as error:
                 raise UserError(f"{evaluation.kind}: {error}") from None
@@ -123,7 +132,7 @@ class _Checkpoint:
     def _of_tokens(self, evaluation: Evaluation) -> tuple[Any, Any]:
         from maect.stages.features import JobImages, extract
 
-        tokens = {"pool": evaluation.pool or self.options.pool, "block": evaluation.block}
+        tokens = {"pool": evaluation.pool or self.pool, "block": evaluation.block}
         key = digest(tokens)
         if key not in self._features:
             settings = {"data": self.data.resolved(), "seed": self.options.seed, **tokens}
@@ -131,6 +140,7 @@ class _Checkpoint:
             job.prepare()
             images = JobImages(job, self.encoder)
             self._features[key] = images.reporting(self.options.split), extract(images)
+            self.notes += [note for note in images.notes if note not in self.notes]
         return self._features[key]
 
     def _job(self, settings: dict[str, Any], kind: str) -> Any:
@@ -168,7 +178,10 @@ def _write_predictions(outputs: dict[str, Output], path: Path) -> None:
     for name, output in outputs.items():
         for part, tensor in output.tensors["predictions"].items():
             tensors["labels" if part == "labels" else f"{name}.{part}"] = tensor
-    write_atomic(path, save(tensors))
+    try:
+        write_atomic(path, save(tensors))
+    except OSError as error:
+        raise UserError(f"it cannot be written: {error}", file=f"--predictions {path}") from None
 
 
 def _text(found: dict[str, Any]) -> str:
@@ -177,7 +190,10 @@ def _text(found: dict[str, Any]) -> str:
     first = f"{found['weights']['file']}: ViT, dim {encoder['dim']}, depth {encoder['depth']}, "
     first += f"{encoder['heads']} heads, patch {encoder['patch_size']}, image {size}"
     images = ", ".join(f"{count:,} {split}" for split, count in data["images"].items())
-    lines = [first, f"{data['name']}: {images}", *data["unusual"]]
+    lines = [first, *(f"  note: {note}" for note in found["weights"]["notes"])]
+    pool = POOLS[found["images"]["pool"]]
+    lines.append(f"{data['name']}: {images}; normalised by its mean and deviation; {pool}")
+    lines += data["unusual"]
     for name, result in found["evaluations"].items():
         lines.append(f"\n{name} (protocol {result['protocol_fingerprint']})")
         for metric in result["metrics"]:
@@ -194,14 +210,21 @@ def _tree(options: argparse.Namespace, names: list[str]) -> yamlfile.Map:
         block = yamlfile.value(options.block, origin)
         if block != "all" and not isinstance(block, int | list):
             raise UserError("write a number from 0, [0, 2] or all", file=origin)
-        for name in names:
-            own = yamlfile.Map("the command line")
-            own.put("block", block, origin, None)
-            inner.put(name, own, "--block", None)
+        _put_each(inner, names, "block", block, origin)
+    if options.pool == "both":  # no row's usual features: a suite declares them too
+        _put_each(inner, names, "pool", options.pool, "--pool both")
     tree = yamlfile.Map("the command line")
     declared = yamlfile.merge(inner, *map(parse_set, options.sets))
     tree.put("evaluations", declared, "the command line", None)
     return tree
+
+
+def _put_each(tree: yamlfile.Map, names: list[str], key: str, value: Any, origin: str) -> None:
+    """Declare a setting of every evaluation, as a suite would."""
+    for name in names:
+        if name not in tree:
+            tree.put(name, yamlfile.Map("the command line"), origin, None)
+        tree[name].put(key, value, origin, None)
 
 
 def _check_names(names: list[str], tree: yamlfile.Map) -> None:
@@ -219,13 +242,13 @@ def _check_names(names: list[str], tree: yamlfile.Map) -> None:
             raise UserError(message, file="--set")
 
 
-def _encoder(options: argparse.Namespace) -> Encoder:
-    """Return the checkpoint's encoder, for square images. Raises `UserError`."""
-    from maect.weights import CheckpointError, load_encoder
+def _encoder(options: argparse.Namespace) -> tuple[Path, Encoder]:
+    """Return the checkpoint's file and encoder, for square images. Raises `UserError`."""
+    from maect.weights import CheckpointError, load_encoder, weights_file
 
-    path = options.weights.expanduser()
     try:
-        encoder = load_encoder(path, image_size=options.image_size, heads=options.heads)
+        file = weights_file(options.weights)
+        encoder = load_encoder(file, image_size=options.image_size, heads=options.heads)
     except CheckpointError as error:
         raise UserError(str(error)) from None
     height, width = encoder.image_size
@@ -233,7 +256,7 @@ def _encoder(options: argparse.Namespace) -> Encoder:
         raise UserError(
             f"{options.weights}: made for images of {height}x{width}; give a square --image-size"
         )
-    return encoder
+    return file, encoder
 
 
 def _check_blocks(chosen: dict[str, Evaluation], depth: int) -> None:

@@ -18,7 +18,8 @@ from maect import evals
 from maect.settings import FeatureSettings, ModelSettings, Settings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
-_POOLS = {"cls": "class token", "mean": "mean of patches", "both": "class token and mean"}
+#: features that an evaluation reads, in words
+POOLS = {"cls": "class token", "mean": "mean of patches", "both": "class token and mean"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Evaluation:
         words = [f"block {self.block}"] if isinstance(self.block, int) else []
         if isinstance(self.block, list):
             words = [f"blocks {', '.join(map(str, self.block))}"]
-        return words + ([_POOLS[self.pool]] if self.pool else [])
+        return words + ([POOLS[self.pool]] if self.pool else [])
 
     def metrics(self) -> list[evals.Metric]:
         """Return what it prints, the primary metric first; labels name tokens that are declared."""

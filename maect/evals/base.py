@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from maect.datasets.base import DataError
+from maect.finite import require_finite
 from maect.settings import Settings, ViewSettings
 
 if TYPE_CHECKING:
@@ -48,11 +49,15 @@ class Measured(Metric):
 class Features:
     """Features of one split: x [N, D] float32, y [N] int64; row i is image i of the split.
 
-    Of features at K blocks x is [N, K, D]; see `maect.evals.by_block`.
+    Of features at K blocks x is [N, K, D]; see `maect.evals.by_block`. Raises ValueError where
+    they are not finite: no evaluation sees such features.
     """
 
     x: Tensor
     y: Tensor
+
+    def __post_init__(self) -> None:
+        require_finite("the features", self.x)
 
 
 class Images(Protocol):

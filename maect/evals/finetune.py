@@ -122,15 +122,18 @@ class _Classifier:
         sums.add()
 
     def classes(self, split: str, count: int) -> np.ndarray:
-        """Return predicted classes of a split of `count` images: [count] int32; ties: lower."""
+        """Return predicted classes of a split of `count` images: [count] int32; ties: lower.
+
+        -1, which is never right, where the logits are not finite.
+        """
         import torch
 
         self.network.eval()
 
         def predict(rows: slice) -> Tensor:
             images = self.images.prepared(split, np.arange(rows.start, rows.stop))
-            found: Tensor = self.head(self.network(images)).max(1).indices
-            return found
+            logits: Tensor = self.head(self.network(images))
+            return logits.max(1).indices.where(logits.isfinite().all(1), -1)
 
         with torch.no_grad():
             found = [part.cpu() for part in self.images.group.shared(count, _IMAGES, predict)]
@@ -155,7 +158,12 @@ def _tuned(
         if best is None or accuracy > best[0]:
             best = accuracy, found, classifier
     assert best is not None
-    return best[2].classes("test", len(data.test.y)), best[1]
+    classes = best[2].classes("test", len(data.test.y))
+    if (classes < 0).any():
+        raise ValueError(
+            f"the logits are not finite after training at lr {best[1]['lr']}; lower lrs"
+        )
+    return classes, best[1]
 
 
 def _run(data: EvalInput, settings: FineTuneSettings) -> EvalResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from maect.finite import require_finite
 from maect.streams import generator
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def kmeans(
 
     if not 1 <= k <= len(x):
         raise ValueError(f"k = {k} clusters of {len(x)} images")
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError("the features hold NaN or infinite values")
+    require_finite("the features", x)
     mean = x.double().mean(0)
     x = (x - mean).float()  # smaller numbers, smaller rounding errors
     norm = x.square().sum(1)
@@ -64,7 +64,9 @@ def kmeans(
         (x - own.index_select(0, index)).double().square().sum()
         for own, index in zip(center, label, strict=True)
     ]
-    return Clusters(label, torch.stack(inertia), (center + mean).float())
+    total = torch.stack(inertia)
+    require_finite("the distances to the centres", total)
+    return Clusters(label, total, (center + mean).float())
 
 
 def _starts(x: Tensor, norm: Tensor, k: int, runs: int, seed: int) -> Tensor:

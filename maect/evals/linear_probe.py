@@ -156,15 +156,23 @@ def fit(
     for epoch in range(settings.epochs):
         for i, (x, y) in enumerate(batches(epoch)):
             probes.step(x, y, rate(epoch * steps_per_epoch + i, total, warmup))
-        predicted, _ = probes.evaluate(test)
-        accuracy = (predicted == labels[:, None]).mean(0)
+        predicted, loss = probes.evaluate(test)
+        accuracy = _accuracy(predicted, labels, loss)
         place = int(accuracy.argmax())
         if accuracy[place] > best[0]:
             best = (float(accuracy[place]), place, epoch + 1)
             test_selected = predicted[:, place]
     chosen_from, loss = probes.evaluate(selection)
-    right = 100.0 * (chosen_from == labels_of(selection.y)[:, None]).mean(0)
+    right = 100.0 * _accuracy(chosen_from, labels_of(selection.y), loss)
+    if best[0] < 0 or right.max() < 0:
+        raise ValueError("the loss is not finite at any learning rate; lower base_lrs")
     return ProbeOutcome(predicted, test_selected, best[1:], right, loss)
+
+
+def _accuracy(predicted: np.ndarray, labels: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Return the share of right classes [M, L] -> [L]; -1, never chosen, where the loss is not
+    finite."""
+    return np.where(np.isfinite(loss), (predicted == labels[:, None]).mean(0), -1.0)
 
 
 def choose(accuracy: np.ndarray, loss: np.ndarray) -> int:

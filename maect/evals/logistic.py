@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from maect.finite import require_finite
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -73,6 +75,7 @@ def fit_logistic(x: Tensor, y: Tensor, classes: int, l2: float, tol: float = 1e-
         objective = value
         if not bool(active.any()):
             break
+    require_finite("the objectives of the regression", objective)
     return Regression(_product(weight, basis), objective, not bool(active.any()))
 
 

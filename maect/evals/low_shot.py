@@ -10,6 +10,7 @@ from pydantic import Field
 
 from maect.datasets.base import listed
 from maect.evals.base import EvalInput, EvalResult, Evaluator, Features, Metric, labels_of
+from maect.finite import require_finite
 from maect.settings import Positive, Settings
 
 if TYPE_CHECKING:
@@ -37,11 +38,8 @@ def centred_rows(x: Tensor) -> Tensor:
 
     The published protocol's preparation. Raises ValueError if a value is not finite.
     """
-    import torch
-
     x = x.double()
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError("the features hold NaN or infinite values")
+    require_finite("the features", x)
     x = x - x.mean(1, keepdim=True)
     return x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from maect.finite import require_finite
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -27,11 +29,8 @@ def normalize_rows(x: Tensor) -> Tensor:
 
     Raises ValueError if a value is not finite.
     """
-    import torch
-
     x = x.double()
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError("the features hold NaN or infinite values")
+    require_finite("the features", x)
     return (x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)).float()
 
 

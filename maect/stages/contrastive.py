@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from maect.collapse import effective_rank
+from maect.finite import is_finite
 from maect.heads import HeadOutput, NNCLRHead
 from maect.models import initialize, pool
 from maect.stages.job import Job
@@ -82,5 +83,5 @@ class ContrastiveTraining(Training[S]):
 
         Neighbour accuracy and queue age, the other two signs, come with the head's loss.
         """
-        finite = bool(torch.isfinite(self.pooled).all())  # else the loss says so, and what to do
+        finite = is_finite(self.pooled)  # else the loss says so, and what to do
         return {"effective_rank": effective_rank(self.pooled) if finite else math.nan}

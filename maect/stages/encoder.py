@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from maect.datasets import Split
 from maect.files import sha256
 from maect.models import Encoder, encoder_from
 from maect.stages.job import Job
@@ -27,7 +30,9 @@ def encoder_of(job: Job, channels: int, *, averaged: bool = False) -> Encoder:
         name = "encoder_ema" if averaged and average.exists() else "encoder"
         encoder.load_state_dict(job.tensors("encoder", name))
     elif "weights" in job.settings:
-        encoder.load_state_dict(_released(job, channels).state_dict())
+        released = _released(job, channels)
+        encoder.load_state_dict(released.state_dict())
+        encoder.stated, encoder.notes = released.stated, released.notes
     return encoder.to(job.device, job.dtype)
 
 
@@ -42,7 +47,32 @@ def _released(job: Job, channels: int) -> Encoder:
     return load_for(path, job.model, image_size=size, in_chans=channels)
 
 
-def encoder_document(encoder: Encoder) -> dict[str, Any]:
-    """Return the sizes of an encoder, to build it again from its file."""
+def usage_notes(encoder: Encoder, pool: str | None, split: Split) -> list[str]:
+    """Return an encoder's notes, and what its file states of its use that differs from this use:
+    features pooled by `pool`, images normalised by the statistics of `split`."""
+    used = {"pool": pool, "mean": list(split.mean), "std": list(split.std)}
+    return encoder.notes + [
+        f"{name} {used[name]} is used, its file says {value}"
+        for name, value in encoder.stated.items()
+        if used.get(name) not in (None, value)
+    ]
+
+
+def encoder_document(encoder: Encoder, split: Split, pool: str | None) -> dict[str, Any]:
+    """Return what it takes to build an encoder again from its file and to use it.
+
+    Its sizes, how the images of `split` are prepared for evaluation (as timm calls it), and the
+    features that are read, where the stage knows them.
+    """
     names = ("image_size", "patch_size", "in_chans", "dim", "depth", "heads", "mlp_ratio")
-    return {"architecture": "vit"} | {name: getattr(encoder, name) for name in names}
+    first = split.batch(np.arange(min(1, len(split))))
+    whole = all(image.shape[1:] == encoder.image_size for image in first)
+    return {
+        "architecture": "vit",
+        **{name: getattr(encoder, name) for name in names},
+        "mean": list(split.mean),
+        "std": list(split.std),
+        "interpolation": "bicubic",
+        "crop_pct": 1.0 if whole else 224 / 256,
+        **({} if pool is None else {"pool": pool}),
+    }

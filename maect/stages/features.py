@@ -17,7 +17,7 @@ from maect.datasets.splits import selection_rows
 from maect.models import Encoder, pool
 from maect.parallel import Group
 from maect.settings import AugmentSettings, ViewSettings
-from maect.stages.encoder import encoder_of
+from maect.stages.encoder import encoder_of, usage_notes
 from maect.stages.job import Job, Output
 
 BATCH = 256
@@ -45,7 +45,7 @@ class FeatureNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         with self.autocast():
             if self.block is None:
-                return pool(self.encoder.forward_features(images), self.how).float()
+                return self.encoder.features(images, self.how).float()
             blocks = self.block if isinstance(self.block, list) else [self.block]
             tokens = self.encoder.features_by_depth(images, blocks)
             found = [pool(one, self.how).float() for one in tokens]
@@ -67,6 +67,8 @@ class JobImages:
         self.rows: dict[str, np.ndarray] = {}
         #: seed of the random numbers of augmented views
         self.seed = int(job.settings.get("seed", 0))
+        #: what was assumed of the encoder, once there is one
+        self.notes: list[str] = []
 
     @cached_property
     def pixels(self) -> bool:
@@ -79,6 +81,7 @@ class JobImages:
             encoder = encoder_of(job, len(self.split("train").mean), averaged=True)
         else:
             encoder = copy.deepcopy(self.given).to(job.device, job.dtype)
+        self.notes = usage_notes(encoder, job.settings["pool"], self.split("train"))
         return FeatureNetwork(encoder, job.settings["pool"], self.block, job.autocast)
 
     def views(self, view: ViewSettings, role: str, epoch: int, rows: np.ndarray) -> Tensor:
@@ -130,7 +133,11 @@ def run(job: Job) -> Output:
     tensors = extract(images)
     if images.group.rank > 0:
         return Output()
-    summary = {"dim": tensors["train_x"].shape[-1], "classes": images.split("train").classes}
+    summary: dict[str, Any] = {
+        "dim": tensors["train_x"].shape[-1],
+        "classes": images.split("train").classes,
+    }
+    summary |= {"notes": images.notes} if images.notes else {}
     return Output(tensors={"features": tensors}, summary=summary)
 
 

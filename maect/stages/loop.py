@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from maect.augment import Augment
+from maect.finite import is_finite
 from maect.optim import learning_rate, set_learning_rate, update_average
 from maect.settings import AugmentSettings, ScheduleSettings, ViewSettings
-from maect.stages.encoder import encoder_document, encoder_of
+from maect.stages.encoder import encoder_document, encoder_of, usage_notes
 from maect.stages.job import Job, Output, Progress, State, TrainingError
 from maect.streams import Stream
 
@@ -117,7 +118,11 @@ class Training(ABC, Generic[S]):
     def output(self) -> Output:
         """Return what the stage leaves when its steps are taken: a file for each module."""
         tensors = {name: cpu_tensors(module.state_dict()) for name, module in self.modules.items()}
-        return Output(tensors=tensors, documents={"encoder": encoder_document(self.encoder)})
+        pool = self.job.settings.get("pool")
+        document = encoder_document(self.encoder, self.train, pool)
+        notes = usage_notes(self.encoder, pool, self.train)
+        summary = {"notes": notes} if notes else {}
+        return Output(tensors=tensors, documents={"encoder": document}, summary=summary)
 
     def step(self, number: int) -> Values:
         """Take one step. Return the values to log."""
@@ -261,6 +266,6 @@ def train(training: Training[S]) -> Output:
 
 def _require_finite(tensors: dict[str, Tensor], done: int, steps: int) -> None:
     """Raise TrainingError where weights are not worth keeping, although the loss was finite."""
-    bad = next((name for name, tensor in tensors.items() if not tensor.sum().isfinite()), None)
+    bad = next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
     if bad is not None:
         raise TrainingError(f"{bad} is not finite after step {done - 1} of {steps}; {REMEDY}")
