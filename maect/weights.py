@@ -261,8 +261,7 @@ def _read(file: Path) -> Any:
             start = opened.read(64)
         if file.suffix == ".safetensors" or 0 < int.from_bytes(start[:8], "little") < size:
             return safetensors.torch.load_file(file)
-        archive = start.startswith(b"PK")
-        if archive:
+        if start.startswith(b"PK"):
             _check_archive(file)
         elif start and not start.startswith(b"\x80"):
             what = "a Git LFS pointer" if b"git-lfs" in start else "something else"
@@ -273,7 +272,7 @@ def _read(file: Path) -> Any:
         # facebookresearch/mae's training checkpoints hold their arguments: a bare container
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=archive)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:

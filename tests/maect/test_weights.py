@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,15 @@ import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from maect import datasets, evals
+from maect.augment import evaluation_transform
 from maect.models import Encoder, build_encoder, pool, sincos_positions
+from maect.settings import DataSettings
+from maect.stages.encoder import encoder_document
 from maect.weights import CheckpointError, load_encoder, save_encoder
 
 SIZES: dict[str, Any] = {
@@ -180,9 +187,35 @@ def vit(state: State) -> Any:
     return {**hugging_face(state, ""), "pooler.dense.weight": torch.zeros(128, 128)}
 
 
+def wrapped(state: State) -> Any:
+    """As torch.compile, activation checkpointing and FSDP name modules, around and inside."""
+    inner = {"blocks.0": "blocks.0._checkpoint_wrapped_module", "attn": "attn._orig_mod"}
+    names = {}
+    for name, value in state.items():
+        for part, with_wrapper in inner.items():
+            name = name.replace(f"{part}.", f"{with_wrapper}.")
+        names[f"module._orig_mod._fsdp_wrapped_module.{name}"] = value
+    return {"model": names}
+
+
+def chunked(state: State) -> Any:
+    """As DINOv2 stores blocks: those of a chunk keep their number."""
+    return {re.sub(r"^blocks\.(\d)\.", r"blocks.\1.\1.", name): v for name, v in state.items()}
+
+
 @pytest.mark.parametrize(
     "layout",
-    [official_release, official_training, facebookresearch, distributed, classifier, vit_mae, vit],
+    [
+        official_release,
+        official_training,
+        facebookresearch,
+        distributed,
+        classifier,
+        vit_mae,
+        vit,
+        wrapped,
+        chunked,
+    ],
 )
 @torch.no_grad()
 def test_layouts(tmp_path: Path, layout: Callable[[State], Any]) -> None:
@@ -243,12 +276,45 @@ def test_other_image_size(tmp_path: Path) -> None:
         load_encoder(tmp_path / "fixed.pth", image_size=30)
 
 
+@pytest.mark.parametrize("kept", ["float16", "bfloat16", "float32 of bfloat16"])
+def test_sincos_positions_of_half_precision_are_computed_anew(tmp_path: Path, kept: str) -> None:
+    state = with_fixed_positions(reference())
+    for kind in kept.split(" of ")[::-1]:
+        state = {name: value.to(getattr(torch, kind)) for name, value in state.items()}
+    torch.save(state, tmp_path / "half.pth")
+    encoder = load_encoder(tmp_path / "half.pth", image_size=64)
+    assert torch.equal(encoder.pos_embed[0], sincos_positions(8, 128))
+    assert any("computed anew" in note for note in encoder.notes)
+    state["pos_embed"] += 0.02 * numbers(*state["pos_embed"].shape).to(state["pos_embed"].dtype)
+    torch.save(state, tmp_path / "learned.pth")
+    assert "resized" in load_encoder(tmp_path / "learned.pth", image_size=64).notes[-1]
+
+
+@torch.no_grad()
+def test_a_norm_behind_the_pooling(tmp_path: Path) -> None:
+    """facebookresearch/mae's classifiers, and timm's with global_pool avg."""
+    model = reference(global_pool="avg", fc_norm=True)
+    torch.save({"model": dict(model.state_dict())}, tmp_path / "tuned.pth")
+    encoder, images = load_encoder(tmp_path / "tuned.pth"), numbers(2, 3, 32, 32)
+    close(encoder.features(images, "mean"), model(images))
+    with pytest.raises(ValueError, match="of the mean of patches"):
+        encoder.features(images, "cls")
+    save_encoder(encoder, tmp_path, mean=[0.5] * 3, std=[0.5] * 3)
+    close(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(images), model(images))
+    close(load_encoder(tmp_path).features(images, "mean"), model(images))
+
+
 def test_heads_that_no_shape_shows(tmp_path: Path) -> None:
     torch.save(dict(reference(num_heads=8).state_dict()), tmp_path / "weights.pth")
-    assert load_encoder(tmp_path / "weights.pth").heads == 2  # one for each 64 channels
+    encoder = load_encoder(tmp_path / "weights.pth")
+    assert encoder.heads == 2
+    (note,) = encoder.notes
+    assert note.startswith("2 heads assumed, one for each 64 channels: no tensor shows them")
     assert load_encoder(tmp_path / "weights.pth", heads=8).heads == 8
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 4}))
     assert load_encoder(tmp_path / "weights.pth").heads == 4
+    given = load_encoder(tmp_path / "weights.pth", heads=8)
+    assert (given.heads, given.notes) == (8, ["8 heads as given; config.json says 4"])
     with pytest.raises(CheckpointError, match="no multiple of 3 heads"):
         load_encoder(tmp_path / "weights.pth", heads=3)
 
@@ -286,9 +352,76 @@ def test_timm_loads_what_is_saved(tmp_path: Path, encoder: Encoder, how: Any) ->
     ]
 
 
+@pytest.mark.parametrize("how", ["cls", "mean"])
+@torch.no_grad()
+def test_timm_prepares_images_as_we_did(tmp_path: Path, how: Any) -> None:
+    """What a stage leaves goes through `load_encoder` and `save_encoder` without a word given."""
+    made, stage = (
+        build_encoder("custom", image_size=8, patch_size=2, in_chans=1, dim=32, depth=2, heads=2),
+        tmp_path / "stage",
+    )
+    splits = {
+        n: datasets.load(DataSettings(name="digits", image_size=8), None, n)
+        for n in ("train", "test")
+    }
+    stage.mkdir()
+    safetensors.torch.save_file(made.state_dict(), stage / "encoder.safetensors")
+    document = encoder_document(made, splits["train"], how)
+    (stage / "encoder.json").write_text(json.dumps(document))
+    save_encoder(load_encoder(stage), tmp_path / "out")
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    config = timm.data.resolve_model_data_config(model)
+    assert {name: config[name] for name in ("interpolation", "crop_pct", "input_size")} == {
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "input_size": (1, 8, 8),
+    } or list(config["input_size"]) == [1, 8, 8]
+    transform = timm.data.create_transform(**config)
+    features: dict[str, list[Tensor]] = {"ours": [], "timm's": []}
+    for split in splits.values():
+        images = split.batch(np.arange(len(split)))
+        theirs = torch.stack([transform(Image.fromarray(image[0].numpy())) for image in images])
+        features["timm's"].append(model(theirs))
+        ours = evaluation_transform(images, image_size=8, mean=split.mean, std=split.std)
+        features["ours"].append(made.features(ours, how))
+    accuracy = {
+        whose: evals.knn(train, splits["train"].labels, test, splits["test"].labels, k=10)
+        for whose, (train, test) in features.items()
+    }
+    close(features["timm's"][1], features["ours"][1])
+    assert accuracy["timm's"] == accuracy["ours"]
+
+
+def test_what_nothing_says_of_images_is_assumed_aloud(tmp_path: Path, encoder: Encoder) -> None:
+    with pytest.warns(UserWarning, match=r"mean \[0.0\], std \[1.0\] assumed"):
+        save_encoder(encoder, tmp_path)
+    config = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{tmp_path}"))
+    assert [*config["mean"], *config["std"], config["crop_pct"]] == [0.0, 1.0, 0.875]
+    with pytest.raises(ValueError, match=r"mean \[0.1, 0.2, 0.3\] for 1 channel"):
+        save_encoder(encoder, tmp_path, mean=[0.1, 0.2, 0.3], std=[1.0])
+
+
+def test_files_have_the_rights_that_the_umask_leaves(tmp_path: Path, encoder: Encoder) -> None:
+    before = os.umask(0o027)
+    try:
+        save_encoder(encoder, tmp_path / "out", mean=[0.5], std=[0.5])
+    finally:
+        os.umask(before)
+    found = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert found == {"model.safetensors": 0o640, "config.json": 0o640}
+
+
 def test_saved_encoder_comes_back_bit_for_bit(tmp_path: Path, encoder: Encoder) -> None:
-    save_encoder(encoder, tmp_path)
+    save_encoder(encoder, tmp_path, mean=[0.5], std=[0.5])
     again = load_encoder(tmp_path)
+    assert again.stated == {
+        "mean": [0.5],
+        "std": [0.5],
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+        "pool": "mean",
+    }
+    assert again.notes == []
     assert (again.heads, again.image_size, again.mlp_ratio) == (4, (16, 24), 2.5)
     for name, value in encoder.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
@@ -347,6 +480,30 @@ def test_missing_hugging_face_tensors_are_named(tmp_path: Path) -> None:
         (lambda s: {n: v for n, v in s.items() if n != "pos_embed"}, "lacks pos_embed"),
         (lambda s: {**s, "pos_embed": s["pos_embed"][:, :12]}, "12 rows, which is no square"),
         (lambda s: {**s, "pos_embed": s["pos_embed"][..., :64]}, "expected dim 128"),
+        (lambda s: {**s, "norm.bias": torch.full((128,), torch.nan)}, "norm.bias holds NaN"),
+        (
+            lambda s: {**s, "norm.bias": torch.full((128,), 1e300, dtype=torch.float64)},
+            "norm.bias holds NaN",
+        ),
+        (lambda s: {**s, "norm.bias": torch.ones(128).long()}, r"norm.bias is torch.int64"),
+        (lambda s: {**s, "norm.bias": torch.ones(128).to_sparse()}, r"torch.sparse_coo"),
+        (lambda s: {**s, "cls_token": torch.ones(1, 1, 0)}, "without any number"),
+        (lambda s: {**s, "blocks.0.norm1.bias": torch.ones(0)}, "without any number"),
+        (lambda s: {**s, "blocks.99999999.norm1.bias": torch.ones(128)}, "numbered 99999999"),
+        (lambda s: {**s, "blocks.9999999999.x": torch.ones(1)}, "is not expected"),
+        (lambda s: {**s, "dist_token": torch.ones(1, 1, 128)}, "dist_token is not expected"),
+        (lambda s: {**s, "a" * 10**6: torch.ones(1)}, "a{80} is not expected"),
+        (lambda s: {**s, "blocks.0._orig_mod.norm1.bias": torch.ones(128)}, "norm1.bias twice"),
+        (
+            lambda s: {**s, "patch_embed.proj.bias": torch.ones(1).expand(10**9, 10**9)},
+            "more numbers than the file holds",
+        ),
+        (
+            lambda s: {**s, "patch_embed.proj.weight": torch.ones(128, 3, 8, 4)},
+            r"proj.weight is \[128, 3, 8, 4\], expected \[128, 3, 4, 4\]",
+        ),
+        (lambda s: nested(dict(s), 100), "nested without end"),
+        (lambda s: {"a": doubled(40)}, "nested without end"),
         (
             lambda s: {**s, "patch_embed.proj.weight": torch.ones(128, 192)},
             r"proj.weight is \[128, 192\], expected \[dim, channels, patch, patch\]",
@@ -357,6 +514,20 @@ def test_files_without_an_encoder_say_so(
     tmp_path: Path, change: Callable[[State], Any], message: str
 ) -> None:
     assert re.search(message, damaged(change, tmp_path))
+
+
+def nested(value: Any, levels: int) -> Any:
+    for _ in range(levels):
+        value = {"model": value}
+    return value
+
+
+def doubled(levels: int) -> Any:
+    """2 ** levels paths through as many dicts."""
+    value: dict[str, Any] = {}
+    for _ in range(levels):
+        value = {"a": value, "b": value}
+    return value
 
 
 class Command:
@@ -380,12 +551,126 @@ def test_no_code_of_a_file_is_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["weights.pth", "model.safetensors"])
 @pytest.mark.parametrize("size", [0, 2000])
 def test_truncated_files_are_named(tmp_path: Path, encoder: Encoder, name: str, size: int) -> None:
-    save_encoder(encoder, tmp_path)
+    save_encoder(encoder, tmp_path, mean=[0.5], std=[0.5])
     torch.save(encoder.state_dict(), tmp_path / "weights.pth")
     file = tmp_path / name
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(CheckpointError, match=f"{name} cannot be read, it may be incomplete"):
         load_encoder(file)
+
+
+def zip_bomb(file: Path) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 10**7)
+
+
+def lying_archive(file: Path) -> None:
+    """Its pickle claims more numbers than lie in the archive."""
+    state = dict(reference().state_dict())
+    torch.save({"model": state}, file)
+    with zipfile.ZipFile(file) as archive:
+        content = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in content.items():
+            short = data[:64] if name.endswith("data/0") else data
+            archive.writestr(name, short)
+
+
+def flipped(file: Path) -> None:
+    state = dict(reference().state_dict())
+    torch.save(state, file)
+    data = bytearray(file.read_bytes())
+    data[data.find(state["norm.weight"].numpy().tobytes())] ^= 1
+    file.write_bytes(data)
+
+
+def header(file: Path, **claims: Any) -> None:
+    entry = {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]} | claims
+    text = json.dumps({"cls_token": entry}).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * 64)
+
+
+def shared_numbers(file: Path) -> None:
+    header(file.with_suffix(".safetensors"))
+    file.with_suffix(".safetensors").rename(file)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda f: f.write_text("# A readme\n" * 20), "is no weights file"),
+        (lambda f: f.write_bytes(b"version https://git-lfs.github.com/spec/v1"), "Git LFS pointer"),
+        (lambda f: f.write_bytes(os.urandom(5000)), "is no weights file|cannot be read"),
+        (lambda f: f.write_bytes(pickle.dumps({"a": 1})), "cannot be read|could run code"),
+        (zip_bomb, "unpacks to more than the file holds"),
+        (lying_archive, "cannot be read"),
+        (flipped, "Bad CRC"),
+        (shared_numbers, "cannot be read"),
+        (os.mkfifo, "neither a file nor a folder"),
+    ],
+)
+def test_other_files_say_what_they_are(
+    tmp_path: Path, write: Callable[[Path], Any], message: str
+) -> None:
+    """At once, and without the memory that they claim."""
+    file = tmp_path / "weights.pth"
+    write(file)
+    with pytest.raises(CheckpointError, match=message):
+        load_encoder(file)
+
+
+TIMM = {"model_args": {"embed_dim": 128, "depth": 2, "num_heads": 2, "mlp_ratio": 4.0}}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("[1, 2", "config.json cannot be read"),
+        ("[" * 10**5, "config.json cannot be read"),
+        (b"\xff\xfe{}", "config.json cannot be read"),
+        ([], "config.json cannot be read"),
+        ({"num_attention_heads": "two"}, "num_attention_heads: Input should be a valid integer"),
+        ({"num_attention_heads": True}, "num_attention_heads: Input should be"),
+        ({"num_attention_heads": -2}, "num_attention_heads: Input should be greater than 0"),
+        ({"model_args": [1]}, "model_args: Input should be"),
+        ({"image_size": {"height": 32}}, "image_size"),
+        ('{"mean": [NaN, 0, 0]}', "mean"),
+        ('{"num_attention_heads": NaN}', "num_attention_heads"),
+        ({"pretrained_cfg": {"std": [0, 1, 1]}}, "pretrained_cfg.std"),
+        ({"num_attention_heads": 4, **TIMM}, "says 2 and 4 heads"),
+        ({"hidden_size": 64}, "says dim 64, the weights beside it have 128"),
+        ({"num_hidden_layers": 10**9}, "says depth 1000000000, the weights beside it have 2"),
+        ({"patch_size": [16, 16]}, "says patch_size 16, the weights beside it have 8"),
+        ({"num_channels": 1}, "says in_chans 1, the weights beside it have 3"),
+        ({"intermediate_size": 1}, "says mlp width 1, the weights beside it have 512"),
+        ({"hidden_act": "relu"}, "says activation relu, the weights beside it have gelu"),
+        ({"image_size": 10**9 * 8}, "too many patches"),
+        ({"image_size": 30}, "do not tile"),
+        ({"pretrained_cfg": {"mean": [0.5]}}, "says channels of mean 1"),
+        (TIMM | {"architecture": 3}, None),
+        ({"image_size": 32, "hidden_act": "gelu", "layer_norm_eps": 1e-12}, None),
+    ],
+)
+def test_what_stands_beside_the_weights_is_compared(
+    tmp_path: Path, config: Any, message: str | None
+) -> None:
+    torch.save(dict(reference().state_dict()), tmp_path / "weights.pth")
+    text = config if isinstance(config, str | bytes) else json.dumps(config)
+    place = tmp_path / "config.json"
+    place.write_bytes(text.encode() if isinstance(text, str) else text)
+    if message is None:
+        assert load_encoder(tmp_path / "weights.pth").heads == 2
+    else:
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            load_encoder(tmp_path / "weights.pth")
+
+
+def test_an_image_size_that_the_positions_are_not_for_is_told(tmp_path: Path) -> None:
+    torch.save(dict(reference().state_dict()), tmp_path / "weights.pth")
+    (tmp_path / "config.json").write_text('{"image_size": 64, "num_attention_heads": 2}')
+    encoder = load_encoder(tmp_path / "weights.pth")
+    assert encoder.image_size == (32, 32)
+    assert "says 8x8 patches, which its 17 positions are not: 4x4 taken" in encoder.notes[0]
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
