@@ -12,15 +12,22 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "torchvision", "timm", "ray", "numpy", "polars", "scikit-learn", "safetensors")
+
+
+def _numpy_features() -> str:
+    """Return numpy's names of what a processor has beyond AVX2: others since version 2.4."""
+    new = tuple(map(int, version("numpy").split(".")[:2])) >= (2, 4)
+    older = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL"
+    return f"{'X86_V4' if new else older} AVX512_ICL AVX512_SPR"
+
+
 #: variables with which the libraries compute with AVX2 on a machine that has more, too
 AVX2 = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "MKL_CBWR": "AVX2",
     "OPENBLAS_CORETYPE": "Haswell",
-    # two generations of names: before numpy 2.4, and since
-    "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL "
-    "AVX512_SPR X86_V4",
+    "NPY_DISABLE_CPU_FEATURES": _numpy_features(),
 }
 #: instruction sets that change which kernels a CPU runs, and so the last digits
 _SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "asimd", "sve")

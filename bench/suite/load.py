@@ -234,7 +234,8 @@ class _Loader:
         row = check(RowSettings, tree)
         tunes = [t for layer in layers if isinstance(t := layer.get("tune"), Map)]
         given = [name for t in tunes for name in _FROZEN if t.get(name) is not None]
-        if row.tune.frozen_blocks is not None and given[-1] == "frozen":
+        exempt = (own.get("tune") or {}).get("frozen_blocks") is not None  # of this row alone
+        if row.tune.frozen_blocks is not None and given[-1] == "frozen" and not exempt:
             message = "'tune.frozen' counts for nothing beside frozen_blocks "
             message += f"{row.tune.frozen_blocks}; set tune.frozen_blocks to null as well"
             raise fault(message, tree, ("tune", "frozen"))

@@ -312,17 +312,15 @@ def test_a_store_in_an_odd_place_is_told(
     with unchanged(tmp_path):
         done = bench(command, *words, "--store", place if place[0] == "~" else tmp_path / place)
     assert done.code == 2
-    assert re.fullmatch(
-        r"error: the store \S+ cannot be read: .*; choose another --store\n", done.err
-    )
+    assert re.fullmatch(r"error: (the store|argument --store:) \S+ [^\n]+\n", done.err)
 
 
 @pytest.mark.parametrize("place", ["~nobody-of-that-name/store", "loop", "x" * 300])
-def test_doctor_looks_at_the_disk_of_any_store(place: str, bench: Bench, tmp_path: Path):
+def test_doctor_is_told_of_a_store_in_an_odd_place(place: str, bench: Bench, tmp_path: Path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     done = bench("doctor", "--store", place if place[0] == "~" else tmp_path / place)
-    assert done.code in (0, 1)
-    assert " GiB free for " in done.out
+    assert done.code == 2
+    assert re.fullmatch(r"error: argument --store: \S+ [^\n]+\n", done.err)
 
 
 @pytest.mark.parametrize("sides", [("a", "b"), ("no/store", "b"), ("x" * 5000, "b"), ("f00d", "b")])

@@ -457,7 +457,7 @@ def test_a_store_below_a_file(bench: Bench, tmp_path: Path):
     (tmp_path / "file").write_text("x")
     for store in (tmp_path / "file", tmp_path / "file" / "store"):
         done = bench("run", SMOKE, "--store", store)
-        assert_refused(done, "the store cannot be written", "choose another --store")
+        assert_refused(done, "cannot be read: not a directory", "choose another --store")
     assert_refused(bench("ls", "--store", tmp_path / "none"), "there is no store")
     assert_refused(bench("report", SMOKE, "--store", tmp_path / "none"), "there is no store")
 
