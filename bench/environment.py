@@ -68,14 +68,15 @@ def processor() -> dict[str, Any]:
 def use(isa: str) -> None:
     """Make the libraries of this process, and of those it starts, compute with instructions `isa`.
 
-    The libraries read the variables once, when they are loaded: a command that has loaded them
-    begins anew. A variable that is set already stays; `maect.parallel.require_avx2` finds out
-    whether the libraries comply.
+    The libraries read the variables once, when they are loaded: a command that has loaded numpy
+    with more than AVX2 begins anew. A variable that is set already stays;
+    `maect.parallel.require_avx2` finds out whether the libraries comply.
     """
     missing = {} if isa == "native" else {k: v for k, v in AVX2.items() if k not in os.environ}
     os.environ.update(missing)
     own = sys.modules["__main__"].__spec__
-    if missing and own is not None and own.name == "bench.__main__" and "numpy" in sys.modules:
+    late = "numpy" in sys.modules and "avx512f" in processor()["isa"]  # else nothing is lost yet
+    if missing and late and own is not None and own.name == "bench.__main__":
         os.execv(sys.executable, sys.orig_argv)
 
 
