@@ -11,7 +11,7 @@ if (
 
 import shlex
 
-from bench import signals
+from bench.run import signals
 
 if __name__ == "__main__":
     signals.catch()  # first of all: the imports take a second

@@ -9,8 +9,9 @@ import shlex
 import sys
 from typing import Any, NoReturn
 
-from bench import signals, terminal
+from bench.commands import terminal
 from bench.errors import USAGE, UserError, short, suggestion, written
+from bench.run import signals
 from maect.datasets import DataError
 
 #: command -> the module that has its `declare(parser)` and `run(options)`, and what it is for

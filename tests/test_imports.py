@@ -21,11 +21,10 @@ RAY = {"bench.run.cluster", "bench.run.tune"}
 #: rooms of bench/ from the bottom up; a module imports from lower rooms and its own only
 ROOMS = [
     {"errors", "environment"},
-    {"signals"},
     {"suite", "store"},
     {"plan"},
     {"run", "report"},
-    {"commands", "terminal"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

@@ -32,8 +32,9 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's banner ignores verbos
 import ray  # not ray.train: this module starts Ray, and what trains is imported meanwhile
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from bench import environment, signals
+from bench import environment
 from bench.errors import MachineError, UserError
+from bench.run import signals
 from bench.run.mailbox import Alive, Event, GroupEnded, Mailbox
 from bench.run.task import Task
 from bench.store.store import Store

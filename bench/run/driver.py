@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bench import environment, signals
+from bench import environment
 from bench.errors import INTERRUPTED, STAGE_FAILED, MachineError, UserError
 from bench.plan import estimate, status
 from bench.plan.stage import Plan, Stage
-from bench.run import mailbox, recovery, scheduler
+from bench.run import mailbox, recovery, scheduler, signals
 from bench.run.budget import Spent
 from bench.run.progress import Display
 from bench.run.scheduler import RunState

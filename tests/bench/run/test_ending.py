@@ -15,9 +15,11 @@ import pytest
 from bench_helpers import ROOT, SMOKE, command, environment
 
 CODES = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143}
-BEGIN = (
-    "import signal, subprocess, sys, threading, time\nfrom bench import signals\nsignals.catch()\n"
-)
+BEGIN = """
+import signal, subprocess, sys, threading, time
+from bench.run import signals
+signals.catch()
+"""
 END = """
 except KeyboardInterrupt:
     print("said how to go on", flush=True)
