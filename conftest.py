@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # a job in the background ignores Ctrl-C, and the commands that tests start would inherit that
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            default = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if default else signal.SIG_DFL)
     config.addinivalue_line("markers", "needs(*programs): one of these must be on the PATH")
     if not config.getoption("regression_benchmarks"):
         config.option.benchmark_disable = True
