@@ -76,8 +76,7 @@ class Store:
         try:
             self.root = root.expanduser().resolve()
             for path in self.root.iterdir():
-                if path.name != "reports":  # `report` looks at its own folder
-                    _refuse_link(path)
+                _refuse_link(path)
         except FileNotFoundError:
             return
         except (OSError, RuntimeError, ValueError) as error:

@@ -194,6 +194,7 @@ PLACES = (
     "store.json",
     "lock",
     "damaged",
+    "reports",
     "runs",
     "stages",
     "stages/KEY",
@@ -234,7 +235,7 @@ def test_a_link_is_refused_and_what_it_leads_to_is_left_alone(
         assert "link" in done.err or place.endswith("checkpoints")
 
 
-@pytest.mark.parametrize("place", ["store.json", "lock", *PLACES[6:7], *PLACES[10:]])
+@pytest.mark.parametrize("place", ["store.json", "lock", "stages/KEY/artifact.bin", PLACES[-1]])
 def test_a_fifo_hangs_no_command(place: str, store: Store, bench: Bench) -> None:
     key = mae_of(store).key
     path = store.root / place.replace("KEY", key)
