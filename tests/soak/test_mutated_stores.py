@@ -67,7 +67,7 @@ def test_a_mutated_store_is_told_of(
     for mutate in mutations:
         with suppress(OSError, LookupError, ValueError):  # there may be nothing left of its kind
             mutate(root, outside, chance)
-    keys = [path.name for path in (example / "stages").iterdir()]
+    keys = sorted(path.name for path in (example / "stages").iterdir())
     as_json = ["--json"] * chance.randrange(2)
     here = ("--store", root)
     with unchanged(outside):
