@@ -65,8 +65,10 @@ def require_avx2(*, intel: bool) -> None:
 
 
 def _numpy_has_avx512() -> bool:
-    features = np._core._multiarray_umath.__cpu_features__  # type: ignore[attr-defined]
-    return any(has for name, has in features.items() if name.startswith(("AVX512", "X86_V4")))
+    """Return whether numpy chooses kernels beyond AVX2."""
+    inside = np._core._multiarray_umath  # type: ignore[attr-defined]
+    beyond = [n for n in inside.__cpu_dispatch__ if n.startswith(("AVX512", "X86_V4"))]
+    return any(inside.__cpu_features__[name] for name in beyond)
 
 
 def _mkl_branch() -> int | None:

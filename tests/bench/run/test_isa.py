@@ -86,4 +86,7 @@ def test_the_smoke_suite_gives_the_committed_bits(smoke):
         for record in completed(smoke.store).values()
         for name, file in record["files"].items()
     }
+    differ = [name for name, sha in known["files"].items() if found.get(name) != sha]
+    if here.processor()["isa"] not in [ran["isa"] for ran in known["ran on"]]:
+        pytest.skip(f"{len(differ)} of {len(found)} differ on {here.processor()}, the first to run")
     assert found == known["files"]
