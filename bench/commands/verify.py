@@ -35,6 +35,7 @@ from bench.store.record import QUANTITIES, Record, Run, parsed
 from bench.store.store import Store
 from bench.suite.evaluations import Evaluation
 from maect import evals
+from maect.datasets.splits import selection_rows
 from maect.files import digest
 from reports.display import plural
 from reports.tables.build import build_tables
@@ -58,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
     """Print what was verified and what does not fit. Return the exit code."""
     store = common.existing(options.store)
     plan = common.planned(options, store, keep_stale=True)
+    if options.rerun is not None:
+        use(plan.suite.isa)
     found = verify(plan, store, options.rerun)
     print(json.dumps(vars(found), indent=1) if options.json else _text(found, plan))
     for mismatch in found.mismatches:
@@ -241,15 +244,15 @@ def _check_metrics(stage: Stage, record: Record, store: Store, found: Verified) 
 
 
 def _labels(stage: Stage, store: Store) -> np.ndarray | None:
-    """Return labels of the reported split as the features stage has them."""
-    features = stage.inputs["features"]
+    """Return labels of the reported images as the features stage has them."""
+    features, split = stage.inputs["features"], stage.settings["split"]
     try:
         path = regular(store.folder(features.key) / "features.safetensors")
         with safe_open(path, framework="numpy") as file:
-            labels: np.ndarray = file.get_tensor(f"{stage.settings['split']}_y")
+            labels: np.ndarray = file.get_tensor(f"{split}_y")
     except (OSError, SafetensorError, KeyError):
         return None  # told of as a file that is missing or damaged
-    return labels
+    return labels[selection_rows(split, len(labels)).get("test", slice(None))]
 
 
 def _check_cells(
@@ -310,7 +313,6 @@ class _Scratch(Store):
 
 def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> None:
     """Run one stage in this process, on the stored artifacts of its inputs, and compare."""
-    use(stage.settings["numerics"]["isa"])
     from bench.run.task import StageFailed, Task
     from bench.run.worker import run_task
 

@@ -178,8 +178,8 @@ def sampling_error(facts: Facts, column: Column, cell: Cell) -> tuple[float, str
     if column.unit != "%" or "accuracy" not in metric or not cell.valued or cell.mean is None:
         return None
     record = facts.record(cell.keys[0])
-    split = str(lookup(record, "protocol", "split") or "test")
-    images = lookup(record, "data", "counts", split)
+    split = str(lookup(record, "protocol", "split") or "test").partition(",")[0]
+    images = lookup(record, "protocol", "test_images") or lookup(record, "data", "counts", split)
     if not isinstance(images, int) or images < 1 or not 0 < cell.mean < 100:
         return None
     return math.sqrt(cell.mean * (100 - cell.mean) / images), plural(images, f"{split} image")

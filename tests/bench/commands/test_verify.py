@@ -61,6 +61,14 @@ def test_a_sound_store_verifies(verify):
     assert (found["metrics"], found["predictions"], found["cells"]) == (14, 2000, 4)
 
 
+def test_a_report_on_half_of_the_selection_split_verifies(bench, tmp_path: Path):
+    sets = ("report_on=selection",)
+    store = fill_store(tmp_path / "store", only="raw pixels", sets=sets)
+    done = bench("verify", SMOKE, "--seeds", 1, "--store", store.root, "--set", *sets)
+    assert (done.code, done.err) == (0, "")
+    assert "from 200 predictions" in done.out  # k-NN and the probe, on 100 images each
+
+
 def test_a_changed_prediction_is_named(verify, root):
     change_predictions(root, "MAE knn, seed 0")
     done = verify()

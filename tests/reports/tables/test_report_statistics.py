@@ -149,6 +149,17 @@ def test_sampling_error_of_the_test_images_is_told_apart() -> None:
     assert page.count("(500 test images)</td>") == 12
 
 
+def test_sampling_error_is_of_the_images_that_were_reported_on() -> None:
+    view = full_view()
+    half = {"split": "selection, the half that chose nothing", "test_images": 100}
+    for told in view.records.values():
+        told["protocol"] |= half
+    said = " ".join(findings(build_tables(view)[0], Facts(view)))
+    # raw pixels: sqrt(96.6 x 3.4 / 100) = 1.81
+    assert "100 selection images. Their own sampling error" in said
+    assert "one standard error is 1.8 points at 96.6 %" in said
+
+
 def test_seeds_that_share_an_ancestor_are_named() -> None:
     stages, metrics = [], []
     for seed in (0, 1):
