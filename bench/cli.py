@@ -10,7 +10,7 @@ import sys
 from typing import Any, NoReturn
 
 from bench.commands import terminal
-from bench.errors import USAGE, UserError, short, suggestion, written
+from bench.errors import USAGE, UserError, reason, short, suggestion, written
 from bench.run import signals
 from maect.datasets import DataError
 
@@ -65,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"error: {_reason(error)}", file=sys.stderr)
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {where}{reason(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"interrupted. To continue: {line}", file=sys.stderr)
         return signals.code()
@@ -97,9 +98,3 @@ def _command(given: list[str], line: str) -> int:
     options = added[given[0]].parse_args(given[1:])
     options.name, options.command_line = given[0], line
     return int(module.run(options))
-
-
-def _reason(error: OSError) -> str:
-    """Return in a sentence what the system refused, and of which file."""
-    reason = (error.strerror or str(error)).lower()
-    return reason if error.filename is None else f"{error.filename}: {reason}"

@@ -49,6 +49,13 @@ def short(text: str, most: int = SHOWN) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def reason(error: Exception) -> str:
+    """Return why something went wrong, in a few words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return which of the known words was meant, if any; capitals count for nothing."""
     lower = {name.lower(): name for name in sorted(known, reverse=True)}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import UserError, nearest_file, printable, short
+from bench.errors import UserError, nearest_file, printable, reason, short
 
 if TYPE_CHECKING:
     from bench.plan.stage import Plan
@@ -58,8 +58,7 @@ def path(text: str) -> Path:
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass  # each command tells what it misses
     except (OSError, ValueError) as error:  # a link that loops, a name that no file can have
-        reason = getattr(error, "strerror", None) or str(error)
-        raise argparse.ArgumentTypeError(f"'{short(text)}': {reason.lower()}") from None
+        raise argparse.ArgumentTypeError(f"'{short(text)}': {reason(error)}") from None
     if not text or expanded.startswith("~"):
         message = "is no path" if not text else "there is no such home folder"
         raise argparse.ArgumentTypeError(f"'{short(text)}': {message}")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO
 
-from bench.errors import written
+from bench.errors import reason, written
 
 
 class Stream:
@@ -53,8 +53,7 @@ class Stream:
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-            why = (error.strerror or str(error)).lower()
-            print(f"the output could not be written: {why}", file=sys.stderr)
+            print(f"the output could not be written: {reason(error)}", file=sys.stderr)
 
 
 def guard() -> None:

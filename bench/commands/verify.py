@@ -27,10 +27,10 @@ from safetensors.numpy import load_file
 
 from bench.commands import common
 from bench.environment import describe, use
-from bench.errors import MISMATCH, OK, UserError, printable
+from bench.errors import MISMATCH, OK, UserError, printable, reason
 from bench.plan.stage import Plan, Stage
 from bench.report.frames import build_view
-from bench.store.files import read_json, reason, regular
+from bench.store.files import read_json, regular
 from bench.store.record import QUANTITIES, Record, Run, parsed
 from bench.store.store import Store
 from bench.suite.evaluations import Evaluation

@@ -15,10 +15,10 @@ import yaml
 from pydantic import TypeAdapter
 
 from bench import environment
+from bench.errors import reason
 from bench.plan.planner import schedule
 from bench.plan.stage import Plan, Row, Stage, unusual
 from bench.plan.status import UNTRIED
-from bench.store.files import reason
 from bench.store.record import Cost, Curves, Failure, Record
 from bench.store.store import Store
 from bench.suite.evaluations import column_id

@@ -11,7 +11,7 @@ from errno import EISDIR
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from bench.errors import UserError, printable
+from bench.errors import UserError, printable, reason
 from bench.plan.planner import make_plan
 from bench.plan.stage import Plan
 from bench.report.frames import build_view
@@ -105,8 +105,8 @@ class _Files:
         try:
             yield
         except OSError as error:
-            why = (error.strerror or str(error)).lower()
-            self.refused = f"{path} cannot be written ({why}); name another place: --output PATH"
+            self.refused = f"{path} cannot be written ({reason(error)}); name another place: "
+            self.refused += "--output PATH"
             if self.asked:
                 raise UserError(self.refused) from None
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UserError
+from bench.errors import UserError, reason
 from maect import files
 
 #: bytes that a JSON file of a store may have
@@ -47,13 +47,6 @@ def _shallow(value: Any, levels: int) -> bool:
     if not isinstance(value, (dict, list)):
         return True
     return levels > 0 and all(_shallow(item, levels - 1) for item in inner)
-
-
-def reason(error: Exception) -> str:
-    """Return why something went wrong, in a few words."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -29,11 +29,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UserError
+from bench.errors import UserError, reason
 from bench.store.files import (
     iso,
     read_json,
-    reason,
     regular,
     store_error,
     tail,

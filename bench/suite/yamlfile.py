@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from bench.errors import UserError, short
+from bench.errors import UserError, reason, short
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 20_000
@@ -113,8 +113,7 @@ def _text(path: Path) -> str:
             raise UserError(f"is larger than {MAX_BYTES} bytes, so no suite file", file=path)
         data = path.read_bytes()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot be read: {reason}; check the path", file=path) from None
+        raise UserError(f"cannot be read: {reason(error)}; check the path", file=path) from None
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
