@@ -32,6 +32,14 @@ def bench(capsys: pytest.CaptureFixture[str]) -> Bench:
 
 
 @pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    store = Store(tmp_path / "store")
+    store.create()
+    return store
+
+
+@pytest.fixture
 def plan_of(tmp_path: Path) -> Callable[..., Plan]:
     """The plan of a suite over an empty store."""
 

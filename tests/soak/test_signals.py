@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,16 +71,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
         out, err = process.communicate(timeout=RUN_S)
     assert process.returncode == 0, (out, err)
     return Run(time.monotonic() - began, artifacts(store))
-
-
-@pytest.fixture(autouse=True)
-def signals_as_a_terminal_has_them() -> Iterator[None]:
-    """Ignored signals would be inherited: tests may run under `nohup`."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in CODES}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.slow

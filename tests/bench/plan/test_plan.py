@@ -311,13 +311,6 @@ def test_a_search_that_goes_by_results_sees_the_selection_split_only(plan_of, tm
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "store")
-    store.create()
-    return store
-
-
-@pytest.fixture
 def chain(plan_of, store: Store) -> list[Stage]:
     """MAE, head and tuning of one row, all complete in the store."""
     stages = row_of(plan_of(), "MAE-CT").chain

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from bench_helpers import SMOKE, write_record
@@ -22,13 +21,6 @@ from bench.store.store import Store
 from bench.suite.load import load_suite
 
 HOUR = 3600.0
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "store")
-    store.create()
-    return store
 
 
 @pytest.fixture

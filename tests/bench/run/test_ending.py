@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -46,16 +45,6 @@ DOING = {
         "    time.sleep(60)"
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def signals_as_a_terminal_has_them() -> Iterator[None]:
-    """Ignored signals would be inherited: tests may run under `nohup`."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in CODES}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def python(script: str) -> subprocess.Popen[str]:

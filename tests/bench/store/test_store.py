@@ -27,13 +27,6 @@ from maect.files import digest
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "store")
-    store.create()
-    return store
-
-
-@pytest.fixture
 def plan(store: Store) -> Plan:
     return make_plan(load_suite(SMOKE, seeds=1), store)
 
