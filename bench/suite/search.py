@@ -11,7 +11,6 @@ from bench.errors import short
 from bench.suite.messages import Place, check, fault, require, shown
 from bench.suite.schema import Choice, Choices, SearchSettings
 from bench.suite.yamlfile import Map
-from maect.settings import TRAINING_STAGES
 from maect.streams import Stream
 
 #: more cells than this are a slip of the keyboard
@@ -28,9 +27,6 @@ def of_profile(search: SearchSettings | None, tree: Map, profile: str) -> Search
     own = tree["profiles"][profile].get("search")
     if own is None:
         return search
-    if not isinstance(own, Map):
-        message = "'search' should be a mapping, e.g. {grid: {tune.topk: [1, 5]}}"
-        raise fault(message, tree, ("profiles", profile, "search"))
     merged = Map(*own.place)
     for part in (tree.get("search"), own):
         if isinstance(part, Map):
@@ -112,10 +108,6 @@ def _problem(path: str, value: Any, named: bool, before: list[Any]) -> str | Non
         return f"{shown(value)} stands twice; keep one"
     if path == "augment" and not isinstance(value, str):
         return f"{shown(value)} is no pipeline; write the names of pipelines"
-    if path == "stages":
-        known = isinstance(value, list) and {*map(str, value)} <= {*TRAINING_STAGES}
-        if not known:
-            return f"{shown(value)} is no list of stages; write e.g. [mae, head, tune]"
     return None
 
 

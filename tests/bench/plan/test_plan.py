@@ -260,7 +260,7 @@ def test_a_random_search_draws_its_cells_once_and_for_all(plan_of, tmp_path: Pat
 
 def explored(tmp_path: Path, plan_of) -> Plan:
     path = searched(tmp_path, "  asha: true\n  grid: {tune.topk: [1, 2, 3]}\n")
-    return plan_of(path, seeds=2, sets=["report_on=selection"])
+    return plan_of(path, seeds=2)
 
 
 def test_what_a_search_left_out_stays_out(plan_of, tmp_path: Path):
@@ -306,20 +306,23 @@ def test_what_a_search_left_out_stays_out(plan_of, tmp_path: Path):
     reasons = {s["reason"] for s in view.stages.to_dicts() if s["status"] == "pruned"}
     assert reasons == {"stopped after 1 of 2 seeds by ASHA, others did better"}
     # another search, even one with a seed more, decides for itself
-    other = load_suite(plan.suite.path, seeds=3, sets=["report_on=selection"])
+    other = load_suite(plan.suite.path, seeds=3)
     assert make_plan(other, store).with_status("pruned") == []
 
 
-def test_a_search_that_goes_by_results_sees_the_selection_split_only(plan_of, tmp_path: Path):
+def splits(plan: Plan) -> set[str]:
+    return {s.settings["split"] for s in plan.stages.values() if s.kind == "knn"}
+
+
+def test_a_search_compares_on_the_selection_split_unless_told_otherwise(plan_of, tmp_path: Path):
+    """One that goes by results must not be told otherwise."""
+    assert splits(plan_of()) == {"test"}
+    assert splits(plan_of(SWEEP, profile="tiny")) == {"selection"}
+    assert splits(plan_of(SWEEP, profile="tiny", sets=["report_on=test"])) == {"test"}
     plan = explored(tmp_path, plan_of)
-    splits = {s.settings["split"] for s in plan.stages.values() if s.kind == "knn"}
-    assert splits == {"selection"}
-    path = plan.suite.path
+    assert splits(plan) == {"selection"}
     with pytest.raises(UserError, match="must not see the test split"):
-        load_suite(path)
-    path.write_text(path.read_text().replace("asha: true", "asha: true\n  metric: probe"))
-    with pytest.raises(UserError, match="'evaluate' does not have"):
-        load_suite(path, sets=["report_on=selection"])
+        load_suite(plan.suite.path, sets=["report_on=test"])
 
 
 # ------------------------------------------------------------------- what the store already has
