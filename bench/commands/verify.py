@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from bench.commands import common
+from bench.commands.diff import unequal, values
 from bench.environment import describe, use
 from bench.errors import MISMATCH, OK, UserError, printable, reason
 from bench.plan.stage import Plan, Stage
@@ -232,8 +233,8 @@ def _metrics(
         if value is None:
             wrong.append(f"metric {name} cannot be derived from its predictions")
         elif not np.array_equal(metric.value, value, equal_nan=True):
-            said = f"{metric.value} in its record, {value} by its predictions"
-            wrong.append(f"metric {name} is {said}")
+            both = f"{metric.value} in its record, {value} by its predictions"
+            wrong.append(f"metric {name} is {both}")
     return values, wrong
 
 
@@ -279,8 +280,7 @@ def _rerun(plan: Plan, store: Store, pattern: str, found: Verified) -> None:
     chosen = [
         stage
         for stage in plan.stages.values()
-        if stage.record is not None
-        and (fnmatchcase(stage.title, pattern) or fnmatchcase(stage.kind, pattern))
+        if stage.record and any(fnmatchcase(name, pattern) for name in (stage.title, stage.kind))
     ]
     if not chosen:
         kinds = ", ".join(sorted({s.kind for s in plan.stages.values()}))
@@ -309,14 +309,12 @@ def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> N
 
     for name, source in stage.inputs.items():
         if source.record is None or store.damage(source.state):
-            found.wrong(stage, [f"it cannot be run again: its '{name}' is damaged"])
-            return
+            return found.wrong(stage, [f"it cannot be run again: its '{name}' is damaged"])
     scratch.create()
     try:
         run_task(Task.of(stage), scratch, "verify", lambda event: None)
     except StageFailed as error:
-        found.wrong(stage, [f"it failed when run again: {error}"])
-        return
+        return found.wrong(stage, [f"it failed when run again: {error}"])
     again = scratch.state(stage.key).record
     assert again is not None and stage.record is not None
     found.rerun.append(stage.title)
@@ -329,33 +327,22 @@ def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> N
 
 def _differences(before: Record, after: Record, old: Path, new: Path) -> Iterator[str]:
     """Yield what differs between two records of a stage, whose files lie in `old` and `new`."""
-    for name in sorted(before.files.keys() | after.files.keys()):
-        if name not in before.files or name not in after.files:
-            yield f"{name} is there only {'before' if name in before.files else 'now'}"
-        elif before.files[name].sha256 != after.files[name].sha256:
-            yield f"{name} differs{_how_much(old / name, new / name)}"
-    values = {metric.name: metric.value for metric in after.metrics}
-    for metric in before.metrics:
-        if values.get(metric.name) != metric.value:
-            yield f"{metric.name} is {values.get(metric.name)}, it was {metric.value}"
+    for name, was, now in sorted(unequal(before.file_hashes, after.file_hashes)):
+        there = f"is there only {'before' if was else 'now'}"
+        yield f"{name} {_how_much(old / name, new / name) if was and now else there}"
+    for name, was, now in unequal(values(before), values(after)):
+        yield f"{name} is {now}, it was {was}"
 
 
 def _how_much(before: Path, after: Path) -> str:
-    """Return in how many tensors two files differ and by how much at most; "" of other files."""
-    if before.suffix != ".safetensors":
-        return ""
-    try:
-        old, new = load_file(before), load_file(after)
-    except (OSError, SafetensorError):
-        return ""
-    unequal = [n for n in old if n not in new or not np.array_equal(old[n], new[n])]
-    gaps = [
-        float(np.abs(old[n].astype(np.float64) - new[n].astype(np.float64)).max())
-        for n in unequal
-        if n in new and old[n].shape == new[n].shape and old[n].size
-    ]
-    most = f", by {max(gaps):.3g} at most" if gaps else ""
-    return f" in {len(unequal)} of {len(old)} tensors{most}"
+    """Return that two files differ: in how many tensors, where both hold the same, by how much."""
+    if before.suffix == ".safetensors":
+        with suppress(OSError, SafetensorError, KeyError, ValueError):
+            old, new = load_file(before), load_file(after)
+            gaps = [np.abs(old[n].astype(float) - new[n]).max(initial=0.0) for n in old]
+            changed = sum(gap != 0 for gap in gaps)
+            return f"differs in {changed} of {len(old)} tensors, by {max(gaps):.3g} at most"
+    return "differs"
 
 
 def _why_not(stage: Stage, before: Record, after: Record) -> str:
@@ -365,11 +352,9 @@ def _why_not(stage: Stage, before: Record, after: Record) -> str:
     workers, shards = before.env.get("workers", 1), before.settings["numerics"]["shards"]
     if stage.runs_encoder and workers > 1 and shards == 1:
         changed.append(f"number of workers (was {workers}, numerics.shards is 1)")
-    if before.code.hash != after.code.hash:
-        changed.append("code")
-    if not changed:
-        return ""
-    return f" (other {', '.join(changed)} than then, so equality is not promised)"
+    changed += ["code"] * (before.code.hash != after.code.hash)
+    other = f" (other {', '.join(changed)} than then, so equality is not promised)"
+    return other if changed else ""
 
 
 # -------------------------------------------------------------------------------------------- text

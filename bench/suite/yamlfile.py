@@ -109,34 +109,34 @@ def _text(path: Path) -> str:
     try:
         if path.exists() and not path.is_file():
             raise UserError("is no file; give the path of a suite's .yaml file", file=path)
-        if path.stat().st_size > MAX_BYTES:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
             raise UserError(f"is larger than {MAX_BYTES} bytes, so no suite file", file=path)
-        data = path.read_bytes()
+        return data.decode("utf-8")
     except OSError as error:
         raise UserError(f"cannot be read: {reason(error)}; check the path", file=path) from None
-    try:
-        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError("is not UTF-8 text; save it as UTF-8", file=path, line=line) from None
 
 
 def _parse(text: str, file: str, *, lines: bool) -> Any:
+    line = None
     try:
         root = yaml.compose(text, Loader=_Loader)
+        return None if root is None else _Builder(file, lines).build(root, 0)
     except yaml.MarkedYAMLError as error:
         message, line = _complaint(error)
-        raise UserError(message, file=file, line=line if lines else None) from None
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1 if lines else None
+        line = text.count("\n", 0, error.position) + 1
         message = f"not valid YAML: the character U+{error.character:04X} is not allowed"
-        raise UserError(f"{message}; take it out", file=file, line=line) from None
+        message += "; take it out"
     except RecursionError:
-        raise UserError("nested too deeply; write it flatter", file=file) from None
+        message = "nested too deeply; write it flatter"
     except (ValueError, OverflowError):  # an escape such as "\U00110000"
         message = "not valid YAML: an escape (\\x.., \\u..) in quotes names no character"
-        raise UserError(message, file=file) from None
-    return None if root is None else _Builder(file, lines).build(root, 0)
+    raise UserError(message, file=file, line=line if lines else None)
 
 
 def _complaint(error: yaml.MarkedYAMLError) -> tuple[str, int | None]:
@@ -196,18 +196,13 @@ class _Builder:
         text = self._text(node)
         if node.style is not None:  # quoted, or a block
             return text
-        if text in _WORDS:
-            return self._finite(_WORDS[text], node)
-        found = number(text)
-        return text if found is None else self._finite(found, node)
-
-    def _finite(self, found: Any, node: yaml.ScalarNode) -> Any:
+        found = _WORDS[text] if text in _WORDS else number(text)
         if isinstance(found, int | float):
             limit = MAX_INT if isinstance(found, int) else MAX_FLOAT
             if not abs(found) <= limit:
-                shown = short(node.value)
-                raise self.fail(f"{shown} is no usable number; write a finite, smaller one", node)
-        return found
+                message = f"{short(text)} is no usable number; write a finite, smaller one"
+                raise self.fail(message, node)
+        return text if found is None and text not in _WORDS else found
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> Map:
         result = Map(*self.place(node))
@@ -260,11 +255,7 @@ def undotted(tree: Map) -> Map:
     result = Map(*tree.place)
     for key, given in tree.items():
         place = tree.places[key]
-        new = undotted(given) if isinstance(given, Map) else given
-        if "." not in key and key not in result:
-            result.put(key, new, *place)
-            continue
-        whole = overlay(key, new, place)
+        whole = overlay(key, undotted(given) if isinstance(given, Map) else given, place)
         if _clash(result, whole):
             message = f"'{short(key)}' stands twice; keep one"
             raise UserError(message, file=place[0], line=place[1])

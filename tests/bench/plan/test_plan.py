@@ -216,6 +216,37 @@ def test_each_setting_of_the_method_can_be_swept(plan_of, tmp_path: Path):
         assert changed[-1] == "tune", label
 
 
+def test_released_weights_can_be_set_and_swept(plan_of, tmp_path: Path):
+    """For the rows that name no start themselves."""
+    files = [tmp_path / "one.pth", tmp_path / "other.pth"]
+    for file in files:
+        file.write_text(file.name)
+    plan = plan_of(sets=[f"init={files[0]}"])
+    for name, start in (
+        ("raw pixels", "init"),
+        ("random encoder", "init"),
+        ("NNCLR without MAE", "init"),
+        ("MAE", "weights"),
+        ("MAE-CT", "weights"),
+    ):
+        assert start in next(row_of(plan, name).stages()).settings, name
+    grid = f"  grid: {{init: {{one: {files[0]}, other: {files[1]}}}}}\n"
+    plan = plan_of(searched(tmp_path, grid), seeds=1)
+    names = ["MAE-CT init=one", "MAE-CT init=other"]
+    weights = [row_of(plan, name).chain[0].settings["weights"] for name in names]
+    assert [*plan.suite.variants] == names
+    assert len({*weights}) == 2
+
+
+def test_a_profile_may_do_without_a_row_or_give_it_another_chain(plan_of, tmp_path: Path):
+    path, text = tmp_path / "suite.yaml", SMOKE.read_text()
+    own = "    variants: {MAE-CT_aug: null, MAE-CT: {stages: [mae, tune]}}\n"
+    path.write_text(text.replace("    numerics:", f"{own}    numerics:"))
+    plan = plan_of(path)
+    assert "MAE-CT_aug" not in plan.suite.variants
+    assert [stage.kind for stage in row_of(plan, "MAE-CT").chain] == ["mae", "tune"]
+
+
 def test_a_named_choice_may_change_several_settings(plan_of, tmp_path: Path):
     grid = "    model: {small: {dim: 16}, deep: {depth: 3, dim: 48}}\n"
     plan = plan_of(searched(tmp_path, f"  grid:\n{grid}"), seeds=1)
