@@ -16,7 +16,6 @@ from pydantic import TypeAdapter
 
 from bench import environment
 from bench.errors import reason
-from bench.plan.planner import schedule
 from bench.plan.stage import Plan, Row, Stage, unusual
 from bench.plan.status import UNTRIED
 from bench.store.record import Curves, Failure, Record
@@ -243,21 +242,13 @@ def _parameters(model: ModelSettings, channels: int) -> float:
 
 def _matched_notes(plan: Plan) -> Iterator[str]:
     """Yield how many steps each compute-matched row was given, and why."""
-    for name, variant in plan.suite.variants.items():
-        row = next((r for r in plan.rows if r.variant.name == name), None)
-        if variant.match_compute is None or row is None:
-            continue
-        (stage,) = row.chain
-        total = stage.steps or 0
-        if stage.kind == "mae":
-            base = schedule(variant, "mae", plan.data).steps
-            text = f"an MAE trained for {total} steps in one go, its own {base} and "
-            text += f"{total - base} more, which cost as many FLOPs as the head and tuning stages"
-        else:
-            text = f"contrastive training without MAE for {total} steps, which cost as many FLOPs "
-            text += "as all stages"
-        counted = "(counted from the settings, rounded up)"
-        yield f"{name}: {text} of {variant.match_compute} {counted}."
+    for row in {row.variant.name: row for row in plan.rows}.values():
+        if row.variant.match_compute is not None:
+            (stage,) = row.chain
+            own = "pretraining" if stage.kind == "mae" else "contrastive training without MAE"
+            cost = f"as many FLOPs as all stages of {row.variant.match_compute}"
+            counted = "counted from the settings, rounded up"
+            yield f"{row.variant.name}: {own} for {stage.steps} steps: {cost} ({counted})."
 
 
 # ------------------------------------------------------------------------------------------- frames

@@ -12,7 +12,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from bench.errors import UserError, nearest_file, short, suggestion
+from bench.errors import UserError, short, suggestion
 from bench.suite import rules
 from bench.suite.evaluations import declare_all
 from bench.suite.messages import check, fault, require
@@ -62,7 +62,7 @@ def load_suite(
 
 def _with_profiles(path: Path) -> Map:
     """Return the file's content, `profiles_from` filled in."""
-    tree = load(_existing(path))
+    tree = load(path)
     names, sources = tree.get("profiles_from"), [tree]
     for name in names if isinstance(names, list) else [names] if isinstance(names, str) else []:
         source = path.parent / str(name)
@@ -75,20 +75,6 @@ def _with_profiles(path: Path) -> Map:
             inherited.put("profiles", profiles, *profiles.place)
         sources.insert(-1, inherited)
     return merge(*sources)
-
-
-def _existing(path: Path) -> Path:
-    """Return `path`. Raises `UserError` where there is no such file."""
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except OSError:
-        return path  # who reads it tells why it cannot be read
-    else:
-        return path
-    near = nearest_file(path, Path("suites"), path.parent / "suites", pattern="*.y*ml")
-    raise UserError(f"there is no suite file '{short(str(path), 240)}'{near}")
 
 
 def parse_set(text: str) -> Map:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from bench.errors import UserError, reason, short
+from bench.errors import UserError, nearest_file, reason, short
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 20_000
@@ -70,17 +70,6 @@ class Seq(list[Any]):
         self.places: list[Place] = []
 
 
-class _Loader(yaml.SafeLoader):
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
-        tag = getattr(event, "tag", None)
-        if tag is not None:
-            problem = f"the tag '{short(tag)}' is not allowed; write plain values"
-            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
-        node: yaml.Node | None = super().compose_node(parent, index)
-        return node
-
-
 def load(path: Path) -> Map:
     """Return the mapping a YAML file holds. Raises `UserError` naming file and line."""
     value = _parse(_text(path), str(path), lines=True)
@@ -114,6 +103,9 @@ def _text(path: Path) -> str:
         if len(data) > MAX_BYTES:
             raise UserError(f"is larger than {MAX_BYTES} bytes, so no suite file", file=path)
         return data.decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        near = nearest_file(path, Path("suites"), path.parent / "suites", pattern="*.y*ml")
+        raise UserError(f"there is no suite file '{short(str(path), 240)}'{near}") from None
     except OSError as error:
         raise UserError(f"cannot be read: {reason(error)}; check the path", file=path) from None
     except UnicodeDecodeError as error:
@@ -124,8 +116,7 @@ def _text(path: Path) -> str:
 def _parse(text: str, file: str, *, lines: bool) -> Any:
     line = None
     try:
-        root = yaml.compose(text, Loader=_Loader)
-        return None if root is None else _Builder(file, lines).build(root, 0)
+        return _Reader(text, file, lines).read()
     except yaml.MarkedYAMLError as error:
         message, line = _complaint(error)
     except yaml.reader.ReaderError as error:
@@ -157,15 +148,30 @@ def _complaint(error: yaml.MarkedYAMLError) -> tuple[str, int | None]:
     return f"not valid YAML: {problem}; {cure}", line
 
 
-class _Builder:
-    """Turns YAML nodes into values. Raises `UserError` past the limits."""
+class _Reader(yaml.SafeLoader):
+    """Turns YAML text into values that know their places. Raises `UserError` past the limits."""
 
-    def __init__(self, file: str, lines: bool) -> None:
-        self.file, self.lines = file, lines
+    def __init__(self, text: str, file: str, numbered: bool) -> None:
+        super().__init__(text)
+        self.file, self.numbered = file, numbered
         self.count = self.size = 0
 
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            problem = f"the tag '{short(tag)}' is not allowed; write plain values"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+    def read(self) -> Any:
+        """Return the value of the only document, or None where there is none."""
+        root = self.get_single_node()
+        return None if root is None else self.build(root, 0)
+
     def place(self, node: yaml.Node) -> Place:
-        return self.file, node.start_mark.line + 1 if self.lines else None
+        return self.file, node.start_mark.line + 1 if self.numbered else None
 
     def fail(self, message: str, node: yaml.Node) -> UserError:
         return UserError(message, file=self.file, line=self.place(node)[1])
@@ -213,7 +219,7 @@ class _Builder:
             if key == "<<":
                 raise self.fail("merge keys (<<) are not supported; write the values out", key_node)
             if key in result:
-                first = f" (first on line {result.places[key][1]})" if self.lines else ""
+                first = f" (first on line {result.places[key][1]})" if self.numbered else ""
                 raise self.fail(f"'{short(key)}' stands twice{first}; keep one", key_node)
             result.put(key, self.build(value_node, depth + 1), *self.place(key_node))
         return result
