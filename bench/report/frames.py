@@ -39,7 +39,7 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
     problems = [problem for stage in plan.stages.values() for problem in stage.state.problems]
     runs = store.runs(problems)
     metrics = _frame((metric for row in rows for metric in _metric_rows(row)), METRICS)
-    mixed = _mixed_tokens(plan)
+    columns, mixed = _columns(plan)
     # of a stage without a result, the newest attempt
     shown = {key: one.record or one.newest for key, one in told.items()}
     return SuiteView(
@@ -47,7 +47,7 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
         title=suite.title,
         profile=suite.profile,
         scale=scale(plan),
-        notes=[*suite.notes, *_notes(plan)],
+        notes=[*suite.notes, *_notes(plan, told_apart=bool(mixed))],
         seeds=suite.seeds,
         variants=[name for name in suite.variants if name not in untried],
         tables=[table.resolved() for table in suite.tables],
@@ -67,7 +67,7 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
             if (run.suite, run.profile) == (suite.name, suite.profile)
         ],
         cells=_cells(plan),
-        columns=_column_heads(plan, mixed),
+        columns=columns,
         gallery=_gallery(plan, store, problems),
         problems=problems,
     )
@@ -148,10 +148,10 @@ def _untried(plan: Plan) -> set[str]:
     return {row.variant.name for row in plan.rows} - tried
 
 
-def _notes(plan: Plan) -> Iterator[str]:
-    """Yield sentences on matched rows, the search and unusual images."""
+def _notes(plan: Plan, *, told_apart: bool) -> Iterator[str]:
+    """Yield sentences on matched rows, the tokens of rows, the search and unusual images."""
     yield from _matched_notes(plan)
-    if _mixed_tokens(plan):
+    if told_apart:
         rows: dict[str, list[str]] = defaultdict(list)
         for name, variant in plan.suite.variants.items():
             rows[POOLS[variant.row.model.pool]] += [name] * (variant.init != "pixels")
@@ -352,30 +352,25 @@ def _metric(evaluation: str, metric: Metric) -> dict[str, Any]:
     return found | {"evaluation": evaluation, "metric": found.pop("name")}
 
 
-def _mixed_tokens(plan: Plan) -> dict[str, str]:
-    """Return the labels of columns whose rows read different tokens: what they share, and that."""
-    pools, shared = defaultdict(set), dict[str, list[str]]()
+def _columns(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Return what each column measures, for tables whose cells are all still open.
+
+    Second come the labels of columns whose rows read different tokens, which say so.
+    """
+    columns: dict[str, dict[str, Any]] = {}
+    pools = defaultdict(set)
     for variant in plan.suite.variants.values():
-        for name, evaluation in variant.evaluations.items() if variant.init != "pixels" else ():
+        for name, evaluation in variant.evaluations.items():
             for column, metric in evaluation.columns(name).items():
-                pools[column].add(evaluation.pool or variant.row.model.pool)
-                words = metric.label.split(", ")
-                shared[column] = [word for word in shared.get(column, words) if word in words]
-    return {
-        column: ", ".join([*words, "tokens by row"])
-        for column, words in shared.items()
-        if len(pools[column]) > 1
-    }
-
-
-def _column_heads(plan: Plan, mixed: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Return what each column measures, for tables whose cells are all still open."""
-    return {
-        column: _metric(name, metric) | {"label": mixed.get(column, metric.label)}
-        for variant in plan.suite.variants.values()
-        for name, evaluation in variant.evaluations.items()
-        for column, metric in evaluation.columns(name).items()
-    }
+                columns[column] = _metric(name, metric)
+                if variant.init != "pixels":
+                    pools[column].add(POOLS[evaluation.pool or variant.row.model.pool])
+    mixed = {}
+    for column, tokens in pools.items():
+        if len(tokens) > 1:
+            words = [word for word in columns[column]["label"].split(", ") if word not in tokens]
+            columns[column]["label"] = mixed[column] = ", ".join([*words, "tokens by row"])
+    return columns, mixed
 
 
 def _curves(plan: Plan, store: Store, problems: list[str]) -> dict[str, Curves]:

@@ -25,7 +25,7 @@ from bench.suite.schema import (
     TableSettings,
     Variant,
 )
-from bench.suite.search import cells_of, of_profile, varied_by
+from bench.suite.search import cells_of, varied_by
 from bench.suite.yamlfile import Map, load, locate, merge, overlay, undotted, value
 from maect import datasets, evals
 from maect.datasets import DataError, DataInfo
@@ -108,14 +108,19 @@ class _Loader:
         for key in _OWN:
             if key in own and own.places[key][0] == str(path):  # not those of another suite
                 tree.put(key, own[key], *own.places[key])
+        if "search" in own:  # each key of it in place of the suite's
+            search = Map(*own["search"].place)
+            for part in (tree.get("search") or Map(*own.place), own["search"]):
+                for key, given in part.items():
+                    search.put(key, given, *part.places[key])
+            tree.put("search", search, *own.places["search"])
         self.spec = check(SuiteSettings, tree)
-        self.search = of_profile(self.spec.search, tree, self.profile)
         #: settings of all rows, and the profile's overlays of single ones; None: not in the profile
         self.base, self.overlays = self._settings()
 
     def suite(self, count: int | None) -> Suite:
         """Return the suite with its first `count` seeds. Raises `UserError`."""
-        spec, search = self.spec, self.search
+        spec, search = self.spec, self.spec.search
         self._check_evaluations()
         names = [name for name in spec.variants if self.overlays.get(name, {}) is not None]
         cells = cells_of(search, names, self.tree)
@@ -162,7 +167,7 @@ class _Loader:
         for key in (*_OWN, "search"):
             base.pop(key, None)
         base = undotted(base)
-        if self.search is not None and "report_on" not in base:
+        if self.spec.search is not None and "report_on" not in base:
             base.put("report_on", "selection", *locate(self.tree, ("search",)))
         for name in own:
             # a suite need not have the rows of the one that its profiles come from
@@ -180,23 +185,8 @@ class _Loader:
 
     def _variant(self, label: str, source: str, cell: Choices) -> Variant:
         """Return the row `label`: the variant `source`, changed by a cell of the search."""
-        spec, given = self.spec.variants[source], self.tree["variants"][source]
-        changes = [self.overlays.get(source), undotted(given["set"]) if spec.set else None]
-        own = merge(Map(*self.base.place), *(change for change in changes if change is not None))
-        chosen = self._chosen(cell)
-        layers = (self.base, own, *chosen.values(), *self.sets)
-        tree = merge(*layers)
-        for path, change in chosen.items():
-            if merge(tree, change) != tree:  # its label would say what is not so
-                message = f"'{short(path)}' is varied by the search and set here too; keep one"
-                raise fault(message, tree, tuple(path.split(".")))
-        if merge(tree, own, *chosen.values()) != tree:
-            self.notes.append(f"--set replaces settings that the suite gives row '{label}' alone.")
-        for name in ("init", "stages"):  # a chain of the profile's or the search's comes first
-            if name in given and (name == "init" or name not in tree):
-                tree.put(name, given[name], *given.places[name])
+        spec, tree = self.spec.variants[source], self._merged(label, source, cell)
         row = check(RowSettings, tree)
-        _check_frozen(row, tree, layers, own)
         augment = cell["augment"].value if "augment" in cell else spec.augment
         if augment != "min" or {"head", "tune"} & {*row.stages}:
             at = ("search", "grid") if "augment" in cell else ("variants", source)
@@ -214,6 +204,38 @@ class _Loader:
             raise fault(str(error), tree, ("data",)) from None
         return variant
 
+    def _merged(self, label: str, source: str, cell: Choices) -> Map:
+        """Return the settings of a row, all layers of them merged. Raises `UserError`."""
+        spec, given = self.spec.variants[source], self.tree["variants"][source]
+        changes = [self.overlays.get(source), undotted(given["set"]) if spec.set else None]
+        sets = self.sets
+        if spec.init is not None:  # neither the profile's nor `--set`'s is meant for this row
+            changes.insert(0, overlay("init", spec.init, given.places["init"]))
+            sets = [one for one in sets if "init" not in one]
+        own = merge(Map(*self.base.place), *(change for change in changes if change is not None))
+        chosen = self._chosen(cell)
+        layers = (self.base, own, *chosen.values(), *sets)
+        tree = merge(*layers)
+        for path, change in chosen.items():
+            if merge(tree, change) != tree:  # its label would say what is not so
+                message = f"'{short(path)}' is varied by the search and set here too; keep one"
+                raise fault(message, tree, tuple(path.split(".")))
+        if merge(tree, own, *chosen.values()) != tree:
+            self.notes.append(f"--set replaces settings that the suite gives row '{label}' alone.")
+        tunes = [t for layer in layers if isinstance(t := layer.get("tune"), Map)]
+        set_last = [name for t in tunes for name in _FROZEN if t.get(name) is not None][-1:]
+        # a count of this row alone is meant to go before the profile's share
+        alone = isinstance(own.get("tune"), Map) and own["tune"].get("frozen_blocks") is not None
+        tune = tree.get("tune")
+        count = tune.get("frozen_blocks") if isinstance(tune, Map) else None
+        if count is not None and set_last == ["frozen"] and not alone:
+            message = f"'tune.frozen' counts for nothing beside frozen_blocks {count}; "
+            message += "set tune.frozen_blocks to null as well"
+            raise fault(message, tree, ("tune", "frozen"))
+        if "stages" in given and "stages" not in tree:  # a profile's or a search's go before
+            tree.put("stages", given["stages"], *given.places["stages"])
+        return tree
+
     def _chosen(self, cell: Choices) -> dict[str, Map]:
         """Return what a cell of the search sets, by path, but for its variant and pipeline."""
         places = self.tree["search"]["grid"].places if cell else {}
@@ -222,14 +244,3 @@ class _Loader:
             for path, choice in cell.items()
             if path not in ("augment", "variant")
         }
-
-
-def _check_frozen(row: RowSettings, tree: Map, layers: tuple[Map, ...], own: Map) -> None:
-    """Raise `UserError` where `tune.frozen` is set last and a count of frozen blocks wins."""
-    tunes = [t for layer in layers if isinstance(t := layer.get("tune"), Map)]
-    given = [name for t in tunes for name in _FROZEN if t.get(name) is not None]
-    exempt = (own.get("tune") or {}).get("frozen_blocks") is not None  # of this row alone
-    if row.tune.frozen_blocks is not None and given[-1] == "frozen" and not exempt:
-        message = "'tune.frozen' counts for nothing beside frozen_blocks "
-        message += f"{row.tune.frozen_blocks}; set tune.frozen_blocks to null as well"
-        raise fault(message, tree, ("tune", "frozen"))

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from bench.errors import short
-from bench.suite.messages import Place, check, fault, require, shown
+from bench.suite.messages import Place, fault, require, shown
 from bench.suite.schema import Choice, Choices, SearchSettings
 from bench.suite.yamlfile import Map
 from maect.streams import Stream
@@ -17,23 +17,6 @@ from maect.streams import Stream
 MAX_CELLS = 1000
 #: cells that `random` draws from
 MAX_DRAWN_FROM = 100_000
-
-
-def of_profile(search: SearchSettings | None, tree: Map, profile: str) -> SearchSettings | None:
-    """Return the suite's search, each key that its profile has in place of the suite's.
-
-    Puts the whole into the `tree`, for messages. Raises `UserError`.
-    """
-    own = tree["profiles"][profile].get("search")
-    if own is None:
-        return search
-    merged = Map(*own.place)
-    for part in (tree.get("search"), own):
-        if isinstance(part, Map):
-            for key, value in part.items():
-                merged.put(key, value, *part.places[key])
-    tree["search"] = merged
-    return check(SearchSettings, merged, ("search",), tree)
 
 
 def cells_of(

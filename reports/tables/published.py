@@ -48,7 +48,7 @@ def field_of(facts: Facts, column: str) -> str | None:
     if known is None:
         return None
     name = f"{known['evaluation']}.{known['metric']}"
-    return next((field for field, metric in PUBLISHED["fields"].items() if metric == name), None)
+    return next((field for field, names in PUBLISHED["fields"].items() if name in names), None)
 
 
 def _plain(name: str) -> str:

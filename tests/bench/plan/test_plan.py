@@ -350,6 +350,13 @@ def test_a_search_compares_on_the_selection_split_unless_told_otherwise(plan_of,
     assert splits(plan_of()) == {"test"}
     assert splits(plan_of(SWEEP, profile="tiny")) == {"selection"}
     assert splits(plan_of(SWEEP, profile="tiny", sets=["report_on=test"])) == {"test"}
+    store = Store(tmp_path / "none")
+    for split, said in (
+        ("selection", "compared on the selection split"),
+        ("test", "printed on the test split, so 8 cells were looked at there"),
+    ):
+        plan = plan_of(SWEEP, profile="tiny", sets=[f"report_on={split}"])
+        assert said in build_view(plan, store, "").notes[-1]
     plan = explored(tmp_path, plan_of)
     assert splits(plan) == {"selection"}
     with pytest.raises(UserError, match="must not see the test split"):

@@ -15,6 +15,7 @@ from bench.plan.planner import Plan, Row, make_plan
 from bench.report.frames import build_view
 from bench.store.store import Store
 from bench.suite.load import load_suite
+from reports.tables.build import build_tables
 
 IMAGENET = ROOT / "suites" / "imagenet.yaml"
 IMAGES = 1_281_167
@@ -149,6 +150,8 @@ def test_a_column_says_where_its_rows_read_other_tokens(tmp_path: Path):
     assert "class token: MAE, MAE, compute-matched, " in base.notes[-1]
     assert "mean of patches: NNCLR without MAE, MAE-CT, MAE-CT_aug." in base.notes[-1]
     assert large.columns["knn"]["label"] == "k-NN, k=10"
+    # the published probe is of fresh crops, as this one is
+    assert "probe_augmented.published" in {column.id for column in build_tables(large)[0].columns}
 
 
 def test_the_paper_table_has_the_same_recipe(tmp_path: Path):
