@@ -30,14 +30,17 @@ from maect.files import sha256
 _NOT_IN_KEY = ("path", "train_images", "classes")
 
 
-def make_plan(suite: Suite, store: Store, *, keep_stale: bool = False, only: str = "*") -> Plan:
-    """Return the plan of the rows whose name fits `only`, with what the store already has.
+def make_plan(
+    suite: Suite, store: Store | None, *, keep_stale: bool = False, only: str = "*"
+) -> Plan:
+    """Return the plan of the rows whose name fits `only`, with what a store already has.
 
     Raises `UserError` where no row fits, a file of released weights is missing, or nothing tells
     how many training images there are.
     """
     plan = _Planner(suite).build(only)
-    assess_all(plan, store, keep_stale=keep_stale)
+    if store is not None:
+        assess_all(plan, store, keep_stale=keep_stale)
     return plan
 
 

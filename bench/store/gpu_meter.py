@@ -14,8 +14,8 @@ from __future__ import annotations
 import platform
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,18 @@ def names() -> list[str]:
         pynvml.nvmlShutdown()
 
 
-def meter(uuid: str | None, folder: Path, worker: int) -> Callable[[], None]:
-    """Begin to meter the device that a worker holds, if it is a GPU. Return what ends it."""
+@contextmanager
+def metered(uuid: str | None, folder: Path, worker: int) -> Iterator[None]:
+    """Meter the device that a worker holds, if it is a GPU, while the block runs."""
     if uuid is None:
-        return lambda: None
-    started = Meter(uuid, folder, worker)
-    started.start()
-    return started.stop
+        yield
+        return
+    meter = Meter(uuid, folder, worker)
+    meter.start()
+    try:
+        yield
+    finally:
+        meter.stop()
 
 
 class Meter:

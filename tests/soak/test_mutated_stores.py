@@ -20,7 +20,7 @@ from soak_helpers import cases, draw, told, unchanged
 from bench.errors import UserError
 from bench.plan.planner import make_plan
 from bench.plan.stage import Plan
-from bench.run.recovery import clear_damage
+from bench.run.recovery import take_over
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.files import digest
@@ -83,7 +83,7 @@ def test_a_mutated_store_is_told_of(
             store.create()
             with store.lock():
                 store.close_runs()
-                clear_damage(plan_of(store), store)
+                take_over(plan_of(store), store)
     believed = forged in mutations or fitting in mutations
     if changed(root, example, believed=believed):
         assert verified.code in (2, 3), f"{mutations}: verify finds nothing"

@@ -6,10 +6,10 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from bench.run.mailbox import Alive, Completed, Mailbox, Stepped, Waiting
+from bench.run.mailbox import Alive, Ended, Mailbox, Stepped, Waiting
 
 SHORT_S, LONG_S = 0.02, 30.0
-ALIVE = Alive(1, 0, "process 7 on here")
+ALIVE = Alive(1, "process 7 on here")
 STEP = Stepped("a", 1, 2, 0, 0.5, 10.0)
 
 
@@ -63,10 +63,10 @@ def test_steps_and_signs_of_life_wake_nobody_and_are_told_with_the_next_news() -
         waiting = asyncio.create_task(mailbox.events(LONG_S))
         await asyncio.sleep(SHORT_S)
         early = waiting.done()
-        await mailbox.tell(Completed("a"))
+        await mailbox.tell(Ended("a"))
         return early, await waiting
 
-    assert asyncio.run(steps()) == (False, [STEP, ALIVE, Completed("a")])
+    assert asyncio.run(steps()) == (False, [STEP, ALIVE, Ended("a")])
 
 
 def test_a_trial_hears_when_all_its_stages_have_ended_or_one_has_failed() -> None:

@@ -15,8 +15,7 @@ from bench_helpers import SMOKE, Bench, completed, run_bench
 from torch import Tensor
 
 from bench.plan.planner import make_plan
-from bench.run.task import StageFailed, Task
-from bench.run.worker import run_task
+from bench.run.worker import StageFailed, run_stage
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.models import build_encoder
@@ -179,4 +178,4 @@ def test_weights_changed_after_planning_are_refused(tmp_path: Path):
     plan = make_plan(load_suite(path, seeds=1), store)
     torch.save(weights() | {"cls_token": torch.ones(1, 1, 32)}, files["official"])
     with pytest.raises(StageFailed, match="its checksum differs"):
-        run_task(Task.of(plan.rows[0].features), store, "test", lambda event: None)
+        run_stage(plan.rows[0].features, store, "test", lambda event: None)

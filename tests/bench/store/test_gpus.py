@@ -57,14 +57,14 @@ print(meter.reading().model_dump_json())
 STAGE = """
 import sys, time
 from pathlib import Path
-from bench.run import attempt, worker
+from bench.run import worker
 from bench.store.record import Cost
 from bench.plan.planner import make_plan
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.stages import features
 worker._uuid = lambda device: "aaaa"
-attempt._held = lambda *given: Cost(devices=1, device_kind="gpu", device_model="Stand-in-1")
+worker._held = lambda *given: Cost(devices=1, device_kind="gpu", device_model="Stand-in-1")
 if sys.argv[3] == "fail":
     def broken(*given):
         time.sleep(0.5)
@@ -75,7 +75,7 @@ store.create()
 stages = make_plan(load_suite(Path(sys.argv[1]), seeds=1), store).stages.values()
 stage = next(s for s in stages if s.kind == "features" and not s.inputs)
 try:
-    worker.run_task(worker.Task.of(stage), store, "run", lambda event: None)
+    worker.run_stage(stage, store, "run", lambda event: None)
 except worker.StageFailed:
     assert sys.argv[3] == "fail"
 """

@@ -20,7 +20,7 @@ from bench.errors import UserError
 from bench.plan.planner import make_plan
 from bench.plan.stage import Plan, Stage
 from bench.report.frames import build_view
-from bench.run.recovery import clear_damage
+from bench.run.recovery import take_over
 from bench.store.files import write_atomic
 from bench.store.resume import StageCheckpoints
 from bench.store.store import Store
@@ -54,7 +54,7 @@ def prepare(root: Path) -> None:
     store.create()
     with store.lock():
         store.close_runs()
-        clear_damage(plan_of(store), store)
+        take_over(plan_of(store), store)
 
 
 # ------------------------------------------------------------------- what a record says of itself
