@@ -316,7 +316,7 @@ def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> N
     from bench.run.worker import StageFailed, run_stage
 
     for name, source in stage.inputs.items():
-        if source.record is None or store.damage(source.state):
+        if source.record is None or any(store.damages(source.key, source.record)):
             found.wrong(stage, f"it cannot be run again: its '{name}' is damaged")
             return
     scratch.create()

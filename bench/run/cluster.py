@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -305,10 +306,18 @@ def _start(address: str | None, cores: int, waiting: Callable[[float], None]) ->
     open_still = True
     # the parts of Ray Train import it; that takes as long as Ray takes to start
     threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
-    problem = _in_a_thread(lambda: ray.init(address or "local", **options), waiting)
-    if problem is None:
+    # in a thread, while this one hears of signals and of the time
+    began = time.monotonic()
+    starting = ThreadPoolExecutor(1).submit(ray.init, address or "local", **options)
+    while not wait([starting], timeout=0.2).done and time.monotonic() - began < START_S:
+        signals.check()
+        waiting(time.monotonic() - began)
+    if not starting.done():
+        told = f"no answer within {START_S:.0f} s; is the machine overloaded?"
+    elif problem := starting.exception():
+        told = (str(problem).strip() or repr(problem)).splitlines()[0]
+    else:
         return shared
-    told = (str(problem).strip() or repr(problem)).splitlines()[0]
     if not address:
         raise MachineError(f"Ray could not start on this machine: {told}")
     token = (
@@ -317,32 +326,6 @@ def _start(address: str | None, cores: int, waiting: Callable[[float], None]) ->
         else ". If it asks for a token, set RAY_AUTH_MODE=token"
     )
     raise UserError(f"no Ray cluster answers at {_named(address)}: {told}{token}")
-
-
-def _in_a_thread(start: Callable[[], Any], waiting: Callable[[float], None]) -> Exception | None:
-    """Return why `start` failed, or None.
-
-    It runs beside this thread, which goes on to hear of signals and of the time.
-    """
-    problem: list[Exception] = []
-    done = threading.Event()
-
-    def run() -> None:
-        try:
-            start()
-        except Exception as error:
-            problem.append(error)
-        done.set()
-        threading.Event().wait()  # the kernel ends Ray's processes with the thread that began them
-
-    began = time.monotonic()
-    threading.Thread(target=run, daemon=True).start()
-    while not done.wait(0.2):
-        signals.check()
-        waiting(time.monotonic() - began)
-        if time.monotonic() - began > START_S:
-            return TimeoutError(f"no answer within {START_S:.0f} s; is the machine overloaded?")
-    return problem[0] if problem else None
 
 
 def _folder() -> str:

@@ -158,11 +158,8 @@ def _recorded(plan: Plan, store: Store, options: RunOptions) -> Iterator[Run]:
     finally:
         run.wall_s = time.monotonic() - clock
         run.ended = iso(began + run.wall_s)
-        run.attempts = {
-            stage.key: {attempt.attempt: attempt.status for attempt in stage.state.attempts}
-            for stage in plan.stages.values()
-            if stage.state.attempts
-        }
+        states = [stage.state for stage in plan.stages.values()]
+        run.attempts = {state.key: state.statuses for state in states if state.attempts}
         store.write_run(run)
 
 
@@ -231,7 +228,7 @@ class _Driver:
         if self.options.tune:
             from bench.run import tune
 
-            self.state.held = tune.held(self.plan)
+            self.state.held = set(tune.of_cells(self.plan))
         with self.display:
             while not self.state.finished:
                 self._act(cluster)
@@ -365,8 +362,7 @@ class _Driver:
         if key is None:
             return
         stage = self.plan.stages[key]
-        self._close_running(key, "lost", f"its worker died: {why}")
-        self._assess(stage)
+        self._close_running(stage, "lost", f"its worker died: {why}")
         newest = stage.state.attempts[-1] if stage.state.attempts else None
         if stage.status == "cached":
             self._completed(stage)
@@ -413,10 +409,11 @@ class _Driver:
             self.cluster.close(finished=self.state.finished and not starting, search=self.search)
         for stage in self.plan.stages.values():
             if stage.key in self.state.begun:
-                self._close_running(stage.key, "interrupted", "the run was stopped")
-                self._assess(stage)
+                self._close_running(stage, "interrupted", "the run was stopped")
 
-    def _close_running(self, key: str, status: Status, why: str) -> None:
+    def _close_running(self, stage: Stage, status: Status, why: str) -> None:
         """Write the record of a stage's attempt in this run, at which nobody works any more."""
-        wall_s = time.monotonic() - self._began[key] if key in self._began else None
-        recovery.close_running(self.store, key, status, why, wall_s)
+        began = self._began.get(stage.key)
+        wall_s = None if began is None else time.monotonic() - began
+        recovery.close_running(self.store, stage.key, status, why, wall_s)
+        self._assess(stage)

@@ -26,10 +26,10 @@ def take_over(plan: Plan, store: Store, *, keep_stale: bool = False) -> list[str
     for stage in plan.stages.values():
         store.check_usable(stage.key)
         lines += [f"{problem}; it is left out" for problem in stage.state.problems]
-        reason = store.damage(stage.state) if stage.record is not None else None
-        if reason is not None:
-            store.set_aside(stage.state, reason)
-            lines.append(f"{stage.title}: {reason}; set aside, it is made again")
+        for problem in store.damages(stage.key, stage.record) if stage.record else ():
+            store.set_aside(stage.state, problem)
+            lines.append(f"{stage.title}: {problem}; set aside, it is made again")
+            break
     for stage in plan.stages.values() if lines else ():
         assess(stage, store, keep_stale=keep_stale)
     mark_left_out(plan, store)

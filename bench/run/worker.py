@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import time
 import traceback
 from collections.abc import Callable
@@ -84,7 +85,7 @@ def run_stage(stage: Stage, store: Store, run_id: str, tell: Tell) -> None:
         used_s = group.gather(used_s)
         if attempt is not None:
             attempt.complete(output, float(used_s.sum()))
-            store.clear_checkpoints(stage.key)
+            shutil.rmtree(store.checkpoints(stage.key), ignore_errors=True)
     except Exception as error:
         if attempt is not None:
             # what the others used, nobody knows

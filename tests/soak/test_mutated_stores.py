@@ -41,7 +41,8 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan = plan_of(store)
     (mae,) = (stage for stage in plan.stages.values() if stage.kind == "mae")
     write_record(store, mae, status="failed", run="second")
-    write_run(store, "second", suite="smoke", profile="tiny", attempts=store.listing(plan.stages))
+    statuses = {key: store.state(key).statuses for key in plan.stages}
+    write_run(store, "second", suite="smoke", profile="tiny", attempts=statuses)
     kept = store.checkpoints(mae.key) / mae.code.hash
     kept.mkdir(parents=True)
     (kept / "20.json").write_text(json.dumps({"step": 20, "sha256": "ab", "curves": {}}))

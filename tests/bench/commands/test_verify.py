@@ -211,7 +211,8 @@ def test_mistakes_are_told(verify, bench, tmp_path):
 def ended(root: Path) -> None:
     """A second run ended here: its record says what it left."""
     store = Store(root)
-    write_run(store, "second", attempts=store.listing(store.stage_keys()))
+    statuses = {key: store.state(key).statuses for key in store.stage_keys()}
+    write_run(store, "second", attempts=statuses)
 
 
 @pytest.mark.parametrize(

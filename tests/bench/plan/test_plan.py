@@ -18,7 +18,7 @@ from bench.plan.stage import Plan, Row, Stage
 from bench.plan.status import assess, search_identity
 from bench.report.frames import build_view
 from bench.run.driver import RunOptions, execute
-from bench.run.tune import Search, held
+from bench.run.tune import Search, of_cells
 from bench.store.record import Code, Cost, Run
 from bench.store.store import Store
 from bench.suite.load import load_suite
@@ -252,7 +252,7 @@ def test_what_a_search_left_out_stays_out(plan_of, tmp_path: Path):
     plan = explored(tmp_path, plan_of)
     store = Store(tmp_path / "store")
     store.create()
-    assert held(plan) == plan.stages.keys()  # no row but the cells
+    assert of_cells(plan).keys() == plan.stages.keys()  # no row but the cells
     stopped = row_of(plan, "MAE-CT topk=2", 1)
     untried = [row_of(plan, "MAE-CT topk=3", seed) for seed in (0, 1)]
     run_to_its_end = [row_of(plan, "MAE-CT topk=1", seed) for seed in (0, 1)]

@@ -116,7 +116,7 @@ def refused() -> None:
     ("start", "told"),
     [
         (refused, "Ray could not start on this machine: The current node timed out"),
-        (lambda: time.sleep(30), "Ray could not start on this machine: no answer within 1 s"),
+        (lambda: time.sleep(4), "Ray could not start on this machine: no answer within 1 s"),
     ],
     ids=["refused", "no answer"],
 )
