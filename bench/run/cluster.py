@@ -125,24 +125,18 @@ class Cluster:
 
     def start_group(self, number: int, width: int, store: Store, run_id: str) -> None:
         """Start a worker group, in a thread of its own that waits for its end."""
-        thread = threading.Thread(
-            target=self._fit, args=(number, width, store, run_id), daemon=True
-        )
-        self._groups[number] = thread
-        thread.start()
+        given = (number, width, store, run_id)
+        self._groups[number] = threading.Thread(target=self._fit, args=given, daemon=True)
+        self._groups[number].start()
 
     def _fit(self, number: int, width: int, store: Store, run_id: str) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
+        config = {"mailbox": self.mailbox, "group": number, "store": store, "run_id": run_id}
         trainer = TorchTrainer(
             _serve,
-            train_loop_config={
-                "mailbox": self.mailbox,
-                "group": number,
-                "store": store,
-                "run_id": run_id,
-            },
+            train_loop_config=config,
             scaling_config=ScalingConfig(
                 num_workers=width if self.workers else 0,
                 use_gpu=self.gpu,
@@ -182,20 +176,17 @@ class Cluster:
         began = time.monotonic()
         found: list[Event] | None = None
         try:
-            while found is None:
+            while found is None and time.monotonic() - began < patience_s + 1.0:
                 signals.check()
                 with contextlib.suppress(ray.exceptions.GetTimeoutError):
                     found = ray.get(self._asked, timeout=0.2)
-                if time.monotonic() - began > patience_s + 1.0:
-                    break
         except ray.exceptions.RayError:
             raise MachineError("Ray's mailbox process has died (killed, or no memory?)") from None
         if found is None:
             self._silent_s += time.monotonic() - began
             if self._silent_s > ANSWER_S:
-                raise MachineError(
-                    f"Ray's mailbox has not answered for {ANSWER_S:.0f} s (stopped?)"
-                )
+                told = f"Ray's mailbox has not answered for {ANSWER_S:.0f} s (stopped?)"
+                raise MachineError(told)
             return None
         self._asked, self._silent_s = None, 0.0
         for event in found:
@@ -241,13 +232,12 @@ class Cluster:
             ray.get(self.mailbox.close.remote(), timeout=JOIN_S)
         end = time.monotonic() + JOIN_S
         threads = [*self._groups.values(), *([search] if search is not None else [])]
-        while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
-            if signals.received:
+        while any(thread.is_alive() for thread in threads):
+            if signals.received or time.monotonic() > end:
                 return
             time.sleep(0.05)
-        if not any(thread.is_alive() for thread in threads):
-            ray.shutdown()
-            open_still = False
+        ray.shutdown()
+        open_still = False
 
 
 def _serve(config: dict[str, Any]) -> None:
@@ -320,12 +310,9 @@ def _start(address: str | None, cores: int, waiting: Callable[[float], None]) ->
         return shared
     if not address:
         raise MachineError(f"Ray could not start on this machine: {told}")
-    token = (
-        ""
-        if os.environ.get("RAY_AUTH_MODE")
-        else ". If it asks for a token, set RAY_AUTH_MODE=token"
-    )
-    raise UserError(f"no Ray cluster answers at {_named(address)}: {told}{token}")
+    if not os.environ.get("RAY_AUTH_MODE"):
+        told += ". If it asks for a token, set RAY_AUTH_MODE=token"
+    raise UserError(f"no Ray cluster answers at {_named(address)}: {told}")
 
 
 def _folder() -> str:

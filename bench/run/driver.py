@@ -202,7 +202,7 @@ class _Driver:
         What trains tells by its own pace, which holds after a resume too. While no group has
         started, that is waited for first.
         """
-        going = self.display.training()
+        going = self.display.training
         rest = [stage for stage in self.state.left() if stage.key not in going]
         left = estimate.remaining(
             self.plan, rest, self.state.capacity // self.state.width, sum(going.values())
@@ -231,9 +231,9 @@ class _Driver:
             self.state.held = set(tune.of_cells(self.plan))
         with self.display:
             while not self.state.finished:
-                self._act(cluster)
                 signals.check()
                 self._check_budget(cluster)
+                self._act(cluster)
                 self.display.refresh()
                 self._listen(cluster)
                 self._look_at_search(cluster)
@@ -285,10 +285,9 @@ class _Driver:
         return limits.get(held)
 
     def _check_budget(self, cluster: Cluster) -> None:
-        if self.limit is None:
-            return
-        hours = spent([self.plan.stages[key] for key in self.state.begun], self.run_id, self._began)
-        if hours >= self.limit:
+        begun = [self.plan.stages[key] for key in self.state.begun]
+        hours = spent(begun, self.run_id, self._began)
+        if self.limit is not None and hours >= self.limit:
             unit = "GPU-hours" if cluster.gpu else "core-hours"
             told = f"the budget of {self.limit:g} {unit} is spent ({hours:.4g})"
             raise Interrupted(told, INTERRUPTED)
@@ -377,7 +376,7 @@ class _Driver:
         from bench.run import tune
 
         slots = self.state.capacity // self.state.width
-        search = tune.Search(self.plan, 2 * slots, self.store, self.run_id, cluster.mailbox)
+        search = tune.Search(self.plan, 2 * slots, self.store, self.run_id, cluster)
         self.display.say(f"Ray Tune: {search.count} trials, {search.at_once} at a time")
         search.start()
         return search

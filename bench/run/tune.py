@@ -21,6 +21,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from bench.plan.stage import Plan, Row
 from bench.plan.status import UNTRIED
+from bench.run.cluster import Cluster
 from bench.run.mailbox import Wanted
 from bench.store.store import Store
 
@@ -109,7 +110,9 @@ def _trial(config: dict[str, Any], trials: list[Trial]) -> Trial:
 class Search(threading.Thread):
     """Runs the trials through a `Tuner`, beside the driver's loop."""
 
-    def __init__(self, plan: Plan, wanted: int, store: Store, run_id: str, mailbox: Any) -> None:
+    def __init__(
+        self, plan: Plan, wanted: int, store: Store, run_id: str, cluster: Cluster
+    ) -> None:
         super().__init__(daemon=True)
         assert plan.suite.search is not None
         self.plan, self.settings = plan, plan.suite.search
@@ -117,7 +120,7 @@ class Search(threading.Thread):
         chosen = self.settings.method == "optuna"
         self.count = self.settings.samples or 1 if chosen else len(self.todo)
         self.at_once = min(self.count, max(MAX_AT_ONCE, wanted))
-        self.store, self.run_id, self.mailbox = store, run_id, mailbox
+        self.store, self.run_id, self.cluster = store, run_id, cluster
         self._users = of_cells(plan)
         #: cell -> seeds that it came to
         self._seeds: dict[str, int] = {}
@@ -151,7 +154,7 @@ class Search(threading.Thread):
 
     def _tuner(self) -> tune.Tuner:
         trainable = tune.with_parameters(
-            run_trial, trials=self.todo, store=self.store, mailbox=self.mailbox
+            run_trial, trials=self.todo, store=self.store, mailbox=self.cluster.mailbox
         )
         return tune.Tuner(
             tune.with_resources(trainable, tune.PlacementGroupFactory([_HEAD])),
