@@ -384,11 +384,12 @@ class _Driver:
     def _look_at_search(self, cluster: Cluster) -> None:
         """Start the search once nothing else is left; settle what it never asked for at its end."""
         held, left = self.state.held, self.state.left()
-        if held and self.search is None and all(stage.key in held for stage in left):
+        waiting = [stage for stage in left if stage.key in held]
+        if waiting and self.search is None and waiting == left:
             self.search = self._start_search(cluster)
-        if not held or self.search is None or self.search.is_alive():
+        if not waiting or self.search is None or self.search.is_alive():
             return
-        for stage in [stage for stage in left if stage.key in held]:
+        for stage in waiting:
             why = self.search.why_failed(stage.key)
             if why:
                 self._failed(stage.key, why)

@@ -327,5 +327,5 @@ def test_a_record_nested_too_deeply_and_a_run_that_is_none_are_named(verify, roo
     (root / "runs" / "x.json").write_text("{}")
     done = verify()
     assert done.code == 3
-    assert "record.json is damaged: it is nested too deeply" in done.err
+    assert "record.json is damaged: recursion limit exceeded" in done.err
     assert "mismatch: runs/x.json is no record of a run" in done.err
