@@ -54,6 +54,8 @@ SOCKET, LONGEST = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/p
 
 #: whether Ray was begun and not shut down: then Python's own ending is not safe
 open_still = False
+#: has the thread that started Ray, which stays: with it the kernel would end Ray's processes
+_starter: ThreadPoolExecutor | None = None
 
 
 @dataclass(frozen=True)
@@ -273,7 +275,7 @@ def _start(address: str | None, cores: int, waiting: Callable[[float], None]) ->
     `cores` is what a worker group wants. Where this machine has fewer, threads share them, two to
     a core at the most: they compute the same, only slower. Return whether it comes to that.
     """
-    global open_still
+    global open_still, _starter
     own = environment.processor()["cores"]
     shared = not address and own < cores <= 2 * own
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -297,8 +299,8 @@ def _start(address: str | None, cores: int, waiting: Callable[[float], None]) ->
     # the parts of Ray Train import it; that takes as long as Ray takes to start
     threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
     # in a thread, while this one hears of signals and of the time
-    began = time.monotonic()
-    starting = ThreadPoolExecutor(1).submit(ray.init, address or "local", **options)
+    began, _starter = time.monotonic(), ThreadPoolExecutor(1)
+    starting = _starter.submit(ray.init, address or "local", **options)
     while not wait([starting], timeout=0.2).done and time.monotonic() - began < START_S:
         signals.check()
         waiting(time.monotonic() - began)
