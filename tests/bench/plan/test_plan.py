@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -317,6 +318,14 @@ def chain(plan_of, store: Store) -> list[Stage]:
     for stage in stages:
         write_record(store, stage, content=stage.kind.encode())
     return stages
+
+
+def test_a_stage_travels_without_what_the_store_holds_of_it(chain, store):
+    assessed(chain, store)
+    tune = pickle.loads(pickle.dumps(chain[2]))
+    assert chain[2].record is not None and tune.record is None
+    assert (tune.key, tune.settings) == (chain[2].key, chain[2].settings)
+    assert tune.inputs["encoder"].key == tune.inputs["head"].inputs["encoder"].key == chain[0].key
 
 
 def assessed(stages: list[Stage], store: Store, **options: bool) -> list[tuple[str, str | None]]:
