@@ -137,7 +137,7 @@ def _recorded(plan: Plan, store: Store, options: RunOptions) -> Iterator[Run]:
     """Write the run's own record at its start and at its end."""
     began, clock = time.time(), time.monotonic()
     run = Run(
-        # unlike any other of the store, which has one driver at a time, and Ray takes longer to start
+        # no other of the store is equal: it has one driver at a time, and Ray takes longer to start
         id=f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(began))}-{os.getpid()}",
         suite=plan.suite.name,
         profile=plan.suite.profile,
