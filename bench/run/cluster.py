@@ -162,9 +162,9 @@ class Cluster:
         """Give a stage to a group that waits; None ends the group."""
         self.mailbox.give.remote(group, stage)
 
-    def settle(self, ended: dict[str, str]) -> None:
-        """Tell the trials of a search how stages ended: key -> "complete", or why not."""
-        self.mailbox.settle.remote(ended)
+    def settle(self, key: str, how: str) -> None:
+        """Tell the trials of a search how a stage ended: "complete", or why not."""
+        self.mailbox.settle.remote(key, how)
 
     def events(self, patience_s: float) -> list[Event] | None:
         """Return what happened since the last call; waits so long for anything but steps.

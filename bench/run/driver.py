@@ -353,7 +353,7 @@ class _Driver:
     def _ended(self, stage: Stage, how: str) -> None:
         why = self.state.failed.get(stage.key)
         if self.options.tune and self.cluster is not None:
-            self.cluster.settle({stage.key: why or how})
+            self.cluster.settle(stage.key, why or how)
         self.display.end(stage, how, why)
 
     def _group_ended(self, group: int, why: str) -> None:

@@ -100,8 +100,7 @@ class Mailbox:
 
     async def take(self, group: int) -> Stage | None:
         """Return the next stage for a group, waited for; None where the group shall end."""
-        self._events.append(Waiting(group))
-        await self._wake()
+        await self.tell(Waiting(group))
         await self._until(lambda: self._closed or group in self._left)
         return None if self._closed else self._left.pop(group)
 
@@ -113,8 +112,7 @@ class Mailbox:
     async def tell(self, event: Event) -> None:
         """Leave an event for the driver."""
         self._events.append(event)
-        if not isinstance(event, _CAN_WAIT):
-            await self._wake()
+        await self._wake()
 
     async def events(self, patience_s: float) -> list[Event]:
         """Return what was told since the last call, waited for if nothing is urgent."""
@@ -124,21 +122,21 @@ class Mailbox:
         found, self._events = self._events, []
         return found
 
-    async def settle(self, ended: dict[str, str]) -> None:
-        """Tell the trials how stages ended: key -> "complete", or why not."""
-        self._ended |= ended
+    async def settle(self, key: str, how: str) -> None:
+        """Tell the trials how a stage ended: "complete", or why not."""
+        self._ended[key] = how
         await self._wake()
 
     async def outcomes(self, keys: list[str]) -> dict[str, str]:
         """Return how `keys` ended, waited for until all have or one has failed."""
+        known: dict[str, str] = {}
 
-        def known() -> dict[str, str]:
-            return {key: self._ended[key] for key in keys if key in self._ended}
+        def enough() -> bool:
+            known.update((key, self._ended[key]) for key in keys if key in self._ended)
+            return len(known) == len(keys) or any(how != "complete" for how in known.values())
 
-        await self._until(
-            lambda: len(known()) == len(keys) or any(how != "complete" for how in known().values())
-        )
-        return known()
+        await self._until(enough)
+        return known
 
     async def _wake(self) -> None:
         async with self._moved:

@@ -274,7 +274,9 @@ def _silent(state: RunState, now: float) -> list[Action]:
         elif now - heard > say_s and now - state.told > say_s:
             what = f"{worker} gives no sign of life"
             if group.phase == "starting":
-                what = f"a group of {group.width} worker(s) waits for free cores or GPUs"
+                what = (
+                    f"a group of {group.width} worker(s) has yet to start; are cores or GPUs free?"
+                )
             at = state.stages[group.stage].title if group.stage else group.phase
             told = f"  {what} ({at}, {now - heard:.0f} s; given up after {lose_s:.0f} s)"
             return [*actions, Say(told)]

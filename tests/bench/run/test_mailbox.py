@@ -70,17 +70,16 @@ def test_steps_and_signs_of_life_wake_nobody_and_are_told_with_the_next_news() -
 
 
 def test_a_trial_hears_when_all_its_stages_have_ended_or_one_has_failed() -> None:
-    async def trial(*told: dict[str, str]) -> dict[str, str]:
+    async def trial(*told: tuple[str, str]) -> dict[str, str]:
         mailbox = Mailbox()
         waiting = asyncio.create_task(mailbox.outcomes(["a", "b"]))
-        for part in told:
+        for key, how in told:
             await asyncio.sleep(0)
             assert not waiting.done()
-            await mailbox.settle(part)
+            await mailbox.settle(key, how)
         return await waiting
 
-    good = {"a": "complete", "b": "complete", "c": "complete"}
-    assert asyncio.run(trial({"a": "complete"}, {"b": "complete", "c": "complete"})) == {
-        key: good[key] for key in "ab"
-    }
-    assert asyncio.run(trial({"b": "its loss is not finite"})) == {"b": "its loss is not finite"}
+    good = {"a": "complete", "b": "complete"}
+    assert asyncio.run(trial(("c", "complete"), *good.items())) == good
+    failed = "its loss is not finite"
+    assert asyncio.run(trial(("b", failed))) == {"b": failed}

@@ -302,8 +302,8 @@ def test_a_group_that_does_not_start_is_waited_for_with_words_and_not_for_ever()
     state = make(groups={1: Group(1, since=10.0), 2: Group(1, since=10.0)}, capacity=2)
     assert decide(state, 10.0 + told) == []
     assert decide(state, 11.0 + told) == [
-        Say("  a group of 1 worker(s) waits for free cores or GPUs (starting, 31 s; "
-            "given up after 300 s)")
+        Say("  a group of 1 worker(s) has yet to start; are cores or GPUs free? (starting, "
+            "31 s; given up after 300 s)")
     ]  # fmt: skip
     given_up = decide(state, 11.0 + limit)
     assert {action.key for action in given_up if isinstance(action, GiveUp)} == set(GRAPH)
