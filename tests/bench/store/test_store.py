@@ -270,3 +270,14 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(store: Store, bench:
         pass
     with store.lock():
         pass
+
+
+def test_a_run_with_nothing_to_do_reads_each_record_once(
+    store: Store, plan: Plan, bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    for stage in plan.stages.values():
+        write_record(store, stage)
+    read, state = [], Store.state
+    monkeypatch.setattr(Store, "state", lambda self, key: read.append(key) or state(self, key))
+    assert bench("run", SMOKE, "--seeds", "1", "--store", store.root).code == 0
+    assert sorted(read) == sorted(plan.stages)
