@@ -32,7 +32,7 @@ def short(text: object, limit: int = 60) -> str:
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
-def middle(text: object, limit: int) -> str:
+def middle(text: object, limit: int = 48) -> str:
     """Return `text` on one line, cut in its middle: names of rows often differ at their ends."""
     line = short(text, 10_000)
     if len(line) <= limit:

@@ -135,6 +135,8 @@ class SuiteView:
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: row that a search made -> its settings by name
     cells: dict[str, dict[str, str]] = field(default_factory=dict)
+    #: comparisons that the suite names before the run: {metric: a column, row, against, primary}
+    named: list[dict[str, Any]] = field(default_factory=list)
     #: what a gallery stage left: key, rows, seed, split, mask_ratio, norm_pix, summary, and its
     #: `arrays` by name (see `maect.stages.gallery`)
     gallery: dict[str, Any] | None = None

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from reports.display import middle, plural, short
 from reports.facts import Facts
 from reports.figures.svg import PALETTE, Point, Scale, Series, line, plot, polyline, words
-from reports.tables.model import Cell, Column, Table, number, row_label
+from reports.tables.model import Cell, Column, Table, number
 
 #: lines in one panel, points in one line, rows in one panel: a picture with more gets heavier,
 #: not clearer
@@ -41,7 +41,7 @@ def colour(facts: Facts, variant: str) -> str:
 def legend_of(facts: Facts, variants: Sequence[str]) -> list[tuple[str, str]]:
     """Return (colour class, label) of the first 24 variants, in row order."""
     ordered = [v for v in facts.view.variants if v in variants]
-    return [(colour(facts, v), row_label(v)) for v in ordered[:24]]
+    return [(colour(facts, v), middle(v)) for v in ordered[:24]]
 
 
 # ------------------------------------------------------------------------------ training curves

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from reports.display import middle
 from reports.figures.svg import PALETTE, picture, tag, words
 from reports.formats.records import anchor
-from reports.tables.model import row_label
 
 #: width of a map, its margin, and room for its heading, in pixels
 _MAP, _EDGE, _HEAD = 400, 8, 24
@@ -34,7 +34,7 @@ def gallery(found: dict[str, Any] | None) -> dict[str, Any] | None:
     """
     if found is None:
         return None
-    arrays, rows = found["arrays"], [row_label(row) for row in found["rows"]]
+    arrays, rows = found["arrays"], [middle(row) for row in found["rows"]]
     labels = arrays["map_label"]
     return found | {
         "record": anchor(found["key"]),

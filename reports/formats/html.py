@@ -18,6 +18,7 @@ from reports.display import (
     amount,
     duration,
     fixed,
+    middle,
     plain,
     plural,
     short,
@@ -36,7 +37,7 @@ from reports.frames import SuiteView
 from reports.tables import costs, findings
 from reports.tables.build import build_tables
 from reports.tables.costs import Ledger
-from reports.tables.model import Cell, Column, Row, Table, full_label, number, remark, row_label
+from reports.tables.model import Cell, Column, Row, Table, full_label, number, remark
 from reports.tables.published import PUBLISHED
 
 _SUITE = re.compile(r'<script type="application/json" id="suite">(.*?)</script>', re.DOTALL)
@@ -100,7 +101,7 @@ def _environment() -> Environment:
     made.policies["json.dumps_kwargs"] = {"default": str}
     filters = (duration, tail, amount, slug, remark, signed, fixed)
     made.filters |= {function.__name__: function for function in filters}
-    made.filters |= {"codes": _codes, "row_label": partial(row_label, limit=80)}
+    made.filters |= {"codes": _codes, "middle": partial(middle, limit=80)}
     made.globals |= {"plural": plural, "record_anchor": records.anchor}
     made.globals |= {"needed_text": findings.needed_text}
     return made

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from reports.display import amount, duration, plain, plural, short, time_unit
+from reports.display import amount, duration, middle, plain, plural, short, time_unit
 from reports.facts import Facts
 from reports.frames import SuiteView
 from reports.tables.build import build_tables
 from reports.tables.costs import CPU_TIME, ENERGY, Ledger, ledger
 from reports.tables.findings import numerics, ranking, tests
-from reports.tables.model import Column, Table, cell_text, row_label
+from reports.tables.model import Column, Table, cell_text
 
 #: columns where no terminal tells, and of sentences at the most
 _WIDTH = 100
@@ -115,7 +115,7 @@ def _grid(table: Table, columns: Sequence[Column]) -> Grid:
     for head in _heads(columns):
         grid.add_column(Text(_printed(head)), justify="right", vertical="bottom", no_wrap=True)
     for row in table.rows:
-        label = ("" if row.group is None else "  ") + row_label(row.variant)
+        label = ("" if row.group is None else "  ") + middle(row.variant)
         cells = (_cell(table, row.variant, column) for column in columns)
         grid.add_row(*(Text(_printed(text)) for text in (label, *cells)))
     return grid

@@ -9,8 +9,8 @@ import polars as pl
 from reports.display import plural, short
 from reports.facts import DONE, Facts
 from reports.frames import SuiteView
-from reports.tables.build import build_tables, remark_of
-from reports.tables.model import Table, full_label
+from reports.tables.build import build_tables
+from reports.tables.model import Table, full_label, remark_in_full
 
 #: states of a cell that are as planned
 _AS_PLANNED = ("ok", "none", "not planned", "pruned")
@@ -39,7 +39,7 @@ def check(view: SuiteView) -> list[str]:
 
 def _open_cells(table: Table) -> list[str]:
     return [
-        f"{short(row.variant)}, {short(full_label(table, column))}: {remark_of(cell)}"
+        f"{short(row.variant)}, {short(full_label(table, column))}: {remark_in_full(cell)}"
         for row in table.rows
         for column in table.columns
         if column.id not in _IMPLIED

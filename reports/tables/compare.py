@@ -44,6 +44,7 @@ def side_by_side(a: SuiteView, b: SuiteView, names: tuple[str, str] = ("A", "B")
         provenance={names[0]: a.provenance, names[1]: b.provenance},
         runs=[*a.runs, *b.runs],
         gallery=None,
+        named=[],
         problems=[f"{n}: {p}" for n, w in zip(names, (a, b), strict=True) for p in w.problems],
     )
 
