@@ -122,7 +122,9 @@ def judged(comparisons: Iterable[Comparison]) -> dict[tuple[str, str, str], Comp
     """
     found = {one.what: one for one in comparisons}
     family = [one for one in found.values() if one.p is not None and not one.primary]
-    adjusted = dict(zip((one.what for one in family), holm([one.p or 0.0 for one in family]), strict=True))
+    adjusted = dict(
+        zip((one.what for one in family), holm([one.p or 0.0 for one in family]), strict=True)
+    )
     for what, one in found.items():
         if one.p is None or one.sd is None:
             continue
