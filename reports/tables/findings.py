@@ -64,8 +64,8 @@ def ranking(table: Table, facts: Facts) -> list[str]:
         on_test = sum(_on_test(facts, cell) for cell in cells)
         if on_test > 1:
             found.append(
-                f"{short(column.label)}: {on_test} cells were looked at on the test split; the best "
-                "of them is flattered by the choice, and no estimate of what it reaches."
+                f"{short(column.label)}: {on_test} cells were looked at on the test split; whoever "
+                "picks the best of them picks luck too, and needs other images to say what it does."
             )
         cells = [cell for cell in cells if cell.state != "pruned"]
         if len(cells) < 3 or not all(cell.valued for cell in cells):
