@@ -49,16 +49,6 @@ def tail(text: object, limit: int = 4000) -> str:
     return f"[the first {len(source) - limit:,} characters are in the record]\n{source[-limit:]}"
 
 
-def width(text: str) -> int:
-    """Return columns that `text` takes on a terminal."""
-    total = 0
-    for char in text:
-        if unicodedata.combining(char) or char in "\u200d\ufe0f":
-            continue
-        total += 2 if unicodedata.east_asian_width(char) in "WF" else 1
-    return total
-
-
 def fixed(value: float, digits: int) -> str:
     """Return `value` with `digits` decimals and a plain ASCII minus; never "-0.0"."""
     text = f"{value:.{digits}f}"

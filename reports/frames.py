@@ -137,6 +137,8 @@ class SuiteView:
     cells: dict[str, dict[str, str]] = field(default_factory=dict)
     #: comparisons that the suite names before the run: {metric: a column, row, against, primary}
     named: list[dict[str, Any]] = field(default_factory=list)
+    #: the published model that the suite trains by its size: vit_large_patch16 with 1,000 classes
+    model: str | None = None
     #: what a gallery stage left: key, rows, seed, split, mask_ratio, norm_pix, summary, and its
     #: `arrays` by name (see `maect.stages.gallery`)
     gallery: dict[str, Any] | None = None

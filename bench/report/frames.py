@@ -67,6 +67,7 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
         ],
         cells=_cells(plan),
         columns=_column_heads(plan),
+        model=_published_model(plan),
         problems=problems,
         gallery=gallery,
     )
@@ -148,6 +149,12 @@ def scale(plan: Plan) -> str:
         f"{row.data.name} at {size}×{size}, {name} of {_millions(_parameters(plan))} parameters "
         f"(patch {model.patch_size}, dim {model.dim}, depth {model.depth}), {where}"
     )
+
+
+def _published_model(plan: Plan) -> str | None:
+    """Return the encoder as published results name it; they are of 1,000 classes."""
+    model = next(iter(plan.suite.variants.values())).row.model
+    return f"vit_{model.size}_patch{model.patch_size}" if plan.data.classes == 1000 else None
 
 
 def _parameters(plan: Plan) -> float:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
+from rich.cells import cell_len
 
-from reports.display import plain, short, width
+from reports.display import plain, short
 
 #: colours that the style sheet has, c0 and up
 PALETTE = 12
@@ -154,7 +155,7 @@ def plot(
     points = [point for one in series for point in one.points]
     left, right, bottom = float(LEFT), WIDE if wide else RIGHT, BOTTOM
     if categories:
-        left = min(12 + GLYPH * max(map(width, categories)), 240)
+        left = min(12 + GLYPH * max(map(cell_len, categories)), 240)
         bottom = TOP + 24 * len(categories)
         y = Scale(len(categories) - 0.5, -0.5, bottom, TOP)
     else:

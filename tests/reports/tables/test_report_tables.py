@@ -9,8 +9,8 @@ from dataclasses import replace
 import polars as pl
 import pytest
 from report_views import full_view, key_of, metric, stage, view_of
+from rich.cells import cell_len
 
-from reports.display import width
 from reports.formats.exports import to_frame, to_markdown
 from reports.formats.html import render_html
 from reports.formats.latex import to_latex
@@ -192,14 +192,11 @@ def test_other_methods_are_named_under_the_table_only() -> None:
 
 
 def test_published_numbers_of_the_same_model_are_no_mere_reference() -> None:
-    resolved = (
-        "variants: {MAE: {settings: {model: {size: base, patch_size: 16}, data: {classes: 1000}}}}"
-    )
-    table = build_tables(full_view(resolved=resolved))[0]
+    table = build_tables(full_view(model="vit_base_patch16"))[0]
     assert table.cells["MAE", "knn.published"].mean == 51.1
     assert "ViT-B/16 on ImageNet-1K" in table.reference_notes[0]
     assert "another scale" not in table.reference_notes[0]
-    small = build_tables(full_view(resolved=resolved.replace("1000", "10")))[0]
+    small = build_tables(full_view(model="vit_tiny_patch4"))[0]
     assert "another scale" in small.reference_notes[0]
 
 
@@ -252,7 +249,7 @@ def test_headings_are_whole_words_within_the_terminal(columns: int, monkeypatch)
     metrics = [metric("A", 0, key, 90.0, name, label=label) for name in ("knn", "probe")]
     view = view_of([stage(key, "knn", "A", 0)], metrics, tables=[{"columns": ["knn", "probe"]}])
     lines = render_text(view).splitlines()
-    assert max(map(width, lines)) <= columns
+    assert max(map(cell_len, lines)) <= columns
     heads = [line for line in lines if "block" in line or "patches" in line]
     assert [line.split("  ")[-1].strip() for line in heads] == ["block 1, mean", "of patches"]
     assert not any("…" in line for line in lines)
@@ -267,7 +264,7 @@ def test_a_wide_table_goes_on_below_within_the_terminal() -> None:
     ]  # fmt: skip
     view = view_of(rows, metrics, tables=[{"title": "T", "columns": [*columns, "cost"]}])
     lines = table_text(build_tables(view)[0])
-    assert max(map(width, lines)) <= 100
+    assert max(map(cell_len, lines)) <= 100
     for name in variants:
         found = " ".join(line.removeprefix(name) for line in lines if line.startswith(name))
         assert [f"{10 * i}.5 ± 0.7" for i in range(9)] == re.findall(r"[\d.]+ ± [\d.]+", found)
