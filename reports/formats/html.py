@@ -58,7 +58,7 @@ def render_html(
             book=_book(ledger),
             published=PUBLISHED,
             runs=[{name: run.get(name) for name in _RUN} for run in view.runs],
-            entries=records.entries(facts),
+            entries=list(records.entries(facts)),
             full=records.FULL,
             style=Markup(style),
             script=Markup(script),
