@@ -67,9 +67,15 @@ def timeline(facts: Facts) -> Figure | None:
     legend = list(_KINDS.items())
     if any(bar.css == "k-bad" for bar in kept):
         legend.append(("k-bad", "failed, interrupted or lost"))
-    since = "of running time" if pauses else "since the first stage began"
-    told = {"x_label": f"{unit} {since}", "categories": lanes, "wide": True}
-    panel = plot("By worker", series, plural(len(kept), "bar"), under=dashes, **told)
+    panel = plot(
+        "By worker",
+        series,
+        plural(len(kept), "bar"),
+        x_label=f"{unit} {'of running time' if pauses else 'since the first stage began'}",
+        categories=lanes,
+        wide=True,
+        under=dashes,
+    )
     return Figure("timeline", "Timeline", caption, [panel], legend, wide=True)
 
 

@@ -15,7 +15,7 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from reports import display
-from reports.display import fixed, plain, plural, short, slug, time_unit
+from reports.display import fixed, plain, plural, short, time_unit
 from reports.facts import DONE, Facts
 from reports.figures import along, charts
 from reports.figures.gallery import gallery
@@ -140,19 +140,17 @@ def _figures(facts: Facts, tables: list[Table]) -> list[charts.Figure]:
     A figure bears the number of its table, but for those of the first one.
     """
     found: list[charts.Figure | None] = []
-    drawn: set[tuple[tuple[str, ...], ...]] = set()
+    drawn: list[tuple[list[str], list[str]]] = []
     for i, table in enumerate(tables, 1):
-        rows = tuple(row.variant for row in table.rows)
-        metrics = tuple(column.id for column in table.columns if column.kind == "metric")
-        if (rows, metrics) in drawn:
-            continue
-        drawn.add((rows, metrics))
-        for make in (charts.pareto, charts.by_seed, along.ablation):
+        metrics = [column.id for column in table.columns if column.kind == "metric"]
+        what = [row.variant for row in table.rows], metrics
+        for make in (charts.pareto, charts.by_seed, along.ablation) if what not in drawn else ():
             figure = make(facts, table)
             if figure is not None and i > 1:
                 title = f"{figure.title}, table {i}"
                 figure = replace(figure, id=f"{figure.id}-{i}", title=title)
             found.append(figure)
+        drawn.append(what)
     found += [*along.by_number(facts), charts.curves(facts), timeline(facts)]
     return [figure for figure in found if figure is not None]
 
@@ -188,10 +186,6 @@ class _TableView:
     def named(self, column: Column) -> str:
         """Return the column's name and unit, where its header does not stand above it."""
         return charts.with_unit(replace(column, label=short(full_label(self.table, column), 60)))
-
-    def classes(self, cell: Cell, column: Column) -> str:
-        bold = " bold" if cell.bold else ""
-        return f"num {column.kind} s-{slug(cell.state)}{bold}"
 
     def number(self, cell: Cell, column: Column) -> Markup:
         """Return the number with its spread set apart, so that means line up below each other."""

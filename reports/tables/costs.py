@@ -191,11 +191,6 @@ class LedgerLine:
     apart: bool = False
 
     @property
-    def count(self) -> int:
-        """Stages or attempts."""
-        return len(self.rows)
-
-    @property
     def hours(self) -> dict[str, float]:
         """Device-hours by kind of device: "GPU", "core", "device" where it is not known."""
         known = self.rows.drop_nulls("device_hours")
@@ -270,7 +265,7 @@ def ledger(facts: Facts) -> Ledger:
     saved = LedgerLine("", facts.done.with_columns(device_hours=again * _HOURS.fill_null(0.0)))
     overhead = overheads(facts)
     return Ledger(
-        [line for line in groups if line.count] + _wasted(facts) + _given_up(facts),
+        [line for line in groups if len(line.rows)] + _wasted(facts) + _given_up(facts),
         LedgerLine("Suite, each stage once", facts.done),
         {kind: hours for kind, hours in saved.hours.items() if hours},
         overhead,
