@@ -40,7 +40,7 @@ def ablation(facts: Facts, table: Table) -> Figure | None:
         lines = _lines(rows, setting, tied)[:_LINES]
         legend = legend or [(f"c{i % PALETTE}", _common(line)) for i, line in enumerate(lines)]
         kind, _, name = setting.partition(".")
-        for column in (column for column in table.columns if column.kind == "metric"):
+        for column in table.metrics:
             series: list[Series] = []
             for i, line in enumerate(lines):
                 cells = ((x, table.cells[variant, column.id]) for x, variant in line)

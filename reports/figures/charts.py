@@ -100,11 +100,7 @@ def smoothed(points: list[tuple[float, float]]) -> list[Point]:
 def by_seed(facts: Facts, table: Table) -> Figure | None:
     """Return a dot a seed and a tick at the mean, rows below each other, one panel a metric."""
     rows = [r.variant for r in table.rows][:_ROWS]
-    drawn = [
-        column
-        for column in table.columns
-        if column.kind == "metric" and any(table.cells[v, column.id].valued for v in rows)
-    ]
+    drawn = [c for c in table.metrics if any(table.cells[v, c.id].valued for v in rows)]
     caption = "Each dot is one seed, the bar their mean; an arrow stands for a row off the scale."
     if len(rows) < len(table.rows):
         caption += f" The first {len(rows)} of {len(table.rows):,} rows are drawn."
@@ -191,7 +187,7 @@ def pareto(facts: Facts, table: Table) -> Figure | None:
         return None
     panels: list[Markup] = []
     shown: list[str] = []
-    for column in [c for c in table.columns if c.kind == "metric"][:6]:
+    for column in table.metrics[:6]:
         points = {}
         for row in table.rows:
             x, y = table.cell(row, cost), table.cell(row, column)

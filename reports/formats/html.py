@@ -142,8 +142,7 @@ def _figures(facts: Facts, tables: list[Table]) -> list[charts.Figure]:
     found: list[charts.Figure | None] = []
     drawn: list[tuple[list[str], list[str]]] = []
     for i, table in enumerate(tables, 1):
-        metrics = [column.id for column in table.columns if column.kind == "metric"]
-        what = [row.variant for row in table.rows], metrics
+        what = [row.variant for row in table.rows], [column.id for column in table.metrics]
         for make in (charts.pareto, charts.by_seed, along.ablation) if what not in drawn else ():
             figure = make(facts, table)
             if figure is not None and i > 1:
@@ -175,8 +174,8 @@ class _TableView:
         self.spread = {
             column.id
             for row in table.rows
-            for column in table.columns
-            if column.kind == "metric" and table.cell(row, column).sd is not None
+            for column in table.metrics
+            if table.cell(row, column).sd is not None
         }
 
     def anchor(self, row: Row, column: Column) -> str:

@@ -230,8 +230,7 @@ def _one_protocol(table: Table, cells: dict[tuple[str, str], Cell], label: str) 
 
 def _notes(table: Table) -> list[str]:
     """Return the sentences under the table: how cells read, what does not vary, what is open."""
-    metrics = [column for column in table.columns if column.kind == "metric"]
-    notes = []
+    metrics, notes = table.metrics, []
     if any(table.cell(row, column).sd is not None for row in table.rows for column in metrics):
         notes.append(
             f"Mean ± standard deviation (n − 1) over {plural(table.seeds, 'seed')}; "

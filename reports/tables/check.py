@@ -28,7 +28,7 @@ def check(view: SuiteView) -> list[str]:
     found: list[str] = []
     for table in build_tables(view, facts):
         found += table.problems + _open_cells(table)
-        for column in (c for c in table.columns if c.kind == "metric"):
+        for column in table.metrics:
             label = short(full_label(table, column))
             keys = {key for row in table.rows for key in table.cell(row, column).keys}
             found += _mixed(facts, label, keys)

@@ -36,7 +36,7 @@ def cross(facts: Facts, table: Table) -> list[Table]:
         return []
     group = " × ".join(short(name, 30) for name in across)
     tables = []
-    for metric in (column for column in table.columns if column.kind == "metric"):
+    for metric in table.metrics:
         columns = [
             replace(metric, id="\n".join(names), label=", ".join(names), group=group)
             for names in combinations

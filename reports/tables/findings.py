@@ -59,7 +59,7 @@ def ranking(table: Table, facts: Facts) -> list[str]:
     """Return whether the seeds tell the cells of a search apart, a sentence a metric."""
     found = []
     searched = [row for row in table.rows if row.variant in facts.view.cells]
-    for column in (column for column in table.columns if column.kind == "metric"):
+    for column in table.metrics:
         cells = [table.cell(row, column) for row in searched]
         on_test = sum(_on_test(facts, cell) for cell in cells)
         if on_test > 1:

@@ -155,6 +155,11 @@ class Table:
     #: in a table of these: (row, column) -> (row, column) of the table it was made from
     origins: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
 
+    @property
+    def metrics(self) -> list[Column]:
+        """Return the columns of measured metrics."""
+        return [column for column in self.columns if column.kind == "metric"]
+
     def cell(self, row: Row, column: Column) -> Cell:
         return self.cells[row.variant, column.id]
 

@@ -106,9 +106,9 @@ def paired(
 
 def compare(table: Table) -> None:
     """Compare each row with the table's baseline in each metric; the tests wait for `judged`."""
-    for column in table.columns:
+    for column in table.metrics:
         for row in table.rows:
-            if table.baseline not in (None, row.variant) and column.kind == "metric":
+            if table.baseline not in (None, row.variant):
                 found = paired(table.cells, row.variant, str(table.baseline), column)
                 table.comparisons += [found] if found else []
 
