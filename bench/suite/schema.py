@@ -16,6 +16,7 @@ from maect.settings import (
     MAESettings,
     ModelSettings,
     NumericsSettings,
+    Positive,
     Settings,
     TrainingStage,
     TuneSettings,
@@ -40,6 +41,8 @@ class RowSettings(Settings):
     #: settings of the evaluations by name; those left out have their defaults. `block` and `pool`
     #: choose other tokens; `evaluation: knn` makes a further one under a name of its own
     evaluations: dict[str, dict[str, Any]] = {}
+    #: factor on the learning rate of a row's last stage: the same search for rows that are unlike
+    lr_scale: Positive = 1.0
 
 
 class VariantSettings(Settings):
@@ -78,8 +81,9 @@ class TableSettings(Settings):
 class SearchSettings(Settings):
     """A search over settings, run by `python -m bench sweep`: each cell becomes a row."""
 
-    #: the variant that the cells vary; it is no row itself, except with `each`
-    variant: str
+    #: the variant that the cells vary, or several, each in all cells; it is no row itself, except
+    #: with `each` and where a row's cost is matched to it
+    variant: str | Annotated[list[str], Field(min_length=1)]
     #: dotted setting, `augment` or `stages`, to the values it takes: a list, or a mapping of
     #: names to values where a value is a mapping itself or long
     grid: dict[str, Any] = Field(min_length=1)
@@ -105,6 +109,11 @@ class SearchSettings(Settings):
         if not draws and self.samples is not None:
             raise ValueError("samples goes with methods 'random' and 'optuna'; take it out")
         return self
+
+    @property
+    def variants(self) -> list[str]:
+        """Return the variants that the cells vary."""
+        return [self.variant] if isinstance(self.variant, str) else self.variant
 
     @property
     def explores(self) -> bool:

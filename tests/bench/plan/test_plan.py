@@ -225,6 +225,21 @@ def test_a_named_choice_may_change_several_settings(plan_of, tmp_path: Path):
     assert "MAE-CT" not in models
 
 
+@pytest.mark.parametrize("profile", ["tiny", "digits", "cifar10", "imagenet"])
+def test_one_search_varies_several_rows_alike(profile: str, plan_of):
+    """`lr_scale` is of a row's last stage; a row that others are matched to stays one itself."""
+    plan = plan_of(SMOKE.with_name("search_lr.yaml"), profile=profile, seeds=1)
+    rows = {row.variant.name: row.chain for row in plan.rows}
+    varied = plan.suite.search.variants
+    assert rows.keys() == {"MAE-CT", *(f"{v} lr_scale={s}" for v in varied for s in (0.5, 1, 2))}
+    for name in varied:
+        chains = [rows[f"{name} lr_scale={scale}"] for scale in (0.5, 1, 2)]
+        rates = [chain[-1].settings["train"]["lr"] for chain in chains]
+        assert rates == [0.5 * rates[1], rates[1], 2 * rates[1]]
+        assert len({tuple(stage.key for stage in chain[:-1]) for chain in chains}) == 1
+    assert rows["MAE-CT"] == rows["MAE-CT lr_scale=1"]
+
+
 def test_a_random_search_draws_its_cells_once_and_for_all(plan_of, tmp_path: Path):
     grid = "  grid: {head.queue_size: [128, 256, 512, 1024], tune.topk: [1, 2, 3, 4, 5]}\n"
 

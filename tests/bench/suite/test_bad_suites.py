@@ -376,6 +376,8 @@ def test_what_contradicts_is_told(suite: Path, given: str, says: str, bench: Ben
 @pytest.mark.parametrize(
     ("old", "new", "says", "at"),
     [
+        ("variant: MAE-CT", "variant: [MAE-CT, MAE-CT]", "stands twice", "variant: [MAE-CT"),
+        ("augment: [min, aug]", "variant: [MAE]", "'search: {variant", "variant: [MAE]"),
         ("variant: MAE-CT", "variant: MAE-TC", "did you mean 'MAE-CT'?", "MAE-TC"),
         ("head.queue_size: [128", "head.queue: [128", "unknown setting 'head.queue'", "head.queue"),
         ("[128, 256,", "[128, 100,", "write 128", "head.queue_size"),
