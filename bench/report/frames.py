@@ -66,6 +66,7 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
             if (run.suite, run.profile) == (suite.name, suite.profile)
         ],
         cells=_cells(plan),
+        named=_named(plan),
         columns=_column_heads(plan),
         model=_published_model(plan),
         problems=problems,
@@ -122,6 +123,13 @@ def _search_note(plan: Plan) -> list[str]:
     text += "stopped early; their cost is in the ledger. Such figures choose settings: what is "
     text += "chosen is to be run with seeds of its own and reported on the test split."
     return [text]
+
+
+def _named(plan: Plan) -> list[dict[str, Any]]:
+    """Return the comparisons that the suite names, the primary one first."""
+    suite = plan.suite
+    primary = [] if suite.primary is None else [suite.primary.resolved() | {"primary": True}]
+    return primary + [one.resolved() | {"primary": False} for one in suite.secondary]
 
 
 def _cells(plan: Plan) -> dict[str, dict[str, str]]:

@@ -22,6 +22,7 @@ SCHEMA: dict[str, Any] = {
     **{
         "mean": pl.Float64,
         "sd": pl.Float64,
+        "draws_sd": pl.Float64,
         "n": pl.Int64,
         "planned": pl.Int64,
         "bold": pl.Boolean,
@@ -29,7 +30,7 @@ SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("protocol", "reason", "values", "keys", "sources"), pl.String),
 }
 #: those that are fields of a cell
-_OF_CELL = ("state", "mean", "sd", "n", "planned", "bold", "protocol", "reason")
+_OF_CELL = ("state", "mean", "sd", "draws_sd", "n", "planned", "bold", "protocol", "reason")
 #: what `reports.display.plain` replaces
 _CONTROL = r"[[\p{C}\p{Zl}\p{Zp}]--[\n\t\u200d]]"
 
@@ -62,7 +63,7 @@ def _long(table: Table, row: Row, column: Column) -> dict[str, Any]:
 def _plain(table: Table, row: Row, column: Column) -> dict[str, Any]:
     """Return the fields of a cell and its printed number; no mean of what is withheld."""
     cell = table.cell(row, column)
-    shown = cell if cell.valued else replace(cell, mean=None, sd=None)
+    shown = cell if cell.valued else replace(cell, mean=None, sd=None, draws_sd=None)
     return {name: getattr(shown, name) for name in _OF_CELL} | {"text": number(cell, column)}
 
 

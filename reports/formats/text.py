@@ -43,8 +43,10 @@ def render_text(
     """Return scale, tables, costs, failures and problems of a suite, ending with a newline."""
     facts = facts or Facts(view)
     lines = [f"{short(view.title, 80)} · profile {short(view.profile, 30)}", short(view.scale, 120)]
-    lines += [part for note in view.notes for part in _wrap(short(note, 600))]
-    for table in tables or build_tables(view, facts):
+    tables = tables or build_tables(view, facts)
+    told = [*tables[0].headline, *(short(note, 600) for note in view.notes)]
+    lines += [part for sentence in told for part in _wrap(sentence)]
+    for table in tables:
         lines += ["", *table_text(table), *_said(table, facts)]
         lines += [line for crossed in table.crossed for line in ["", *table_text(crossed)]]
     lines += ["", *ledger_text(ledger(facts))]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from reports.display import plural, short
-from reports.facts import DONE, Facts
+from reports.facts import DONE, Facts, lookup
 from reports.frames import SuiteView
 from reports.tables import published, statistics
 from reports.tables.costs import cost_cells
@@ -23,6 +24,8 @@ from reports.tables.model import Cell, Column, Comparison, Row, Table, Value, re
 _SAID = ("failed", "short", "interrupted", "stale", "missing", "not finite", "mixed protocols")
 #: a number beyond is no measurement; NaN is not below it
 _LARGEST = 1e100
+#: what the encoder's tokens become, as settings and as tables call it
+_TOKENS = {"cls": "class token", "mean": "mean of patches", "both": "class token and mean"}
 #: what a column without a metric holds
 _NOT_PLANNED = Cell("not planned", reason="the suite does not plan this evaluation for this row")
 
@@ -76,7 +79,8 @@ def _build(facts: Facts, declared: dict[str, Any], cells: dict[tuple[str, str], 
         else:
             own = {(v, column_id): cells.get((v, column_id), _NOT_PLANNED) for v in variants}
             column = _column(facts, column_id, int(declared.get("digits", 1)), groups)
-            columns = [replace(column, protocol=_one_protocol(table, own, column.label))]
+            column = replace(column, protocol=_one_protocol(table, own, column.label))
+            columns = [_with_tokens(table, facts, column, own)]
         table.columns += columns
         table.cells |= own
     statistics.compare(table)
@@ -153,10 +157,12 @@ def metric_cells(facts: Facts, ids: Iterable[str] = ()) -> dict[tuple[str, str],
         .drop("kind")
     )
     joined = planned.join(measured, on=by_column, how="full", coalesce=True)
-    return {(row["variant"], row["column"]): _cell(row) for row in joined.iter_rows(named=True)}
+    return {
+        (row["variant"], row["column"]): _cell(facts, row) for row in joined.iter_rows(named=True)
+    }
 
 
-def _cell(row: dict[str, Any]) -> Cell:
+def _cell(facts: Facts, row: dict[str, Any]) -> Cell:
     """Return the cell of one variant and column from what was planned and measured."""
     stages = row["stages"] or []
     values = tuple(Value(tuple(v["seeds"]), v["value"], (v["key"],)) for v in row["values"] or [])
@@ -176,8 +182,24 @@ def _cell(row: dict[str, Any]) -> Cell:
         count,
         reason,
         protocols[0] if len(protocols) == 1 else None,
+        draws_sd=_draws_sd(facts, row["column"], values),
         fixed=len(stages) == 1 and row["uses"] > 1,
     )
+
+
+def _draws_sd(facts: Facts, column: str, values: Sequence[Value]) -> float | None:
+    """Return the sd (n - 1) over draws of labelled images, the same for all seeds, of their means.
+
+    None where the records tell of no several draws.
+    """
+    metric = str(facts.columns.get(column, {}).get("metric"))
+    told = [lookup(facts.record(v.keys[0]), "summary", "draws", metric) for v in values]
+    try:
+        found = np.array(told, dtype=float)  # [seeds, draws]
+    except (TypeError, ValueError):
+        return None
+    several = found.ndim == 2 and found.shape[1] > 1 and bool(np.isfinite(found).all())
+    return float(found.mean(0).std(ddof=1)) if several else None
 
 
 def _state(stages: list[dict[str, Any]], have: int) -> tuple[str, str | None]:
@@ -228,6 +250,24 @@ def _one_protocol(table: Table, cells: dict[tuple[str, str], Cell], label: str) 
     return protocol
 
 
+def _with_tokens(
+    table: Table, facts: Facts, column: Column, cells: dict[tuple[str, str], Cell]
+) -> Column:
+    """Return the column; its label and a note say so where rows read different tokens."""
+    rows: dict[str, list[str]] = {}
+    for (variant, _), cell in cells.items():
+        record = facts.record(cell.keys[0]) if cell.keys else {}
+        source = facts.record(str(lookup(record, "inputs", "features", "key")))
+        pool = lookup(source, "settings", "pool")
+        if pool in _TOKENS:
+            rows.setdefault(_TOKENS[pool], []).append(short(variant))
+    if len(rows) < 2:
+        return column
+    told = "; ".join(f"{tokens} in {', '.join(variants)}" for tokens, variants in rows.items())
+    table.notes.append(f"{short(column.label)}: {told}.")
+    return replace(column, label=f"{column.label}, tokens by row")
+
+
 def _notes(table: Table) -> list[str]:
     """Return the sentences under the table: how cells read, what does not vary, what is open."""
     metrics, notes = table.metrics, []
@@ -235,6 +275,13 @@ def _notes(table: Table) -> list[str]:
         notes.append(
             f"Mean ± standard deviation (n − 1) over {plural(table.seeds, 'seed')}; "
             "a cell with fewer says so."
+        )
+    if any(
+        table.cell(row, column).draws_sd is not None for row in table.rows for column in metrics
+    ):
+        notes.append(
+            "In brackets: standard deviation (n − 1) over the draws of the labelled images, of the "
+            "means over seeds."
         )
     for row in table.rows if table.seeds > 1 else []:
         still = [column.label for column in metrics if table.cell(row, column).fixed]

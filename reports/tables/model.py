@@ -78,6 +78,8 @@ class Cell:
     fixed: bool = False
     #: the difference from the baseline survives its test
     bold: bool = False
+    #: over the draws of the labelled images, each the mean over seeds; None without several
+    draws_sd: float | None = None
     #: ids of footnotes
     marks: tuple[str, ...] = ()
 
@@ -187,7 +189,8 @@ def number(cell: Cell, column: Column) -> str:
     if not cell.valued or cell.mean is None:
         return ""
     if column.kind == "metric":
-        return mean_sd(cell.mean, cell.sd, column.digits)
+        draws = "" if cell.draws_sd is None else f" [{fixed(cell.draws_sd, column.digits)}]"
+        return mean_sd(cell.mean, cell.sd, column.digits) + draws
     if column.kind == "delta":
         return signed(cell.mean, column.digits)
     return fixed(cell.mean, column.digits)
