@@ -25,12 +25,11 @@ def headline(column: Column, told: dict[str, Any], found: Comparison | None) -> 
         return f"{text}: nothing to compare yet."
     unit = " points" if column.unit == "%" else f" {column.unit}" if column.unit else ""
     text += f": {signed(found.mean, column.digits)}{unit}, "
-    over = f"n = {plural(found.n, 'seed')}"
+    over = f"over {plural(found.n, 'seed')}"
     if found.p is None or found.low is None or found.high is None:
         return f"{text}{over}: one seed, or equal differences, allow no test."
     low, high = (signed(end, column.digits) for end in (found.low, found.high))
-    test = "one-sample t against a constant" if found.constant else "paired t over seeds"
-    how = f"{test}, {over}"
+    how = f"one-sample t {over} against a constant" if found.constant else f"paired t {over}"
     p = found.p if found.p_holm is None else found.p_holm
     chance = f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
     if found.p_holm is not None:

@@ -116,11 +116,13 @@ def compare(table: Table) -> None:
 def judged(comparisons: Iterable[Comparison]) -> dict[tuple[str, str, str], Comparison]:
     """Return comparisons with what their tests say, by what is compared; each is tested once.
 
-    A primary comparison is tested by itself. All others are one family of Holm's correction,
+    A primary comparison, which comes first, is tested by itself. All others are one family of Holm's correction,
     since a reader picks from all of them. What n could show, and which n would settle it, is at
     the level of its first step, which suffices.
     """
-    found = {one.what: one for one in comparisons}
+    found: dict[tuple[str, str, str], Comparison] = {}
+    for one in comparisons:
+        found.setdefault(one.what, one)
     family = [one for one in found.values() if one.p is not None and not one.primary]
     adjusted = dict(
         zip((one.what for one in family), holm([one.p or 0.0 for one in family]), strict=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
-from report_views import full_view, key_of, metric, stage, view_of
+from report_views import full_view, key_of, metric, record, stage, view_of
 from rich.cells import cell_len
 
 from reports.formats.exports import to_frame, to_markdown
@@ -133,6 +133,42 @@ def test_seeds_of_different_protocols_make_no_mean() -> None:
     rows = [stage(key_of(s), "knn", "A", s) for s in (0, 1)]
     metrics = [metric("A", s, key_of(s), 90.0, protocol=f"p{s}") for s in (0, 1)]
     assert cell_of(view_of(rows, metrics, tables=TABLE)).state == "mixed protocols"
+
+
+def test_the_spread_over_draws_stands_beside_the_one_over_seeds() -> None:
+    rows, metrics = [], []
+    for seed, draws in enumerate(([60.0, 70.0, 80.0], [62.0, 72.0, 88.0])):
+        row = stage(key_of(seed), "low_shot", "A", seed)
+        row["record"] = record(row, summary={"draws": {"accuracy_1": draws}})
+        rows.append(row)
+        told = {"metric": "accuracy_1", "label": "1-shot"}
+        metrics.append(metric("A", seed, row["key"], sum(draws) / 3, "low_shot", **told))
+    view = view_of(rows, metrics, tables=[{"title": "T", "columns": ["low_shot"]}])
+    table = build_tables(view)[0]
+    # over seeds 70 and 74; over draws 61, 71, 84, whose squares about 72 sum to 266, over n - 1 = 2
+    assert table.cells["A", "low_shot"].draws_sd == pytest.approx(math.sqrt(133))
+    for made in (render_text(view), to_markdown([table]).replace("\\", ""), to_latex([table])):
+        assert re.search(r"72\.0 .{1,5} 2\.8 \{?\[\}?11\.5", made)
+    assert "over the draws of the labelled images" in table.notes[1]
+    for told in ([[1.0, 2.0], [1.0]], ["x"], None, [[1.0]], [math.nan, 1.0]):
+        for row in view.records.values():
+            row["summary"] = {"draws": {"accuracy_1": told}}
+        assert cell_of(view, column="low_shot").draws_sd is None
+
+
+def test_a_column_says_that_its_rows_read_different_tokens() -> None:
+    rows, metrics = [], []
+    for variant, pool in (("A", "cls"), ("B", "mean"), ("C", "mean"), ("pixels", None)):
+        features, knn = (stage(key_of(n, variant), n, variant, 0) for n in ("features", "knn"))
+        features["record"] = record(features, settings={"pool": pool})
+        knn["record"] = record(knn, inputs={"features": {"key": features["key"]}})
+        rows += [features, knn]
+        metrics.append(metric(variant, 0, knn["key"], 90.0))
+    table = build_tables(view_of(rows, metrics, tables=TABLE))[0]
+    assert table.columns[0].label == "k-NN (k=10), tokens by row"
+    assert table.notes[0] == "k-NN (k=10): class token in A; mean of patches in B, C."
+    same = build_tables(view_of(rows[2:], metrics[1:], tables=TABLE))[0]
+    assert (same.columns[0].label, same.notes) == ("k-NN (k=10)", [])
 
 
 def test_rows_groups_and_digits_follow_the_declaration() -> None:
