@@ -15,7 +15,7 @@ from reports.display import short, slug
 from reports.facts import DONE, Facts, flatten
 from reports.figures.charts import Figure, colour, legend_of, off_scale, with_unit
 from reports.figures.svg import LEFT, PALETTE, RIGHT, Point, Scale, Series, plot, spanning, words
-from reports.tables.build import metric_cells
+from reports.tables.cells import metric_cells
 from reports.tables.model import Cell, Table
 
 #: panels and lines beyond which a figure says nothing more

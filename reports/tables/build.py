@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from reports.display import plural, short
-from reports.facts import DONE, Facts, lookup
+from reports.facts import Facts, lookup
 from reports.frames import SuiteView
 from reports.tables import published, statistics
+from reports.tables.cells import metric_cells
 from reports.tables.costs import cost_cells
 from reports.tables.crossed import cross
 from reports.tables.findings import headline
-from reports.tables.model import Cell, Column, Comparison, Row, Table, Value, remark_in_full
+from reports.tables.model import Cell, Column, Comparison, Row, Table, remark_in_full
 
 #: states whose reason is printed under the table
 _SAID = ("failed", "short", "interrupted", "stale", "missing", "not finite", "mixed protocols")
-#: a number beyond is no measurement; NaN is not below it
-_LARGEST = 1e100
 #: what the encoder's tokens become, as settings and as tables call it
 _TOKENS = {"cls": "class token", "mean": "mean of patches", "both": "class token and mean"}
 #: what a column without a metric holds
@@ -110,131 +108,6 @@ def _named(
     """Return a comparison that the suite names; None where it cannot be had."""
     found = statistics.paired(cells, told["row"], told["against"], _column(facts, told["metric"]))
     return found and replace(found, primary=told["primary"])
-
-
-def metric_cells(facts: Facts, ids: Iterable[str] = ()) -> dict[tuple[str, str], Cell]:
-    """Return (variant, column) -> its cell, of every metric that a row was planned or measured for.
-
-    `ids` are columns that are wanted although nothing may have measured them yet.
-
-    A cell is the mean over the distinct stages that measured it, or says why there is none.
-    """
-    status = facts.distinct.select("key", "status")
-    by_column = ["variant", "column"]
-    measured = (
-        facts.view.metrics.join(status, on="key", how="left", maintain_order="left")
-        .filter(pl.col("status").is_null() | pl.col("status").is_in(DONE))
-        .group_by(*by_column, "key", maintain_order=True)
-        .agg(
-            pl.col("seed").unique().sort().alias("seeds"),
-            pl.col("seed", "value", "protocol").first(),
-            (pl.col("value").first().abs() < _LARGEST).fill_null(False).alias("finite"),
-        )
-        .sort(pl.col("seeds").list.first(), maintain_order=True)
-        .group_by(by_column, maintain_order=True)
-        .agg(
-            pl.struct("seeds", "value", "key").filter("finite").alias("values"),
-            pl.col("value").filter("finite").mean().alias("mean"),
-            pl.col("value").filter("finite").std().alias("sd"),
-            pl.col("protocol").filter("finite").unique().alias("protocols"),
-            pl.col("seed").filter(~pl.col("finite")).alias("broken"),
-            pl.len().alias("measured"),
-        )
-    )
-    columns = dict.fromkeys([*facts.columns, *ids])
-    evaluations = pl.DataFrame(
-        [(column, facts.evaluation_of(column)) for column in columns],
-        {"column": pl.String, "kind": pl.String},
-        orient="row",
-    )
-    planned = (
-        facts.view.stages.filter(pl.col("group") == "evaluate")
-        .group_by("variant", "kind", "key", maintain_order=True)
-        .agg(pl.len().alias("uses"), pl.col("status", "reason", "seed").first())
-        .group_by("variant", "kind", maintain_order=True)
-        .agg(pl.struct("status", "reason", "seed").alias("stages"), pl.col("uses").first())
-        .join(evaluations, on="kind")
-        .drop("kind")
-    )
-    joined = planned.join(measured, on=by_column, how="full", coalesce=True)
-    return {
-        (row["variant"], row["column"]): _cell(facts, row) for row in joined.iter_rows(named=True)
-    }
-
-
-def _cell(facts: Facts, row: dict[str, Any]) -> Cell:
-    """Return the cell of one variant and column from what was planned and measured."""
-    stages = row["stages"] or []
-    values = tuple(Value(tuple(v["seeds"]), v["value"], (v["key"],)) for v in row["values"] or [])
-    count = len(stages) or row["measured"] or 0
-    protocols = [protocol for protocol in row["protocols"] or [] if protocol is not None]
-    state, reason = _state(stages, len(values))
-    if row["broken"]:
-        seeds = ", ".join(map(str, row["broken"]))
-        state, reason = "not finite", f"seed {seeds} measured no finite number"
-    elif len(protocols) > 1:
-        state, reason = "mixed protocols", "its seeds were measured under different protocols"
-    return Cell(
-        state,
-        values,
-        row["mean"],
-        row["sd"],
-        count,
-        reason,
-        protocols[0] if len(protocols) == 1 else None,
-        draws_sd=_draws_sd(facts, row["column"], values),
-        fixed=len(stages) == 1 and row["uses"] > 1,
-    )
-
-
-def _draws_sd(facts: Facts, column: str, values: Sequence[Value]) -> float | None:
-    """Return the sd (n - 1) over draws of labelled images, the same for all seeds, of their means.
-
-    None where the records tell of no several draws.
-    """
-    metric = str(facts.columns.get(column, {}).get("metric"))
-    told = [lookup(facts.record(v.keys[0]), "summary", "draws", metric) for v in values]
-    try:
-        found = np.array(told, dtype=float)  # [seeds, draws]
-    except (TypeError, ValueError):
-        return None
-    several = found.ndim == 2 and found.shape[1] > 1 and bool(np.isfinite(found).all())
-    return float(found.mean(0).std(ddof=1)) if several else None
-
-
-def _state(stages: list[dict[str, Any]], have: int) -> tuple[str, str | None]:
-    """Return the state of a cell with `have` values out of its distinct stages, and the reason."""
-    statuses = Counter(stage["status"] for stage in stages)
-    reason = _open(stages)
-    stale = next((stage for stage in stages if stage["status"] == "stale"), None)
-    if stale and (have >= len(stages) or not have):
-        return "stale", "measured by other code" + _because(stale["reason"])
-    if have and have >= len(stages):
-        return "ok", None
-    if have and statuses["pruned"] == len(stages) - have:
-        return "pruned", reason
-    if have:
-        return "short", reason or "a stage is complete but lacks this metric"
-    for status in ("failed", "running", "interrupted", "pending", "pruned"):
-        if statuses[status]:
-            return status, reason
-    return "missing", "the stage is complete but its record lacks this metric"
-
-
-def _open(stages: list[dict[str, Any]]) -> str:
-    """Return which seeds are not done, and why: "seeds 0, 2 pending; seed 1 failed: NaN"."""
-    seeds: dict[str, list[int]] = {}
-    for stage in stages:
-        if stage["status"] not in DONE:
-            seeds.setdefault(stage["status"] + _because(stage["reason"]), []).append(stage["seed"])
-    return "; ".join(
-        f"seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))} {what}"
-        for what, found in seeds.items()
-    )
-
-
-def _because(reason: str | None) -> str:
-    return f": {short(reason, 200)}" if reason else ""
 
 
 def _one_protocol(table: Table, cells: dict[tuple[str, str], Cell], label: str) -> str | None:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
 from reports.display import amount, device_word, duration, plural, short, time_unit
 from reports.facts import DONE, Facts
-from reports.tables.model import Cell, Column, Value
+from reports.tables.cells import gathered
+from reports.tables.model import Cell, Column
 from reports.tables.published import PUBLISHED
 
 #: stages of tuning, whose cost over the MAE's is its overhead
@@ -54,8 +55,6 @@ MEMORY = Quantity(
 )
 QUANTITIES = (CPU_TIME, ENERGY, UTILISATION, MEMORY)
 
-#: why a cost has no sum, the most telling first
-_UNSUMMED = ("failed", "running", "interrupted", "pending", "pruned", "not measured")
 #: column -> its label, what of a stage is summed, how much of it is an hour (or a kWh)
 _COSTS = {
     "cost.own": ("own", "device_hours", 1),
@@ -121,61 +120,48 @@ def _sums(training: pl.DataFrame, column_id: str) -> dict[str, Cell]:
     Seeds that share all their stages count once.
     """
     _, name, hour = _COSTS[column_id]
-    is_open, what = pl.col("status").is_in(DONE).not_(), pl.col(name)
-    reason = pl.format(" ({})", "energy_reason") if column_id == "cost.energy" else pl.lit("")
-    unmeasured = pl.format("{} was not measured{}", "kind", reason.fill_null(""))
+    known, is_open = pl.col(name).is_not_null(), ~pl.col("status").is_in(DONE)
+    told = pl.format(" ({})", "energy_reason") if name == ENERGY.name else pl.lit("")
+
+    def first(column: str) -> pl.Expr:
+        """Return what the first open stage says, before one that was not measured."""
+        said = pl.col(column)
+        return pl.coalesce(said.filter(is_open).first(), said.drop_nulls().first())
+
     chains = (
         training.with_columns(
+            pl.when(is_open).then("status").when(~known).then(pl.lit("not measured")).alias("gap"),
             pl.when(is_open)
-            .then("status")
-            .when(what.is_null())
-            .then(pl.lit("not measured"))
-            .alias("state"),
-            pl.when(is_open)
-            .then(pl.format("{} {}", "kind", "status"))
-            .when(what.is_null())
-            .then(unmeasured)
-            .alias("gap"),
+            .then("kind")
+            .when(~known)
+            .then(pl.col("kind") + told.fill_null(""))
+            .alias("reason"),
         )
         .group_by("variant", "seed", maintain_order=True)
         .agg(
             pl.col("key").alias("keys"),
-            (what.sum() / hour).alias("sum"),
-            pl.col("device_kind").unique().alias("device_kinds"),
-            pl.col("state").drop_nulls().unique().alias("missing"),
-            pl.coalesce(pl.col("gap").filter(is_open).first(), pl.col("gap").drop_nulls().first()),
+            (pl.col(name).sum() / hour).alias("value"),
+            pl.col("device_kind").unique().alias("kinds"),
+            first("gap"),
+            first("reason"),
         )
         .group_by("variant", "keys", maintain_order=True)
         .agg(pl.col("seed").sort().alias("seeds"), pl.exclude("seed").first())
+        .with_columns(
+            pl.col("gap").fill_null("complete").alias("status"),
+            pl.col("seeds").list.first().alias("seed"),
+            column=pl.lit(column_id),
+            uses=1,
+            protocol=pl.lit(None, pl.String),
+        )
     )
-    known = pl.col("gap").is_null()
-    rows = chains.group_by("variant", maintain_order=True).agg(
-        pl.struct(pl.exclude("variant")).alias("chains"),
-        pl.col("sum").filter(known).mean().alias("mean"),
-        pl.col("sum").filter(known).std().alias("sd"),
-        pl.col("device_kinds").filter(known).explode().n_unique().alias("kinds"),
-    )
-    return {row.pop("variant"): _sum_cell(**row) for row in rows.iter_rows(named=True)}
-
-
-def _sum_cell(
-    chains: list[dict[str, Any]], mean: float | None, sd: float | None, kinds: int
-) -> Cell:
-    """Return the cell of one row, from its distinct chains of stages."""
-    known = [chain for chain in chains if chain["gap"] is None]
-    values = tuple(Value(tuple(c["seeds"]), c["sum"], tuple(c["keys"])) for c in known)
-    missing = {state for chain in chains for state in chain["missing"]}
-    gaps = [f"seed {c['seeds'][0]}: {c['gap']}" for c in chains if c["gap"] is not None]
-    reason = "; ".join(gaps) or None
-    if values and kinds > 1:
-        state, reason = "mixed hardware", "trained on CPU and GPU"
-    elif not values:  # a chain that failed leaves the stages after it pending
-        state = next(state for state in _UNSUMMED if state in missing)
-    elif not missing:
-        state = "ok"
-    else:
-        state = "pruned" if missing == {"pruned"} else "short"
-    return Cell(state, values, mean, sd, len(chains), reason)
+    done = chains.filter(pl.col("gap").is_null())
+    mixed = done.group_by("variant").agg(pl.col("kinds").explode().n_unique())
+    cells = {variant: cell for (variant, _), cell in gathered(chains, done).items()}
+    for variant in mixed.filter(pl.col("kinds") > 1)["variant"].to_list():
+        why = "trained on CPU and GPU"
+        cells[variant] = replace(cells[variant], state="mixed hardware", reason=why)
+    return cells
 
 
 # ------------------------------------------------------------------------------ the suite's ledger

@@ -116,9 +116,9 @@ def compare(table: Table) -> None:
 def judged(comparisons: Iterable[Comparison]) -> dict[tuple[str, str, str], Comparison]:
     """Return comparisons with what their tests say, by what is compared; each is tested once.
 
-    A primary comparison, which comes first, is tested by itself. All others are one family of Holm's correction,
-    since a reader picks from all of them. What n could show, and which n would settle it, is at
-    the level of its first step, which suffices.
+    A primary comparison, which comes first, is tested by itself. All others are one family of
+    Holm's correction, since a reader picks from all of them. What n could show, and which n would
+    settle it, is at the level of its first step, which suffices.
     """
     found: dict[tuple[str, str, str], Comparison] = {}
     for one in comparisons:

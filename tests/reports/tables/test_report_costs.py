@@ -59,7 +59,7 @@ def test_a_failed_chain_has_no_cost_but_a_reason() -> None:
     rows[1]["status"], rows[2]["status"] = "failed", "pending"
     view = view_of(rows, [], tables=COST)
     assert texts(view, "A")["cost.total"] == "failed"
-    assert build_tables(view)[0].cells["A", "cost.total"].reason == "seed 0: head failed"
+    assert build_tables(view)[0].cells["A", "cost.total"].reason == "seed 0 failed: head"
 
 
 def test_what_was_not_measured_is_no_zero() -> None:
@@ -147,7 +147,7 @@ def test_energy_is_blank_with_its_reason_unless_all_was_measured() -> None:
     )  # fmt: skip
     assert texts(view, "A")["cost.energy"] == "0.50 (1 of 2)"
     assert build_tables(view)[0].cells["A", "cost.energy"].reason == (
-        "seed 1: mae was not measured (MIG)"
+        "seed 1 not measured: mae (MIG)"
     )
 
 
