@@ -196,8 +196,6 @@ def _check_table(
     table: TableSettings, rows: Collection[str], columns: set[str], tree: Map, at: Place
 ) -> None:
     """Check the names in a table that stands at `at`."""
-    if table.deltas and table.baseline is None:
-        raise fault("deltas need a 'baseline' to be taken from", tree, (*at, "deltas"))
     for index, row in enumerate(table.rows or []):
         require(row, rows, "variant", tree, (*at, "rows", index))
     if table.baseline is not None:

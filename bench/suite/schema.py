@@ -71,8 +71,6 @@ class TableSettings(Settings):
     groups: dict[str, list[str]] | None = None
     #: the row that the others are compared with
     baseline: str | None = None
-    #: behind each metric its mean paired difference from the baseline
-    deltas: bool = False
     digits: Annotated[int, Field(ge=0, le=6)] = 1
     #: published figures in grey beside ours
     published: bool = False

@@ -43,7 +43,10 @@ def build_tables(view: SuiteView, facts: Facts | None = None) -> list[Table]:
         [one for one in named if one] + [one for table in tables for one in table.comparisons]
     )
     for table, one in zip(tables, declared, strict=True):
-        statistics.mark(table, tested, bool(one.get("deltas")))
+        table.comparisons = [tested[comparison.what] for comparison in table.comparisons]
+        for found in table.comparisons:
+            at = found.variant, found.column
+            table.cells[at] = replace(table.cells[at], bold=found.survives)
         table.notes += _notes(table)
         table.crossed = cross(facts, table)
         if one.get("published"):

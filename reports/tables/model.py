@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from reports.display import fixed, mean_sd, signed
+from reports.display import fixed, mean_sd
 
 #: states in which a cell has a value to show
 VALUED = ("ok", "stale", "short", "pruned")
@@ -111,7 +111,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """`kind` is metric, delta, published or cost."""
+    """`kind` is metric, published or cost."""
 
     id: str
     label: str
@@ -191,8 +191,6 @@ def number(cell: Cell, column: Column) -> str:
     if column.kind == "metric":
         draws = "" if cell.draws_sd is None else f" [{fixed(cell.draws_sd, column.digits)}]"
         return mean_sd(cell.mean, cell.sd, column.digits) + draws
-    if column.kind == "delta":
-        return signed(cell.mean, column.digits)
     return fixed(cell.mean, column.digits)
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import special
 
-from reports.tables.model import Cell, Column, Comparison, Table, Value
+from reports.tables.model import Cell, Column, Comparison, Table
 
 ALPHA = 0.05
 POWER = 0.8
@@ -140,27 +140,3 @@ def judged(comparisons: Iterable[Comparison]) -> dict[tuple[str, str, str], Comp
             needed=needed_pairs(abs(one.mean) / one.sd, level),
         )
     return found
-
-
-def mark(table: Table, tested: dict[tuple[str, str, str], Comparison], deltas: bool) -> None:
-    """Put the judged comparisons into a table: bold, and a column of differences if asked for."""
-    table.comparisons = [tested[one.what] for one in table.comparisons]
-    for one in table.comparisons:
-        at = one.variant, one.column
-        table.cells[at] = replace(table.cells[at], bold=one.survives)
-    if not deltas or table.baseline is None:
-        return
-    means = {(one.variant, one.column): one.mean for one in table.comparisons}
-    columns: list[Column] = []
-    for column in table.columns:
-        columns.append(column)
-        if column.kind != "metric":
-            continue
-        delta = replace(column, id=f"{column.id}.delta", label=f"Δ {table.baseline}", kind="delta")
-        columns.append(delta)
-        for row in table.rows:
-            mean = means.get((row.variant, column.id))
-            values = () if mean is None else (Value((), mean, table.cell(row, column).keys),)
-            state = "ok" if values else "none"
-            table.cells[row.variant, delta.id] = Cell(state, values, mean)
-    table.columns = columns

@@ -225,7 +225,7 @@ def search_view() -> SuiteView:
             rows.append(row)
             if status in ("complete", "stale"):
                 metrics.append(metric(cell, seed, row["key"], 90.0 + i + seed))
-    tables = [{"title": "T", "columns": ["knn", "cost"], "baseline": cells[0], "deltas": True}]
+    tables = [{"title": "T", "columns": ["knn", "cost"], "baseline": cells[0]}]
     settings = {cell: dict(part.split("=") for part in cell.split()[1:]) for cell in cells}
     return view_of(rows, metrics, tables=tables, cells=settings)
 

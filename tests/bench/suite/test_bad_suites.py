@@ -50,7 +50,6 @@ CASES = [
     case("MAE: {stages: [mae]}", "MAE: {stages: [mea]}", "mae"),
     case("augment: aug}", "augment: agu}", "did you mean 'aug'?"),
     case("baseline: MAE", "baseline: MEA", "did you mean 'MAE'?"),
-    case("baseline: MAE", "deltas: true", "'baseline'"),
     case("columns: [knn", "rows: [MAE, MAE_CT]\n    columns: [knn", "did you mean 'MAE-CT'?"),
     case("probe, cost]", "probe, costs]", "did you mean 'cost'?"),
     case("probe, cost]", "knn.acuracy_k20]", "did you mean 'knn.accuracy_k20'?"),

@@ -11,9 +11,8 @@ import pytest
 from report_views import full_view, key_of, metric, record, stage, view_of
 from rich.cells import cell_len
 
-from reports.formats.exports import to_frame, to_markdown
+from reports.formats.exports import to_frame, to_latex, to_markdown
 from reports.formats.html import render_html
-from reports.formats.latex import to_latex
 from reports.formats.text import render_text, table_text
 from reports.tables import published
 from reports.tables.build import build_tables
@@ -184,17 +183,6 @@ def test_rows_groups_and_digits_follow_the_declaration() -> None:
         ("probe", "frozen"), ("knn", "frozen"),
     ]  # fmt: skip
     assert cell_text(table.cells["MAE", "knn"], table.columns[1]) == "93.40 ± 1.74"
-
-
-def test_deltas_are_paired_means() -> None:
-    declared = {"title": "T", "columns": ["knn"], "baseline": "MAE", "deltas": True}
-    table = build_tables(full_view(tables=[declared]))[0]
-    delta = table.columns[1]
-    assert delta.kind == "delta"
-    # 97.8 - 94.6, 98.2 - 91.4, 97.2 - 94.2
-    assert table.cells["MAE-CT", delta.id].mean == pytest.approx((3.2 + 6.8 + 3.0) / 3)
-    assert cell_text(table.cells["MAE-CT", delta.id], delta) == "+4.3"
-    assert cell_text(table.cells["random encoder", delta.id], delta) == "−35.0"
 
 
 def test_published_numbers_stand_apart_with_source_and_conflict() -> None:
