@@ -262,9 +262,7 @@ def _check_cells(
     printed = build_tables(view)
     view.metrics = view.metrics.with_columns(pl.Series("value", values, dtype=pl.Float64))
     for ours, theirs in zip(printed, build_tables(view), strict=True):
-        for row, column in product(ours.rows, ours.columns):
-            if column.kind not in ("metric", "delta"):
-                continue
+        for row, column in product(ours.rows, ours.metrics):
             before, after = (number(table.cell(row, column), column) for table in (ours, theirs))
             found.cells += bool(before)
             if before != after:
@@ -304,15 +302,14 @@ class _Scratch(Store):
 
 def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> None:
     """Run one stage in this process, on the stored artifacts of its inputs, and compare."""
-    from bench.run.task import StageFailed, Task
-    from bench.run.worker import run_task
+    from bench.run.worker import StageFailed, run_stage
 
     for name, source in stage.inputs.items():
-        if source.record is None or store.damage(source.state):
+        if source.record is None or any(store.damages(source.key, source.record)):
             return found.wrong(stage, [f"it cannot be run again: its '{name}' is damaged"])
     scratch.create()
     try:
-        run_task(Task.of(stage), scratch, "verify", lambda event: None)
+        run_stage(stage, scratch, "verify", lambda event: None)
     except StageFailed as error:
         return found.wrong(stage, [f"it failed when run again: {error}"])
     again = scratch.state(stage.key).record

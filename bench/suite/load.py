@@ -32,7 +32,7 @@ from maect.datasets import DataError, DataInfo
 from maect.settings import DataSettings
 
 #: parts of the suite that a profile may replace
-_OWN = ("evaluate", "tables")
+_OWN = ("evaluate", "tables", "primary", "secondary")
 #: two ways to say the same, of which a worker looks at the second where it is there
 _FROZEN = ("frozen", "frozen_blocks")
 
@@ -147,6 +147,8 @@ class _Loader:
             search=search,
             cells=cells,
             gallery=tuple(spec.gallery),
+            primary=spec.primary,
+            secondary=spec.secondary,
         )
 
     def _seeds(self, count: int | None) -> list[int]:

@@ -14,7 +14,11 @@ from typing import Any
 
 from bench.errors import nearest_file, short, suggestion
 from bench.suite.messages import Place, fault, require
-from bench.suite.schema import SearchSettings, SuiteSettings, TableSettings, Variant
+from bench.suite.schema import (
+    SearchSettings,
+    SuiteSettings,
+    Variant,
+)
 from bench.suite.yamlfile import Map
 from maect.datasets import DataInfo
 from maect.settings import TRAINING_STAGES
@@ -129,20 +133,42 @@ def _counts(variant: Variant, images: int | None) -> Faults:
 
 
 def check_suite(spec: SuiteSettings, variants: dict[str, Variant], tree: Map) -> None:
-    """Check all that names rows and columns: `match_compute`, the gallery and the tables."""
-    for name, variant in variants.items():
-        if variant.match_compute is not None:
-            at = ("variants", name, "match_compute")
-            require(variant.match_compute, variants, "variant", tree, at)
-    for index, name in enumerate(spec.gallery):
-        require(name, variants.keys() & spec.variants.keys(), "variant", tree, ("gallery", index))
+    """Check all that names rows and columns, and that rows fit each other."""
+    for name, known, what, place in _names(spec, variants):
+        require(name, known, what, tree, place)
     _check(_together(spec, variants), tree)
-    columns = {"cost"}
+
+
+def _names(
+    spec: SuiteSettings, variants: dict[str, Variant]
+) -> Iterator[tuple[str, Collection[str], str, Place]]:
+    """Yield each name of a row or column with those there are, what it is and its place."""
+    rows, metrics = variants.keys(), set[str]()
     for variant in variants.values():
         for name, evaluation in variant.evaluations.items():
-            columns |= evaluation.columns(name).keys()
-    for index, table in enumerate(spec.tables):
-        _check_table(table, variants.keys(), columns, tree, ("tables", index))
+            metrics |= evaluation.columns(name).keys()
+    columns = metrics | {"cost"}
+    for name, variant in variants.items():
+        if variant.match_compute is not None:
+            yield variant.match_compute, rows, "variant", ("variants", name, "match_compute")
+    for index, name in enumerate(spec.gallery):
+        yield name, rows & spec.variants.keys(), "variant", ("gallery", index)
+    for number, table in enumerate(spec.tables):
+        at: Place = ("tables", number)
+        for index, name in enumerate(table.rows or []):
+            yield name, rows, "variant", (*at, "rows", index)
+        if table.baseline is not None:
+            yield table.baseline, rows, "variant", (*at, "baseline")
+        for index, name in enumerate(table.columns):
+            yield name, columns, "column", (*at, "columns", index)
+        for group, members in (table.groups or {}).items():
+            for index, name in enumerate(members):
+                yield name, rows | columns, "row or column", (*at, "groups", group, index)
+    named = [(("secondary", index), one) for index, one in enumerate(spec.secondary)]
+    for at, one in [(("primary",), spec.primary), *named] if spec.primary else named:
+        yield one.row, rows, "variant", (*at, "row")
+        yield one.against, rows, "variant", (*at, "against")
+        yield one.metric, metrics, "metric", (*at, "metric")
 
 
 def _together(spec: SuiteSettings, variants: dict[str, Variant]) -> Faults:
@@ -169,24 +195,6 @@ def _together(spec: SuiteSettings, variants: dict[str, Variant]) -> Faults:
         else:
             return
         yield message, ("gallery",)
-
-
-def _check_table(
-    table: TableSettings, rows: Collection[str], columns: set[str], tree: Map, at: Place
-) -> None:
-    """Check the names in a table that stands at `at`."""
-    if table.deltas and table.baseline is None:
-        raise fault("deltas need a 'baseline' to be taken from", tree, (*at, "deltas"))
-    for index, row in enumerate(table.rows or []):
-        require(row, rows, "variant", tree, (*at, "rows", index))
-    if table.baseline is not None:
-        require(table.baseline, rows, "variant", tree, (*at, "baseline"))
-    for index, column in enumerate(table.columns):
-        require(column, columns, "column", tree, (*at, "columns", index))
-    for group, members in (table.groups or {}).items():
-        for index, member in enumerate(members):
-            place = (*at, "groups", group, index)
-            require(member, {*rows, *columns}, "row or column", tree, place)
 
 
 def check_search(search: SearchSettings | None, rows: list[Variant], tree: Map) -> None:
