@@ -71,27 +71,20 @@ def _axis(path: str, values: Any, tree: Map, at: Place) -> list[Choice]:
     if not values or not isinstance(values, list | dict) or not all(path.split(".")):
         message = f"'{short(path)}' should name a setting and list values, e.g. [1, 2]"
         raise fault(message, tree, at)
-    choices: list[Choice] = []
-    named = isinstance(values, dict)
-    listed: Any = values.items() if isinstance(values, dict) else enumerate(values)
-    for place, value in listed:
-        problem = _problem(path, value, named, [choice.value for choice in choices])
-        if problem is not None:
-            raise fault(problem, tree, (*at, place))
-        name = place if named else value if isinstance(value, str) else shown(value)
-        choices.append(Choice(name, value))
+    named, choices = isinstance(values, dict), list[Choice]()
+    for place, value in values.items() if isinstance(values, dict) else enumerate(values):
+        if isinstance(value, dict) and not named:
+            problem = "a mapping needs a name; write {name: {...}, other: {...}}"
+        elif value in [choice.value for choice in choices]:
+            problem = f"{shown(value)} stands twice; keep one"
+        elif path == "augment" and not isinstance(value, str):
+            problem = f"{shown(value)} is no pipeline; write the names of pipelines"
+        else:
+            name = str(place) if named else value if isinstance(value, str) else shown(value)
+            choices.append(Choice(name, value))
+            continue
+        raise fault(problem, tree, (*at, place))
     return choices
-
-
-def _problem(path: str, value: Any, named: bool, before: list[Any]) -> str | None:
-    """Return what is wrong with a value of a setting; `before` are the ones listed before it."""
-    if isinstance(value, dict) and not named:
-        return "a mapping needs a name; write {name: {...}, other: {...}}"
-    if value in before:
-        return f"{shown(value)} stands twice; keep one"
-    if path == "augment" and not isinstance(value, str):
-        return f"{shown(value)} is no pipeline; write the names of pipelines"
-    return None
 
 
 def setting_names(axes: Collection[str]) -> dict[str, str]:
