@@ -394,7 +394,7 @@ def _curves(plan: Plan, store: Store, problems: list[str]) -> dict[str, Curves]:
     for stage in plan.stages.values():
         record = stage.record if stage.trains and stage.status == "cached" else None
         if record is not None and "curves.json" in record.files:
-            with _told(problems, stage, "curves.json"):
+            with _naming(problems, stage, "curves.json"):
                 data = store.read(stage.key, record, "curves.json")
                 found = _CURVES.validate_python(json.loads(data))
                 lengths = {len(values) for values in found.values()}
@@ -413,7 +413,7 @@ def _gallery(plan: Plan, store: Store, problems: list[str]) -> dict[str, Any] | 
 
     from reports.figures.gallery import gallery
 
-    with _told(problems, stage, "gallery.safetensors"):
+    with _naming(problems, stage, "gallery.safetensors"):
         arrays = load(store.read(stage.key, stage.record, "gallery.safetensors"))
         told = {name: stage.settings[name] for name in ("seed", "split", "mask_ratio", "norm_pix")}
         rows, summary = list(plan.suite.gallery), stage.record.summary
@@ -424,7 +424,7 @@ def _gallery(plan: Plan, store: Store, problems: list[str]) -> dict[str, Any] | 
 
 
 @contextmanager
-def _told(problems: list[str], stage: Stage, name: str) -> Iterator[None]:
+def _naming(problems: list[str], stage: Stage, name: str) -> Iterator[None]:
     """Name in `problems` a file of a stage that does not fit its record or holds something else."""
     try:
         yield
