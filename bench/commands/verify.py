@@ -268,7 +268,7 @@ def _check_cells(
     view.metrics = view.metrics.with_columns(pl.Series("value", values, dtype=pl.Float64))
     for ours, theirs in zip(printed, build_tables(view), strict=True):
         for row in ours.rows:
-            for column in (c for c in ours.columns if c.kind in ("metric", "delta")):
+            for column in ours.metrics:
                 before = number(ours.cell(row, column), column)
                 after = number(theirs.cell(row, column), column)
                 found.cells += bool(before)

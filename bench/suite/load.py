@@ -29,7 +29,7 @@ MAX_SEEDS = 1000
 #: names of suites and profiles become names of files
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 #: parts of the suite that a profile may replace
-_OWN = ("evaluate", "tables")
+_OWN = ("evaluate", "tables", "primary", "secondary")
 #: two ways to say the same, of which a worker looks at the second where it is there
 _FROZEN = ("frozen", "frozen_blocks")
 
@@ -147,6 +147,8 @@ class _Loader:
             search=search,
             cells=cells,
             gallery=tuple(spec.gallery),
+            primary=spec.primary,
+            secondary=spec.secondary,
         )
 
     def _fault(self, message: str, *place: Any) -> UserError:

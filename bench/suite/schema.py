@@ -71,11 +71,18 @@ class TableSettings(Settings):
     groups: dict[str, list[str]] | None = None
     #: the row that the others are compared with
     baseline: str | None = None
-    #: behind each metric its mean paired difference from the baseline
-    deltas: bool = False
     digits: Annotated[int, Field(ge=0, le=6)] = 1
     #: published figures in grey beside ours
     published: bool = False
+
+
+class ComparisonSettings(Settings):
+    """Two rows to be compared in one column, named before the run."""
+
+    #: an evaluation, or one of its metrics as `knn.accuracy_k20`
+    metric: str
+    row: str
+    against: str
 
 
 class SearchSettings(Settings):
@@ -133,6 +140,10 @@ class SuiteSettings(Settings):
     evaluate: Annotated[list[str], Field(min_length=1)]
     variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
     tables: list[TableSettings] = []
+    #: the one comparison that is tested by itself at 5 %; the report opens with its effect
+    primary: ComparisonSettings | None = None
+    #: further ones to be told there, tested together with those of the tables
+    secondary: list[ComparisonSettings] = []
     #: two rows whose encoders are shown beside each other in pictures, e.g. [MAE, MAE-CT]
     gallery: list[str] = []
     search: SearchSettings | None = None
@@ -183,6 +194,9 @@ class Suite:
     cells: dict[str, Choices] = field(default_factory=dict)
     #: the two rows of the gallery, or none
     gallery: tuple[str, ...] = ()
+    #: comparisons named before the run, the primary one and the others
+    primary: ComparisonSettings | None = None
+    secondary: list[ComparisonSettings] = field(default_factory=list)
 
     @property
     def explores(self) -> bool:
@@ -212,5 +226,7 @@ class Suite:
                 for v in self.variants.values()
             },
             "tables": [t.resolved() for t in self.tables],
+            "primary": self.primary and self.primary.resolved(),
+            "secondary": [comparison.resolved() for comparison in self.secondary],
             "gallery": list(self.gallery),
         }
