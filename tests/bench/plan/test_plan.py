@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from bench.plan.stage import Plan, Row, Stage
 from bench.plan.status import assess, search_identity
 from bench.report.frames import build_view
 from bench.run.driver import RunOptions, execute
-from bench.run.tune import Search, held
+from bench.run.tune import Search, of_cells
 from bench.store.record import Code, Cost, Run
 from bench.store.store import Store
 from bench.suite.load import load_suite
@@ -267,7 +268,7 @@ def test_what_a_search_left_out_stays_out(plan_of, tmp_path: Path):
     plan = explored(tmp_path, plan_of)
     store = Store(tmp_path / "store")
     store.create()
-    assert held(plan) == plan.stages.keys()  # no row but the cells
+    assert of_cells(plan).keys() == plan.stages.keys()  # no row but the cells
     stopped = row_of(plan, "MAE-CT topk=2", 1)
     untried = [row_of(plan, "MAE-CT topk=3", seed) for seed in (0, 1)]
     run_to_its_end = [row_of(plan, "MAE-CT topk=1", seed) for seed in (0, 1)]
@@ -332,6 +333,14 @@ def chain(plan_of, store: Store) -> list[Stage]:
     for stage in stages:
         write_record(store, stage, content=stage.kind.encode())
     return stages
+
+
+def test_a_stage_travels_without_what_the_store_holds_of_it(chain, store):
+    assessed(chain, store)
+    tune = pickle.loads(pickle.dumps(chain[2]))
+    assert chain[2].record is not None and tune.record is None
+    assert (tune.key, tune.settings) == (chain[2].key, chain[2].settings)
+    assert tune.inputs["encoder"].key == tune.inputs["head"].inputs["encoder"].key == chain[0].key
 
 
 def assessed(stages: list[Stage], store: Store, **options: bool) -> list[tuple[str, str | None]]:
