@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from maect.augment import Augment, evaluation_transform
+from maect.datasets import Split
 from maect.datasets.splits import selection_rows
 from maect.models import Encoder, pool
 from maect.parallel import Group
-from maect.settings import AugmentSettings, ViewSettings
+from maect.settings import ViewSettings
 from maect.stages.encoder import encoder_of, usage_notes
 from maect.stages.job import Job, Output
 
@@ -50,6 +51,22 @@ class FeatureNetwork(nn.Module):
             tokens = self.encoder.features_by_depth(images, blocks)
             found = [pool(one, self.how).float() for one in tokens]
         return torch.stack(found, dim=1) if isinstance(self.block, list) else found[0]
+
+
+def prepared(job: Job, split: Split, rows: np.ndarray, *, pixels: bool) -> Tensor:
+    """Return images as an encoder is shown them for evaluation: [B, C, S, S].
+
+    Normalised, or as `pixels` in [0, 1].
+    """
+    channels = len(split.mean)
+    return evaluation_transform(
+        split.batch(rows),
+        image_size=job.data.image_size,
+        mean=[0.0] * channels if pixels else split.mean,
+        std=[1.0] * channels if pixels else split.std,
+        dtype=job.dtype,
+        device=job.device,
+    )
 
 
 class JobImages:
@@ -87,7 +104,7 @@ class JobImages:
     def views(self, view: ViewSettings, role: str, epoch: int, rows: np.ndarray) -> Tensor:
         job, split = self.job, self.split("train")
         augment = Augment(
-            AugmentSettings(view0=view),
+            [view],
             image_size=job.data.image_size,
             mean=split.mean,
             std=split.std,
@@ -99,15 +116,7 @@ class JobImages:
     def prepared(self, split: str, rows: np.ndarray) -> Tensor:
         job, source = self.job, self.split("selection" if split in self.rows else split)
         rows = self.rows[split][rows] if split in self.rows else rows
-        channels = len(source.mean)
-        return evaluation_transform(
-            source.batch(rows),
-            image_size=job.data.image_size,
-            mean=[0.0] * channels if self.pixels else source.mean,
-            std=[1.0] * channels if self.pixels else source.std,
-            dtype=job.dtype,
-            device=job.device,
-        )
+        return prepared(job, source, rows, pixels=self.pixels)
 
     def at(self, place: int) -> JobImages:
         assert isinstance(self.block, list)
