@@ -71,6 +71,7 @@ class Task:
             data_name=self.data.name,
             data_root=Path(data_root),
             data_path=self.places["data_path"],
+            lists=self.places.get("low_shot"),
             weights=Path(weights).expanduser() if weights else None,
             device=device,
         )

@@ -33,12 +33,6 @@ def content_hash(pools: Pools) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: Path, document: Any) -> None:
-    """Write JSON so that the file is there whole or not at all. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(document).encode())
-
-
 def write(name: str, root: Path, pools: Pools, source: str) -> None:
     """Put a decoded set into the cache, replacing what is there."""
     root.mkdir(parents=True, exist_ok=True)
@@ -54,7 +48,7 @@ def write(name: str, root: Path, pools: Pools, source: str) -> None:
             "source": source,
             "stamps": _stamps(temporary),
         }
-        write_json(temporary / "meta.json", meta)
+        write_atomic(temporary / "meta.json", json.dumps(meta).encode())
         temporary.chmod(0o755)
         shutil.rmtree(root / name, ignore_errors=True)
         os.replace(temporary, root / name)
@@ -65,11 +59,8 @@ def write(name: str, root: Path, pools: Pools, source: str) -> None:
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
     """Return the size and modification time of each array: what tells that nothing has changed."""
-    found = {}
-    for file in sorted(folder.glob("*.npy")):
-        status = file.stat()
-        found[file.name] = [status.st_size, status.st_mtime_ns]
-    return found
+    files = {file.name: file.stat() for file in sorted(folder.glob("*.npy"))}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in files.items()}
 
 
 def read(name: str, root: Path, verify: bool = False) -> tuple[Pools, dict[str, Any]]:
@@ -100,5 +91,5 @@ def read(name: str, root: Path, verify: bool = False) -> tuple[Pools, dict[str, 
             raise DataError(f"the images in {folder} do not match their checksum; {again}")
         meta["stamps"] = current
         if stamps != current and os.access(folder, os.W_OK):
-            write_json(folder / "meta.json", meta)
+            write_atomic(folder / "meta.json", json.dumps(meta).encode())
     return pools, meta

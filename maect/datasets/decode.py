@@ -7,7 +7,6 @@ import io
 import json
 import pickle
 import tarfile
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,9 @@ from maect.datasets.cache import Pools
 #: file name -> bytes of the files a format needs
 Files = dict[str, bytes]
 
-_CIFAR10_PYTHON = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
-_CIFAR10_PNG = (
-    *(f"{name}.png" for name in _CIFAR10_PYTHON),
-    "train_lables.json",
-    "test_lables.json",
-)
-_CIFAR100_PYTHON = ("train", "test")
+_CIFAR10 = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+_CIFAR10_LABELS = ("train_lables.json", "test_lables.json")
+_CIFAR100 = ("train", "test")
 _IDX = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
@@ -47,37 +42,35 @@ class _ArraysOnly(pickle.Unpickler):
         return allowed[module, name]
 
 
-def _cifar_python(files: Files, batches: Iterable[str], labels: bytes) -> tuple[Any, Any]:
-    parts = [_ArraysOnly(io.BytesIO(files[name]), encoding="bytes").load() for name in batches]
+def _pickled(files: Files, names: Iterable[str], labels: bytes) -> tuple[Any, Any]:
+    parts = [_ArraysOnly(io.BytesIO(files[name]), encoding="bytes").load() for name in names]
     images = np.concatenate([part[b"data"] for part in parts]).reshape(-1, 3, 32, 32)
     return images, np.concatenate([part[labels] for part in parts])
 
 
-def _cifar10_python(files: Files) -> Pools:
+def _cifar10(files: Files) -> Pools:
+    train, test = _CIFAR10[:5], _CIFAR10[5:]
     return {
-        "train": _cifar_python(files, _CIFAR10_PYTHON[:5], b"labels"),
-        "test": _cifar_python(files, _CIFAR10_PYTHON[5:], b"labels"),
+        "train": _pickled(files, train, b"labels"),
+        "test": _pickled(files, test, b"labels"),
     }
 
 
-def _cifar100_python(files: Files) -> Pools:
-    return {name: _cifar_python(files, [name], b"fine_labels") for name in _CIFAR100_PYTHON}
+def _cifar100(files: Files) -> Pools:
+    return {name: _pickled(files, [name], b"fine_labels") for name in _CIFAR100}
 
 
-def _cifar10_png(files: Files) -> Pools:
+def _cifar10_sheets(files: Files) -> Pools:
     """Sheets of 10,000 rows: each row the 32 x 32 pixels of one image."""
     from PIL import Image
 
     def pool(names: Iterable[str], labels: str) -> tuple[np.ndarray, np.ndarray]:
-        opened = [Image.open(io.BytesIO(files[name]), formats=["PNG"]) for name in names]
-        sheets = [np.asarray(sheet.convert("RGB")) for sheet in opened]
-        images = np.concatenate(sheets).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
-        return images, np.array(json.loads(files[labels]))
+        opened = [Image.open(io.BytesIO(files[f"{name}.png"]), formats=["PNG"]) for name in names]
+        sheets = np.concatenate([np.asarray(sheet.convert("RGB")) for sheet in opened])
+        return sheets.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2), json.loads(files[labels])
 
-    return {
-        "train": pool(_CIFAR10_PNG[:5], "train_lables.json"),
-        "test": pool(_CIFAR10_PNG[5:6], "test_lables.json"),
-    }
+    train, test = _CIFAR10_LABELS
+    return {"train": pool(_CIFAR10[:5], train), "test": pool(_CIFAR10[5:], test)}
 
 
 def _idx(files: Files) -> Pools:
@@ -96,8 +89,11 @@ def _idx(files: Files) -> Pools:
 
 #: formats of each set: the files, and what reads them
 FORMATS: dict[str, list[tuple[tuple[str, ...], Callable[[Files], Pools]]]] = {
-    "cifar10": [(_CIFAR10_PYTHON, _cifar10_python), (_CIFAR10_PNG, _cifar10_png)],
-    "cifar100": [(_CIFAR100_PYTHON, _cifar100_python)],
+    "cifar10": [
+        (_CIFAR10, _cifar10),
+        ((*(f"{name}.png" for name in _CIFAR10), *_CIFAR10_LABELS), _cifar10_sheets),
+    ],
+    "cifar100": [(_CIFAR100, _cifar100)],
     "fashion_mnist": [(_IDX, _idx)],
 }
 
@@ -138,17 +134,7 @@ def decode(name: str, path: Path) -> Pools:
                     pool: (np.ascontiguousarray(images, np.uint8), np.asarray(labels, np.int64))
                     for pool, (images, labels) in read(files).items()
                 }
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        IndexError,
-        KeyError,
-        TypeError,
-        zlib.error,
-        pickle.UnpicklingError,
-        tarfile.TarError,
-    ) as error:
+    except Exception as error:  # a damaged file can make a decoder raise anything
         raise DataError(f"{path} could not be read as {name}: {error}") from None
     expected = " or ".join(", ".join(needed) for needed, _ in formats)
     missing = min((set(needed) - set(files) for needed, _ in formats), key=len)

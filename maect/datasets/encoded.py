@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,46 +22,40 @@ if TYPE_CHECKING:
 AHEAD_BYTES = 1 << 30
 
 
+@dataclass(eq=False)
 class EncodedSplit(Split):
     """One split whose images are decoded when asked for; they keep their sizes."""
 
-    def __init__(
-        self,
-        name: str,
-        index: Index,
-        read: Callable[[int], bytes],
-        classes: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-    ) -> None:
-        super().__init__(name, index.labels, classes, mean, std)
-        self._index, self._read = index, read
-        self._bytes = 3 * index.sizes.astype(np.int64).prod(axis=1)
-        self._threads: ThreadPoolExecutor | None = None
-        self._expected: Iterator[int] = iter(())
-        self._ahead: deque[tuple[int, Future[np.ndarray]]] = deque()
-        self._held = 0
+    rows: Index
+    #: row of the split -> encoded bytes
+    read: Callable[[int], bytes]
+
+    def __post_init__(self) -> None:
+        self._bytes = 3 * self.rows.sizes.astype(np.int64).prod(axis=1)
+        self.expect([])
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(decode_threads())
 
     def _decode(self, row: int) -> np.ndarray:
         """Return pixels uint8 [h, w, 3] of one image."""
         try:
-            return decode(self._read(row))[0]
+            return decode(self.read(row))[0]
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{self._index.name(row)} could be read when the set was checked and cannot now: "
+                f"{self.rows.name(row)} could be read when the set was checked and cannot now: "
                 f"{getattr(error, 'strerror', None) or error}. Restore it, or check the set again"
             ) from None
 
     def _submit(self, row: int) -> tuple[int, Future[np.ndarray]]:
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(decode_threads())
         return row, self._threads.submit(self._decode, row)
 
     def expect(self, batches: Iterable[np.ndarray]) -> None:
         """Announce the batches to come: they are decoded ahead, as far as memory allows."""
-        self._ahead.clear()
+        self._ahead: deque[tuple[int, Future[np.ndarray]]] = deque()
         self._held = 0
-        self._expected = (int(row) for rows in batches for row in rows)
+        self._expected: Iterator[int] = (int(row) for rows in batches for row in rows)
 
     def _fill(self, least: int) -> None:
         """Start decoding what comes next: `least` images, more while memory allows."""

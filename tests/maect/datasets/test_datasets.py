@@ -54,8 +54,8 @@ def test_digits_are_scikit_learns() -> None:
     for name, rows in manifest.splits.items():
         split = datasets.load(DIGITS, split=name)
         expected = np.rint(published.images[rows] * 255 / 16)
-        assert np.abs(split.batch(split.index).numpy()[:, 0] - expected).max() <= 1
-        assert split.batch(split.index).numpy().max() == 255
+        assert np.abs(split.batch(np.arange(len(split))).numpy()[:, 0] - expected).max() <= 1
+        assert split.batch(np.arange(len(split))).numpy().max() == 255
         assert np.array_equal(split.labels, published.target[rows])
 
 
@@ -97,6 +97,23 @@ def test_splits_and_low_shot_lists_are_stratified() -> None:
     for shots in (1, 2, 5):
         for draw in datasets.low_shot(DIGITS)[str(shots)]:
             assert np.array_equal(np.bincount(labels[draw]), [shots] * 10)
+
+
+def test_a_selection_split_of_another_size_leaves_the_test_split_alone() -> None:
+    usual, prints = datasets.load(DIGITS, split="test"), {datasets.describe(DIGITS).fingerprint}
+    for count in (0, 50):
+        settings = DIGITS.model_copy(update={"selection": count})
+        info = datasets.describe(settings)
+        assert info.counts == {"train": 1297 - count, "selection": count, "test": 500}
+        assert np.array_equal(datasets.load(settings, split="test").labels, usual.labels)
+        assert len(datasets.load(settings, split="selection")) == count
+        assert max(map(max, datasets.low_shot(settings)["10%"])) < 1297 - count
+        prints.add(info.fingerprint)
+    assert len(prints) == 3
+    same = DIGITS.model_copy(update={"selection": 200})
+    assert datasets.describe(same).fingerprint in prints
+    with pytest.raises(DataError, match="leaves no image of digits"):
+        datasets.describe(DIGITS.model_copy(update={"selection": 1297}))
 
 
 def test_a_changed_manifest_is_refused() -> None:
@@ -204,7 +221,7 @@ def test_both_published_formats_give_one_fingerprint(
             split = datasets.load(CIFAR10, root, name)
             expected = tiny_cifar[pool][0]
             if name == "test":
-                assert np.array_equal(split.batch(split.index).numpy(), expected)
+                assert np.array_equal(split.batch(np.arange(len(split))).numpy(), expected)
             assert len(split) == {"test": 20, "train": 80}[name]
     assert prints[0] is not None
     assert prints[0] == prints[1]

@@ -84,7 +84,7 @@ def test_splits_are_disjoint_and_images_are_those_of_the_files(
     for name in datasets.SPLITS:
         split = datasets.load(settings, root, name)
         assert len(split) == info.counts[name] == len(split.labels)
-        for image, label in zip(split.batch(split.index), split.labels, strict=True):
+        for image, label in zip(split.batch(np.arange(len(split))), split.labels, strict=True):
             number = expected[image.permute(1, 2, 0).numpy().tobytes()]
             assert label == number % 2
             assert (number >= 10_000) == (name == "test")
@@ -156,7 +156,7 @@ def test_ten_broken_images_among_a_thousand_are_named(tmp_path: Path) -> None:
     assert all(reason for _, reason in info.broken)
     assert info.counts["train"] + info.counts["selection"] == 990
     split = datasets.load(tolerant, tmp_path / "root")
-    assert len(split.batch(split.index)) == info.counts["train"]
+    assert len(split.batch(np.arange(len(split)))) == info.counts["train"]
 
 
 def test_a_broken_test_image_is_an_error_whatever_the_share(tmp_path: Path) -> None:
@@ -294,4 +294,87 @@ def test_a_file_that_breaks_later_is_named(tmp_path: Path) -> None:
     split = datasets.load(settings, root, "test")
     (tmp_path / "set" / "val" / "class0" / "0002.png").unlink()
     with pytest.raises(DataError, match=r"val/class0/0002\.png"):
-        split.batch(split.index)
+        split.batch(np.arange(len(split)))
+
+
+# ------------------------------------------------------------------------------ published lists
+
+
+def make_lists(folder: Path, draws: int = 3) -> None:
+    """As MSN and SimCLRv2 publish them, for 200 training images of two classes."""
+    for draw in range(1, draws + 1):
+        for shots in (1, 2, 5):
+            numbers = range(20 * draw, 20 * draw + 2 * shots)
+            rows = [f"class{number % 2}/{number:04}.png" for number in numbers]
+            # the third draw of five images bears a wrong name, as MSN's does
+            shown = 3 if (draw, shots) == (3, 5) else shots
+            file = folder / f"imagenet_subsets{draw}" / f"{shown}imgs_class.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("\n".join(rows) + "\n")
+    for percent in (1, 10):
+        rows = [f"{number:04}.png" for number in range(2 * percent)]
+        (folder / f"{percent}percent.txt").write_text("\n".join(rows))
+
+
+def test_published_lists_are_found_in_the_folder(tmp_path: Path) -> None:
+    make_lists(tmp_path / "lists")
+    settings = make_folder(tmp_path / "set", train=200).model_copy(
+        update={"selection": 0, "low_shot": str(tmp_path / "lists")}
+    )
+    datasets.prepare(settings, tmp_path / "root")
+    labels = datasets.load(settings, tmp_path / "root").labels
+    found = datasets.low_shot(settings, tmp_path / "root")
+    assert {budget: len(draws) for budget, draws in found.items()} == {
+        "1%": 1, "10%": 1, "1": 3, "2": 3, "5": 3
+    }  # fmt: skip
+    for shots in (1, 2, 5):
+        for draw in found[str(shots)]:
+            assert np.bincount(labels[draw]).tolist() == [shots, shots]
+    names = sorted(p.name for p in (tmp_path / "set" / "train").rglob("*.png"))
+    split = datasets.load(settings, tmp_path / "root")
+    images_of_list = split.batch(found["10%"][0])
+    expected = {picture(int(name[:4])).tobytes() for name in names[:20]}
+    assert {i.permute(1, 2, 0).numpy().tobytes() for i in images_of_list} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("a.txt", ["0001.png", "nothing.png"], r"a\.txt: the train split has no image .*nothing"),
+        ("a.txt", ["0001.png", "0001.png"], r"a\.txt names an image twice"),
+        ("a.txt", ["0001.png", "0003.png", "0005.png"], r"a\.txt lists 3 images, neither 1, 2"),
+        ("a_percent.txt", ["0000.png", "0001.png"], "two lists of 1%"),
+        (None, [], r"holds no lists of images \(\*\.txt\)"),
+    ],
+)
+def test_a_list_that_does_not_fit_the_folder_is_told(
+    name: str | None, lines: list[str], message: str, tmp_path: Path
+) -> None:
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    settings = make_folder(tmp_path / "set", train=200).model_copy(
+        update={"selection": 0, "low_shot": str(lists)}
+    )
+    datasets.prepare(settings, tmp_path / "root")
+    if name is not None:
+        make_lists(lists, draws=1)
+        (lists / name).write_text("\n".join(lines))
+    with pytest.raises(DataError, match=message):
+        datasets.low_shot(settings, tmp_path / "root")
+
+
+@pytest.mark.parametrize("make", [make_folder, make_shards])
+def test_the_selection_split_has_the_size_that_is_asked_for(
+    make: Callable[[Path], DataSettings], tmp_path: Path
+) -> None:
+    usual, root = make(tmp_path / "set"), tmp_path / "root"
+    prints = {datasets.prepare(usual, root).fingerprint}
+    for count in (0, 7):
+        settings = usual.model_copy(update={"selection": count})
+        info = datasets.describe(settings, root)
+        assert info.counts == {"train": 100 - count, "selection": count, "test": 10}
+        assert len(datasets.load(settings, root, "selection")) == count
+        prints.add(info.fingerprint)
+    assert len(prints) == 3
+    with pytest.raises(DataError, match="none of 100 training images is left"):
+        datasets.prepare(usual.model_copy(update={"selection": 100}), root)

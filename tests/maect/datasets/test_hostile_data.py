@@ -77,7 +77,7 @@ def told(settings: DataSettings, root: Path) -> str:
         text = "; ".join([*info.notes, *(f"{file}: {reason}" for file, reason in info.broken)])
         for split in datasets.SPLITS:  # all of it can be used
             loaded = datasets.load(settings, root, split)
-            assert len(loaded.batch(loaded.index)) == info.counts[split]
+            assert len(loaded.batch(np.arange(len(loaded)))) == info.counts[split]
     assert text.isprintable(), text
     return text
 
