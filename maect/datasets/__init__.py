@@ -61,13 +61,7 @@ def prepare(
     It finds what cannot be read before anything trains on it. Raises DataError where a test image
     cannot be read, more training images than `max_broken` allows, or the set is absent.
     """
-    root = root or data_root()
-    if settings.name not in CATALOG:
-        return on_disk.prepare(settings, root, progress)
-    info = named.describe(settings, root)
-    if info.fingerprint is None:
-        raise DataError(info.hint or f"{settings.name} is not here")
-    return info
+    return _home(settings).prepare(settings, root or data_root(), progress)
 
 
 def load(settings: DataSettings, root: Path | None = None, split: str = "train") -> Split:

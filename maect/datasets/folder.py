@@ -104,8 +104,12 @@ def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
         seen = {key: index.inspection(row) for row, key in enumerate(keys)}
 
     def look(row: int) -> Inspection:
-        known = seen.get((files.names[row], bytes(files.stamps[row])))
-        return known or _inspect(path / files.name(row))
+        if found := seen.get((files.names[row], bytes(files.stamps[row]))):
+            return found
+        try:
+            return inspect(read_file(path / files.name(row)))
+        except OSError as error:
+            return Inspection(bytes(32), reason=f"cannot be opened: {error.strerror}")
 
     found: list[Inspection] = []
     with ThreadPoolExecutor(decode_threads()) as threads:
@@ -113,14 +117,6 @@ def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
             found.extend(threads.map(look, range(len(files))[start : start + _REPORT_EVERY]))
             progress(f"checked {len(found):,} of {len(files):,} images")
     Index.build(files, found).save(_file(known))
-
-
-def _inspect(path: Path) -> Inspection:
-    try:
-        data = read_file(path)
-    except OSError as error:
-        return Inspection(bytes(32), reason=f"cannot be opened: {error.strerror}")
-    return inspect(data)
 
 
 def load(path: Path, known: Path) -> tuple[Index, Callable[[int], bytes]]:

@@ -201,7 +201,7 @@ class Index(Files):
             notes.append(f"{len(self.left_out)} files are left out for their names: {names}")
         for split, rows in splits.items():
             lacking = np.delete(self.classes, np.unique(self.labels[rows])).tolist()
-            if lacking and len(rows):
+            if lacking:
                 told = f"{len(lacking)} of {len(self.classes)} classes: {listed(lacking)}"
                 notes.append(f"the {split} split has no images of {told}")
         return notes

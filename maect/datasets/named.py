@@ -1,6 +1,7 @@
 """The named data sets: what they are, where they come from, and their splits, held decoded.
 
-The digits are read from scikit-learn's wheel, the others from the cache.
+The digits are read from scikit-learn's wheel, the others from the data directory: there a set is a
+folder of memory-mapped .npy files, one an array, and meta.json, put there at once.
 """
 
 from __future__ import annotations
@@ -8,15 +9,23 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
+import json
+import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from maect.datasets import cache, splits
+from maect.datasets import splits
 from maect.datasets.base import ArraySplit, DataError, DataInfo
+from maect.files import write_atomic
 from maect.settings import DataSettings
+
+#: images uint8 [N, C, H, W] and labels int64 [N] of "train" and "test"
+Pools = dict[str, tuple[np.ndarray, np.ndarray]]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -51,7 +60,7 @@ class Entry:
     #: of the training images, values in [0, 1]; for CIFAR the ones in general use
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    #: SHA-256 of the decoded pixels and labels, see `cache.content_hash`; null: not known yet, the
+    #: SHA-256 of the decoded pixels and labels, see `content_hash`; null: not known yet, the
     #: archive's published checksum has to do
     content: str | None = None
     sources: tuple[Source, ...] = ()
@@ -127,6 +136,82 @@ CATALOG = {
 }
 
 
+def content_hash(pools: Pools) -> str:
+    """SHA-256 of shapes, pixels (uint8) and labels (int64, little-endian), train before test.
+
+    It is a property of the images, not of the file format they came in.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(pools, key=("train", "test").index):
+        images, labels = pools[name]
+        digest.update(f"{name}:{images.shape}".encode())
+        digest.update(np.ascontiguousarray(images, dtype=np.uint8).data)
+        digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    return digest.hexdigest()
+
+
+def write(name: str, root: Path, pools: Pools, source: str) -> None:
+    """Put a decoded set into the cache, replacing what is there."""
+    root.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=root, prefix=f".{name}."))
+    try:
+        for pool, arrays in pools.items():
+            for kind, array in zip(("images", "labels"), arrays, strict=True):
+                np.save(temporary / f"{pool}_{kind}.npy", array)
+        meta = {
+            "schema": 1,
+            "name": name,
+            "content": content_hash(pools),
+            "source": source,
+            "stamps": _stamps(temporary),
+        }
+        write_atomic(temporary / "meta.json", json.dumps(meta).encode())
+        temporary.chmod(0o755)
+        shutil.rmtree(root / name, ignore_errors=True)
+        os.replace(temporary, root / name)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Return the size and modification time of each array: what tells that nothing has changed."""
+    files = {file.name: file.stat() for file in sorted(folder.glob("*.npy"))}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in files.items()}
+
+
+def read_cache(name: str, root: Path, verify: bool = False) -> tuple[Pools, dict[str, Any]]:
+    """Return memory-mapped images and labels of a set, and its meta.json.
+
+    The checksum is computed where `verify` says so, or where size or time of a file have changed
+    since it was last right. Raises DataError where the set is absent or damaged.
+    """
+    folder = root / name
+    again = f"run: python -m bench data fetch {name}"
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        pools = {
+            pool: (
+                np.load(folder / f"{pool}_images.npy", mmap_mode="r"),
+                np.load(folder / f"{pool}_labels.npy"),
+            )
+            for pool in ("train", "test")
+        }
+        content, stamps = meta["content"], meta["stamps"]
+    except FileNotFoundError:
+        raise DataError(f"{name} is not in {root}; {again}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder} is damaged ({error}); {again}") from None
+    current = _stamps(folder)
+    if verify or stamps != current:
+        if content_hash(pools) != content:
+            raise DataError(f"the images in {folder} do not match their checksum; {again}")
+        meta["stamps"] = current
+        if stamps != current and os.access(folder, os.W_OK):
+            write_atomic(folder / "meta.json", json.dumps(meta).encode())
+    return pools, meta
+
+
 def digits_file() -> Path:
     """scikit-learn's copy of the digits, found without importing scikit-learn."""
     spec = importlib.util.find_spec("sklearn")
@@ -135,7 +220,7 @@ def digits_file() -> Path:
     return Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 
-def read_digits() -> cache.Pools:
+def read_digits() -> Pools:
     """Pixels uint8 [1797, 1, 8, 8], their values 0..16 scaled to 0..255; labels int64 [1797].
 
     Raises DataError where the file is not the one that scikit-learn ships.
@@ -149,16 +234,16 @@ def read_digits() -> cache.Pools:
         pools = {"train": (images, table[:, 64].astype(np.int64))}
     except (OSError, EOFError, ValueError, IndexError) as error:
         raise DataError(f"{path} could not be read ({error}); reinstall scikit-learn") from None
-    if cache.content_hash(pools) != CATALOG["digits"].content:
+    if content_hash(pools) != CATALOG["digits"].content:
         raise DataError(f"{path} is not the file that scikit-learn ships; reinstall scikit-learn")
     return pools
 
 
-def read(name: str, root: Path) -> tuple[cache.Pools, str]:
+def read(name: str, root: Path) -> tuple[Pools, str]:
     """Return images and labels of a named set, and the SHA-256 of both."""
     if name == "digits":
         return read_digits(), CATALOG[name].content or ""
-    pools, meta = cache.read(name, root)
+    pools, meta = read_cache(name, root)
     content, published = str(meta["content"]), CATALOG[name].content
     if published is not None and content != published:
         raise DataError(
@@ -201,6 +286,13 @@ def describe(settings: DataSettings, root: Path) -> DataInfo:
     where = str(digits_file() if name == "digits" else root / name)
     shape, classes = entry.shape, entry.classes
     return DataInfo(name, shape, classes, counts, fingerprint, where, entry.mean, entry.std, hint)
+
+
+def prepare(settings: DataSettings, root: Path, progress: Any) -> DataInfo:
+    info = describe(settings, root)
+    if info.hint is not None:
+        raise DataError(info.hint)
+    return info
 
 
 def load(settings: DataSettings, root: Path, split: str) -> ArraySplit:

@@ -32,7 +32,7 @@ def kind_of(path: Path) -> str:
     A table that lies beside folders of classes does not make them shards.
     """
     classes = any(entry.is_dir() for entry in path.glob("train/*"))
-    return "parquet" if shards.has_training(path) and not classes else "image_folder"
+    return "parquet" if shards.by_pool(path)[0] and not classes else "image_folder"
 
 
 def _is_folder(settings: DataSettings) -> bool:
@@ -92,6 +92,8 @@ def _usable(
 def _info(settings: DataSettings, root: Path) -> DataInfo:
     index, splits, empty, _ = _usable(settings, root)
     counts = {name: len(rows) for name, rows in splits.items()}
+    if settings.selection == 0:
+        del splits["selection"]  # it is to have no images
     notes = [_ASSUMED, *index.notes(splits)]
     if empty:
         notes.append(f"classes without a training image, which count nowhere: {listed(empty)}")

@@ -35,7 +35,7 @@ def listing(path: Path) -> list[tuple[Path, bool]]:
     Shards are told apart by the beginning of their names: train-..., validation-..., test-...
     Raises DataError where either kind is missing.
     """
-    train, test, _ = _sorted(path)
+    train, test, _ = by_pool(path)
     if not train or not test:
         raise DataError(
             f"{path} lacks {'test' if train else 'training'} shards: expected files "
@@ -44,12 +44,7 @@ def listing(path: Path) -> list[tuple[Path, bool]]:
     return [(shard, False) for shard in train] + [(shard, True) for shard in test]
 
 
-def has_training(path: Path) -> bool:
-    """Return whether a folder holds training shards; other Parquet files do not count."""
-    return bool(_sorted(path)[0])
-
-
-def _sorted(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
+def by_pool(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
     """Return training shards, test shards and the Parquet files that are neither."""
     shards = sorted(path.rglob("*.parquet"))
 
@@ -212,7 +207,7 @@ def load(path: Path, known: Path) -> tuple[Index, Callable[[int], bytes]]:
     classes = _common_classes(shards, parts)
     if parts[0].words:
         parts = [replace(p, labels=np.searchsorted(classes, p.classes)[p.labels]) for p in parts]
-    left_out = [str(shard.relative_to(path)) for shard in _sorted(path)[2]]
+    left_out = [str(shard.relative_to(path)) for shard in by_pool(path)[2]]
     index = Index.join(parts, classes, left_out)
     in_file = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
 

@@ -156,24 +156,20 @@ def extract(images: JobImages) -> dict[str, Tensor]:
     On the first worker; on the others the features are empty.
     """
     network = None if images.pixels else images.network().eval()
+    first = images.group.rank == 0
     tensors: dict[str, Tensor] = {}
     for name in SPLITS:
+
+        def features(rows: slice, name: str = name) -> Tensor:
+            batch = images.prepared(name, np.arange(rows.start, rows.stop))
+            return batch.flatten(1).float() if network is None else network(batch)
+
         split = images.split(name)
-        tensors[f"{name}_x"] = _split_features(images, network, name, len(split))
+        with torch.inference_mode():
+            shared = images.group.shared(len(split), BATCH, features)
+            found = [x.cpu() for x in shared if first]
+        tensors[f"{name}_x"] = torch.cat(found) if found else torch.empty(0)
         tensors[f"{name}_y"] = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
         if not len(split):  # of the shape that images would give
             tensors[f"{name}_x"] = tensors["train_x"].new_empty(0, *tensors["train_x"].shape[1:])
     return tensors
-
-
-def _split_features(
-    images: JobImages, network: FeatureNetwork | None, name: str, count: int
-) -> Tensor:
-    def features(rows: slice) -> Tensor:
-        batch = images.prepared(name, np.arange(rows.start, rows.stop))
-        return batch.flatten(1).float() if network is None else network(batch)
-
-    first = images.group.rank == 0
-    with torch.inference_mode():
-        found = [x.cpu() for x in images.group.shared(count, BATCH, features) if first]
-    return torch.cat(found) if found else torch.empty(0)
