@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from maect.datasets import named, on_disk
-from maect.datasets.base import SPLITS, ArraySplit, DataError, DataInfo, Split, data_root
-from maect.datasets.encoded import EncodedSplit
+from maect.datasets.base import SPLITS, DataError, DataInfo, Split, data_root
 from maect.datasets.named import CATALOG
 from maect.datasets.on_disk import kind_of
 from maect.settings import DataSettings
@@ -22,10 +21,8 @@ from maect.settings import DataSettings
 __all__ = [
     "CATALOG",
     "SPLITS",
-    "ArraySplit",
     "DataError",
     "DataInfo",
-    "EncodedSplit",
     "Split",
     "data_root",
     "describe",

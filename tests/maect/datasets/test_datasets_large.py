@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from maect import datasets
-from maect.datasets import DataError, encoded, folder, images
+from maect.datasets import DataError, folder, images, on_disk
 from maect.settings import DataSettings
 
 
@@ -235,7 +235,7 @@ def test_announced_batches_are_the_same_and_stay_within_memory(
 
     monkeypatch.setattr(folder, "read_file", counted)
     ahead = 20  # images
-    monkeypatch.setattr(encoded, "AHEAD_BYTES", ahead * 9 * 12 * 3)
+    monkeypatch.setattr(on_disk, "AHEAD_BYTES", ahead * 9 * 12 * 3)
     split.expect(batches)
     for number, rows in enumerate(batches, start=1):
         for image, other in zip(split.batch(rows), expected[number - 1], strict=True):
