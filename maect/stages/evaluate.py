@@ -12,6 +12,7 @@ from torch import Tensor
 from maect import datasets, evals
 from maect.datasets import DataError, lists
 from maect.datasets.splits import selection_rows
+from maect.evals.base import labels_of
 from maect.settings import DataSettings
 from maect.stages.job import Job, Output
 
@@ -40,10 +41,15 @@ def evaluate(
     labelled = _labelled(job) if "budgets" in job.settings["settings"] else {}
     given = eval_input(on_device, split, labelled, job.settings.get("seed", 0), images)
     result = evaluator.run(given, settings)
+    draws = evaluator.by_draw(result.predictions, labels_of(given.test.y))
     predictions = {name: torch.from_numpy(array) for name, array in result.predictions.items()}
     return Output(
         tensors={"predictions": {**predictions, "labels": given.test.y.cpu()}},
-        summary={"chosen": result.chosen, "notes": result.notes},
+        summary={
+            "chosen": result.chosen,
+            "notes": result.notes,
+            **({"draws": draws} if draws else {}),
+        },
         values=result.values,
         protocol={
             **result.protocol,

@@ -15,8 +15,7 @@ from PIL import Image
 
 from bench.commands.data import prepare_data
 from bench.plan.planner import make_plan
-from bench.run.task import Task
-from bench.run.worker import run_task
+from bench.run.worker import run_stage
 from bench.store.store import Store
 from bench.suite.load import data_info, load_suite
 from maect import evals
@@ -62,7 +61,7 @@ def test_every_stage_runs_on_an_image_folder(folder: Path, tmp_path: Path):
     assert plan.unresolved is None
     row = next(row for row in plan.rows if row.variant.name == "MAE-CT_aug")
     for stage in (*row.chain, row.features, row.evaluations["knn"]):
-        run_task(Task.of(stage), store, "test", lambda event: None)
+        run_stage(stage, store, "test", lambda event: None)
     record = store.state(row.evaluations["knn"].key).record
     assert record is not None
     assert 0 <= record.metrics[0].value <= 100
@@ -152,7 +151,7 @@ def test_published_lists_are_in_the_key_and_the_protocol_of_what_reads_them_alon
     assert row.evaluations["knn"].key == plain.evaluations["knn"].key
     assert row.evaluations["low_shot"].key != plain.evaluations["low_shot"].key
     for stage in (row.features, row.evaluations["low_shot"]):
-        run_task(Task.of(stage), store, "test", lambda event: None)
+        run_stage(stage, store, "test", lambda event: None)
     record = store.state(row.evaluations["low_shot"].key).record
     assert record is not None and record.protocol is not None
     assert record.protocol["images"]["accuracy_5"] == [10]  # one draw
@@ -161,7 +160,7 @@ def test_published_lists_are_in_the_key_and_the_protocol_of_what_reads_them_alon
     changed = make_plan(suite(published), store).rows[0].evaluations["low_shot"]
     assert changed.key != row.evaluations["low_shot"].key
     with pytest.raises(Exception, match="not those that were planned with"):
-        run_task(Task.of(row.evaluations["low_shot"]), store, "test", lambda event: None)
+        run_stage(row.evaluations["low_shot"], store, "test", lambda event: None)
 
 
 def test_a_split_that_is_empty_by_chance_is_missed_by_what_chooses_on_it(
@@ -178,7 +177,7 @@ def test_a_split_that_is_empty_by_chance_is_missed_by_what_chooses_on_it(
     store.create()
     row = make_plan(suite, store, only="raw pixels").rows[0]
     for stage in (row.features, row.evaluations["knn"]):
-        run_task(Task.of(stage), store, "test", lambda event: None)
+        run_stage(stage, store, "test", lambda event: None)
     record = store.state(row.evaluations["knn"].key).record
     assert record is not None
     assert 0 <= record.metrics[0].value <= 100
