@@ -16,9 +16,9 @@ from pydantic import TypeAdapter
 
 from bench import environment
 from bench.errors import reason
-from bench.plan.stage import Plan, Row, Stage, unusual
+from bench.plan.stage import Plan, Row, Stage
 from bench.plan.status import UNTRIED
-from bench.store.record import Curves, Failure, Record
+from bench.store.record import Curves, Data, Failure, Record
 from bench.store.store import Store
 from bench.suite.evaluations import POOLS, column_id
 from bench.suite.search import setting_names
@@ -161,16 +161,16 @@ def _notes(plan: Plan, *, told_apart: bool) -> Iterator[str]:
         yield f"Tokens by row, unless a column names its own: {told}."
     if plan.suite.search is not None:
         yield _search_note(plan)
-    data = unusual(plan.data)
-    if data["broken"]:
-        named = ", ".join(data["broken_files"][:NOTED_FILES])
-        if data["broken"] > NOTED_FILES:
-            named += f" and {data['broken'] - NOTED_FILES} more"
-        yield f"{data['broken']} training images cannot be read and are left out: {named}."
-    if data["converted"]:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in data["converted"].items())
+    data = Data.of(plan.data)
+    if data.broken:
+        named = ", ".join(data.broken_files[:NOTED_FILES])
+        if data.broken > NOTED_FILES:
+            named += f" and {data.broken - NOTED_FILES} more"
+        yield f"{data.broken} training images cannot be read and are left out: {named}."
+    if data.converted:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in data.converted.items())
         yield f"Images converted to RGB: {kinds}."
-    for note in data["notes"]:
+    for note in data.notes:
         yield f"{note[0].upper()}{note[1:]}."
 
 
@@ -436,6 +436,7 @@ def _provenance(plan: Plan, command: str) -> dict[str, Any]:
     """Where the numbers come from: of the records where there are any, else of this machine."""
     records = [s.record for s in plan.stages.values() if s.record is not None]
     env = records[-1].env if records else environment.describe()
+    unusual = {"broken", "broken_files", "converted", "notes"}
     return {
         **environment.commit(),
         "command": command,
@@ -445,7 +446,7 @@ def _provenance(plan: Plan, command: str) -> dict[str, Any]:
             "name": plan.data.name,
             "fingerprint": plan.data.fingerprint,
             "images": plan.data.counts,
-            **{name: value for name, value in unusual(plan.data).items() if value},
+            **Data.of(plan.data).model_dump(include=unusual, exclude_defaults=True),
         },
     }
 
