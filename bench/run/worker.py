@@ -115,6 +115,7 @@ def _job(stage: Stage, store: Store, device: torch.device) -> Job:
         data_name=stage.data.name,
         data_root=Path(str(places["data_root"])),
         data_path=places["data_path"],
+        lists=places.get("low_shot"),
         weights=Path(str(places["weights"])) if "weights" in places else None,
         device=device,
         checkpoints=StageCheckpoints(store, stage.key, stage.code.hash) if stage.steps else None,
