@@ -23,11 +23,11 @@ from bench.suite.evaluations import Evaluation
 from bench.suite.load import data_info
 from bench.suite.schema import Suite, Variant
 from maect import datasets, flops
-from maect.datasets import DataInfo
+from maect.datasets import DataInfo, lists
 from maect.files import sha256
 
 #: settings of the data that say where it is or stand in for it while it is not here
-_NOT_IN_KEY = ("path", "train_images", "classes")
+_NOT_IN_KEY = ("path", "train_images", "classes", "low_shot")
 
 
 def make_plan(
@@ -87,6 +87,8 @@ class _Planner:
         key = stage_key(kind, settings, keys, data.fingerprint)
         if key not in self.stages:
             places = {"data_root": self.data_root, "data_path": variant.row.data.path}
+            if "lists" in settings:
+                places["low_shot"] = variant.row.data.low_shot
             if "weights" in settings:
                 places["weights"] = str(Path(variant.init).expanduser().resolve())
             hashes = code(*entry_modules(kind))
@@ -157,6 +159,8 @@ class _RowPlanner:
         """Return what the settings of all stages hold that run an encoder."""
         row = self.variant.row
         data = {k: v for k, v in row.data.resolved().items() if k not in _NOT_IN_KEY}
+        if row.data.selection is None:  # what the data's fingerprint says
+            del data["selection"]
         model = {k: v for k, v in row.model.resolved().items() if k not in ("pool", "size")}
         return {"data": data, "model": model, "numerics": self._numerics(), "seed": self.seed}
 
@@ -251,6 +255,8 @@ class _RowPlanner:
         """Return the stage of an evaluation that the suite calls `name`."""
         evaluator, row = evaluation.evaluator, self.variant.row
         settings = evaluation.resolved() | {"numerics": self._numerics(), "split": row.report_on}
+        if "budgets" in settings["settings"]:
+            settings |= self._labelled()
         inputs, cost = {"features": features}, 0.0
         if evaluator.passes is not None:
             settings = features.settings | settings
@@ -263,6 +269,14 @@ class _RowPlanner:
         if evaluator.uses_seed or "seed" in features.settings:
             title += f", seed {self.seed}"
         return self.planner.add(evaluation.kind, title, settings, inputs, self.variant, cost=cost)
+
+    def _labelled(self) -> dict[str, Any]:
+        """Return what tells the labelled images where they are not those of the usual splits."""
+        data = self.variant.row.data
+        told: dict[str, Any] = {"selection": data.selection}
+        if data.low_shot is not None:
+            told["lists"] = lists.checksum(data.low_shot)
+        return {name: value for name, value in told.items() if value is not None}
 
     def _forward(self, images: float) -> float:
         """Return the FLOPs of the encoder on so many images."""
