@@ -30,6 +30,8 @@ class Evaluation:
     settings: Settings
     block: int | list[int] | None = None
     pool: str | None = None
+    #: the rows that have it; None: all
+    rows: list[str] | None = None
 
     @classmethod
     def of(cls, kind: str, stage: Mapping[str, Any]) -> Evaluation:
@@ -95,12 +97,17 @@ class Evaluation:
 
 
 def declare_all(
-    wanted: Iterable[str], model: ModelSettings, tree: Map, *, pixels: bool = False
+    wanted: Iterable[str],
+    model: ModelSettings,
+    tree: Map,
+    *,
+    row: str | None = None,
+    pixels: bool = False,
 ) -> dict[str, Evaluation]:
     """Return the evaluations `wanted`, by name, as a row's `tree` declares them.
 
-    All others that it declares are checked for their names only. `pixels`: the row has no encoder,
-    so what needs one is left out. Raises `UserError`.
+    All others that it declares are checked for their names only. Left out is what names `rows`
+    without this `row`, and, of a row of `pixels`, what needs an encoder. Raises `UserError`.
     """
     kinds = {name: name for name in wanted}
     for name, given in tree.get("evaluations", {}).items():
@@ -118,7 +125,12 @@ def declare_all(
             own = () if declared is None else ("evaluation",)
             raise fault(message, tree, ("evaluations", name, *own))
     found = {name: declare(name, kinds[name], model, tree) for name in wanted}
-    return {name: e for name, e in found.items() if not (pixels and e.needs_encoder)}
+    return {
+        name: evaluation
+        for name, evaluation in found.items()
+        if (evaluation.rows is None or row in evaluation.rows)
+        and not (pixels and evaluation.needs_encoder)
+    }
 
 
 def declare(name: str, kind: str, model: ModelSettings, tree: Map) -> Evaluation:
@@ -127,7 +139,7 @@ def declare(name: str, kind: str, model: ModelSettings, tree: Map) -> Evaluation
     found: Any = check(_declarable(kind), given, ("evaluations", name), tree)
     block = found.blocks(model.depth or 0)
     pool = found.pool or (None if block is None else model.pool)
-    return Evaluation(kind, found, block, pool)
+    return Evaluation(kind, found, block, pool, found.rows)
 
 
 @cache
@@ -135,7 +147,10 @@ def _declarable(kind: str) -> type[Settings]:
     """Return the type of what a suite may write of an evaluation."""
     own = evals.get(kind).settings
     return create_model(
-        own.__name__, __base__=(own, FeatureSettings), evaluation=(str | None, None)
+        own.__name__,
+        __base__=(own, FeatureSettings),
+        evaluation=(str | None, None),
+        rows=(list[str] | None, None),
     )
 
 

@@ -154,7 +154,7 @@ def test_a_split_that_is_empty_by_chance_is_missed_by_what_chooses_on_it(
         ("probe", {}, "test", True),
         ("probe_augmented", {}, "test", True),
         ("low_shot_finetune", {}, "test", False),
-        ("low_shot_finetune", {"lrs": [0.1, 0.2]}, "test", True),
+        ("low_shot_finetune", {"lrs": [0.1, 0.2]}, "test", False),
     ],
 )
 def test_what_needs_the_selection_split(

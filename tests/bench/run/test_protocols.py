@@ -128,7 +128,8 @@ def test_a_profile_may_evaluate_otherwise(tmp_path: Path) -> None:
     found = {name: load_suite(PAPER, profile=name) for name in ("digits", "cifar10")}
     assert [*found["digits"].variants["MAE"].evaluations] == [*usual, "knn_by_block"]
     more = ["knn_by_block", "probe_both", "probe_augmented", "low_shot_finetune"]
-    assert [*found["cifar10"].variants["MAE"].evaluations] == usual + more
+    assert [*found["cifar10"].variants["MAE"].evaluations] == [*usual, *more, "finetune"]
+    assert [*found["cifar10"].variants["MAE-CT"].evaluations] == usual + more
     assert len(found["cifar10"].tables) == len(found["digits"].tables) + 1
     # a suite that takes the profile over keeps its own
     path = tmp_path / "other.yaml"
