@@ -69,7 +69,9 @@ def prepare_data(suite: Suite) -> bool:
 
     Return whether there was anything to read.
     """
-    wanted = {v.row.data for v in suite.variants.values() if v.row.data.path is not None}
+    rows = suite.variants.values()
+    every = {v.row.data for v in rows} | {e.data for v in rows for e in v.evaluations.values()}
+    wanted = {settings for settings in every if settings is not None and settings.path is not None}
     missing = {settings for settings in wanted if data_info(settings).fingerprint is None}
     for settings in wanted:
         new = settings in missing
@@ -78,8 +80,8 @@ def prepare_data(suite: Suite) -> bool:
             print(line)
     data_info.cache_clear()
     for variant in suite.variants.values():
-        counts = data_info(variant.row.data).counts
         for one in variant.evaluations.values():
+            counts = data_info(one.data or variant.row.data).counts
             one.evaluator.require_images(one.settings, variant.row.report_on, counts)
     return bool(missing)
 

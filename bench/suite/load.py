@@ -254,7 +254,12 @@ class _Loader:
             match_compute=spec.match_compute,
             row=row,
             evaluations=declare_all(
-                self.spec.evaluate, row.model, tree, row=source, pixels=spec.init == "pixels"
+                self.spec.evaluate,
+                row.model,
+                row.data,
+                tree,
+                row=source,
+                pixels=spec.init == "pixels",
             ),
         )
 
@@ -262,11 +267,13 @@ class _Loader:
             return ("search", "grid", name) if name in cell else ("variants", source, name)
 
         rules.check_variant(variant, self.tree, place)
-        try:
-            images = data_info(row.data).counts.get("train")
-        except DataError as error:
-            raise fault(str(error), tree, ("data",)) from None
-        rules.check_row(variant, images, tree)
+        others = ((("evaluations", n, "data"), e.data) for n, e in variant.evaluations.items())
+        for at, data in ((("data",), row.data), *others):
+            try:
+                data_info(data or row.data)
+            except DataError as error:
+                raise fault(str(error), tree, at) from None
+        rules.check_row(variant, data_info(row.data).counts.get("train"), tree)
         return variant
 
     def _changes(self, source: str) -> list[Map]:

@@ -52,6 +52,16 @@ class FeatureNetwork(nn.Module):
         return torch.stack(found, dim=1) if isinstance(self.block, list) else found[0]
 
 
+def with_channels(images: Tensor, count: int) -> Tensor:
+    """Return normalised images with `count` channels: [B, C, S, S] -> [B, count, S, S].
+
+    Grey ones are repeated, of colour ones the mean of the channels is taken, and repeated.
+    """
+    if images.shape[1] == count:
+        return images
+    return images.mean(1, keepdim=True).expand(-1, count, -1, -1).contiguous()
+
+
 class JobImages:
     """A job's images, and fresh copies of its encoder (`maect.evals.Images`).
 
@@ -70,6 +80,11 @@ class JobImages:
         #: what was assumed of the encoder, once there is one
         self.notes: list[str] = []
 
+    @property
+    def channels(self) -> int:
+        """Channels that the encoder takes: of the data, or as the settings say of other data."""
+        return int(self.job.settings.get("channels") or len(self.split("train").mean))
+
     @cached_property
     def pixels(self) -> bool:
         """Whether there is no encoder: the features are the pixels in [0, 1]."""
@@ -78,7 +93,7 @@ class JobImages:
     def network(self) -> FeatureNetwork:
         job = self.job
         if self.given is None:
-            encoder = encoder_of(job, len(self.split("train").mean), averaged=True)
+            encoder = encoder_of(job, self.channels, averaged=True)
         else:
             encoder = copy.deepcopy(self.given).to(job.device, job.dtype)
         self.notes = usage_notes(encoder, job.settings["pool"], self.split("train"))
@@ -94,13 +109,14 @@ class JobImages:
             seed=self.seed,
             role=role,
         )
-        return augment(split.batch(rows), epoch, rows, dtype=job.dtype, device=job.device)
+        views = augment(split.batch(rows), epoch, rows, dtype=job.dtype, device=job.device)
+        return with_channels(views, self.channels)
 
     def prepared(self, split: str, rows: np.ndarray) -> Tensor:
         job, source = self.job, self.split("selection" if split in self.rows else split)
         rows = self.rows[split][rows] if split in self.rows else rows
         channels = len(source.mean)
-        return evaluation_transform(
+        found = evaluation_transform(
             source.batch(rows),
             image_size=job.data.image_size,
             mean=[0.0] * channels if self.pixels else source.mean,
@@ -108,6 +124,7 @@ class JobImages:
             dtype=job.dtype,
             device=job.device,
         )
+        return with_channels(found, self.channels)
 
     def at(self, place: int) -> JobImages:
         assert isinstance(self.block, list)
