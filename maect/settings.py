@@ -258,6 +258,11 @@ class ScheduleSettings(Settings):
         """Return how many views of each image a step takes."""
         return 2
 
+    def scaled(self, factor: float) -> Self:
+        """Return the same stage with its learning rates times `factor`."""
+        rates = {name: getattr(self, name, None) for name in ("lr", "base_lr", "head_lr")}
+        return self.model_copy(update={n: r * factor for n, r in rates.items() if r is not None})
+
     def resolve(self, train_images: int, depth: int) -> Self:
         """Return the same stage told in steps, peak rates and frozen blocks.
 

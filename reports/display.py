@@ -32,7 +32,7 @@ def short(text: object, limit: int = 60) -> str:
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
-def middle(text: object, limit: int) -> str:
+def middle(text: object, limit: int = 48) -> str:
     """Return `text` on one line, cut in its middle: names of rows often differ at their ends."""
     line = short(text, 10_000)
     if len(line) <= limit:
@@ -47,16 +47,6 @@ def tail(text: object, limit: int = 4000) -> str:
     if len(source) <= limit:
         return source
     return f"[the first {len(source) - limit:,} characters are in the record]\n{source[-limit:]}"
-
-
-def width(text: str) -> int:
-    """Return columns that `text` takes on a terminal."""
-    total = 0
-    for char in text:
-        if unicodedata.combining(char) or char in "\u200d\ufe0f":
-            continue
-        total += 2 if unicodedata.east_asian_width(char) in "WF" else 1
-    return total
 
 
 def fixed(value: float, digits: int) -> str:

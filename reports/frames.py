@@ -7,8 +7,12 @@ from typing import Any
 
 import polars as pl
 
-#: what the GPUs of an attempt told; what was not measured is null, with the reason
-METERED: dict[str, Any] = {
+#: what an attempt at a stage cost; what was not measured is null, with the reason
+_COST: dict[str, Any] = {
+    "wall_s": pl.Float64,
+    "cpu_s": pl.Float64,  # that the processes computed
+    "device_kind": pl.String,  # cpu | gpu
+    "device_hours": pl.Float64,
     "energy_kwh": pl.Float64,
     "energy_reason": pl.String,
     "energy_from": pl.String,  # counter, power (integrated), or both joined by +
@@ -16,31 +20,27 @@ METERED: dict[str, Any] = {
     "utilisation_reason": pl.String,
     "peak_memory_mib": pl.Float64,
     "peak_memory_reason": pl.String,
+    "gpus": pl.String,  # JSON: [{uuid, model, host}, ...]; null where none was held
+}
+#: what stages and attempts both have
+_TRIED: dict[str, Any] = {
+    **dict.fromkeys(("key", "kind", "name", "status", "started", "ended"), pl.String),
+    "attempt": pl.Int64,
+    **_COST,
 }
 
-#: one row per (variant, seed, stage) of the plan; a shared stage has the same key in each row
+#: one row per (variant, seed, stage) of the plan; a shared stage has the same key in each row.
+#: `status` is complete, pending, running, failed, interrupted, stale or pruned
 STAGES: dict[str, Any] = {
-    "key": pl.String,
-    "kind": pl.String,
-    "name": pl.String,
+    **_TRIED,
     "group": pl.String,  # train | evaluate
     "variant": pl.String,
     "seed": pl.Int64,
     "own": pl.Boolean,  # among this row's own last stages, not its ancestors'
-    "status": pl.String,  # complete | pending | running | failed | interrupted | stale | pruned
     "reason": pl.String,
-    "attempt": pl.Int64,
     "steps": pl.Int64,
-    "wall_s": pl.Float64,
-    "cpu_s": pl.Float64,  # that the processes computed
     "devices": pl.Int64,
-    "device_kind": pl.String,
     "device_model": pl.String,
-    "device_hours": pl.Float64,
-    **METERED,
-    "gpus": pl.String,  # JSON: [{uuid, model, host}, ...]; null where none was held
-    "started": pl.String,
-    "ended": pl.String,
     "worker": pl.String,
     "code": pl.String,  # hash of the code that ran
     "torch": pl.String,
@@ -50,51 +50,26 @@ STAGES: dict[str, Any] = {
 }
 
 #: one row per attempt at any planned key, successful or not
-ATTEMPTS: dict[str, Any] = {
-    "key": pl.String,
-    "kind": pl.String,
-    "name": pl.String,
-    "attempt": pl.Int64,
-    "status": pl.String,
-    "wall_s": pl.Float64,
-    "cpu_s": pl.Float64,
-    "device_kind": pl.String,
-    "device_hours": pl.Float64,
-    **METERED,
-    "gpus": pl.String,
-    "started": pl.String,
-    "ended": pl.String,
-    "error": pl.String,
-}
+ATTEMPTS: dict[str, Any] = {**_TRIED, "error": pl.String}
 
 #: one row per (variant, seed, metric)
 METRICS: dict[str, Any] = {
-    "variant": pl.String,
+    **dict.fromkeys(("variant", "key", "evaluation", "column", "label"), pl.String),
+    **dict.fromkeys(("metric", "unit", "protocol"), pl.String),
     "seed": pl.Int64,
-    "key": pl.String,
-    "evaluation": pl.String,
-    "column": pl.String,
-    "label": pl.String,
-    "metric": pl.String,
     "value": pl.Float64,
-    "unit": pl.String,
     "higher_is_better": pl.Boolean,
-    "protocol": pl.String,
     "primary": pl.Boolean,
     "along": pl.String,  # what it is one point along, e.g. "block"; empty where it is alone
     "at": pl.Float64,
     "series": pl.String,
 }
 
-#: one row per stage whose newest attempt did not complete, and that nothing replaced
+#: one row per stage whose newest attempt did not complete, and that nothing replaced. `status` is
+#: failed or interrupted, `error` a class, `rows` the variants that cannot be complete without it
 FAILURES: dict[str, Any] = {
-    "key": pl.String,
-    "name": pl.String,
-    "status": pl.String,  # failed | interrupted
-    "error": pl.String,  # class
-    "message": pl.String,
-    "log_tail": pl.String,
-    "rows": pl.List(pl.String),  # variants that cannot be complete without it
+    **dict.fromkeys(("key", "name", "status", "error", "message", "log_tail"), pl.String),
+    "rows": pl.List(pl.String),
 }
 
 
@@ -135,6 +110,10 @@ class SuiteView:
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: row that a search made -> its settings by name
     cells: dict[str, dict[str, str]] = field(default_factory=dict)
+    #: comparisons that the suite names before the run: {metric: a column, row, against, primary}
+    named: list[dict[str, Any]] = field(default_factory=list)
+    #: the published model that the suite trains by its size: vit_large_patch16 with 1,000 classes
+    model: str | None = None
     #: what a gallery stage left: key, rows, seed, split, mask_ratio, norm_pix, summary, and its
     #: `arrays` by name (see `maect.stages.gallery`)
     gallery: dict[str, Any] | None = None

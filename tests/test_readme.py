@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
+import yaml
+from scipy import stats
 
 from bench.cli import main
 
@@ -49,6 +52,29 @@ def test_the_table_is_of_the_measured_results():
             last = 10.0 ** -len(mean.partition(".")[2])
             assert float(mean) == pytest.approx(fmean(values), abs=0.51 * last), name
             assert not sd or float(sd) == pytest.approx(stdev(values), abs=0.051), name
+
+
+def primary_effect(results: dict[str, Any]) -> tuple[int, float, float, float]:
+    """Return n, mean and 95 % interval of the primary comparison of the paper's table."""
+    named = yaml.safe_load((ROOT / "suites/paper_table.yaml").read_text("utf-8"))["primary"]
+    columns = (t["rows"] for t in results["tables"])
+    rows = next(rows for rows in columns if named["metric"] in rows[named["row"]])
+    ours, theirs = (rows[named[r]][named["metric"]]["values"] for r in ("row", "against"))
+    test = stats.ttest_rel(ours, theirs)
+    low, high = test.confidence_interval(0.95)
+    return len(ours), fmean(ours) - fmean(theirs), float(low), float(high)
+
+
+def test_the_primary_comparison_is_told_as_measured():
+    """As the report tells it: "+1.3 points, 95 % confidence interval −0.2 to +2.8"."""
+    results = json.loads((ROOT / "docs/results/digits.json").read_text(encoding="utf-8"))
+    n, *measured = primary_effect(results)
+    number = r"([+−]?[\d.]+)"
+    told = rf"{number} points, 95 % confidence interval {number} to {number}"
+    found = re.search(told, " ".join(README.split()))
+    assert found or n < 10  # of three seeds README tells no interval
+    for text, value in zip(found.groups() if found else (), measured, strict=False):
+        assert float(text.replace("−", "-")) == pytest.approx(value, abs=0.051)
 
 
 @pytest.mark.parametrize("suite", [line.strip() for line in dict.fromkeys(SUITES)])

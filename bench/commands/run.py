@@ -73,16 +73,14 @@ def run(options: argparse.Namespace) -> int:
     if prepare_data(suite):
         suite = common.load(options)
     store = Store(options.store)
-    plan = make_plan(suite, store, keep_stale=options.keep_stale, only=options.only)
+    plan = make_plan(suite, None, only=options.only)
     if plan.unresolved:
         raise UserError(f"the data of profile '{suite.profile}' are not here: {plan.unresolved}")
     store.create()
     with store.lock():
-        recovery.take_over(plan, store)
         store.close_runs()
-        for line in recovery.clear_damage(plan, store):
+        for line in recovery.take_over(plan, store, keep_stale=options.keep_stale):
             print(line)
-        assess_all(plan, store, keep_stale=options.keep_stale)
         print(plan_summary(plan))
         hours = {"gpu": options.max_gpu_hours, "cpu": options.max_cpu_hours}
         run_options = RunOptions(

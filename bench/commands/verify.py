@@ -268,7 +268,7 @@ def _check_cells(
     view.metrics = view.metrics.with_columns(pl.Series("value", values, dtype=pl.Float64))
     for ours, theirs in zip(printed, build_tables(view), strict=True):
         for row in ours.rows:
-            for column in (c for c in ours.columns if c.kind in ("metric", "delta")):
+            for column in ours.metrics:
                 before = number(ours.cell(row, column), column)
                 after = number(theirs.cell(row, column), column)
                 found.cells += bool(before)
@@ -313,16 +313,15 @@ class _Scratch(Store):
 
 def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> None:
     """Run one stage in this process, on the stored artifacts of its inputs, and compare."""
-    from bench.run.task import StageFailed, Task
-    from bench.run.worker import run_task
+    from bench.run.worker import StageFailed, run_stage
 
     for name, source in stage.inputs.items():
-        if source.record is None or store.damage(source.state):
+        if source.record is None or any(store.damages(source.key, source.record)):
             found.wrong(stage, f"it cannot be run again: its '{name}' is damaged")
             return
     scratch.create()
     try:
-        run_task(Task.of(stage), scratch, "verify", lambda event: None)
+        run_stage(stage, scratch, "verify", lambda event: None)
     except StageFailed as error:
         found.wrong(stage, f"it failed when run again: {error}")
         return

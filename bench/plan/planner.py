@@ -31,14 +31,17 @@ from maect.settings import DataSettings
 _NOT_IN_KEY = ("path", "train_images", "classes")
 
 
-def make_plan(suite: Suite, store: Store, *, keep_stale: bool = False, only: str = "*") -> Plan:
-    """Return the plan of the rows whose name fits `only`, with what the store already has.
+def make_plan(
+    suite: Suite, store: Store | None, *, keep_stale: bool = False, only: str = "*"
+) -> Plan:
+    """Return the plan of the rows whose name fits `only`, with what a store already has.
 
     Raises `UserError` where no row fits, a file of released weights is missing, or nothing tells
     how many training images there are.
     """
     plan = _Planner(suite).build(only)
-    assess_all(plan, store, keep_stale=keep_stale)
+    if store is not None:
+        assess_all(plan, store, keep_stale=keep_stale)
     return plan
 
 
@@ -113,11 +116,6 @@ class _Planner:
             self._checksums[variant.init] = sha256(path)
         return self._checksums[variant.init]
 
-    def matched(self, variant: Variant) -> Variant | None:
-        """Return the row whose cost this one is to match."""
-        name = variant.match_compute
-        return None if name is None else self.suite.variants[name]
-
     def _add_gallery(self, rows: list[Row]) -> None:
         """Add the stage of the suite's pictures, for its first seed, if both rows are planned."""
         first = {row.variant.name: row for row in rows if row.seed == self.suite.seeds[0]}
@@ -184,22 +182,17 @@ class _RowPlanner:
     def _contrastive(self) -> dict[str, Any]:
         """Return what the settings of head and tuning hold."""
         views = self.variant.row.augment[self.variant.augment].views(2)
-        return self._common() | {
-            **({} if self.chain else self._start()),
-            "pool": self.variant.row.model.pool,
-            "views": [view.resolved() for view in views],
-        }
+        settings = self._common() | ({} if self.chain else self._start())
+        settings["pool"] = self.variant.row.model.pool
+        return settings | {"views": [view.resolved() for view in views]}
 
     # -------------------------------------------------------------------------------- training
 
     def _mae(self) -> Stage:
         """Return the pretraining, which rows share where nothing tells them apart."""
         row = self.variant.row
-        views = row.augment["mae"].views(row.mae.views)
-        settings = self._common() | {
-            **self._start(),
-            "views": [view.resolved() for view in views],
-        }
+        views = [view.resolved() for view in row.augment["mae"].views(row.mae.views)]
+        settings = self._common() | self._start() | {"views": views}
         name = self.variant.name if self.variant.match_compute else "MAE"
         return self._training("mae", name, settings, {})
 
@@ -224,7 +217,8 @@ class _RowPlanner:
         self, kind: str, name: str, settings: dict[str, Any], inputs: dict[str, Stage]
     ) -> Stage:
         """Return a training stage with its length and cost."""
-        train = schedule(self.variant, kind, self.data, self.planner.matched(self.variant))
+        matched = self.planner.suite.variants.get(self.variant.match_compute or "")
+        train = schedule(self.variant, kind, self.data, matched)
         settings["train"] = train.resolved()
         return self.planner.add(
             kind,
@@ -276,10 +270,7 @@ class _RowPlanner:
         """Return the stage of an evaluation that the suite calls `name`."""
         evaluator, row = evaluation.evaluator, self.variant.row
         info = data_info(evaluation.data or row.data)
-        settings = evaluation.resolved() | {
-            "numerics": self._numerics(),
-            "split": row.report_on,
-        }
+        settings = evaluation.resolved() | {"numerics": self._numerics(), "split": row.report_on}
         inputs, cost = {"features": features}, 0.0
         if evaluator.passes is not None:
             settings = features.settings | settings

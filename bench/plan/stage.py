@@ -46,6 +46,10 @@ class Stage:
     status: str = "pending"
     reason: str | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what travels to a worker: all but what the store holds of the stage."""
+        return vars(self) | {"state": StageState(self.key)}
+
     @property
     def trains(self) -> bool:
         """Return whether it is a training stage."""

@@ -17,7 +17,7 @@ def assess_all(plan: Plan, store: Store, *, keep_stale: bool = False) -> None:
     if plan.unresolved is None:
         for stage in plan.stages.values():
             assess(stage, store, keep_stale=keep_stale)
-    _mark_left_out(plan, store)
+    mark_left_out(plan, store)
 
 
 def assess(stage: Stage, store: Store, *, keep_stale: bool = False) -> None:
@@ -64,7 +64,7 @@ def search_identity(suite: Suite) -> str:
     return digest([search, suite.seeds, sorted(suite.variants)], 20)
 
 
-def _mark_left_out(plan: Plan, store: Store) -> None:
+def mark_left_out(plan: Plan, store: Store) -> None:
     """Set the status `pruned` where the newest finished search with this identity did so."""
     if not plan.suite.explores:
         return

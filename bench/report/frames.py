@@ -66,7 +66,9 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
             if (run.suite, run.profile) == (suite.name, suite.profile)
         ],
         cells=_cells(plan),
+        named=_named(plan),
         columns=_column_heads(plan),
+        model=_published_model(plan),
         problems=problems,
         gallery=gallery,
     )
@@ -123,6 +125,13 @@ def _search_note(plan: Plan) -> list[str]:
     return [text]
 
 
+def _named(plan: Plan) -> list[dict[str, Any]]:
+    """Return the comparisons that the suite names, the primary one first."""
+    suite = plan.suite
+    primary = [] if suite.primary is None else [suite.primary.resolved() | {"primary": True}]
+    return primary + [one.resolved() | {"primary": False} for one in suite.secondary]
+
+
 def _cells(plan: Plan) -> dict[str, dict[str, str]]:
     """Settings of a search's rows by name: {"MAE-CT queue_size=128": {"queue_size": "128"}}."""
     cells = plan.suite.cells
@@ -148,6 +157,12 @@ def scale(plan: Plan) -> str:
         f"{row.data.name} at {size}×{size}, {name} of {_millions(_parameters(plan))} parameters "
         f"(patch {model.patch_size}, dim {model.dim}, depth {model.depth}), {where}"
     )
+
+
+def _published_model(plan: Plan) -> str | None:
+    """Return the encoder as published results name it; they are of 1,000 classes."""
+    model = next(iter(plan.suite.variants.values())).row.model
+    return f"vit_{model.size}_patch{model.patch_size}" if plan.data.classes == 1000 else None
 
 
 def _parameters(plan: Plan) -> float:

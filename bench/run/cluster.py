@@ -17,6 +17,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bench import environment
 from bench.errors import MachineError, UserError
+from bench.plan.stage import Stage
 from bench.run import signals
 from bench.run.mailbox import Alive, Event, GroupEnded, Mailbox
-from bench.run.task import Task
 from bench.store.store import Store
 
 #: how long Ray may take to start, and how long the mailbox may leave a question unanswered
@@ -52,6 +54,16 @@ SOCKET, LONGEST = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/p
 
 #: whether Ray was begun and not shut down: then Python's own ending is not safe
 open_still = False
+#: has the thread that started Ray, which stays: with it the kernel would end Ray's processes
+_starter: ThreadPoolExecutor | None = None
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A worker of a group tells its handle, with which it can be killed."""
+
+    group: int
+    actor: Any
 
 
 class Cluster:
@@ -66,17 +78,14 @@ class Cluster:
     ) -> None:
         """Start Ray or join it; `waiting` is told now and then how many seconds that takes.
 
-        Raises `UserError` where no cluster answers or it has too few devices, `MachineError` where
-        Ray does not start, KeyboardInterrupt after a signal.
+        Raises `UserError` where no cluster answers, `MachineError` where Ray does not start,
+        KeyboardInterrupt after a signal.
         """
         self.workers, self.threads = workers, threads
         self.shared = _start(address, workers * threads, waiting)
         #: group -> the thread that waits for its end
         self._groups: dict[int, threading.Thread] = {}
-        total = ray.cluster_resources()
-        self.gpu = total.get("GPU", 0) >= 1
-        #: workers for whom there are devices
-        self.capacity = self._capacity(total)
+        self.gpu = ray.cluster_resources().get("GPU", 0) >= 1
         context = ray.get_runtime_context()
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         self.mailbox: Any = (
@@ -92,52 +101,48 @@ class Cluster:
         self._looked = 0.0
         #: a question to the mailbox without an answer yet, and seconds that it is waited for
         self._asked: Any = None
-        self.silent_s = 0.0
-        #: group -> what its workers last said of themselves, by rank
-        self._alive: dict[int, dict[int, Alive]] = {}
+        self._silent_s = 0.0
+        #: group -> Ray's handles of its workers
+        self._actors: dict[int, list[Any]] = {}
 
-    def _capacity(self, total: dict[str, float]) -> int:
-        each = {"CPU": self.threads, **({"GPU": 1} if self.gpu else {})}
-        for name, count in each.items():
-            count *= max(self.workers, 1)
-            if count > total.get(name, 0):
-                what = "GPUs" if name == "GPU" else f"cores ({self.threads} thread(s) each)"
+    def capacity(self) -> int:
+        """Return for how many workers there are devices. Raises `UserError` if a group has none."""
+        total, wanted = ray.cluster_resources(), max(self.workers, 1)
+        held = {name: int(total.get(name, 0) // each) for name, each in self._held().items()}
+        for name, most in held.items():
+            if most < wanted:
+                each = "1 GPU" if name == "GPU" else f"{self.threads} core(s)"
                 raise UserError(
-                    f"{self.workers} workers need {count} {what}; Ray has "
-                    f"{int(total.get(name, 0))}. Lower --workers or join a larger cluster with "
+                    f"{wanted} workers with {each} each are more than Ray has "
+                    f"({total.get(name, 0):.0f}). Lower --workers or join a larger cluster with "
                     f"--address"
                 )
-        if self.workers == 0:
-            return 1
-        return min(int(total[name] // count) for name, count in each.items())
+        return min(held.values()) if self.workers else 1
+
+    def _held(self) -> dict[str, float]:
+        """Return what each worker holds."""
+        return {"CPU": float(self.threads), **({"GPU": 1.0} if self.gpu else {})}
 
     # -------------------------------------------------------------------------------- worker groups
 
     def start_group(self, number: int, width: int, store: Store, run_id: str) -> None:
         """Start a worker group, in a thread of its own that waits for its end."""
-        thread = threading.Thread(
-            target=self._fit, args=(number, width, store, run_id), daemon=True
-        )
-        self._groups[number] = thread
-        thread.start()
+        given = (number, width, store, run_id)
+        self._groups[number] = threading.Thread(target=self._fit, args=given, daemon=True)
+        self._groups[number].start()
 
     def _fit(self, number: int, width: int, store: Store, run_id: str) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
-        held = {"CPU": float(self.threads), **({"GPU": 1.0} if self.gpu else {})}
+        config = {"mailbox": self.mailbox, "group": number, "store": store, "run_id": run_id}
         trainer = TorchTrainer(
             _serve,
-            train_loop_config={
-                "mailbox": self.mailbox,
-                "group": number,
-                "store": store,
-                "run_id": run_id,
-            },
+            train_loop_config=config,
             scaling_config=ScalingConfig(
                 num_workers=width if self.workers else 0,
                 use_gpu=self.gpu,
-                resources_per_worker=held,
+                resources_per_worker=self._held(),
             ),
             run_config=RunConfig(
                 name=f"{run_id}-{number}",
@@ -153,18 +158,19 @@ class Cluster:
             problem = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
         self.mailbox.tell.remote(GroupEnded(number, problem))
 
-    def give(self, group: int, task: Task | None) -> None:
+    def give(self, group: int, stage: Stage | None) -> None:
         """Give a stage to a group that waits; None ends the group."""
-        self.mailbox.give.remote(group, task)
+        self.mailbox.give.remote(group, stage)
 
-    def settle(self, ended: dict[str, str]) -> None:
-        """Tell the trials of a search how stages ended: key -> "complete", or why not."""
-        self.mailbox.settle.remote(ended)
+    def settle(self, key: str, how: str) -> None:
+        """Tell the trials of a search how a stage ended: "complete", or why not."""
+        self.mailbox.settle.remote(key, how)
 
-    def events(self, patience_s: float) -> list[Event]:
+    def events(self, patience_s: float) -> list[Event] | None:
         """Return what happened since the last call; waits so long for anything but steps.
 
-        Raises `MachineError` where Ray is gone or the mailbox gives no answer.
+        None where the mailbox has not answered yet. Raises `MachineError` where it does not for
+        long, or Ray is gone.
         """
         self._look()
         if self._asked is None:
@@ -172,28 +178,25 @@ class Cluster:
         began = time.monotonic()
         found: list[Event] | None = None
         try:
-            while found is None:
+            while found is None and time.monotonic() - began < patience_s + 1.0:
                 signals.check()
                 with contextlib.suppress(ray.exceptions.GetTimeoutError):
                     found = ray.get(self._asked, timeout=0.2)
-                if time.monotonic() - began > patience_s + 1.0:
-                    break
         except ray.exceptions.RayError:
             raise MachineError("Ray's mailbox process has died (killed, or no memory?)") from None
         if found is None:
-            self.silent_s += time.monotonic() - began
-            if self.silent_s > ANSWER_S:
-                raise MachineError(
-                    f"Ray's mailbox has not answered for {ANSWER_S:.0f} s (stopped?)"
-                )
-            return []
-        self._asked, self.silent_s = None, 0.0
+            self._silent_s += time.monotonic() - began
+            if self._silent_s > ANSWER_S:
+                told = f"Ray's mailbox has not answered for {ANSWER_S:.0f} s (stopped?)"
+                raise MachineError(told)
+            return None
+        self._asked, self._silent_s = None, 0.0
         for event in found:
             if isinstance(event, GroupEnded):
                 self._groups.pop(event.group, None)
-            elif isinstance(event, Alive):
-                self._alive.setdefault(event.group, {})[event.rank] = event
-        return found
+            elif isinstance(event, _Worker):
+                self._actors.setdefault(event.group, []).append(event.actor)
+        return [event for event in found if not isinstance(event, _Worker)]
 
     def _look(self) -> None:
         """Raise `MachineError` where nobody listens any more at the address of a part of Ray."""
@@ -208,22 +211,11 @@ class Cluster:
             except OSError:  # overloaded or cut off for a moment: who does not answer is told of
                 continue
 
-    def who(self, group: int, rank: int) -> str:
-        """Return in words which worker of a group has a rank."""
-        known = self._alive.get(group, {}).get(rank)
-        return known.where if known is not None else f"worker {rank} of group {group}"
-
-    def needs(self, width: int) -> str:
-        """Return in words what a group of `width` workers needs."""
-        devices = f"{self.threads} free core(s)" + (" and a free GPU" if self.gpu else "")
-        return f"it needs {width} worker(s) with {devices} each"
-
     def end_group(self, number: int) -> None:
         """Kill the workers of a group that gives no sign of life, and wait for it no more."""
         self._groups.pop(number, None)
-        for worker in self._alive.pop(number, {}).values():
-            if worker.actor is not None:
-                ray.kill(worker.actor)
+        for actor in self._actors.pop(number, []):
+            ray.kill(actor)
 
     # -------------------------------------------------------------------------------- the end of it
 
@@ -242,46 +234,36 @@ class Cluster:
             ray.get(self.mailbox.close.remote(), timeout=JOIN_S)
         end = time.monotonic() + JOIN_S
         threads = [*self._groups.values(), *([search] if search is not None else [])]
-        while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
-            if signals.received:
+        while any(thread.is_alive() for thread in threads):
+            if signals.received or time.monotonic() > end:
                 return
             time.sleep(0.05)
-        if not any(thread.is_alive() for thread in threads):
-            ray.shutdown()
-            open_still = False
+        ray.shutdown()
+        open_still = False
 
 
 def _serve(config: dict[str, Any]) -> None:
     """The train function of a group, on each of its workers."""
-    from ray.train import get_context
-
     from bench.run.worker import serve  # imports torch
 
     mailbox, group = config["mailbox"], config["group"]
     context = ray.get_runtime_context()
-    me = Alive(
-        group,
-        rank=get_context().get_world_rank(),
-        where=f"process {os.getpid()} on {platform.node()}",
-        actor=context.current_actor if context.get_actor_id() else None,
-    )
+    if context.get_actor_id():  # else it is the run's own process
+        mailbox.tell.remote(_Worker(group, context.current_actor))
     ended = threading.Event()
-    beats = threading.Thread(target=_beat, args=(mailbox, me, ended), daemon=True)
+    beats = threading.Thread(target=_beat, args=(mailbox, group, ended), daemon=True)
     beats.start()
-
-    def take() -> Task | None:
-        task: Task | None = ray.get(mailbox.take.remote(group))
-        return task
-
     try:
-        serve(take, mailbox.tell.remote, config["store"], config["run_id"])
+        take = mailbox.take.remote
+        serve(lambda: ray.get(take(group)), mailbox.tell.remote, config["store"], config["run_id"])
     finally:  # without a worker process this is the run's own: Ray may be left next
         ended.set()
         beats.join()
 
 
-def _beat(mailbox: Any, me: Alive, ended: threading.Event) -> None:
-    """Tell now and then that a worker lives, until it has ended."""
+def _beat(mailbox: Any, group: int, ended: threading.Event) -> None:
+    """Tell now and then that this worker of a group lives, until it has ended."""
+    me = Alive(group, f"process {os.getpid()} on {platform.node()}")
     mailbox.tell.remote(me)
     while not ended.wait(BEAT_S):
         mailbox.tell.remote(me)
@@ -293,7 +275,7 @@ def _start(address: str | None, cores: int, waiting: Callable[[float], None]) ->
     `cores` is what a worker group wants. Where this machine has fewer, threads share them, two to
     a core at the most: they compute the same, only slower. Return whether it comes to that.
     """
-    global open_still
+    global open_still, _starter
     own = environment.processor()["cores"]
     shared = not address and own < cores <= 2 * own
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -316,44 +298,23 @@ def _start(address: str | None, cores: int, waiting: Callable[[float], None]) ->
     open_still = True
     # the parts of Ray Train import it; that takes as long as Ray takes to start
     threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
-    problem = _in_a_thread(lambda: ray.init(address or "local", **options), waiting)
-    if problem is None:
-        return shared
-    told = (str(problem).strip() or repr(problem)).splitlines()[0]
-    if not address:
-        raise MachineError(f"Ray could not start on this machine: {told}")
-    token = (
-        ""
-        if os.environ.get("RAY_AUTH_MODE")
-        else ". If it asks for a token, set RAY_AUTH_MODE=token"
-    )
-    raise UserError(f"no Ray cluster answers at {_named(address)}: {told}{token}")
-
-
-def _in_a_thread(start: Callable[[], Any], waiting: Callable[[float], None]) -> Exception | None:
-    """Return why `start` failed, or None.
-
-    It runs beside this thread, which goes on to hear of signals and of the time.
-    """
-    problem: list[Exception] = []
-    done = threading.Event()
-
-    def run() -> None:
-        try:
-            start()
-        except Exception as error:
-            problem.append(error)
-        done.set()
-        threading.Event().wait()  # the kernel ends Ray's processes with the thread that began them
-
-    began = time.monotonic()
-    threading.Thread(target=run, daemon=True).start()
-    while not done.wait(0.2):
+    # in a thread, while this one hears of signals and of the time
+    began, _starter = time.monotonic(), ThreadPoolExecutor(1)
+    starting = _starter.submit(ray.init, address or "local", **options)
+    while not wait([starting], timeout=0.2).done and time.monotonic() - began < START_S:
         signals.check()
         waiting(time.monotonic() - began)
-        if time.monotonic() - began > START_S:
-            return TimeoutError(f"no answer within {START_S:.0f} s; is the machine overloaded?")
-    return problem[0] if problem else None
+    if not starting.done():
+        told = f"no answer within {START_S:.0f} s; is the machine overloaded?"
+    elif problem := starting.exception():
+        told = (str(problem).strip() or repr(problem)).splitlines()[0]
+    else:
+        return shared
+    if not address:
+        raise MachineError(f"Ray could not start on this machine: {told}")
+    if not os.environ.get("RAY_AUTH_MODE"):
+        told += ". If it asks for a token, set RAY_AUTH_MODE=token"
+    raise UserError(f"no Ray cluster answers at {_named(address)}: {told}")
 
 
 def _folder() -> str:
@@ -388,15 +349,10 @@ def _guard_token(*, own: bool) -> None:
 
 def _knock(address: str) -> None:
     """Raise `UserError` at once where nothing listens; Ray itself would try for minutes."""
-    if address.startswith("ray://"):
+    if "://" in address:  # Ray's client, its job server
         raise UserError(
             f"a run cannot join {_named(address)} from outside: start it on a node of the cluster, "
-            "with --address auto"
-        )
-    if "://" in address:
-        raise UserError(
-            f"{_named(address)} is no Ray cluster but its job server: give the address that `ray "
-            "start --head` printed, HOST:6379, or on one of its nodes --address auto"
+            "with --address auto or the HOST:6379 that `ray start --head` printed"
         )
     host, _, port = address.rpartition(":")
     if not host:  # auto, local: Ray knows where

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,25 +14,21 @@ from bench.errors import INTERRUPTED, STAGE_FAILED, MachineError, UserError
 from bench.plan import estimate, status
 from bench.plan.stage import Plan, Stage
 from bench.run import mailbox, recovery, scheduler, signals
-from bench.run.budget import Spent
 from bench.run.progress import Display
 from bench.run.scheduler import RunState
-from bench.run.task import Task
 from bench.store.files import iso
 from bench.store.record import Run, Status
 from bench.store.store import Store
 from maect.settings import ModelSettings
 
 if TYPE_CHECKING:
+    from bench.run import tune
     from bench.run.cluster import Cluster
-    from bench.run.tune import Search
 
 #: how long to wait for news, where nothing moves
 QUIET_S = 0.8
 #: what the first worker group takes to start, about
 GROUP_START_S = 12.0
-#: between two looks at what has been spent of a budget
-BUDGET_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -141,6 +137,7 @@ def _recorded(plan: Plan, store: Store, options: RunOptions) -> Iterator[Run]:
     """Write the run's own record at its start and at its end."""
     began, clock = time.time(), time.monotonic()
     run = Run(
+        # no other of the store is equal: it has one driver at a time, and Ray takes longer to start
         id=f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(began))}-{os.getpid()}",
         suite=plan.suite.name,
         profile=plan.suite.profile,
@@ -162,8 +159,26 @@ def _recorded(plan: Plan, store: Store, options: RunOptions) -> Iterator[Run]:
     finally:
         run.wall_s = time.monotonic() - clock
         run.ended = iso(began + run.wall_s)
-        run.attempts = store.listing(plan.stages)
+        states = [stage.state for stage in plan.stages.values()]
+        run.attempts = {state.key: state.statuses for state in states if state.attempts}
         store.write_run(run)
+
+
+def spent(stages: Iterable[Stage], run_id: str, began: Mapping[str, float]) -> float:
+    """Return the device-hours of a run's attempts at stages: failed, lost, unfinished ones too.
+
+    They are counted as the ledger counts: devices held × wall time. `began` tells when the stages
+    began, by the monotonic clock.
+    """
+    hours = 0.0
+    for stage in stages:
+        for attempt in stage.state.attempts:
+            if attempt.run != run_id:
+                continue
+            cost, now = attempt.cost, time.monotonic()
+            going = cost.devices * (now - began.get(stage.key, now)) / 3600
+            hours += going if cost.device_hours is None else cost.device_hours
+    return hours
 
 
 class _Driver:
@@ -173,18 +188,14 @@ class _Driver:
         self.plan, self.store, self.options, self.run_id = plan, store, options, run.id
         self.state = RunState(plan.stages, width=max(options.workers, 1))
         self.display = Display(plan, self._expected)
-        self.spent = Spent(store, run.id)
         self.limit: float | None = None
         self.cluster: Cluster | None = None
-        self.search: Search | None = None
+        self.search: tune.Search | None = None
         self._groups = 0
-        self._looked = 0.0
         #: seconds that this process has listened: while it stands still itself, nobody is silent
         self._clock = 0.0
         #: key -> when its stage began, by the monotonic clock
         self._began: dict[str, float] = {}
-        #: how long the mailbox was silent at the last look
-        self._silent_s = 0.0
 
     def _expected(self) -> float | None:
         """Return the seconds that the run will still take, if that is known.
@@ -192,7 +203,7 @@ class _Driver:
         What trains tells by its own pace, which holds after a resume too. While no group has
         started, that is waited for first.
         """
-        going = self.display.training()
+        going = self.display.training
         rest = [stage for stage in self.state.left() if stage.key not in going]
         left = estimate.remaining(
             self.plan, rest, self.state.capacity // self.state.width, sum(going.values())
@@ -212,37 +223,37 @@ class _Driver:
         )
         if cluster.shared:
             self.display.say(f"{self.options.workers} workers share this machine's cores")
-        self.state.capacity = cluster.capacity
+        self.state.capacity = cluster.capacity()
         self.limit = self._limit(cluster)
         self._look_again()
         if self.options.tune:
             from bench.run import tune
 
-            self.state.held, self.state.search_waits = tune.held(self.plan), True
+            self.state.held = set(tune.of_cells(self.plan))
         with self.display:
-            while self._act(cluster):
+            while not self.state.finished:
                 signals.check()
                 self._check_budget(cluster)
+                self._act(cluster)
                 self.display.refresh()
                 self._listen(cluster)
-                self._look_at_search()
+                self._look_at_search(cluster)
 
     def _look_again(self) -> None:
         """Workers of a run killed just before this one may have ended a stage or begun another."""
-        recovery.take_over(self.plan, self.store)
-        for stage in self.state.left():
-            if stage.status == "pending":
-                self._assess(stage)
-                if stage.status == "cached":
-                    self.state.complete(stage.key)
+        left = self.state.left()
+        recovery.close_left(left, self.store, keep_stale=self.options.keep_stale)
+        for stage in left:
+            if stage.status == "cached":
+                self.state.complete(stage.key)
 
     def _assess(self, stage: Stage) -> None:
         status.assess(stage, self.store, keep_stale=self.options.keep_stale)
 
     # ------------------------------------------------------------------------------------- actions
 
-    def _act(self, cluster: Cluster) -> bool:
-        """Do what the scheduler decides. Return whether the run goes on."""
+    def _act(self, cluster: Cluster) -> None:
+        """Do what the scheduler decides."""
         for action in scheduler.decide(self.state, self._clock):
             match action:
                 case scheduler.StartGroup(width):
@@ -251,22 +262,18 @@ class _Driver:
                     cluster.start_group(self._groups, width, self.store, self.run_id)
                 case scheduler.Give(group, key):
                     self.state.begin(group, key)
-                    cluster.give(group, Task.of(self.plan.stages[key]))
+                    cluster.give(group, self.plan.stages[key])
                 case scheduler.EndGroup(group):
                     self.state.groups[group].phase = "ending"
                     cluster.give(group, None)
-                case scheduler.TellOfSilence(number, rank, seconds):
-                    self._tell_of_silence(cluster, number, rank, seconds)
+                case scheduler.Say(line):
+                    self.state.told = self._clock
+                    self.display.say(line)
                 case scheduler.LoseGroup(group, reason):
                     cluster.end_group(group)
                     self._group_ended(group, reason)
                 case scheduler.GiveUp(key, reason):
                     self._failed(key, reason)
-                case scheduler.StartSearch():
-                    self._start_search(cluster)
-                case scheduler.Finish():
-                    return False
-        return True
 
     def _limit(self, cluster: Cluster) -> float | None:
         """Return the device-hours that the run may spend. Raises `UserError` for other devices."""
@@ -279,57 +286,39 @@ class _Driver:
         return limits.get(held)
 
     def _check_budget(self, cluster: Cluster) -> None:
-        now = time.monotonic()
-        if self.limit is None or now - self._looked < BUDGET_S or self.state.finished:
-            return
-        self._looked = now
-        going = {key: now - self._began.get(key, now) for key in self.state.running}
-        spent = self.spent.hours(self.state.begun, going)
-        if spent >= self.limit:
+        begun = [self.plan.stages[key] for key in self.state.begun]
+        hours = spent(begun, self.run_id, self._began)
+        if self.limit is not None and hours >= self.limit:
             unit = "GPU-hours" if cluster.gpu else "core-hours"
-            told = f"the budget of {self.limit:g} {unit} is spent ({spent:.4g})"
+            told = f"the budget of {self.limit:g} {unit} is spent ({hours:.4g})"
             raise Interrupted(told, INTERRUPTED)
-
-    def _tell_of_silence(self, cluster: Cluster, number: int, rank: int, seconds: float) -> None:
-        group = self.state.groups[number]
-        for other in self.state.groups.values():
-            if other is group or other.phase == group.phase == "starting":
-                other.told = self._clock
-        limit = scheduler.PATIENCE_S[group.phase][1]
-        who = f"{cluster.who(number, rank)} gives no sign of life"
-        if group.phase == "starting":
-            who = f"waiting for a worker group to start: {cluster.needs(group.width)}"
-        at = self.plan.stages[group.stage].title if group.stage else group.phase
-        self.display.say(f"  {who} ({at}, {seconds:.0f} s; given up after {limit:.0f} s)")
 
     # -------------------------------------------------------------------------------------- events
 
     def _listen(self, cluster: Cluster) -> None:
         began = time.monotonic()
         events = cluster.events(QUIET_S)
-        if not cluster.silent_s:
+        if events is not None:
             self._clock += min(time.monotonic() - began, 2 * QUIET_S)
-        elif cluster.silent_s > scheduler.PATIENCE_S["working"][0] > self._silent_s:
-            self.display.say(f"  Ray's mailbox gives no answer ({cluster.silent_s:.0f} s)")
-        self._silent_s = cluster.silent_s
-        for event in events:
+        for event in events or ():
             self._hear(event)
 
     def _hear(self, event: mailbox.Event) -> None:
         match event:
             case mailbox.Waiting(group):
                 self.state.wait(group, self._clock)
-            case mailbox.Alive(group, rank):
-                self.state.hear(group, rank, self._clock)
+            case mailbox.Alive(group, worker):
+                self.state.hear(group, worker, self._clock)
             case mailbox.Began(key):
                 self._began[key] = time.monotonic()
+                self._assess(self.plan.stages[key])
                 self.display.begin(self.plan.stages[key])
             case mailbox.Stepped(key):
                 self.display.step(self.plan.stages[key], event)
-            case mailbox.Completed(key):
+            case mailbox.Ended(key, None):
                 self._completed(self.plan.stages[key])
-            case mailbox.Failed(key, message):
-                self._failed(key, message)
+            case mailbox.Ended(key, str(problem)):
+                self._failed(key, problem)
             case mailbox.Wanted(keys):
                 self.state.held -= set(keys)
             case mailbox.GroupEnded(group, problem):
@@ -364,7 +353,7 @@ class _Driver:
     def _ended(self, stage: Stage, how: str) -> None:
         why = self.state.failed.get(stage.key)
         if self.options.tune and self.cluster is not None:
-            self.cluster.settle({stage.key: why or how})
+            self.cluster.settle(stage.key, why or how)
         self.display.end(stage, how, why)
 
     def _group_ended(self, group: int, why: str) -> None:
@@ -373,8 +362,7 @@ class _Driver:
         if key is None:
             return
         stage = self.plan.stages[key]
-        self._close_running(key, "lost", f"its worker died: {why}")
-        self._assess(stage)
+        self._close_running(stage, "lost", f"its worker died: {why}")
         newest = stage.state.attempts[-1] if stage.state.attempts else None
         if stage.status == "cached":
             self._completed(stage)
@@ -385,27 +373,31 @@ class _Driver:
 
     # -------------------------------------------------------------------------------------- search
 
-    def _start_search(self, cluster: Cluster) -> None:
+    def _start_search(self, cluster: Cluster) -> tune.Search:
         from bench.run import tune
 
-        self.state.search_waits = False
         slots = self.state.capacity // self.state.width
-        self.search = tune.Search(self.plan, 2 * slots, self.store, self.run_id, cluster.mailbox)
-        self.display.say(f"Ray Tune: {self.search.count} trials, {self.search.at_once} at a time")
-        self.search.start()
+        search = tune.Search(self.plan, 2 * slots, self.store, self.run_id, cluster)
+        self.display.say(f"Ray Tune: {search.count} trials, {search.at_once} at a time")
+        search.start()
+        return search
 
-    def _look_at_search(self) -> None:
-        """Once the search has ended, settle the stages that it never asked for."""
-        if self.search is None or self.search.is_alive() or not self.state.held:
+    def _look_at_search(self, cluster: Cluster) -> None:
+        """Start the search once nothing else is left; settle what it never asked for at its end."""
+        held, left = self.state.held, self.state.left()
+        waiting = [stage for stage in left if stage.key in held]
+        if waiting and self.search is None and waiting == left:
+            self.search = self._start_search(cluster)
+        if not waiting or self.search is None or self.search.is_alive():
             return
-        for stage in [s for s in self.state.left() if s.key in self.state.held]:
+        for stage in waiting:
             why = self.search.why_failed(stage.key)
             if why:
                 self._failed(stage.key, why)
             elif stage.key not in self.state.failed:
                 stage.status, stage.reason = "pruned", self.search.why_left_out(stage.key)
                 self.state.pruned[stage.key] = stage.reason
-        self.state.held.clear()
+        held.clear()
         if self.state.pruned:
             self.display.say(f"the search leaves out {len(self.state.pruned)} stages")
 
@@ -416,10 +408,13 @@ class _Driver:
         starting = any(group.phase == "starting" for group in self.state.groups.values())
         if self.cluster is not None:
             self.cluster.close(finished=self.state.finished and not starting, search=self.search)
-        for key in self.state.begun:
-            self._close_running(key, "interrupted", "the run was stopped")
+        for stage in self.plan.stages.values():
+            if stage.key in self.state.begun:
+                self._close_running(stage, "interrupted", "the run was stopped")
 
-    def _close_running(self, key: str, status: Status, why: str) -> None:
+    def _close_running(self, stage: Stage, status: Status, why: str) -> None:
         """Write the record of a stage's attempt in this run, at which nobody works any more."""
-        wall_s = time.monotonic() - self._began[key] if key in self._began else None
-        recovery.close_running(self.store, key, status, why, wall_s)
+        began = self._began.get(stage.key)
+        wall_s = None if began is None else time.monotonic() - began
+        recovery.close_running(self.store, stage.key, status, why, wall_s)
+        self._assess(stage)

@@ -9,10 +9,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from bench.run.task import Task
+from bench.plan.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -42,18 +40,11 @@ class Stepped:
 
 
 @dataclass(frozen=True)
-class Completed:
-    """A stage has left its record."""
+class Ended:
+    """A stage has left its record; `problem` says why it failed, if it did."""
 
     key: str
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A stage has failed."""
-
-    key: str
-    message: str
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,11 +59,8 @@ class Alive:
     """A worker of a group says that it lives, whatever it works on."""
 
     group: int
-    rank: int
-    #: for people
-    where: str
-    #: Ray's handle of the worker, if it has one
-    actor: Any = None
+    #: "process 7 on a host"
+    worker: str
 
 
 @dataclass(frozen=True)
@@ -83,7 +71,7 @@ class GroupEnded:
     problem: str | None
 
 
-Event = Waiting | Began | Stepped | Completed | Failed | Wanted | Alive | GroupEnded
+Event = Waiting | Began | Stepped | Ended | Wanted | Alive | GroupEnded
 #: events that need not be heard at once
 _CAN_WAIT = (Stepped, Alive)
 #: how a worker leaves an event for the driver
@@ -98,22 +86,21 @@ class Mailbox:
 
     def __init__(self) -> None:
         #: group -> the stage left for it, or None where it shall end
-        self._left: dict[int, Task | None] = {}
+        self._left: dict[int, Stage | None] = {}
         self._events: list[Event] = []
         #: key -> "complete", or why the stage did not complete
         self._ended: dict[str, str] = {}
         self._closed = False
         self._moved = asyncio.Condition()
 
-    async def give(self, group: int, task: Task | None) -> None:
+    async def give(self, group: int, stage: Stage | None) -> None:
         """Leave a stage for a group; None ends the group."""
-        self._left[group] = task
+        self._left[group] = stage
         await self._wake()
 
-    async def take(self, group: int) -> Task | None:
+    async def take(self, group: int) -> Stage | None:
         """Return the next stage for a group, waited for; None where the group shall end."""
-        self._events.append(Waiting(group))
-        await self._wake()
+        await self.tell(Waiting(group))
         await self._until(lambda: self._closed or group in self._left)
         return None if self._closed else self._left.pop(group)
 
@@ -125,8 +112,7 @@ class Mailbox:
     async def tell(self, event: Event) -> None:
         """Leave an event for the driver."""
         self._events.append(event)
-        if not isinstance(event, _CAN_WAIT):
-            await self._wake()
+        await self._wake()
 
     async def events(self, patience_s: float) -> list[Event]:
         """Return what was told since the last call, waited for if nothing is urgent."""
@@ -136,21 +122,21 @@ class Mailbox:
         found, self._events = self._events, []
         return found
 
-    async def settle(self, ended: dict[str, str]) -> None:
-        """Tell the trials how stages ended: key -> "complete", or why not."""
-        self._ended |= ended
+    async def settle(self, key: str, how: str) -> None:
+        """Tell the trials how a stage ended: "complete", or why not."""
+        self._ended[key] = how
         await self._wake()
 
     async def outcomes(self, keys: list[str]) -> dict[str, str]:
         """Return how `keys` ended, waited for until all have or one has failed."""
+        known: dict[str, str] = {}
 
-        def known() -> dict[str, str]:
-            return {key: self._ended[key] for key in keys if key in self._ended}
+        def enough() -> bool:
+            known.update((key, self._ended[key]) for key in keys if key in self._ended)
+            return len(known) == len(keys) or any(how != "complete" for how in known.values())
 
-        await self._until(
-            lambda: len(known()) == len(keys) or any(how != "complete" for how in known().values())
-        )
-        return known()
+        await self._until(enough)
+        return known
 
     async def _wake(self) -> None:
         async with self._moved:

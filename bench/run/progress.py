@@ -23,15 +23,6 @@ PLAIN_EVERY_S = 10.0
 
 
 @dataclass
-class _Running:
-    stage: Stage
-    #: seconds that its training still takes
-    left_s: float | None = None
-    printed: float = 0.0
-    task: TaskID | None = None
-
-
-@dataclass
 class Display:
     """Shows stages as they begin, go on and end. `expected` gives the seconds still to go."""
 
@@ -46,7 +37,11 @@ class Display:
 
     def __post_init__(self) -> None:
         self.live = self.console.is_terminal
-        self.running: dict[str, _Running] = {}
+        #: key of a running stage -> its bar, if it has one
+        self.running: dict[str, TaskID | None] = {}
+        #: key -> seconds that a stage in training still takes, and when that was last printed
+        self.training: dict[str, float] = {}
+        self._printed: dict[str, float] = {}
         self.total = len(self.plan.stages)
         self.ended = len(self.plan.with_status("cached"))
         self.began = time.monotonic()
@@ -86,38 +81,35 @@ class Display:
 
     def begin(self, stage: Stage) -> None:
         """A worker has begun a stage."""
-        running = _Running(stage)
-        self.running[stage.key] = running
+        self.running[stage.key] = None
         if self.live and stage.trains:
-            running.task = self.bars.add_task(written(stage.title), total=stage.steps, detail="")
-
-    def training(self) -> dict[str, float]:
-        """Return key -> seconds that a stage in training still takes."""
-        return {k: one.left_s for k, one in self.running.items() if one.left_s is not None}
+            bar = self.bars.add_task(written(stage.title), total=stage.steps, detail="")
+            self.running[stage.key] = bar
 
     def step(self, stage: Stage, told: Stepped) -> None:
         """A training stage goes on."""
-        running = self.running.get(stage.key)
-        if running is None:
+        if stage.key not in self.running:
             return
-        now = time.monotonic()
+        now, bar = time.monotonic(), self.running[stage.key]
         images = (told.steps - told.step) * stage.settings["train"]["batch_size"]
-        running.left_s = images / max(told.images_per_s, 1e-9)  # a stage may have resumed
+        left_s = images / max(told.images_per_s, 1e-9)  # a stage may have resumed
+        self.training[stage.key] = left_s
         detail = (
             f"{told.step}/{told.steps} epoch {told.epoch} loss {told.loss:.4f} "
-            f"{told.images_per_s:.0f} images/s, {duration(running.left_s)} left"
+            f"{told.images_per_s:.0f} images/s, {duration(left_s)} left"
         )
-        if running.task is not None:
-            self.bars.update(running.task, completed=told.step, detail=detail)
-        if not self.live and now - running.printed >= PLAIN_EVERY_S:
-            running.printed = now
+        if bar is not None:
+            self.bars.update(bar, completed=told.step, detail=detail)
+        if not self.live and now - self._printed.get(stage.key, 0.0) >= PLAIN_EVERY_S:
+            self._printed[stage.key] = now
             self.say(f"  {stage.title}: {detail}")
 
     def end(self, stage: Stage, how: str, why: str | None = None) -> None:
         """A stage is complete, has failed or has lost its worker."""
-        running = self.running.pop(stage.key, None)
-        if running is not None and running.task is not None:
-            self.bars.remove_task(running.task)
+        self.training.pop(stage.key, None)
+        bar = self.running.pop(stage.key, None)
+        if bar is not None:
+            self.bars.remove_task(bar)
         if how == "lost":
             self.say(f"  {stage.title}: its worker died; trying again ({why})")
             return

@@ -3,31 +3,54 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Collection
 from contextlib import suppress
 
 import psutil
 
 from bench import environment
-from bench.plan.stage import Plan
+from bench.plan.stage import Plan, Stage
+from bench.plan.status import assess, mark_left_out
 from bench.store.record import Record, Status
 from bench.store.store import Store
 
 
-def take_over(plan: Plan, store: Store) -> None:
-    """Close what a killed run left open; the caller holds the store.
+def take_over(plan: Plan, store: Store, *, keep_stale: bool = False) -> list[str]:
+    """Set every stage's status; close what a killed run left open and set aside what is damaged.
+
+    The caller holds the store. Return what was damaged, in words; it is made again. Raises
+    `UserError` where a stage's folder is of no use.
+    """
+    close_left(plan.stages.values(), store, keep_stale=keep_stale)
+    lines = []
+    for stage in plan.stages.values():
+        store.check_usable(stage.key)
+        lines += [f"{problem}; it is left out" for problem in stage.state.problems]
+        for problem in store.damages(stage.key, stage.record) if stage.record else ():
+            store.set_aside(stage.state, problem)
+            lines.append(f"{stage.title}: {problem}; set aside, it is made again")
+            break
+    for stage in plan.stages.values() if lines else ():
+        assess(stage, store, keep_stale=keep_stale)
+    mark_left_out(plan, store)
+    return lines
+
+
+def close_left(stages: Collection[Stage], store: Store, *, keep_stale: bool = False) -> None:
+    """Set the status of stages, inputs first; close attempts that a killed run left open at them.
 
     Ray's workers outlive their driver by seconds, so those that are still at it are ended first.
     """
-    for key in plan.stages:
-        for attempt in _running(store, key):
-            if (orphan := _orphan(attempt)) is not None:
-                with suppress(psutil.Error):
-                    orphan.kill()
-            store.close_abandoned(attempt, "lost", "its run ended without a word (killed?)")
-
-
-def _running(store: Store, key: str) -> list[Record]:
-    return [attempt for attempt in store.state(key).attempts if attempt.status == "running"]
+    for stage in stages:
+        assess(stage, store, keep_stale=keep_stale)
+    left = [a for stage in stages for a in stage.state.attempts if a.status == "running"]
+    for attempt in left:
+        if (orphan := _orphan(attempt)) is not None:
+            with suppress(psutil.Error):
+                orphan.kill()
+        store.close_abandoned(attempt, "lost", "its run ended without a word (killed?)")
+    for stage in stages if left else ():
+        assess(stage, store, keep_stale=keep_stale)
 
 
 def _orphan(attempt: Record) -> psutil.Process | None:
@@ -51,19 +74,7 @@ def close_running(
     store: Store, key: str, status: Status, why: str, wall_s: float | None = None
 ) -> None:
     """Write the records of attempts at which nobody works any more, after `wall_s` of work."""
-    for attempt in _running(store, key):
-        ended_s = None if wall_s is None else attempt.started_s + wall_s
-        store.close_abandoned(attempt, status, why, ended_s)
-
-
-def clear_damage(plan: Plan, store: Store) -> list[str]:
-    """Set aside what does not fit its checksum, so that it is made again. Return what, in words."""
-    lines = []
-    for stage in plan.stages.values():
-        store.check_usable(stage.key)
-        lines += [f"{problem}; it is left out" for problem in stage.state.problems]
-        reason = store.damage(stage.state) if stage.record is not None else None
-        if reason is not None:
-            store.set_aside(stage.state, reason)
-            lines.append(f"{stage.title}: {reason}; set aside, it is made again")
-    return lines
+    for attempt in store.state(key).attempts:
+        if attempt.status == "running":
+            ended_s = None if wall_s is None else attempt.started_s + wall_s
+            store.close_abandoned(attempt, status, why, ended_s)

@@ -9,9 +9,9 @@ that has nothing to do makes way for the other kind.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import ceil
 from typing import Literal
 
 from bench.plan.stage import Stage
@@ -42,14 +42,15 @@ class Group:
     stage: str | None = None
     #: when it was started, or began to wait, in seconds of the driver's clock
     since: float = 0.0
-    #: rank of a worker -> when it last gave a sign of life
-    heard: dict[int, float] = field(default_factory=dict)
-    #: when its silence was last told of
-    told: float = -1.0
+    #: worker -> when it last gave a sign of life
+    heard: dict[str, float] = field(default_factory=dict)
 
-    def last_sign(self) -> tuple[float, int]:
-        """Return when the worker was last heard that has been silent longest, and its rank."""
-        return min((self.heard.get(rank, self.since), rank) for rank in range(self.width))
+    def last_sign(self) -> tuple[float, str]:
+        """Return when the worker was last heard that has been silent longest, and its name."""
+        signs = [(when, worker) for worker, when in self.heard.items()]
+        if len(signs) < self.width:
+            signs.append((self.since, "a worker that has yet to speak"))
+        return min(signs)
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,10 @@ class EndGroup:
 
 
 @dataclass(frozen=True)
-class TellOfSilence:
-    """Say that a worker of a group has given no sign of life for so long."""
+class Say:
+    """Tell people what is waited for."""
 
-    group: int
-    rank: int
-    seconds: float
+    line: str
 
 
 @dataclass(frozen=True)
@@ -99,17 +98,7 @@ class GiveUp:
     reason: str
 
 
-@dataclass(frozen=True)
-class StartSearch:
-    """Let the search begin: everything that its trials share is done."""
-
-
-@dataclass(frozen=True)
-class Finish:
-    """End the run: the end of every stage is known."""
-
-
-Action = StartGroup | Give | EndGroup | TellOfSilence | LoseGroup | GiveUp | StartSearch | Finish
+Action = StartGroup | Give | EndGroup | Say | LoseGroup | GiveUp
 
 
 @dataclass
@@ -136,7 +125,8 @@ class RunState:
     groups: dict[int, Group] = field(default_factory=dict)
     #: stages that wait until a trial of the search asks for them
     held: set[str] = field(default_factory=set)
-    search_waits: bool = False
+    #: when a silence was last told of
+    told: float = -math.inf
 
     def __post_init__(self) -> None:
         self.done |= {key for key, stage in self.stages.items() if stage.status == "cached"}
@@ -189,10 +179,10 @@ class RunState:
             self.groups[group].phase, self.groups[group].since = "waiting", now
             self.not_started.clear()
 
-    def hear(self, group: int, rank: int, now: float) -> None:
+    def hear(self, group: int, worker: str, now: float) -> None:
         """A worker of a group gives a sign of life."""
         if group in self.groups:
-            self.groups[group].heard[rank] = now
+            self.groups[group].heard[worker] = now
 
     def begin(self, group: int, key: str) -> None:
         """A stage was given to a group."""
@@ -236,20 +226,18 @@ class RunState:
 
 def decide(state: RunState, now: float) -> list[Action]:
     """Return what is to be done next, in this order; `now` is the driver's clock in seconds."""
-    if state.finished:
-        return [Finish()]
     left = state.left()
-    lost = {stage.key: state.lost.get(stage.key, []) for stage in left}
-    hopeless = [key for key, why in lost.items() if len(why) > MAX_LOST]
     if len(state.not_started) > MAX_LOST and not state.running:
         why = f"no worker group can be started: {state.not_started[-1]}"
         return [GiveUp(stage.key, why) for stage in left]
-    if hopeless:
-        return [GiveUp(k, f"its worker died {len(lost[k])} times: {lost[k][-1]}") for k in hopeless]
+    lost = {stage.key: state.lost.get(stage.key, []) for stage in left}
+    if hopeless := {key: why for key, why in lost.items() if len(why) > MAX_LOST}:
+        return [
+            GiveUp(key, f"its worker died {len(why)} times: {why[-1]}")
+            for key, why in hopeless.items()
+        ]
     if silent := _silent(state, now):
         return silent
-    if state.search_waits and all(stage.key in state.held for stage in left):
-        return [StartSearch()]
     idle = {number: group for number, group in state.groups.items() if group.phase == "waiting"}
     actions: list[Action] = []
     waiting = []
@@ -276,16 +264,22 @@ def _silent(state: RunState, now: float) -> list[Action]:
     for number, group in state.groups.items():
         if group.phase != "starting" and not group.heard:
             continue  # it was never to give one
-        heard, rank = group.last_sign()
+        heard, worker = group.last_sign()
         say_s, lose_s = PATIENCE_S[group.phase]
         if now - heard > lose_s:
             if group.phase == "starting" and not state.running:  # another would not start either
                 why = f"no worker group could start within {lose_s:.0f} s"
                 return [GiveUp(stage.key, why) for stage in state.left()]
             actions.append(LoseGroup(number, f"no sign of life for {lose_s:.0f} s"))
-        elif now - heard > say_s and group.told <= heard:
-            actions.append(TellOfSilence(number, rank, now - heard))
-            break  # one at a time; groups that start are told of together
+        elif now - heard > say_s and now - state.told > say_s:
+            what = f"{worker} gives no sign of life"
+            if group.phase == "starting":
+                what = (
+                    f"a group of {group.width} worker(s) has yet to start; are cores or GPUs free?"
+                )
+            at = state.stages[group.stage].title if group.stage else group.phase
+            told = f"  {what} ({at}, {now - heard:.0f} s; given up after {lose_s:.0f} s)"
+            return [*actions, Say(told)]
     return actions
 
 
@@ -296,7 +290,7 @@ def _groups(state: RunState, waiting: list[Stage], idle: Mapping[int, Group]) ->
     for width in sorted({state.width, 1}, reverse=True):
         mine = [stage for stage in waiting if state.width_for(stage) == width]
         long = sum(stage.flops > 0 for stage in mine)
-        wanted = long + ceil((len(mine) - long) / SHORT_A_GROUP)
+        wanted = long + math.ceil((len(mine) - long) / SHORT_A_GROUP)
         wanted -= sum(g.phase == "starting" and g.width == width for g in state.groups.values())
         started = max(0, min(wanted, free // width))
         actions += [StartGroup(width)] * started

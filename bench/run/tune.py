@@ -1,11 +1,11 @@
-"""Searches through Ray Tune: each trial is one cell of the search with one seed.
+"""Searches through Ray Tune: each trial is one cell of the search.
 
 Tune decides which trial runs when; a trial asks the driver for its stages and waits for them. They
 are stages like any other, run by the same worker groups and kept under their keys: what a cell
 shares with others (the MAE, say) runs once, and a finished trial never runs again.
 
-A search that explores does not run every cell to its end. Its cells compete on the selection split,
-seed after seed: after each the search goes on with some and stops others.
+A trial asks for all of its seeds at once, unless the search explores. Then cells compete on the
+selection split, seed after seed: after each the search goes on with some and stops others.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from bench.plan.stage import Plan, Row
 from bench.plan.status import UNTRIED
+from bench.run.cluster import Cluster
 from bench.run.mailbox import Wanted
 from bench.store.store import Store
 
@@ -28,89 +29,49 @@ from bench.store.store import Store
 #: the worker groups need
 _HEAD = {"node:__internal_head__": 0.001}
 #: what a trial reports as its age
-SEEDS = "seeds_done"
+STEPS = "steps_done"
 #: trials are light, waiting processes; more at once keep the worker groups busy
 MAX_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One cell with one seed; of a search that explores, with one seed after the other."""
+    """One cell, in one step, or in one for each seed where the search explores."""
 
     label: str
     #: setting -> name of its value
     parameters: dict[str, Any]
-    #: for each seed the keys of what it lacks, and evaluation -> key
-    seeds: list[tuple[list[str], dict[str, str]]]
+    #: for each step the keys of what it lacks, and the evaluations: (name, key)
+    steps: list[tuple[list[str], list[tuple[str, str]]]]
 
 
-def held(plan: Plan) -> set[str]:
-    """Return the keys of the stages that wait until a trial asks for them."""
-    return set(_of_cells(plan) if plan.suite.explores else _of_one_row(plan))
+def of_cells(plan: Plan) -> dict[str, set[str]]:
+    """Return key -> names of the cells that need it, of the stages that only cells need.
 
-
-def _users(plan: Plan) -> dict[str, list[int]]:
-    """Return key -> indices of the rows that need the stage."""
-    users: dict[str, list[int]] = {}
-    for index, row in enumerate(plan.rows):
+    These stages wait until a trial asks for them.
+    """
+    names: dict[str, set[str]] = {}
+    for row in plan.rows:
         for stage in row.stages():
-            users.setdefault(stage.key, []).append(index)
-    return users
-
-
-def _of_cells(plan: Plan) -> dict[str, list[str]]:
-    """Return key -> names of the cells that need it, of the stages that only cells need."""
-    names = {
-        key: list(dict.fromkeys(plan.rows[index].variant.name for index in rows))
-        for key, rows in _users(plan).items()
-    }
-    return {key: labels for key, labels in names.items() if {*labels} <= plan.suite.cells.keys()}
-
-
-def _of_one_row(plan: Plan) -> dict[str, int]:
-    """Return key -> index of its row, of the stages that one row of one cell needs alone."""
-    return {
-        key: rows[0]
-        for key, rows in _users(plan).items()
-        if len(rows) == 1 and plan.rows[rows[0]].variant.name in plan.suite.cells
-    }
+            names.setdefault(stage.key, set()).add(row.variant.name)
+    return {key: labels for key, labels in names.items() if labels <= plan.suite.cells.keys()}
 
 
 def trials(plan: Plan) -> list[Trial]:
-    """Return a trial for each row that is not complete yet; where a search explores, each cell."""
-    cells = plan.suite.cells
-    if not plan.suite.explores:
-        own, found = _of_one_row(plan), []
-        for index, row in enumerate(plan.rows):
-            label = row.variant.name
-            todo = [s.key for s in row.stages() if own.get(s.key) == index and s.status != "cached"]
-            if label in cells and todo:
-                parameters = _parameters(plan, label) | {"seed": row.seed}
-                found.append(Trial(label, parameters, [(todo, _evaluations(row))]))
-        return found
-    rows: dict[str, list[Row]] = {}
-    for row in plan.rows:  # `--only` may leave a cell out
-        rows.setdefault(row.variant.name, []).append(row)
-    return [
-        Trial(
-            label,
-            _parameters(plan, label),
-            [
-                ([s.key for s in row.stages() if s.status != "cached"], _evaluations(row))
-                for row in rows[label]
-            ],
-        )
-        for label in cells
-        if label in rows
-    ]
+    """Return a trial for each cell that is not complete yet; where a search explores, for all."""
+    found = []
+    for label, cell in plan.suite.cells.items():
+        rows = [row for row in plan.rows if row.variant.name == label]  # `--only` may leave it out
+        steps = [_step([row]) for row in rows] if plan.suite.explores else [_step(rows)]
+        if rows and (plan.suite.explores or steps[0][0]):
+            parameters = {path: choice.name for path, choice in cell.items()}
+            found.append(Trial(label, parameters, steps))
+    return found
 
 
-def _parameters(plan: Plan, label: str) -> dict[str, Any]:
-    return {path: choice.name for path, choice in plan.suite.cells[label].items()}
-
-
-def _evaluations(row: Row) -> dict[str, str]:
-    return {name: stage.key for name, stage in row.evaluations.items()}
+def _step(rows: list[Row]) -> tuple[list[str], list[tuple[str, str]]]:
+    todo = {s.key: None for row in rows for s in row.stages() if s.status != "cached"}
+    return list(todo), [(n, stage.key) for row in rows for n, stage in row.evaluations.items()]
 
 
 # --------------------------------------------------------------------------- in a trial's process
@@ -119,21 +80,21 @@ def _evaluations(row: Row) -> dict[str, str]:
 def run_trial(config: dict[str, Any], trials: list[Trial], store: Store, mailbox: Any) -> None:
     """Ask for a trial's stages, wait, and report the evaluations' primary metrics.
 
-    After each seed it reports their means so far; there ASHA may stop it. Raises RuntimeError where
+    After each step it reports their means so far; there ASHA may stop it. Raises RuntimeError where
     a stage does not complete.
     """
     values: dict[str, list[float]] = {}
-    for number, (todo, evaluations) in enumerate(_trial(config, trials).seeds, 1):
+    for number, (todo, evaluations) in enumerate(_trial(config, trials).steps, 1):
         mailbox.tell.remote(Wanted(tuple(todo)))
         how = ray.get(mailbox.outcomes.remote(todo))
         failed = [why for why in how.values() if why != "complete"]
         if failed:
             raise RuntimeError(f"a stage of the trial ended: {failed[0]}")
-        for name, key in evaluations.items():
+        for name, key in evaluations:
             record = store.state(key).record
             if record is not None and record.primary is not None:
                 values.setdefault(name, []).append(record.primary.value)
-        tune.report({SEEDS: number, **{name: fmean(found) for name, found in values.items()}})
+        tune.report({STEPS: number, **{name: fmean(found) for name, found in values.items()}})
 
 
 def _trial(config: dict[str, Any], trials: list[Trial]) -> Trial:
@@ -149,7 +110,9 @@ def _trial(config: dict[str, Any], trials: list[Trial]) -> Trial:
 class Search(threading.Thread):
     """Runs the trials through a `Tuner`, beside the driver's loop."""
 
-    def __init__(self, plan: Plan, wanted: int, store: Store, run_id: str, mailbox: Any) -> None:
+    def __init__(
+        self, plan: Plan, wanted: int, store: Store, run_id: str, cluster: Cluster
+    ) -> None:
         super().__init__(daemon=True)
         assert plan.suite.search is not None
         self.plan, self.settings = plan, plan.suite.search
@@ -157,8 +120,8 @@ class Search(threading.Thread):
         chosen = self.settings.method == "optuna"
         self.count = self.settings.samples or 1 if chosen else len(self.todo)
         self.at_once = min(self.count, max(MAX_AT_ONCE, wanted))
-        self.store, self.run_id, self.mailbox = store, run_id, mailbox
-        self._users = _of_cells(plan)
+        self.store, self.run_id, self.cluster = store, run_id, cluster
+        self._users = of_cells(plan)
         #: cell -> seeds that it came to
         self._seeds: dict[str, int] = {}
         self._failed: set[str] = set()
@@ -191,7 +154,7 @@ class Search(threading.Thread):
 
     def _tuner(self) -> tune.Tuner:
         trainable = tune.with_parameters(
-            run_trial, trials=self.todo, store=self.store, mailbox=self.mailbox
+            run_trial, trials=self.todo, store=self.store, mailbox=self.cluster.mailbox
         )
         return tune.Tuner(
             tune.with_resources(trainable, tune.PlacementGroupFactory([_HEAD])),
@@ -206,7 +169,7 @@ class Search(threading.Thread):
         label = _trial(result.config, self.todo).label
         if result.error is not None:
             self._failed.add(label)
-        came_to = int((result.metrics or {}).get(SEEDS, 0))
+        came_to = int((result.metrics or {}).get(STEPS, 0))
         self._seeds[label] = max(came_to, self._seeds.get(label, 0))
 
     def _space(self) -> dict[str, Any]:
@@ -235,8 +198,8 @@ class Search(threading.Thread):
             searcher, samples = OptunaSearch(seed=self.settings.seed), self.count
         if self.settings.asha:
             scheduler = ASHAScheduler(
-                time_attr=SEEDS,
-                max_t=max(len(trial.seeds) for trial in self.todo),
+                time_attr=STEPS,
+                max_t=max(len(trial.steps) for trial in self.todo),
                 grace_period=1,
                 reduction_factor=self.settings.reduction,
             )

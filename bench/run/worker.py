@@ -1,98 +1,127 @@
-"""Running stages on the workers of a group. Knows nothing of Ray."""
+"""Running stages on the workers of a group. The first worker writes each attempt down.
+
+Imports torch; knows nothing of Ray.
+"""
 
 from __future__ import annotations
 
 import gc
 import importlib
+import json
+import os
+import resource
+import shutil
+import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save
 
 from bench import environment
 from bench.plan.identity import code
-from bench.plan.stage import entry_modules
-from bench.run.attempt import Attempt, cpu_s
-from bench.run.mailbox import Tell
-from bench.run.task import StageFailed, Task
+from bench.plan.stage import Stage, entry_modules, unusual
+from bench.run.mailbox import Began, Ended, Stepped, Tell
 from bench.store import gpu_meter
+from bench.store.files import iso
+from bench.store.record import Cost, Data, Failure, Input, Record, Status
 from bench.store.resume import StageCheckpoints
 from bench.store.store import Store
+from bench.suite.evaluations import Evaluation
+from maect import evals
+from maect.files import digest
+from maect.parallel import Group
+from maect.stages.job import Job, Output, Progress
 
-if TYPE_CHECKING:
-    import torch
+#: seconds between two lines of an attempt's log
+LOG_EVERY_S = 5.0
 
 
-def serve(take: Callable[[], Task | None], tell: Tell, store: Store, run_id: str) -> None:
+class StageFailed(Exception):
+    """A stage failed and its record says why."""
+
+
+def serve(take: Callable[[], Stage | None], tell: Tell, store: Store, run_id: str) -> None:
     """Run stage after stage until `take` gives none. Every worker of a group calls this.
 
     Raises `StageFailed` where the group must not go on after a stage that failed.
     """
-    from maect.parallel import Group
-
     group = Group()
-    while (task := group.share(take() if group.rank == 0 else None)) is not None:
+    while (stage := group.share(take() if group.rank == 0 else None)) is not None:
         try:
-            run_task(task, store, run_id, tell)
+            run_stage(stage, store, run_id, tell)
         except StageFailed:
             if group.size > 1:  # the others may hang in a collective call
                 raise
-            if _holds_a_gpu():  # its context may be one in which everything fails from now on
+            if torch.cuda.is_initialized():  # everything may fail from now on in its context
                 return
 
 
-def run_task(task: Task, store: Store, run_id: str, tell: Tell) -> None:
+def run_stage(stage: Stage, store: Store, run_id: str, tell: Tell) -> None:
     """Run a stage in this process, leaving its artifact and record. Raises `StageFailed`.
 
     Every worker of a group calls this; the first one writes.
     """
-    modules = entry_modules(task.kind)
+    modules = entry_modules(stage.kind)
     for module in modules:
         importlib.import_module(module)  # not part of the stage's time
-    import torch
-
-    from maect.parallel import Group
-
     _forget_memory()
-    group, device, began_s = Group(), _device(), cpu_s()
-    attempt = Attempt(task, store, run_id, tell, device, group) if group.rank == 0 else None
+    group, device, began_s = Group(), _device(), time.process_time()
+    attempt = Attempt(stage, store, run_id, tell, device, group) if group.rank == 0 else None
     folder = group.share(attempt.folder if attempt is not None else None)
-    stop_meter = gpu_meter.meter(_uuid(device), folder, group.rank)
     try:
-        numerics = task.settings["numerics"]
-        here = environment.processors(numerics["isa"])
-        if here != numerics["processors"]:  # the key promises the bits of others
-            raise RuntimeError(
-                f"planned for processors of class '{numerics['processors']}'; this is '{here}'"
-            )
-        if code(*modules).hash != task.code.hash:  # or the record would name another code
-            raise RuntimeError("the code was edited since the run began; start the run again")
-        job = task.job(store, device)
-        if task.steps is not None:
-            job.checkpoints = StageCheckpoints(store, task.key, task.code.hash)
-        if attempt is not None:
-            job.on_progress = attempt.progress
-        output = importlib.import_module(modules[0]).run(job)
-        stop_meter()
+        with gpu_meter.metered(_uuid(device), folder, group.rank):
+            _check(stage, modules)
+            job = _job(stage, store, device)
+            if attempt is not None:
+                job.on_progress = attempt.progress
+            output = importlib.import_module(modules[0]).run(job)
         # of all workers, whose meters have left their last word when they come here
-        used = group.gather(torch.tensor([cpu_s() - began_s], dtype=torch.float64, device=device))
+        used_s = torch.tensor([time.process_time() - began_s], dtype=torch.float64, device=device)
+        used_s = group.gather(used_s)
         if attempt is not None:
-            attempt.complete(output, float(used.sum()))
-            store.clear_checkpoints(task.key)
+            attempt.complete(output, float(used_s.sum()))
+            shutil.rmtree(store.checkpoints(stage.key), ignore_errors=True)
     except Exception as error:
-        stop_meter()
         if attempt is not None:
             # what the others used, nobody knows
-            attempt.fail(error, cpu_s() - began_s if group.size == 1 else None)
-        raise StageFailed(f"{task.title}: {error}") from error
-    finally:
-        stop_meter()
+            alone = group.size == 1
+            attempt.fail(error, time.process_time() - began_s if alone else None)
+        raise StageFailed(f"{stage.title}: {error}") from error
+
+
+def _check(stage: Stage, modules: list[str]) -> None:
+    """Raise RuntimeError where this process would not compute what the stage's key promises."""
+    planned = stage.settings["numerics"]["processors"]
+    here = environment.processors(stage.settings["numerics"]["isa"])
+    if here != planned:
+        raise RuntimeError(f"planned for processors of class '{planned}'; this is '{here}'")
+    if code(*modules).hash != stage.code.hash:
+        raise RuntimeError("the code was edited since the run began; start the run again")
+
+
+def _job(stage: Stage, store: Store, device: torch.device) -> Job:
+    """Return a stage as maect takes it."""
+    places = stage.places
+    return Job(
+        kind=stage.kind,
+        settings=stage.settings,
+        inputs={name: store.folder(source.key) for name, source in stage.inputs.items()},
+        data_name=stage.data.name,
+        data_root=Path(str(places["data_root"])),
+        data_path=places["data_path"],
+        weights=Path(str(places["weights"])) if "weights" in places else None,
+        device=device,
+        checkpoints=StageCheckpoints(store, stage.key, stage.code.hash) if stage.steps else None,
+    )
 
 
 def _device() -> torch.device:
     """Return the device that this worker computes on."""
-    import torch
-
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
@@ -100,25 +129,162 @@ def _device() -> torch.device:
 
 def _uuid(device: torch.device) -> str | None:
     """Return the UUID of a GPU; None for a CPU."""
-    import torch
-
-    if device.type != "cuda":
-        return None
-    return str(torch.cuda.get_device_properties(device).uuid)
-
-
-def _holds_a_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_initialized()
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
 def _forget_memory() -> None:
     """Give back what earlier stages of this process left, so that peaks are of this one."""
-    import torch
-
     if torch.cuda.is_initialized():
         gc.collect()  # takes a quarter of a second
         torch.cuda.empty_cache()
     with suppress(OSError):  # Linux: start the peak of resident memory anew
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+# -------------------------------------------------------------------- what the first worker writes
+
+
+class Attempt:
+    """Writes the files of one attempt and tells the driver about it.
+
+    Raises `StageFailed` where an input is not in the store.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        store: Store,
+        run_id: str,
+        tell: Tell,
+        device: torch.device,
+        group: Group,
+    ) -> None:
+        self.stage, self.store, self.tell = stage, store, tell
+        self.clock, began = time.monotonic(), time.time()
+        cost = _held(device, group, stage.settings["numerics"]["threads"])
+        here = {
+            "workers": group.size,
+            "backend": str(dist.get_backend()) if group.size > 1 else None,
+            "device": cost.device_model,
+        }
+        start = Record(
+            key=stage.key,
+            kind=stage.kind,
+            name=stage.title,
+            attempt=0,  # the store counts
+            run=run_id,
+            settings=stage.settings,
+            inputs={name: self._input(source.key) for name, source in stage.inputs.items()},
+            data=Data(
+                name=stage.data.name,
+                fingerprint=stage.data.fingerprint,
+                counts=stage.data.counts,
+                **unusual(stage.data),
+            ),
+            code=stage.code,
+            env=environment.describe() | here,
+            started=iso(began),
+            started_s=began,
+            pid=os.getpid(),
+            process_s=environment.begun_s(os.getpid()),
+            cost=cost,
+        )
+        self.record = store.begin(start)
+        self.folder = store.attempt_folder(stage.key, self.record.attempt)
+        self._logged = 0.0
+        self.log(f"{stage.title} began")
+        tell(Began(stage.key))
+
+    def _input(self, key: str) -> Input:
+        record = self.store.state(key).record
+        if record is None:
+            problem = f"its input {key} is not in the store"
+            self.tell(Ended(self.stage.key, problem))
+            raise StageFailed(f"{self.stage.title}: {problem}")
+        return Input(key=key, files=record.file_hashes)
+
+    def log(self, line: str) -> None:
+        """Add a line to the attempt's log."""
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{iso(time.time())} {line}\n")
+        self._logged = time.monotonic()
+
+    def progress(self, progress: Progress) -> None:
+        """Pass a stage's progress on, to the driver and now and then to the log."""
+        if time.monotonic() - self._logged > LOG_EVERY_S:
+            self.log(
+                f"step {progress.step}/{progress.steps} epoch {progress.epoch} "
+                f"loss {progress.loss:.4f} {progress.images_per_s:.0f} images/s"
+            )
+        self.tell(Stepped(self.stage.key, **vars(progress)))
+
+    def complete(self, output: Output, used_s: float) -> None:
+        """Write the artifact, then the record. Raises `StageFailed` if it came too late.
+
+        `used_s` is the processor time of all workers.
+        """
+        stage, content = self.stage, {}
+        for name, tensors in output.tensors.items():
+            whole = {key: value.contiguous() for key, value in tensors.items()}
+            content[f"{name}.safetensors"] = save(whole)
+        documents = output.documents | ({"curves": output.curves} if output.curves else {})
+        for name, document in documents.items():
+            content[f"{name}.json"] = json.dumps(document, sort_keys=True).encode()
+        end: dict[str, Any] = {
+            "files": {n: self.store.put_file(stage.key, n, data) for n, data in content.items()},
+            "summary": {"flops": stage.flops, "steps": stage.steps, **output.summary},
+        }
+        if stage.kind in evals.names():
+            evaluation = Evaluation.of(stage.kind, stage.settings)
+            protocol = output.protocol | {"data": stage.data.fingerprint}
+            end |= {
+                "metrics": evaluation.measured(output.values),
+                "protocol": protocol,
+                "protocol_fingerprint": digest(protocol, 16),
+            }
+        self.log(f"{stage.title} is complete")
+        self._close("complete", end, used_s)
+
+    def fail(self, error: BaseException, used_s: float | None) -> None:
+        """Write the record of an attempt that ended with an error."""
+        self.log(f"{self.stage.title} failed\n{''.join(traceback.format_exception(error))}")
+        why = Failure(kind=type(error).__name__, message=str(error) or type(error).__name__)
+        self._close("failed", {"error": why}, used_s)
+
+    def _close(self, status: Status, end: dict[str, Any], used_s: float | None) -> None:
+        """Write the record and tell the driver."""
+        used: dict[str, Any] = {"cpu_s": used_s}
+        if self.record.cost.device_kind == "cpu":
+            used["peak_memory_mib"] = _peak_memory_mib()
+        cost = self.record.cost.model_copy(update=used)
+        record = self.record.model_copy(update={"cost": cost, "status": status, **end})
+        ended_s = record.started_s + time.monotonic() - self.clock
+        if not self.store.close_attempt(record, ended_s):
+            raise StageFailed(f"{self.stage.title}: this attempt was given up for lost")
+        self.tell(Ended(self.stage.key, record.error.message if record.error else None))
+
+
+def _held(device: torch.device, group: Group, threads: int) -> Cost:
+    """Return the devices that a stage holds.
+
+    A CPU stage holds its threads' cores, or all there are where more threads share them.
+    """
+    if device.type == "cuda":
+        model = torch.cuda.get_device_name(device)
+        return Cost(devices=group.size, device_kind="gpu", device_model=model)
+    processor = environment.processor()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * threads
+    return Cost(
+        devices=round(group.size * threads * min(1.0, processor["cores"] / here)),
+        device_kind="cpu",
+        device_model=processor["cpu"],
+        energy_reason="no GPU",
+    )
+
+
+def _peak_memory_mib() -> float:
+    """Return this process's peak since the stage began; of its whole life where Linux is mute."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -14,8 +14,8 @@ from __future__ import annotations
 import platform
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +37,27 @@ def names() -> list[str]:
     """Return the names of this machine's GPUs; none where there is no driver."""
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
         handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
         return [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
     except pynvml.NVMLError:
         return []
     finally:
-        pynvml.nvmlShutdown()
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
 
 
-def meter(uuid: str | None, folder: Path, worker: int) -> Callable[[], None]:
-    """Begin to meter the device that a worker holds, if it is a GPU. Return what ends it."""
+@contextmanager
+def metered(uuid: str | None, folder: Path, worker: int) -> Iterator[None]:
+    """Meter the device that a worker holds, if it is a GPU, while the block runs."""
     if uuid is None:
-        return lambda: None
-    started = Meter(uuid, folder, worker)
-    started.start()
-    return started.stop
+        yield
+        return
+    meter = Meter(uuid, folder, worker)
+    meter.start()
+    try:
+        yield
+    finally:
+        meter.stop()
 
 
 class Meter:
@@ -75,11 +78,8 @@ class Meter:
         #: of the first and the newest sample, seconds
         self.times = (clock(), clock())
         self._handle: Any = None
-        self._initialised = False
-        #: whether there is a counter of energy; else power is integrated
-        self._counts = True
-        #: millijoules at the first and the newest sample
-        self._counter = (0, 0)
+        #: millijoules at the first and the newest sample; None where power is integrated
+        self._counter: tuple[int, int] | None = None
         self._joules = self._power = self._busy = self._memory = 0.0
         #: samples in a row at which others computed on the device
         self._crowded = 0
@@ -96,8 +96,7 @@ class Meter:
     def stop(self) -> None:
         """Take the last sample and leave the final note."""
         self._done.set()
-        if self._thread.is_alive():
-            self._thread.join(PATIENCE_S)
+        self._thread.join(PATIENCE_S)
 
     def _run(self) -> None:
         try:
@@ -113,11 +112,10 @@ class Meter:
             self.sample()
         except Exception as error:  # nothing that goes wrong here may reach the training
             self._give_up(str(error) or type(error).__name__)
-        finally:
-            with suppress(Exception):
-                self._note(final=True)
-            self.close()
-            self._ready.set()
+        with suppress(Exception):
+            self._note(final=True)
+        self.close()
+        self._ready.set()
 
     def _note(self, *, final: bool) -> None:
         write_json(self.path, self.reading().model_copy(update={"final": final}).model_dump())
@@ -128,7 +126,6 @@ class Meter:
         """Find the device; what cannot be measured on it is blank from the start."""
         try:
             pynvml.nvmlInit()
-            self._initialised = True
             self._handle = _handle(self.uuid)
             self.model = str(pynvml.nvmlDeviceGetName(self._handle))
             self.uuid = str(pynvml.nvmlDeviceGetUUID(self._handle))
@@ -143,9 +140,8 @@ class Meter:
 
     def close(self) -> None:
         """Let go of NVML."""
-        if self._initialised:
-            with suppress(pynvml.NVMLError):
-                pynvml.nvmlShutdown()
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
 
     def sample(self) -> None:
         """Read everything that is not blank yet, once."""
@@ -158,11 +154,9 @@ class Meter:
             UTILISATION: self._read_utilisation,
             MEMORY: self._read_memory,
         }
-        for name, read in readers.items():
-            if name in self.blank:
-                continue
+        for name in readers.keys() - self.blank.keys():
             try:
-                read(now - last)
+                readers[name](now - last)
             except pynvml.NVMLError as error:
                 when = f", {now - first:.0f} s into the attempt" if self.samples else ""
                 self.blank[name] = f"NVML: {error}{when}"
@@ -179,17 +173,17 @@ class Meter:
                 self._give_up(f"shared: {others + 1} processes compute on the device")
 
     def _read_energy(self, passed_s: float) -> None:
-        if self._counts:
+        if self._counter is not None or not self.samples:
             try:
                 counted = pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
-            except pynvml.NVMLError:
+            except pynvml.NVMLError:  # at first: there is no counter
                 if self.samples:
                     raise
-                self._counts = False
             else:
-                if counted < self._counter[1]:
+                first, last = self._counter or (counted, counted)
+                if counted < last:
                     self.blank[ENERGY] = "the device's counter of energy went back"
-                self._counter = (self._counter[0] if self.samples else counted), counted
+                self._counter = first, counted
                 return
         power_w = pynvml.nvmlDeviceGetPowerUsage(self._handle) / 1000
         self._joules += passed_s * (power_w + self._power) / 2
@@ -211,8 +205,9 @@ class Meter:
         seconds = self.times[1] - self.times[0]
         short = "the attempt was too short for two samples"
         blank = ({} if seconds > 0 else {ENERGY: short, UTILISATION: short}) | self.blank
-        counted = (self._counter[1] - self._counter[0]) / 1000
-        joules = counted if self._counts else self._joules
+        joules, source = self._joules, "power"
+        if self._counter is not None:
+            joules, source = (self._counter[1] - self._counter[0]) / 1000, "counter"
         return Gpu(
             uuid=self.uuid,
             model=self.model,
@@ -222,7 +217,7 @@ class Meter:
             samples=self.samples,
             final=False,
             energy_kwh=None if ENERGY in blank else joules / 3.6e6,
-            energy_from=None if ENERGY in blank else "counter" if self._counts else "power",
+            energy_from=None if ENERGY in blank else source,
             utilisation_percent=None if UTILISATION in blank else self._busy / seconds,
             peak_memory_mib=None if MEMORY in blank else self._memory,
             reasons=blank,

@@ -7,6 +7,7 @@ record.json     the record as it ended, with a checksum over its content
 from __future__ import annotations
 
 import math
+import statistics
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -131,6 +132,12 @@ class Gpu(_Part):
     #: quantity -> why it is blank
     reasons: dict[str, str]
 
+    def why_blank(self, name: str) -> str | None:
+        """Return why the device did not tell a quantity, or None."""
+        if not self.final:
+            return f"its worker ended without a word, some {self.seconds:.0f} s into the attempt"
+        return self.reasons.get(name)
+
 
 class Cost(_Part):
     """Devices held and what they did; None where it was not measured, with the reason."""
@@ -249,9 +256,7 @@ def sealed(record: Record) -> dict[str, Any]:
 
 def unsealed(content: Any) -> Record:
     """Return the record in JSON data. Raises ValueError where it is not a sound one."""
-    if not isinstance(content, dict):
-        raise ValueError("it is no mapping")
-    if content.pop("checksum", None) != digest(content):
+    if not isinstance(content, dict) or content.pop("checksum", None) != digest(content):
         raise ValueError("its checksum does not fit")
     record = parsed(content)
     if record.status == "running":
@@ -283,32 +288,22 @@ def collect(folder: Path, held: int) -> dict[str, Any]:
         with suppress(OSError, ValueError):
             gpus.append(Gpu.model_validate(read_json(path)))
     gpus.sort(key=lambda gpu: gpu.worker)
-    cost: dict[str, Any] = {"gpus": gpus}
+    cost: dict[str, Any] = {"gpus": gpus, "energy_from": None}
     for name in QUANTITIES:
-        why = [_reason(gpu, name) for gpu in gpus]
+        why = [gpu.why_blank(name) for gpu in gpus]
         if len(gpus) < held:
             why.append(f"{held - len(gpus)} of {held} devices left no word")
-        reasons = list(dict.fromkeys(reason for reason in why if reason))
-        cost[name] = None if reasons else _together(name, gpus)
+        reasons = dict.fromkeys(reason for reason in why if reason)
+        cost[name] = None
         cost[name.rpartition("_")[0] + "_reason"] = "; ".join(reasons) or None
-    sources = {gpu.energy_from for gpu in gpus if gpu.energy_from}
-    cost["energy_from"] = None if cost[ENERGY] is None else "+".join(sorted(sources))
+        if reasons:
+            continue
+        values = [getattr(gpu, name) for gpu in gpus]
+        if name == ENERGY:
+            cost[name] = math.fsum(values)
+            cost["energy_from"] = "+".join(sorted({str(gpu.energy_from) for gpu in gpus}))
+        elif name == MEMORY:
+            cost[name] = max(values)
+        else:
+            cost[name] = statistics.fmean(values, [gpu.seconds for gpu in gpus])
     return cost
-
-
-def _reason(gpu: Gpu, name: str) -> str | None:
-    """Return why a device did not tell a quantity, or None."""
-    if not gpu.final:
-        return f"its worker ended without a word, some {gpu.seconds:.0f} s into the attempt"
-    return gpu.reasons.get(name)
-
-
-def _together(name: str, gpus: list[Gpu]) -> float:
-    """Return a quantity that all devices told, of all of them."""
-    values = [getattr(gpu, name) for gpu in gpus]
-    if name == ENERGY:
-        return math.fsum(values)
-    if name == MEMORY:
-        return float(max(values))
-    seconds = [gpu.seconds for gpu in gpus]
-    return math.fsum(v * s for v, s in zip(values, seconds, strict=True)) / math.fsum(seconds)

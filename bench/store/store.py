@@ -21,11 +21,11 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,11 @@ class StageState:
     attempts: list[Record] = field(default_factory=list)
     #: sentences on what is damaged
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def statuses(self) -> dict[int, Status]:
+        """Return attempt -> status."""
+        return {attempt.attempt: attempt.status for attempt in self.attempts}
 
 
 def _refuse_link(path: Path) -> None:
@@ -182,10 +187,6 @@ class Store:
         """Return where a stage that is not complete keeps its state."""
         return self.folder(key) / "checkpoints"
 
-    def clear_checkpoints(self, key: str) -> None:
-        """Remove a stage's checkpoints, whichever code they are of."""
-        shutil.rmtree(self.checkpoints(key), ignore_errors=True)
-
     def stage_keys(self) -> list[str]:
         """Return the keys of all stages that were ever begun. Raises `UserError`."""
         stages = self.root / "stages"
@@ -248,11 +249,6 @@ class Store:
             return None
         return record
 
-    def damage(self, state: StageState) -> str | None:
-        """Return what is wrong with a complete stage's files, or None."""
-        assert state.record is not None
-        return next(self.damages(state.key, state.record), None)
-
     def damages(self, key: str, record: Record) -> Iterator[str]:
         """Yield everything that is wrong with the files that a record of `key` names."""
         for name in record.files:
@@ -290,23 +286,21 @@ class Store:
         except OSError as error:
             raise store_error(aside, error) from None
         end = {"status": "damaged", "error": Failure(kind="Damaged", message=why)}
-        self.write_record(state.record.model_copy(update=end))
+        record = state.record.model_copy(update=end)
+        write_json(self.attempt_folder(state.key, record.attempt) / "record.json", sealed(record))
 
     # ------------------------------------------------------------------------------ writing
 
     def begin(self, start: Record) -> Record:
         """Begin an attempt: write its `started.json`. Return the record with its number."""
-        number = 0
-        while True:
-            try:
-                number = max(number, *self.attempts(start.key), 0) + 1
+        try:
+            for number in count(max(self.attempts(start.key), default=0) + 1):
                 folder = self.attempt_folder(start.key, number)
-                folder.mkdir(parents=True)
-                break
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise store_error(self.folder(start.key), error) from None
+                with suppress(FileExistsError):  # another writer's
+                    folder.mkdir(parents=True)
+                    break
+        except OSError as error:
+            raise store_error(self.folder(start.key), error) from None
         record = start.model_copy(update={"attempt": number})
         write_json(folder / "started.json", record.plain())
         return record
@@ -331,11 +325,6 @@ class Store:
         }
         closed = record.model_copy(update=end)
         return write_first(folder / "record.json", sealed(closed))
-
-    def write_record(self, record: Record) -> None:
-        """Put a record in place of the one that an attempt may have."""
-        folder = self.attempt_folder(record.key, record.attempt)
-        write_json(folder / "record.json", sealed(record))
 
     def close_abandoned(
         self, attempt: Record, status: Status, why: str, ended_s: float | None = None
@@ -376,11 +365,6 @@ class Store:
                 if problems is not None:
                     problems.append(f"runs/{path.name} is no record of a run: {reason(error)}")
         return found
-
-    def listing(self, keys: Iterable[str]) -> dict[str, dict[int, Status]]:
-        """Return the attempts at stages: key -> attempt -> status."""
-        states = [self.state(key) for key in keys]
-        return {s.key: {a.attempt: a.status for a in s.attempts} for s in states if s.attempts}
 
 
 def _take(lock: Any) -> None:

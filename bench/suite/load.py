@@ -18,7 +18,7 @@ from bench.suite import rules
 from bench.suite.evaluations import declare_all
 from bench.suite.messages import check, fault, require
 from bench.suite.schema import Choices, RowSettings, Suite, SuiteSettings, TableSettings, Variant
-from bench.suite.search import cells_of, of_profile
+from bench.suite.search import cells_of, of_profile, varied_by
 from bench.suite.yamlfile import Map, Seq, load, merge, overlay, undotted, value
 from maect import datasets, evals
 from maect.datasets import DataError, DataInfo
@@ -29,7 +29,7 @@ MAX_SEEDS = 1000
 #: names of suites and profiles become names of files
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 #: parts of the suite that a profile may replace
-_OWN = ("evaluate", "tables")
+_OWN = ("evaluate", "tables", "primary", "secondary")
 #: two ways to say the same, of which a worker looks at the second where it is there
 _FROZEN = ("frozen", "frozen_blocks")
 
@@ -124,12 +124,14 @@ class _Loader:
         self._check_evaluations()
         search = of_profile(spec.search, self.tree, self.profile)
         cells = cells_of(search, spec.variants, self.tree)
-        # a variant that a search varies is no row itself, unless one setting changes at a time
-        varied = search.variant if search and search.method != "each" else None
-        variants = {n: self._variant(n, n, {}) for n in spec.variants if n != varied}
+        # what a search varies is a row only for `each`, or where another row matches its cost
+        varied = {*search.variants} if search and search.method != "each" else set()
+        varied -= {variant.match_compute for variant in spec.variants.values()}
+        variants = {n: self._variant(n, n, {}) for n in spec.variants if n not in varied}
         if search is not None:
             variants |= {
-                label: self._variant(label, search.variant, cells[label]) for label in cells
+                label: self._variant(label, varied_by(cell, search), cell)
+                for label, cell in cells.items()
             }
         rules.check_suite(spec, variants, self.tree)
         rules.check_search(search, [variants[label] for label in cells], self.tree)
@@ -145,6 +147,8 @@ class _Loader:
             search=search,
             cells=cells,
             gallery=tuple(spec.gallery),
+            primary=spec.primary,
+            secondary=spec.secondary,
         )
 
     def _fault(self, message: str, *place: Any) -> UserError:
@@ -246,9 +250,13 @@ class _Loader:
             message = "'tune.frozen' counts for nothing beside frozen_blocks "
             message += f"{row.tune.frozen_blocks}; set tune.frozen_blocks to null as well"
             raise fault(message, tree, ("tune", "frozen"))
+        stages = tuple(cell["stages"].value if "stages" in cell else spec.stages)
+        if stages:
+            last = getattr(row, stages[-1]).scaled(row.lr_scale)
+            row = row.model_copy(update={stages[-1]: last})
         variant = Variant(
             name=label,
-            stages=tuple(cell["stages"].value if "stages" in cell else spec.stages),
+            stages=stages,
             init=spec.init,
             augment=cell["augment"].value if "augment" in cell else spec.augment,
             match_compute=spec.match_compute,
@@ -289,5 +297,5 @@ class _Loader:
         return {
             path: undotted(overlay(path, choice.value, places[path]))
             for path, choice in cell.items()
-            if path not in ("augment", "stages")
+            if path not in ("augment", "stages", "variant")
         }

@@ -11,7 +11,13 @@ from pathlib import Path
 
 from bench.errors import nearest_file, short, suggestion
 from bench.suite.messages import Place, fault, require
-from bench.suite.schema import SearchSettings, SuiteSettings, TableSettings, Variant
+from bench.suite.schema import (
+    ComparisonSettings,
+    SearchSettings,
+    SuiteSettings,
+    TableSettings,
+    Variant,
+)
 from bench.suite.yamlfile import Map
 from maect.settings import TRAINING_STAGES
 
@@ -153,6 +159,10 @@ def check_suite(spec: SuiteSettings, variants: dict[str, Variant], tree: Map) ->
             columns |= evaluation.columns(name).keys()
     for index, table in enumerate(spec.tables):
         _check_table(table, variants.keys(), columns, tree, ("tables", index))
+    for index, one in enumerate(spec.secondary):
+        _check_comparison(one, variants.keys(), columns, tree, ("secondary", index))
+    if spec.primary is not None:
+        _check_comparison(spec.primary, variants.keys(), columns, tree, ("primary",))
 
 
 def _check_match(variant: Variant, other: Variant, tree: Map, at: Place) -> None:
@@ -186,8 +196,6 @@ def _check_table(
     table: TableSettings, rows: Collection[str], columns: set[str], tree: Map, at: Place
 ) -> None:
     """Check the names in a table that stands at `at`."""
-    if table.deltas and table.baseline is None:
-        raise fault("deltas need a 'baseline' to be taken from", tree, (*at, "deltas"))
     for index, row in enumerate(table.rows or []):
         require(row, rows, "variant", tree, (*at, "rows", index))
     if table.baseline is not None:
@@ -198,6 +206,17 @@ def _check_table(
         for index, member in enumerate(members):
             place = (*at, "groups", group, index)
             require(member, {*rows, *columns}, "row or column", tree, place)
+
+
+def _check_comparison(
+    named: ComparisonSettings, rows: Collection[str], columns: set[str], tree: Map, at: Place
+) -> None:
+    """Check the names in a comparison that stands at `at`."""
+    require(named.row, rows, "variant", tree, (*at, "row"))
+    require(named.against, rows, "variant", tree, (*at, "against"))
+    require(named.metric, columns - {"cost"}, "metric", tree, (*at, "metric"))
+    if named.row == named.against:
+        raise fault("a comparison is of two rows; name another one", tree, (*at, "against"))
 
 
 def check_search(search: SearchSettings | None, rows: list[Variant], tree: Map) -> None:

@@ -16,6 +16,7 @@ from maect.settings import (
     MAESettings,
     ModelSettings,
     NumericsSettings,
+    Positive,
     Settings,
     TrainingStage,
     TuneSettings,
@@ -40,6 +41,8 @@ class RowSettings(Settings):
     #: settings of the evaluations by name; those left out have their defaults. `block` and `pool`
     #: choose other tokens; `evaluation: knn` makes a further one under a name of its own
     evaluations: dict[str, dict[str, Any]] = {}
+    #: factor on the learning rate of a row's last stage: the same search for rows that are unlike
+    lr_scale: Positive = 1.0
 
 
 class VariantSettings(Settings):
@@ -68,18 +71,26 @@ class TableSettings(Settings):
     groups: dict[str, list[str]] | None = None
     #: the row that the others are compared with
     baseline: str | None = None
-    #: behind each metric its mean paired difference from the baseline
-    deltas: bool = False
     digits: Annotated[int, Field(ge=0, le=6)] = 1
     #: published figures in grey beside ours
     published: bool = False
 
 
+class ComparisonSettings(Settings):
+    """Two rows to be compared in one column, named before the run."""
+
+    #: an evaluation, or one of its metrics as `knn.accuracy_k20`
+    metric: str
+    row: str
+    against: str
+
+
 class SearchSettings(Settings):
     """A search over settings, run by `python -m bench sweep`: each cell becomes a row."""
 
-    #: the variant that the cells vary; it is no row itself, except with `each`
-    variant: str
+    #: the variant that the cells vary, or several, each in all cells; it is no row itself, except
+    #: with `each` and where a row's cost is matched to it
+    variant: str | Annotated[list[str], Field(min_length=1)]
     #: dotted setting, `augment` or `stages`, to the values it takes: a list, or a mapping of
     #: names to values where a value is a mapping itself or long
     grid: dict[str, Any] = Field(min_length=1)
@@ -107,6 +118,11 @@ class SearchSettings(Settings):
         return self
 
     @property
+    def variants(self) -> list[str]:
+        """Return the variants that the cells vary."""
+        return [self.variant] if isinstance(self.variant, str) else self.variant
+
+    @property
     def explores(self) -> bool:
         """Return whether results decide which cells are run to their end."""
         return self.asha or self.method == "optuna"
@@ -124,6 +140,10 @@ class SuiteSettings(Settings):
     evaluate: Annotated[list[str], Field(min_length=1)]
     variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
     tables: list[TableSettings] = []
+    #: the one comparison that is tested by itself at 5 %; the report opens with its effect
+    primary: ComparisonSettings | None = None
+    #: further ones to be told there, tested together with those of the tables
+    secondary: list[ComparisonSettings] = []
     #: two rows whose encoders are shown beside each other in pictures, e.g. [MAE, MAE-CT]
     gallery: list[str] = []
     search: SearchSettings | None = None
@@ -174,6 +194,9 @@ class Suite:
     cells: dict[str, Choices] = field(default_factory=dict)
     #: the two rows of the gallery, or none
     gallery: tuple[str, ...] = ()
+    #: comparisons named before the run, the primary one and the others
+    primary: ComparisonSettings | None = None
+    secondary: list[ComparisonSettings] = field(default_factory=list)
 
     @property
     def explores(self) -> bool:
@@ -203,5 +226,7 @@ class Suite:
                 for v in self.variants.values()
             },
             "tables": [t.resolved() for t in self.tables],
+            "primary": self.primary and self.primary.resolved(),
+            "secondary": [comparison.resolved() for comparison in self.secondary],
             "gallery": list(self.gallery),
         }

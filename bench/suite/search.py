@@ -49,10 +49,18 @@ def cells_of(
     """
     if search is None:
         return {}
-    require(search.variant, variants, "variant", tree, ("search", "variant"))
+    several, at = search.variants, ("search", "variant")
+    for index, name in enumerate(several):
+        require(name, variants, "variant", tree, at if len(several) == 1 else (*at, index))
+        if name in several[:index]:
+            raise fault(f"'{name}' stands twice; keep one", tree, (*at, index))
     where = ("search", "grid")
     # from the tree, whose mappings know their lines
-    axes = {p: _axis(p, values, tree, (*where, p)) for p, values in tree["search"]["grid"].items()}
+    axes = {}
+    if len(several) > 1:
+        axes["variant"] = [Choice(name, name) for name in several]
+    for path, values in tree["search"]["grid"].items():
+        axes[path] = _axis(path, values, tree, (*where, path))
     total = prod(map(len, axes.values()))
     most = MAX_DRAWN_FROM if search.method == "random" else MAX_CELLS
     if search.method != "each" and total > most:
@@ -63,8 +71,8 @@ def cells_of(
     names = setting_names(axes)
     found = {}
     for cell in _cells(search, axes, total):
-        settings = [f"{names[path]}={choice.name}" for path, choice in cell.items()]
-        found[" ".join([search.variant, *settings])] = cell
+        settings = [f"{names[p]}={choice.name}" for p, choice in cell.items() if p != "variant"]
+        found[" ".join([varied_by(cell, search), *settings])] = cell
     for label in found:
         if label in variants:
             message = f"a cell of the search is named '{label}' too; rename this variant"
@@ -72,8 +80,15 @@ def cells_of(
     return found
 
 
+def varied_by(cell: Choices, search: SearchSettings) -> str:
+    """Return the variant that a cell of the search varies."""
+    return cell["variant"].name if "variant" in cell else search.variants[0]
+
+
 def _axis(path: str, values: Any, tree: Map, at: Place) -> list[Choice]:
     """Return the values of one setting, checked as far as the setting itself does not."""
+    if path == "variant":
+        raise fault("write the variants to vary as 'search: {variant: [...]}'", tree, at)
     if not values or not isinstance(values, list | dict) or not all(path.split(".")):
         message = f"'{short(path)}' should name a setting and list values, e.g. [1, 2]"
         raise fault(message, tree, at)
@@ -115,7 +130,8 @@ def setting_names(axes: Collection[str]) -> dict[str, str]:
 def _cells(search: SearchSettings, axes: dict[str, list[Choice]], total: int) -> list[Choices]:
     """Return the cells of `axes`; of all combinations the last setting varies fastest."""
     if search.method == "each":
-        return [{path: choice} for path, choices in axes.items() for choice in choices]
+        rows = [{"variant": variant} for variant in axes.pop("variant", [])] or [{}]
+        return [row | {p: c} for row in rows for p, choices in axes.items() for c in choices]
     wanted: Collection[int] = range(total)
     if search.method == "random":
         wanted = {*Stream(search.seed, "search", "cells").permutation(0, total)[: search.samples]}

@@ -132,6 +132,8 @@ class Evaluator:
     derive: Callable[[Predictions, np.ndarray], dict[str, float]]
     #: whether its result depends on the seed of `EvalInput`
     uses_seed: bool
+    #: as `derive`, of values that are means over draws of labelled images: that of each draw
+    by_draw: Callable[[Predictions, np.ndarray], dict[str, list[float]]] = lambda *_: {}
     #: of one that asks for `EvalInput.images`: (settings, images of each split, classes) -> images
     #: that the encoder sees, a backward pass counted as two more
     passes: Callable[[Any, Mapping[str, int], int], float] | None = None

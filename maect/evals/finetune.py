@@ -13,6 +13,7 @@ from maect.evals.base import EvalInput, EvalResult, Evaluator, Images, labels_of
 from maect.evals.low_shot import (
     Budget,
     budget_metrics,
+    by_draw,
     check_draws,
     derive,
     metric_name,
@@ -320,6 +321,7 @@ EVALUATOR = Evaluator(
     metrics=lambda settings: budget_metrics(cast(Any, settings.budgets), ", fine-tuned"),
     run=_run,
     derive=derive,
+    by_draw=by_draw,
     uses_seed=True,
     passes=_passes,
 )

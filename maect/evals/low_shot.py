@@ -79,6 +79,15 @@ def derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[st
     }
 
 
+def by_draw(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, list[float]]:
+    """Return the accuracy in percent of each draw, by metric, where there are several draws."""
+    return {
+        key.replace("class", "accuracy"): (100.0 * (drawn == labels[:, None]).mean(0)).tolist()
+        for key, drawn in predictions.items()
+        if drawn.shape[1] > 1
+    }
+
+
 def check_draws(data: EvalInput, budgets: list[Budget]) -> None:
     """Raise ValueError if the data set's split has no draws for one of the budgets."""
     missing = [budget for budget in budgets if budget not in data.low_shot]
@@ -175,5 +184,6 @@ EVALUATOR = Evaluator(
     metrics=lambda settings: budget_metrics(settings.budgets),
     run=_run,
     derive=derive,
+    by_draw=by_draw,
     uses_seed=False,
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maect import datasets, evals
 from maect.datasets.splits import selection_rows
+from maect.evals.base import labels_of
 from maect.settings import DataSettings
 from maect.stages.job import Job, Output
 
@@ -44,10 +45,15 @@ def evaluate(
         images,
     )
     result = evaluator.run(given, settings)
+    draws = evaluator.by_draw(result.predictions, labels_of(given.test.y))
     predictions = {name: torch.from_numpy(array) for name, array in result.predictions.items()}
     return Output(
         tensors={"predictions": {**predictions, "labels": given.test.y.cpu()}},
-        summary={"chosen": result.chosen, "notes": result.notes},
+        summary={
+            "chosen": result.chosen,
+            "notes": result.notes,
+            **({"draws": draws} if draws else {}),
+        },
         values=result.values,
         protocol={
             **result.protocol,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import polars as pl
@@ -15,7 +15,7 @@ from reports.display import short, slug
 from reports.facts import DONE, Facts, flatten
 from reports.figures.charts import Figure, colour, legend_of, off_scale, with_unit
 from reports.figures.svg import LEFT, PALETTE, RIGHT, Point, Scale, Series, plot, spanning, words
-from reports.tables.build import metric_cells
+from reports.tables.cells import metric_cells
 from reports.tables.model import Cell, Table
 
 #: panels and lines beyond which a figure says nothing more
@@ -39,38 +39,27 @@ def ablation(facts: Facts, table: Table) -> Figure | None:
     for setting, tied in _varied(rows).items():
         lines = _lines(rows, setting, tied)[:_LINES]
         legend = legend or [(f"c{i % PALETTE}", _common(line)) for i, line in enumerate(lines)]
-        panels += _panels_of(table, setting, lines)
-    if not panels:
-        return None
+        kind, _, name = setting.partition(".")
+        for column in table.metrics:
+            series: list[Series] = []
+            for i, line in enumerate(lines):
+                cells = ((x, table.cells[variant, column.id]) for x, variant in line)
+                series += _series(f"c{i % PALETTE}", ", ".join(v for _, v in line), cells)
+            if series:
+                x_label = f"{name.rpartition('.')[2]} ({kind})"
+                panels.append(_panel(with_unit(column), x_label, series))
     caption = (
         "Mean over seeds against a setting in which the rows differ, whiskers one sd; rows that "
         "are alike in all other settings are joined."
     )
-    return Figure("ablations", "Ablations", caption, panels[:_PANELS], legend)
+    figure = Figure("ablations", "Ablations", caption, panels[:_PANELS], legend)
+    return figure if panels else None
 
 
-def _panels_of(
-    table: Table, setting: str, lines: Sequence[list[tuple[float, str]]]
-) -> Iterator[Markup]:
-    """Yield a panel for each metric that has two numbers on a line of (value, variant)."""
-    kind, _, name = setting.partition(".")
-    label = f"{name.rpartition('.')[2]} ({kind})"
-    for column in table.columns:
-        if column.kind == "metric":
-            series = []
-            for i, line in enumerate(lines):
-                cells = [(x, table.cells[variant, column.id]) for x, variant in line]
-                name = ", ".join(variant for _, variant in line)
-                series += _series(f"c{i % PALETTE}", name, cells)
-            if series:
-                yield _panel(with_unit(column), label, series)
-
-
-def _series(css: str, name: str, cells: Sequence[tuple[float, Cell]]) -> list[Series]:
+def _series(css: str, name: str, cells: Iterable[tuple[float, Cell]]) -> list[Series]:
     """Return the line through the cells that have a number; none through fewer than two."""
-    said = short(name)
     points = [
-        Point(x, cell.mean, cell.sd, f"{said}: {cell.mean:.4g} at {x:g}")
+        Point(x, cell.mean, cell.sd, f"{short(name)}: {cell.mean:.4g} at {x:g}")
         for x, cell in cells
         if cell.valued and cell.mean is not None
     ]
@@ -83,13 +72,12 @@ def _settings(facts: Facts, variant: str) -> dict[str, Any]:
     first = mine.filter((pl.col("seed") == pl.col("seed").first()) & pl.col("status").is_in(DONE))
     flat: dict[str, Any] = {}
     for key, kind in first.select("key", "kind").iter_rows():
-        settings = flatten(facts.record(key).get("settings") or {}, kind)
-        flat |= {
-            path: str(value) if isinstance(value, list) else value
-            for path, value in settings.items()
-            if not path.endswith(".seed")
-        }
-    return flat
+        flat |= flatten(facts.record(key).get("settings") or {}, kind)
+    return {
+        path: str(value) if isinstance(value, list) else value
+        for path, value in flat.items()
+        if not path.endswith(".seed")
+    }
 
 
 def _varied(rows: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
@@ -98,23 +86,21 @@ def _varied(rows: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
     A stage's record may repeat a setting of the stage before it; such paths have the same values
     in every row, and the first of them stands for all.
     """
-    paths = list(dict.fromkeys(path for flat in rows.values() for path in flat))
-    tied: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for path in paths:
-        tied[tuple(repr(flat.get(path)) for flat in rows.values())].append(path)
+    tied: dict[tuple[str, ...], dict[str, None]] = defaultdict(dict)
+    for path in dict.fromkeys(path for flat in rows.values() for path in flat):
+        tied[tuple(repr(flat.get(path)) for flat in rows.values())][path] = None
     found = {}
-    for same in tied.values():
-        values = {flat[same[0]] for flat in rows.values() if same[0] in flat}
-        numbers = all(
-            isinstance(v, int | float) and not isinstance(v, bool) and _drawable(v) for v in values
-        )
-        if numbers and len(values) >= 3:
-            found[same[0]] = set(same)
+    for first, *others in tied.values():
+        values = {flat[first] for flat in rows.values() if first in flat}
+        if len(values) >= 3 and all(map(_drawable, values)):
+            found[first] = {first, *others}
     return found
 
 
-def _drawable(value: float) -> bool:
-    """Return whether an axis can have a mark at a number: NaN and what no setting is can not."""
+def _drawable(value: object) -> bool:
+    """Return whether an axis can have a mark at a value: NaN and what no setting is can not."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
     return value == 0 or 1e-12 < abs(value) < 1e12
 
 
@@ -132,12 +118,11 @@ def _lines(
 
 def _common(line: list[tuple[float, str]]) -> str:
     """Return what the names of a line's rows have in common; the first of them if nothing."""
-    names = [variant for _, variant in line]
-    shared = [w for w in names[0].split() if all(w in name.split() for name in names)]
-    return short(" ".join(shared) or names[0])
+    names = [variant.split() for _, variant in line]
+    return short(" ".join(w for w in names[0] if all(w in name for name in names)) or line[0][1])
 
 
-# ------------------------------------------------------------------ along what metrics say
+# ------------------------------------------------------------------------ along what metrics say
 
 
 def by_number(facts: Facts) -> list[Figure]:
@@ -148,21 +133,22 @@ def by_number(facts: Facts) -> list[Figure]:
     cells = metric_cells(facts)
     columns: dict[str, dict[tuple[str, str], list[tuple[float, str]]]] = {}
     for column, row in facts.columns.items():
-        if not _drawable(row["at"]):
-            continue
-        found = columns.setdefault(row["along"], {})
-        found.setdefault((row["evaluation"], row["series"]), []).append((row["at"], column))
+        if _drawable(row["at"]):
+            found = columns.setdefault(row["along"], {})
+            found.setdefault((row["evaluation"], row["series"]), []).append((row["at"], column))
     figures = []
     for along, (title, x_label) in _ALONG.items():
         panels, drawn = [], []
         for (_, label), numbered in columns.get(along, {}).items():
-            series = _by_row(facts, cells, sorted(numbered))
-            if len({x for x, _ in numbered}) < 3 or not series:
-                continue
-            unit = facts.columns[numbered[0][1]]["unit"]
-            told = short(label, 40) + (f", {unit}" if unit else "")
-            panels.append(_panel(told, x_label, series))
-            drawn += [one.name for one in series]
+            series: list[Series] = []
+            for v in facts.view.variants[:_LINES]:
+                known = ((x, cells[v, c]) for x, c in sorted(numbered) if (v, c) in cells)
+                series += _series(colour(facts, v), v, known)
+            if series and len({x for x, _ in numbered}) >= 3:
+                unit = facts.columns[numbered[0][1]]["unit"]
+                told = short(label, 40) + (f", {unit}" if unit else "")
+                panels.append(_panel(told, x_label, series))
+                drawn += [one.name for one in series]
         if panels:
             legend = legend_of(facts, drawn)
             caption = "Mean over seeds; whiskers are one sd."
@@ -170,33 +156,18 @@ def by_number(facts: Facts) -> list[Figure]:
     return figures
 
 
-def _by_row(
-    facts: Facts, cells: dict[tuple[str, str], Cell], columns: Sequence[tuple[float, str]]
-) -> list[Series]:
-    """Return the line of each row that has at least two numbers."""
-    found = []
-    for variant in facts.view.variants[:_LINES]:
-        known = [(x, cells[variant, column]) for x, column in columns if (variant, column) in cells]
-        found += _series(colour(facts, variant), variant, known)
-    return found
-
-
-def _beyond(series: list[Series]) -> list[Series]:
-    """Return the lines so far from all others that these would be flat; they are told in words."""
+def _panel(title: str, x_label: str, series: Sequence[Series]) -> Markup:
+    """Return lines over one number; those so far from all others that these would be flat are told
+    in words."""
     values = {one.name: [point.y for point in one.points] for one in series}
-    apart = off_scale({name: math.fsum(ys) / len(ys) for name, ys in values.items()})
+    apart = off_scale({name: fmean(ys) for name, ys in values.items()})
     rest = [y for name, ys in values.items() if name not in apart for y in ys]
-    return [
+    beyond = [
         one
         for one in series
         if one.name in apart
         and (max(values[one.name]) < min(rest) or min(values[one.name]) > max(rest))
     ]
-
-
-def _panel(title: str, x_label: str, series: list[Series]) -> Markup:
-    """Return lines over one number; those far from all others are told in words."""
-    beyond = _beyond(series)
     series = [one for one in series if one not in beyond]
     marks = sorted({point.x for one in series for point in one.points})
     log = marks[0] > 0 and marks[-1] / marks[0] >= 8

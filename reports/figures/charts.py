@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import pairwise, takewhile
 
 from markupsafe import Markup
 
 from reports.display import middle, plural, short
 from reports.facts import Facts
 from reports.figures.svg import PALETTE, Point, Scale, Series, line, plot, polyline, words
-from reports.tables.model import Cell, Column, Table, number, row_label
+from reports.tables.model import Column, Table, number
 
 #: lines in one panel, points in one line, rows in one panel: a picture with more gets heavier,
 #: not clearer
@@ -38,10 +38,10 @@ def colour(facts: Facts, variant: str) -> str:
     return f"c{facts.view.variants.index(variant) % PALETTE}"
 
 
-def legend_of(facts: Facts, variants: Sequence[str]) -> list[tuple[str, str]]:
+def legend_of(facts: Facts, variants: Collection[str]) -> list[tuple[str, str]]:
     """Return (colour class, label) of the first 24 variants, in row order."""
     ordered = [v for v in facts.view.variants if v in variants]
-    return [(colour(facts, v), row_label(v)) for v in ordered[:24]]
+    return [(colour(facts, v), middle(v)) for v in ordered[:24]]
 
 
 # ------------------------------------------------------------------------------ training curves
@@ -51,27 +51,22 @@ def curves(facts: Facts) -> Figure | None:
     """Return the loss and every other logged column against the step, one panel a kind of stage."""
     panels: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key, columns in facts.view.curves.items():
-        stage = facts.stages.get(key)
-        if stage is None or len(columns.get("step", [])) < 2:
-            continue
-        for name, values in columns.items():
-            if name not in ("step", "lr") and any(math.isfinite(v) for v in values):
-                panels[stage["kind"], name].append(key)
-    if not panels:
-        return None
+        if key in facts.stages and len(columns.get("step", [])) > 1:
+            for name, values in columns.items():
+                if name not in ("step", "lr") and any(map(math.isfinite, values)):
+                    panels[name, facts.stages[key]["kind"]].append(key)
     order = {kind: i for i, kind in enumerate(_STAGES)}
-    chosen = sorted(
-        panels.items(), key=lambda p: (p[0][1] != "loss", p[0][1], order.get(p[0][0], 9))
-    )
-    shown = {facts.stages[key]["variant"] for _, keys in chosen for key in keys[:_LINES]}
-    return Figure(
+    chosen = sorted(panels, key=lambda p: (p[0] != "loss", p[0], order.get(p[1], 9)))
+    shown = {facts.stages[key]["variant"] for keys in panels.values() for key in keys[:_LINES]}
+    figure = Figure(
         "curves",
         "Training",
         "Training curves, one line a seed, over long runs means of "
         "neighbouring steps. A stage that rows share has the colour of the first of them.",
-        [_curve_panel(facts, kind, name, keys) for (kind, name), keys in chosen],
-        legend_of(facts, list(shown)),
+        [_curve_panel(facts, kind, name, panels[name, kind]) for name, kind in chosen],
+        legend_of(facts, shown),
     )
+    return figure if panels else None
 
 
 def _curve_panel(facts: Facts, kind: str, name: str, keys: list[str]) -> Markup:
@@ -81,27 +76,22 @@ def _curve_panel(facts: Facts, kind: str, name: str, keys: list[str]) -> Markup:
         points = zip(columns["step"], columns[name], strict=False)
         finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
         label = f"{short(stage['variant'])}, seed {stage['seed']}"
-        smooth = [Point(x, y) for x, y in smoothed(finite)]
-        series.append(Series(colour(facts, stage["variant"]), label, smooth, dots=False))
+        series.append(Series(colour(facts, stage["variant"]), label, smoothed(finite), dots=False))
     ys = [point.y for one in series for point in one.points]
     # a loss that falls far at first would be a corner and a flat line on a linear axis
     log = name == "loss" and min(ys) > 0 and max(ys) / min(ys) > 4
-    title = f"{_STAGES.get(kind, short(kind, 20))}: {_readable(name)}{', log scale' if log else ''}"
+    what = short(name, 30).replace("_", " ").replace("neighbor", "neighbour")
+    title = f"{_STAGES.get(kind, short(kind, 20))}: {what}{', log scale' if log else ''}"
     more = f" The first {_LINES} of {len(keys):,} are drawn." if len(keys) > _LINES else ""
     said = f"{plural(len(series), 'line')} against the step.{more}"
     return plot(title, series, said, x_label="step", log_y=log)
 
 
-def smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def smoothed(points: list[tuple[float, float]]) -> list[Point]:
     """Return means of as many consecutive points as leave no more than `_POINTS`."""
     size = max(1, math.ceil(len(points) / _POINTS))
-    parts = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in parts]
-
-
-def _readable(name: str) -> str:
-    """Return a logged column's name in words."""
-    return short(name, 30).replace("_", " ").replace("neighbor", "neighbour")
+    parts = (points[i : i + size] for i in range(0, len(points), size))
+    return [Point(*(sum(along) / len(part) for along in zip(*part, strict=True))) for part in parts]
 
 
 # --------------------------------------------------------------------------------- metric by seed
@@ -109,53 +99,50 @@ def _readable(name: str) -> str:
 
 def by_seed(facts: Facts, table: Table) -> Figure | None:
     """Return a dot a seed and a tick at the mean, rows below each other, one panel a metric."""
-    metrics = [c for c in table.columns if c.kind == "metric"]
     rows = [r.variant for r in table.rows][:_ROWS]
-    drawn = [c for c in metrics if any(table.cells[v, c.id].valued for v in rows)]
-    if not drawn:
-        return None
+    drawn = [c for c in table.metrics if any(table.cells[v, c.id].valued for v in rows)]
     caption = "Each dot is one seed, the bar their mean; an arrow stands for a row off the scale."
     if len(rows) < len(table.rows):
         caption += f" The first {len(rows)} of {len(table.rows):,} rows are drawn."
     panels = [_seed_panel(facts, table, column, rows) for column in drawn]
-    return Figure("seeds", "Metric by seed", caption, panels, [])
+    return Figure("seeds", "Metric by seed", caption, panels, []) if panels else None
 
 
 def _seed_panel(facts: Facts, table: Table, column: Column, rows: list[str]) -> Markup:
     cells = {v: table.cells[v, column.id] for v in rows}
     means = {v: c.mean for v, c in cells.items() if c.valued and c.mean is not None}
     apart = off_scale(means)
-    series = [
-        Series(colour(facts, variant), variant, _seeds(variant, i, cell, column), line=False)
-        for i, (variant, cell) in enumerate(cells.items())
-        if variant in means and variant not in apart
-    ]
+    series = []
+    for i, (variant, cell) in enumerate(cells.items()):
+        if variant in means and variant not in apart:
+            points = []
+            for value in cell.values:
+                seeds = "all seeds" if cell.fixed else f"seed {value.seeds[0]}"
+                text = f"{short(variant)}, {seeds}: {value.value:.{column.digits}f}"
+                points.append(Point(value.value, i, text=text))
+            series.append(Series(colour(facts, variant), variant, points, line=False))
 
     def middles(x: Scale, y: Scale) -> list[Markup]:
-        """Return the bar at each row's mean; of a row off the scale an arrow at the edge."""
+        """Return the bar at each row's mean; of a row off the scale an arrow and its number."""
         found = []
-        for i, variant in enumerate(rows):
-            css = colour(facts, variant)
-            if variant in apart:
-                found.append(_edge(cells[variant], column, x, y(i), css))
-            elif variant in means:
+        for i, (variant, cell) in enumerate(cells.items()):
+            css, at = colour(facts, variant), y(i)
+            if variant not in means:
+                continue
+            if variant not in apart:
                 mean = x(means[variant])
-                found.append(line(mean, mean, y(i) - 8, y(i) + 8, f"mean {css}"))
+                found.append(line(mean, mean, at - 8, at + 8, f"mean {css}"))
+            elif means[variant] < x.low:
+                text = f"◂ {number(cell, column)}"
+                found.append(words(text, x.start + 4, at + 4, f"edge {css}", "start"))
+            else:
+                text = f"{number(cell, column)} ▸"
+                found.append(words(text, x.end - 4, at + 4, f"edge {css}", "end"))
         return found
 
     said = "; ".join(f"{short(v)} {number(cells[v], column)}" for v in means)
     labels = [middle(label, 28) for label in told_apart(rows)]
     return plot(with_unit(column), series, said, categories=labels, under=middles)
-
-
-def _seeds(variant: str, at: int, cell: Cell, column: Column) -> list[Point]:
-    """Return a point a seed in the row `at`."""
-    found = []
-    for value in cell.values:
-        seeds = "all seeds" if cell.fixed else f"seed {value.seeds[0]}"
-        text = f"{short(variant)}, {seeds}: {value.value:.{column.digits}f}"
-        found.append(Point(value.value, at, text=text))
-    return found
 
 
 def told_apart(names: Sequence[str]) -> list[str]:
@@ -183,15 +170,6 @@ def off_scale(means: dict[str, float]) -> set[str]:
     return found
 
 
-def _edge(cell: Cell, column: Column, x: Scale, at: float, shade: str) -> Markup:
-    """Return the mark of a row off the scale: an arrow at the panel's edge, and its number."""
-    assert cell.mean is not None
-    left = cell.mean < x.low
-    text = f"◂ {number(cell, column)}" if left else f"{number(cell, column)} ▸"
-    edge, anchor = (x.start + 4, "start") if left else (x.end - 4, "end")
-    return words(text, edge, at + 4, f"edge {shade}", anchor)
-
-
 def with_unit(column: Column) -> str:
     """Return the column's label with its unit, unless it ends with the unit."""
     label = short(column.label, 40)
@@ -205,32 +183,30 @@ def with_unit(column: Column) -> str:
 def pareto(facts: Facts, table: Table) -> Figure | None:
     """Return metrics against cumulative training cost, with the rows that none beats on both."""
     cost = next((c for c in table.columns if c.id == "cost.total"), None)
-    metrics = [c for c in table.columns if c.kind == "metric"][:6]
     if cost is None:
         return None
     panels: list[Markup] = []
     shown: list[str] = []
-    for column in metrics:
+    for column in table.metrics[:6]:
         points = {}
         for row in table.rows:
             x, y = table.cell(row, cost), table.cell(row, column)
-            # a cost beyond is none of a stage that ran
-            usual = x.valued and x.mean is not None and 1e-9 < x.mean < 1e12
-            if usual and y.valued and x.mean is not None and y.mean is not None:
+            if not (x.valued and y.valued) or x.mean is None or y.mean is None:
+                continue
+            if 1e-9 < x.mean < 1e12:  # a cost beyond is none of a stage that ran
                 text = f"{y.mean:.{column.digits}f} {column.unit} at {x.mean:.3g} {cost.unit}"
                 said = f"{short(row.variant)}: {text}"
                 points[row.variant] = Point(x.mean, y.mean, y.sd, said)
         if len(points) > 1:
             panels.append(_pareto_panel(facts, points, column, cost))
             shown += points
-    if not panels:
-        return None
     caption = (
         f"Mean over seeds against the training cost of one seed, ancestors included ({cost.unit}); "
         "whiskers are one sd. The line joins the rows that no other row beats on both. Rows that "
         "train nothing are left out."
     )
-    return Figure("pareto", "Accuracy against cost", caption, panels, legend_of(facts, shown))
+    legend = legend_of(facts, shown)
+    return Figure("pareto", "Accuracy against cost", caption, panels, legend) if panels else None
 
 
 def front(points: dict[str, Point], higher_is_better: bool) -> list[str]:
@@ -250,11 +226,11 @@ def _pareto_panel(facts: Facts, points: dict[str, Point], column: Column, cost: 
 
     def steps(x: Scale, y: Scale) -> list[Markup]:
         """Return the line through the front, in steps."""
-        corners: list[tuple[float, float]] = []
-        for point in (points[name] for name in names):
-            corners += [(point.x, corners[-1][1])] if corners else []
-            corners.append((point.x, point.y))
-        return [polyline([(x(a), y(b)) for a, b in corners], "front")]
+        at = [(x(points[name].x), y(points[name].y)) for name in names]
+        corners = [
+            corner for (_, low), (b, high) in pairwise(at) for corner in ((b, low), (b, high))
+        ]
+        return [polyline([*at[:1], *corners], "front")]
 
     series = [Series(colour(facts, v), v, [point], line=False) for v, point in points.items()]
     said = "On the front: " + ", ".join(short(name) for name in names)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from reports.display import middle
 from reports.figures.svg import PALETTE, picture, tag, words
 from reports.formats.records import anchor
-from reports.tables.model import row_label
 
 #: width of a map, its margin, and room for its heading, in pixels
 _MAP, _EDGE, _HEAD = 400, 8, 24
@@ -25,6 +25,12 @@ _CHANGES = {
     (True, True): "right in both",
     (False, False): "wrong in both",
 }
+#: row of the reconstructions -> the array of its images
+_SHOWN = {
+    "image": "original",
+    "what the MAE sees": "masked",
+    "its reconstruction": "reconstructed",
+}
 
 
 def gallery(found: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -34,19 +40,14 @@ def gallery(found: dict[str, Any] | None) -> dict[str, Any] | None:
     """
     if found is None:
         return None
-    arrays, rows = found["arrays"], [row_label(row) for row in found["rows"]]
+    arrays, rows = found["arrays"], [middle(row) for row in found["rows"]]
     labels = arrays["map_label"]
     return found | {
         "record": anchor(found["key"]),
         "rows": rows,
         "summary": {name: int(found["summary"][name]) for name in ("images", "gained", "lost")},
         "reconstructions": {
-            name: [_picture(image) for image in arrays[key]]
-            for name, key in (
-                ("image", "original"),
-                ("what the MAE sees", "masked"),
-                ("its reconstruction", "reconstructed"),
-            )
+            name: [_picture(image) for image in arrays[key]] for name, key in _SHOWN.items()
         },
         "strips": [*_strips(arrays)],
         "maps": [
@@ -58,18 +59,17 @@ def gallery(found: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _picture(image: np.ndarray, label: str = "", other: bool = False) -> dict[str, Any]:
-    """Return one image; `other` marks a neighbour of another class."""
-    return {"source": _source(image), "label": label, "other": other}
+    """Return one image, uint8 [C, s, s], as a PNG in a data URI.
 
-
-def _source(image: np.ndarray) -> str:
-    """Return uint8 [C, s, s] as a PNG in a data URI; in grey its first channel, unless C is 3."""
+    It is grey, by its first channel, unless C is 3. `other` marks a neighbour of another class.
+    """
     from PIL import Image
 
     pixels = image.transpose(1, 2, 0) if len(image) == 3 else image[0]
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {"source": source, "label": label, "other": other}
 
 
 def _strips(arrays: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
@@ -77,15 +77,15 @@ def _strips(arrays: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
     near, near_labels = arrays["neighbor"], arrays["neighbor_label"]
     for i, (image, label) in enumerate(zip(arrays["query"], arrays["query_label"], strict=True)):
         before, after = near_labels[:, i, 0] == label
+        pairs = (
+            zip(images[i], at[i], strict=True) for images, at in zip(near, near_labels, strict=True)
+        )
         yield {
             "query": _picture(image, f"class {label}"),
             "change": _CHANGES[bool(before), bool(after)],
             "neighbors": [
-                [
-                    _picture(other, f"class {at}", bool(at != label))
-                    for other, at in zip(near[row, i], near_labels[row, i], strict=True)
-                ]
-                for row in range(len(near))
+                [_picture(other, f"class {at}", bool(at != label)) for other, at in row]
+                for row in pairs
             ],
         }
 

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
+from rich.cells import cell_len
 
-from reports.display import plain, short, width
+from reports.display import plain, short
 
 #: colours that the style sheet has, c0 and up
 PALETTE = 12
 #: where a panel's axes begin and end; room is left for the numbers beside and below them
 LEFT, RIGHT, BOTTOM, TOP = 46, 380, 214, 26
+#: the end of one as wide as the page
+WIDE = 1060
 #: pixels that a letter takes in the widest of the common fonts, at a panel's text size
 GLYPH = 7.8
 
@@ -140,25 +143,26 @@ def plot(
     log_y: bool = False,
     marks: Sequence[float] | None = None,
     categories: Sequence[str] = (),
+    wide: bool = False,
     under: Callable[[Scale, Scale], list[Markup]] = lambda x, y: [],
 ) -> Markup:
     """Return all series over their axes, which are as wide as the points need.
 
     The x axis is marked at `marks`, else at round numbers. With `categories` y counts these from
-    the top, and the picture is as high as they need. `under` draws below the series, given both
-    scales.
+    the top, and the picture is as high as they need; `wide` makes it as wide as the page. `under`
+    draws below the series, given both scales.
     """
     points = [point for one in series for point in one.points]
-    left: float = LEFT
-    bottom = BOTTOM
+    left, right, bottom = float(LEFT), WIDE if wide else RIGHT, BOTTOM
     if categories:
-        left = min(12 + GLYPH * max(map(width, categories)), 240)
+        left = min(12 + GLYPH * max(map(cell_len, categories)), 240)
         bottom = TOP + 24 * len(categories)
         y = Scale(len(categories) - 0.5, -0.5, bottom, TOP)
     else:
         ends = [p.y + sign * (p.sd or 0.0) for p in points for sign in (-1, 1)] or [0.0, 1.0]
         y = spanning(ends, bottom, TOP, log=log_y)
-    x = spanning([p.x for p in points] or [0.0, 1.0], left, RIGHT, log=log_x)
+    pad = 0.0 if wide else 0.06
+    x = spanning([p.x for p in points] or [0.0, 1.0], left, right, pad=pad, log=log_x)
     drawn = [words(short(title, 44), 0, 13, "head")]
     for value in marks or x.ticks():
         drawn.append(line(x(value), x(value), bottom, TOP, "grid"))
@@ -166,14 +170,14 @@ def plot(
     rows: list[tuple[float, str]] = [*enumerate(categories)]
     rows = rows or [(value, tick_text(value)) for value in y.ticks()]
     for value, label in rows:
-        drawn.append(line(left, RIGHT, y(value), y(value), "grid"))
+        drawn.append(line(left, right, y(value), y(value), "grid"))
         drawn.append(words(label, left - 6, y(value) + 4, "tick", "end"))
-    drawn.append(line(left, RIGHT, bottom, bottom, "axis"))
+    drawn.append(line(left, right, bottom, bottom, "axis"))
     if x_label:
         label = short(x_label + (", log scale" if log_x else ""), 44)
-        drawn.append(words(label, RIGHT, bottom + 31, "label", "end"))
+        drawn.append(words(label, right, bottom + 31, "label", "end"))
     drawn += [*under(x, y), *(_drawn(one, x, y) for one in series)]
-    return picture(f"{title}. {description}", drawn, 400, bottom + 46)
+    return picture(f"{title}. {description}", drawn, right + 20, bottom + 46)
 
 
 def _drawn(series: Series, x: Scale, y: Scale) -> Markup:

@@ -14,18 +14,8 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from reports.display import (
-    amount,
-    duration,
-    fixed,
-    plain,
-    plural,
-    short,
-    signed,
-    slug,
-    tail,
-    time_unit,
-)
+from reports import display
+from reports.display import fixed, plain, plural, short, time_unit
 from reports.facts import DONE, Facts
 from reports.figures import along, charts
 from reports.figures.gallery import gallery
@@ -36,7 +26,7 @@ from reports.frames import SuiteView
 from reports.tables import costs, findings
 from reports.tables.build import build_tables
 from reports.tables.costs import Ledger
-from reports.tables.model import Cell, Column, Row, Table, full_label, number, remark, row_label
+from reports.tables.model import Cell, Column, Row, Table, full_label, number, remark
 from reports.tables.published import PUBLISHED
 
 _SUITE = re.compile(r'<script type="application/json" id="suite">(.*?)</script>', re.DOTALL)
@@ -53,7 +43,7 @@ def render_html(
     """
     facts = facts or Facts(view)
     tables = tables or build_tables(view, facts)
-    style, script = _asset("style.css"), _asset("script.js")
+    style, script = (FOLDER.joinpath(f).read_text("utf-8") for f in ("style.css", "script.js"))
     ledger = costs.ledger(facts)
     return (
         _environment()
@@ -68,7 +58,7 @@ def render_html(
             book=_book(ledger),
             published=PUBLISHED,
             runs=[{name: run.get(name) for name in _RUN} for run in view.runs],
-            entries=records.entries(facts),
+            entries=list(records.entries(facts)),
             full=records.FULL,
             style=Markup(style),
             script=Markup(script),
@@ -98,9 +88,10 @@ def extract_suite(html: str) -> str:
 def _environment() -> Environment:
     made = environment(_finalize, autoescape=True)
     made.policies["json.dumps_kwargs"] = {"default": str}
-    filters = (duration, tail, amount, slug, remark, signed, fixed)
-    made.filters |= {function.__name__: function for function in filters}
-    made.filters |= {"codes": _codes, "row_label": partial(row_label, limit=80)}
+    for name in ("duration", "tail", "amount", "slug", "signed", "fixed"):
+        made.filters[name] = getattr(display, name)
+    made.filters |= {"remark": remark, "codes": _codes}
+    made.filters["middle"] = partial(display.middle, limit=80)
     made.globals |= {"plural": plural, "record_anchor": records.anchor}
     made.globals |= {"needed_text": findings.needed_text}
     return made
@@ -118,10 +109,6 @@ def _finalize(value: Any) -> Any:
 def _codes(text: str) -> Markup:
     """Return a sentence of ours, escaped, with what stands between backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(plain(text)))))
-
-
-def _asset(name: str) -> str:
-    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, script: str) -> str:
@@ -148,69 +135,61 @@ def _status(facts: Facts) -> str:
 
 
 def _figures(facts: Facts, tables: list[Table]) -> list[charts.Figure]:
-    """Return figures of each table, then those of the run; what two tables share is drawn once."""
+    """Return figures of each table, then those of the run; what two tables share is drawn once.
+
+    A figure bears the number of its table, but for those of the first one.
+    """
     found: list[charts.Figure | None] = []
-    drawn: set[tuple[tuple[str, ...], ...]] = set()
-    for i, table in enumerate(tables):
-        rows = tuple(row.variant for row in table.rows)
-        metrics = tuple(column.id for column in table.columns if column.kind == "metric")
-        if (rows, metrics) not in drawn:
-            drawn.add((rows, metrics))
-            made = (charts.pareto, charts.by_seed, along.ablation)
-            found += [_numbered(make(facts, table), i) for make in made]
+    drawn: list[tuple[list[str], list[str]]] = []
+    for i, table in enumerate(tables, 1):
+        what = [row.variant for row in table.rows], [column.id for column in table.metrics]
+        for make in (charts.pareto, charts.by_seed, along.ablation) if what not in drawn else ():
+            figure = make(facts, table)
+            if figure is not None and i > 1:
+                title = f"{figure.title}, table {i}"
+                figure = replace(figure, id=f"{figure.id}-{i}", title=title)
+            found.append(figure)
+        drawn.append(what)
     found += [*along.by_number(facts), charts.curves(facts), timeline(facts)]
     return [figure for figure in found if figure is not None]
-
-
-def _numbered(figure: charts.Figure | None, index: int) -> charts.Figure | None:
-    """Return a figure with the number of its table, which the first table's need not say."""
-    if figure is None or index == 0:
-        return figure
-    return replace(
-        figure, id=f"{figure.id}-{index + 1}", title=f"{figure.title}, table {index + 1}"
-    )
 
 
 class _TableView:
     """A table with what only the page needs: anchors, markup of cells, header cells."""
 
-    def __init__(
-        self, table: Table, index: int, facts: Facts, whole: _TableView | None = None
-    ) -> None:
-        self.whole = whole
-        self.crossed = [_TableView(c, index, facts, self) for c in table.crossed]
+    def __init__(self, table: Table, index: int, facts: Facts) -> None:
         self.table, self.index, self.facts = table, index, facts
-        self.row_at = {row.variant: i for i, row in enumerate(table.rows)}
-        self.column_at = {column.id: i for i, column in enumerate(table.columns)}
         self.columns = {column.id: column for column in table.columns}
         self.findings = findings.findings(table, facts)
+        #: (row, column) -> id of the cell's line among the values by seed
+        self.anchors = {
+            (row.variant, column.id): f"v-{index}-{i}-{j}"
+            for i, row in enumerate(table.rows)
+            for j, column in enumerate(table.columns)
+        }
+        self.crossed = [_TableView(crossed, index, facts) for crossed in table.crossed]
+        for view in self.crossed:
+            origins = view.table.origins
+            view.anchors = {at: self.anchors[origin] for at, origin in origins.items()}
         self.spread = {
-            column.id: any(table.cell(row, column).sd is not None for row in table.rows)
-            for column in table.columns
-            if column.kind == "metric"
+            column.id
+            for row in table.rows
+            for column in table.metrics
+            if table.cell(row, column).sd is not None
         }
 
     def anchor(self, row: Row, column: Column) -> str:
         """Return the id of the cell's line among the values by seed."""
-        return self._line(row.variant, column.id)
-
-    def _line(self, variant: str, column: str) -> str:
-        if self.whole is not None:
-            return self.whole._line(*self.table.origins[variant, column])
-        return f"v-{self.index}-{self.row_at[variant]}-{self.column_at[column]}"
+        return self.anchors[row.variant, column.id]
 
     def named(self, column: Column) -> str:
         """Return the column's name and unit, where its header does not stand above it."""
         return charts.with_unit(replace(column, label=short(full_label(self.table, column), 60)))
 
-    def classes(self, cell: Cell, column: Column) -> str:
-        bold = " bold" if cell.bold else ""
-        return f"num {column.kind} s-{slug(cell.state)}{bold}"
-
     def number(self, cell: Cell, column: Column) -> Markup:
         """Return the number with its spread set apart, so that means line up below each other."""
         text = number(cell, column)
-        if not text or column.kind != "metric" or not self.spread[column.id]:
+        if not text or column.id not in self.spread:
             return Markup("{}").format(text)
         mean, _, sd = text.partition(" ± ")
         spread = f" ± {sd}" if sd else ""

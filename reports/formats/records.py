@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 from reports.display import amount, duration, held, short, slug, tail
-from reports.facts import Facts
+from reports.facts import Facts, lookup
 from reports.tables.costs import CPU_TIME, ENERGY, MEMORY, UTILISATION, Quantity, integrated
 
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -23,27 +24,23 @@ def anchor(key: str) -> str:
     return f"r-{slug(key)}"
 
 
-def entries(facts: Facts) -> list[dict[str, Any]]:
-    """Return an entry for each distinct stage as the page prints it, in the plan's order."""
-    whole = len(facts.stages) <= FULL
-    attempts: dict[str, list[dict[str, Any]]] = {}
+def entries(facts: Facts) -> Iterator[dict[str, Any]]:
+    """Yield an entry for each distinct stage as the page prints it, in the plan's order."""
+    attempts: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in facts.view.attempts.sort("attempt", nulls_last=True).iter_rows(named=True):
-        attempts.setdefault(row["key"], []).append(row)
-    return [_entry(facts, key, attempts.get(key, []), whole) for key in facts.stages]
-
-
-def _entry(facts: Facts, key: str, attempts: list[dict[str, Any]], whole: bool) -> dict[str, Any]:
-    stage, record = facts.stages[key], facts.record(key)
-    full = whole or stage["status"] in ("failed", "interrupted")
-    return stage | {
-        "anchor": anchor(key),
-        "users": _users(stage),
-        "facts": _facts(stage, record),
-        "inputs": _inputs(facts, record),
-        "attempts": [a | {"cost": ", ".join(_cost(a))} for a in attempts],
-        "files": record.get("files") or {} if full else {},
-        "blocks": _blocks(record) if full else [],
-    }
+        attempts[row["key"]].append(row | {"cost": _cost(row)})
+    for key, stage in facts.stages.items():
+        record = facts.record(key)
+        full = len(facts.stages) <= FULL or stage["status"] in ("failed", "interrupted")
+        yield stage | {
+            "anchor": anchor(key),
+            "users": _users(stage),
+            "facts": _facts(stage, record),
+            "inputs": _inputs(facts, record),
+            "attempts": attempts[key],
+            "files": record.get("files") or {} if full else {},
+            "blocks": _blocks(record) if full else [],
+        }
 
 
 def _users(stage: dict[str, Any]) -> str:
@@ -56,36 +53,40 @@ def _users(stage: dict[str, Any]) -> str:
     return f"{names}{more}: seed {listed}"
 
 
-def _cost(attempt: dict[str, Any]) -> Iterator[str]:
-    """Yield wall time, device time of GPUs, and energy of an attempt."""
-    yield duration(attempt["wall_s"])
+def _cost(attempt: dict[str, Any]) -> str:
+    """Return wall time, device time of GPUs, and energy of an attempt."""
     hours = attempt["device_hours"]
-    if hours is not None and attempt["device_kind"] == "gpu":
-        yield f"{amount(hours)} GPU-h"
-    if attempt[ENERGY.name] is not None:
-        yield str(_energy(attempt))
+    on_gpu = hours is not None and attempt["device_kind"] == "gpu"
+    energy = attempt[ENERGY.name] is not None
+    told = [
+        duration(attempt["wall_s"]),
+        f"{amount(hours)} GPU-h" if on_gpu else None,
+        _energy(attempt) if energy else None,
+    ]
+    return ", ".join(filter(None, told))
 
 
 def _facts(stage: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the lines at the head of an entry; what is not known has no line."""
     hours, devices = stage["device_hours"], stage["devices"]
-    found = [
-        ("began", stage["started"]),
-        ("ended", stage["ended"]),
-        ("wall time", duration(stage["wall_s"]) if stage["wall_s"] is not None else None),
-        ("held", devices and held(devices, stage["device_kind"], stage["device_model"])),
-        ("device time", duration(hours * 3600) if hours and devices != 1 else None),
-        ("CPU time", _metered(stage, CPU_TIME)),
-        ("peak memory", _metered(stage, MEMORY)),
-        ("energy", _energy(stage)),
-        ("GPU utilisation", _metered(stage, UTILISATION)),
-        ("GPUs", _uuids(stage)),
-        ("worker", stage["worker"]),
-        ("steps", stage["steps"]),
-        ("protocol", record.get("protocol_fingerprint")),
-        ("code", (record.get("code") or {}).get("hash")),
-    ]
-    return [(name, short(value, 200)) for name, value in found if value is not None]
+    gpus = [f"{g['uuid']} ({g['model']}, {g['host']})" for g in json.loads(stage["gpus"] or "[]")]
+    found = {
+        "began": stage["started"],
+        "ended": stage["ended"],
+        "wall time": duration(stage["wall_s"]) if stage["wall_s"] is not None else None,
+        "held": devices and held(devices, stage["device_kind"], stage["device_model"]),
+        "device time": duration(hours * 3600) if hours and devices != 1 else None,
+        "CPU time": _metered(stage, CPU_TIME),
+        "peak memory": _metered(stage, MEMORY),
+        "energy": _energy(stage),
+        "GPU utilisation": _metered(stage, UTILISATION),
+        "GPUs": ", ".join(gpus) or None,
+        "worker": stage["worker"],
+        "steps": stage["steps"],
+        "protocol": record.get("protocol_fingerprint"),
+        "code": lookup(record, "code", "hash"),
+    }
+    return [(name, short(value, 200)) for name, value in found.items() if value is not None]
 
 
 def _metered(stage: dict[str, Any], quantity: Quantity) -> str | None:
@@ -102,20 +103,13 @@ def _energy(stage: dict[str, Any]) -> str | None:
     return f"{found}, integrated from the power drawn" if integrated(stage) else found
 
 
-def _uuids(stage: dict[str, Any]) -> str | None:
-    held = json.loads(stage["gpus"] or "[]")
-    return ", ".join(f"{one['uuid']} ({one['model']}, {one['host']})" for one in held) or None
-
-
-def _inputs(facts: Facts, record: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (name, stage, anchor or "") of each input."""
-    found = []
+def _inputs(facts: Facts, record: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield (name, stage, anchor or "") of each input."""
     for name, given in (record.get("inputs") or {}).items():
         key = given["key"]
         stage = facts.stages.get(key)
         label = short(f"{stage['name']} {key[:12]}" if stage else key, 100)
-        found.append((short(name, 40), label, anchor(key) if stage else ""))
-    return found
+        yield short(name, 40), label, anchor(key) if stage else ""
 
 
 def _blocks(record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -124,17 +118,17 @@ def _blocks(record: dict[str, Any]) -> list[tuple[str, str]]:
         f"{m.get('name')}": f"{m.get('value')} {m.get('unit', '')}".strip()
         for m in record.get("metrics") or []
     }
-    parts = [
-        ("Settings", record.get("settings")),
-        ("Protocol", record.get("protocol")),
-        ("Metrics", metrics),
-        ("Summary", record.get("summary")),
-        ("Data", record.get("data")),
-        ("Environment", record.get("env")),
-        ("Code", (record.get("code") or {}).get("modules")),
-        ("Error", record.get("error")),
-    ]
-    found = [(name, tail(outline(data), 8000)) for name, data in parts if data]
+    parts = {
+        "Settings": record.get("settings"),
+        "Protocol": record.get("protocol"),
+        "Metrics": metrics,
+        "Summary": record.get("summary"),
+        "Data": record.get("data"),
+        "Environment": record.get("env"),
+        "Code": lookup(record, "code", "modules"),
+        "Error": record.get("error"),
+    }
+    found = [(name, tail(outline(data), 8000)) for name, data in parts.items() if data]
     log = record.get("log_tail")
     return [*found, ("Log, its end", tail(log))] if log else found
 

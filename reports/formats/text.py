@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from io import StringIO
 from itertools import islice
 from typing import Any
@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from reports.display import amount, duration, plain, plural, short, time_unit
+from reports.display import amount, duration, middle, plain, plural, short, time_unit
 from reports.facts import Facts
 from reports.frames import SuiteView
 from reports.tables.build import build_tables
 from reports.tables.costs import CPU_TIME, ENERGY, Ledger, ledger
 from reports.tables.findings import numerics, ranking, tests
-from reports.tables.model import Column, Table, cell_text, row_label
+from reports.tables.model import Column, Table, cell_text
 
 #: columns where no terminal tells, and of sentences at the most
 _WIDTH = 100
@@ -43,8 +43,10 @@ def render_text(
     """Return scale, tables, costs, failures and problems of a suite, ending with a newline."""
     facts = facts or Facts(view)
     lines = [f"{short(view.title, 80)} · profile {short(view.profile, 30)}", short(view.scale, 120)]
-    lines += [part for note in view.notes for part in _wrap(short(note, 600))]
-    for table in tables or build_tables(view, facts):
+    tables = tables or build_tables(view, facts)
+    told = [*tables[0].headline, *(short(note, 600) for note in view.notes)]
+    lines += [part for sentence in told for part in _wrap(sentence)]
+    for table in tables:
         lines += ["", *table_text(table), *_said(table, facts)]
         lines += [line for crossed in table.crossed for line in ["", *table_text(crossed)]]
     lines += ["", *ledger_text(ledger(facts))]
@@ -80,13 +82,8 @@ def table_text(table: Table) -> list[str]:
 def _printed(text: str) -> str:
     """Return text as standard output can print it."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    found = plain(text)
-    try:
-        found.encode(encoding)
-    except UnicodeEncodeError:
-        known = (c if c.encode(encoding, "ignore") else _INSTEAD.get(c, "?") for c in found)
-        return "".join(known)
-    return found
+    known = (c if c.encode(encoding, "ignore") else _INSTEAD.get(c, "?") for c in plain(text))
+    return "".join(known)
 
 
 def _room() -> int:
@@ -112,10 +109,12 @@ def _grid(table: Table, columns: Sequence[Column]) -> Grid:
     """Return all rows with some of the columns, a line each, two blanks between columns."""
     grid = Grid(box=_RULE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     grid.add_column(Text(short(table.corner, 48)), vertical="bottom", no_wrap=True)
-    for head in _heads(columns):
-        grid.add_column(Text(_printed(head)), justify="right", vertical="bottom", no_wrap=True)
+    for column in columns:
+        grid.add_column(
+            Text(_printed(_head(column))), justify="right", vertical="bottom", no_wrap=True
+        )
     for row in table.rows:
-        label = ("" if row.group is None else "  ") + row_label(row.variant)
+        label = ("" if row.group is None else "  ") + middle(row.variant)
         cells = (_cell(table, row.variant, column) for column in columns)
         grid.add_row(*(Text(_printed(text)) for text in (label, *cells)))
     return grid
@@ -129,12 +128,11 @@ def _cell(table: Table, variant: str, column: Column) -> str:
     return text
 
 
-def _heads(columns: Sequence[Column]) -> Iterator[str]:
-    """Yield the label of each column in lines of whole words, then its unit."""
-    for column in columns:
-        lines = ["training"] if column.kind == "cost" else []
-        lines += textwrap.wrap(short(column.label, 80), _HEADING, break_on_hyphens=False)
-        yield "\n".join(short(line, 24) for line in [*lines, column.unit])
+def _head(column: Column) -> str:
+    """Return the label of a column in lines of whole words, then its unit."""
+    lines = ["training"] if column.kind == "cost" else []
+    lines += textwrap.wrap(short(column.label, 80), _HEADING, break_on_hyphens=False)
+    return "\n".join(short(line, 24) for line in [*lines, column.unit])
 
 
 def _said(table: Table, facts: Facts) -> list[str]:
@@ -150,25 +148,24 @@ def ledger_text(found: Ledger) -> list[str]:
     lines = []
     for kind, hours in found.total.hours.items():
         unit, factor = time_unit(hours)
-        parts = [
+        parts = ", ".join(
             f"{line.label.lower()} {amount(line.hours[kind] * factor)}"
             for line in found.lines
             if not line.apart and kind in line.hours
-        ]
-        text = f"Cost: {amount(hours * factor)} {kind}-{unit} ({', '.join(parts)})"
-        if found.saved.get(kind):
-            text += f"; sharing stages saved {amount(found.saved[kind] * factor)}"
-        lines.append(text + ".")
+        )
+        saved = found.saved.get(kind, 0.0) * factor
+        saved_text = f"; sharing stages saved {amount(saved)}" if saved else ""
+        lines.append(f"Cost: {amount(hours * factor)} {kind}-{unit} ({parts}){saved_text}.")
     for quantity, said in ((CPU_TIME, "CPU time of the processes"), (ENERGY, "Energy")):
         value, _ = found.total.measured(quantity)
         if value is not None:
             lines.append(f"{said}: {quantity.text(value)}.")
     for line in found.lines:
         if line.apart:
-            took = "not measured" if line.unmeasured == line.count else duration(line.wall_s)
-            lines.append(f"Apart: {line.label.lower()}, {line.count}, {took}.")
-    lines += found.sentences
-    return [part for line in lines for part in _wrap(line)]
+            count = len(line.rows)
+            took = "not measured" if line.unmeasured == count else duration(line.wall_s)
+            lines.append(f"Apart: {line.label.lower()}, {count}, {took}.")
+    return [part for line in lines + found.sentences for part in _wrap(line)]
 
 
 def _failure_text(failure: dict[str, Any]) -> list[str]:
@@ -183,7 +180,6 @@ def _failure_text(failure: dict[str, Any]) -> list[str]:
 
 
 def _wrap(text: str) -> list[str]:
-    columns = max(40, min(_room(), _WIDTH))
-    return textwrap.wrap(plain(text), columns, subsequent_indent="  ", break_on_hyphens=False) or [
-        ""
-    ]
+    room = max(40, min(_room(), _WIDTH))
+    lines = textwrap.wrap(plain(text), room, subsequent_indent="  ", break_on_hyphens=False)
+    return lines or [""]

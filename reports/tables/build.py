@@ -2,245 +2,162 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
 
 from reports.display import plural, short
-from reports.facts import DONE, Facts
+from reports.facts import Facts, lookup
 from reports.frames import SuiteView
 from reports.tables import published, statistics
+from reports.tables.cells import metric_cells
 from reports.tables.costs import cost_cells
 from reports.tables.crossed import cross
-from reports.tables.model import Cell, Column, Row, Table, Value
+from reports.tables.findings import headline
+from reports.tables.model import Cell, Column, Comparison, Row, Table, remark_in_full
 
 #: states whose reason is printed under the table
 _SAID = ("failed", "short", "interrupted", "stale", "missing", "not finite", "mixed protocols")
-
-
-#: a number beyond is no measurement; NaN is not below it
-_LARGEST = 1e100
+#: what the encoder's tokens become, as settings and as tables call it
+_TOKENS = {"cls": "class token", "mean": "mean of patches", "both": "class token and mean"}
 #: what a column without a metric holds
 _NOT_PLANNED = Cell("not planned", reason="the suite does not plan this evaluation for this row")
 
 
 def build_tables(view: SuiteView, facts: Facts | None = None) -> list[Table]:
-    """Return the tables that the suite declares; one of everything where it declares none."""
+    """Return the tables that the suite declares; one of everything where it declares none.
+
+    The first one bears the headline. All tests of all tables are judged together.
+    """
     facts = facts or Facts(view)
     declared = view.tables or [{"title": view.title}]
-    cells = metric_cells(facts, [column for one in declared for column in one.get("columns") or []])
-    return [_build(facts, one, cells) for one in declared]
+    wanted = [column for one in declared for column in one.get("columns") or []]
+    cells = metric_cells(facts, wanted + [one["metric"] for one in view.named])
+    tables = [_build(facts, one, cells) for one in declared]
+    named = [_named(facts, one, cells) for one in view.named]
+    tested = statistics.judged(
+        [one for one in named if one] + [one for table in tables for one in table.comparisons]
+    )
+    for table, one in zip(tables, declared, strict=True):
+        table.comparisons = [tested[comparison.what] for comparison in table.comparisons]
+        for found in table.comparisons:
+            at = found.variant, found.column
+            table.cells[at] = replace(table.cells[at], bold=found.survives)
+        table.notes += _notes(table)
+        table.crossed = cross(facts, table)
+        if one.get("published"):
+            published.add(table, facts)
+    tables[0].named = [tested[one.what] for one in named if one]
+    tables[0].headline = [
+        headline(_column(facts, told["metric"]), told, tested[one.what] if one else None)
+        for told, one in zip(view.named, named, strict=True)
+    ]
+    return tables
 
 
 def _build(facts: Facts, declared: dict[str, Any], cells: dict[tuple[str, str], Cell]) -> Table:
-    """Return one declared table, complete with comparisons, published numbers and notes."""
+    """Return the rows, columns and cells of a declared table, and its untested comparisons."""
     view = facts.view
     variants: list[str] = list(declared.get("rows") or view.variants)
-    ids: list[str] = list(declared.get("columns") or _default_columns(facts))
-    row_groups, column_groups = _groups(declared.get("groups"), variants)
+    groups = {m: name for name, ms in (declared.get("groups") or {}).items() for m in ms}
     baseline = declared.get("baseline")
     table = Table(
         title=str(declared.get("title") or view.title),
-        rows=[Row(variant, row_groups.get(variant)) for variant in variants],
+        rows=[Row(variant, groups.get(variant)) for variant in variants],
         columns=[],
         cells={},
         baseline=baseline if baseline in variants else None,
         seeds=len(view.seeds),
     )
-    for column_id in ids:
+    primary = [column for column, row in facts.columns.items() if row["primary"]]
+    for column_id in declared.get("columns") or [*primary, "cost"]:
         if column_id == "cost":
-            columns, costs = cost_cells(facts, variants)
-            table.columns += columns
-            table.cells |= costs
+            columns, own = cost_cells(facts, variants)
         else:
-            own = {v: cells.get((v, column_id), _NOT_PLANNED) for v in variants}
-            digits = int(declared.get("digits", 1))
-            _add_metric(table, facts, column_id, own, column_groups, digits)
-    if table.baseline:
-        statistics.compare(table, deltas=bool(declared.get("deltas")))
-    table.notes += _notes(table)
-    table.crossed = cross(facts, table)
-    if declared.get("published"):
-        published.add(table, facts)
+            own = {(v, column_id): cells.get((v, column_id), _NOT_PLANNED) for v in variants}
+            column = _column(facts, column_id, int(declared.get("digits", 1)), groups)
+            column = replace(column, protocol=_one_protocol(table, own, column.label))
+            columns = [_with_tokens(table, facts, column, own)]
+        table.columns += columns
+        table.cells |= own
+    statistics.compare(table)
     return table
 
 
-def _default_columns(facts: Facts) -> list[str]:
-    primary = [column for column, row in facts.columns.items() if row["primary"]]
-    return [*primary, "cost"]
-
-
-def _groups(
-    declared: dict[str, Sequence[str]] | None, variants: Sequence[str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the group of each row, and of each column, that the suite declares."""
-    rows: dict[str, str] = {}
-    columns: dict[str, str] = {}
-    for group, members in (declared or {}).items():
-        for member in members:
-            (rows if member in variants else columns)[member] = group
-    return rows, columns
-
-
-def _add_metric(
-    table: Table,
-    facts: Facts,
-    column_id: str,
-    cells: dict[str, Cell],
-    groups: dict[str, str],
-    digits: int,
-) -> None:
-    """Add the column of a metric with its cells, by variant."""
+def _column(
+    facts: Facts, column_id: str, digits: int = 1, groups: Mapping[str, str] = MappingProxyType({})
+) -> Column:
+    """Return the column of a metric as the suite or a record describes it."""
     known = facts.columns.get(column_id, {})
     unit = known.get("unit") or ""
-    protocol = _one_protocol(table, cells, known.get("label") or column_id)
-    table.columns.append(
-        Column(
-            id=column_id,
-            label=known.get("label") or column_id,
-            unit=unit,
-            kind="metric",
-            digits=digits if unit == "%" else digits + 2,
-            group=groups.get(column_id) or groups.get(facts.evaluation_of(column_id)),
-            higher_is_better=bool(known.get("higher_is_better", True)),
-            protocol=protocol,
-        )
-    )
-    table.cells |= {(variant, column_id): cell for variant, cell in cells.items()}
-
-
-def metric_cells(facts: Facts, ids: Iterable[str] = ()) -> dict[tuple[str, str], Cell]:
-    """Return (variant, column) -> its cell, of every metric that a row was planned or measured for.
-
-    `ids` are columns that are wanted although nothing may have measured them yet.
-
-    A cell is the mean over the distinct stages that measured it, or says why there is none.
-    """
-    status = facts.distinct.select("key", "status")
-    by_column = ["variant", "column"]
-    measured = (
-        facts.view.metrics.join(status, on="key", how="left", maintain_order="left")
-        .filter(pl.col("status").is_null() | pl.col("status").is_in(DONE))
-        .group_by(*by_column, "key", maintain_order=True)
-        .agg(
-            pl.col("seed").unique().sort().alias("seeds"),
-            pl.col("seed", "value", "protocol").first(),
-            (pl.col("value").first().abs() < _LARGEST).fill_null(False).alias("finite"),
-        )
-        .sort(pl.col("seeds").list.first(), maintain_order=True)
-        .group_by(by_column, maintain_order=True)
-        .agg(
-            pl.struct("seeds", "value", "key").filter("finite").alias("values"),
-            pl.col("value").filter("finite").mean().alias("mean"),
-            pl.col("value").filter("finite").std().alias("sd"),
-            pl.col("protocol").filter("finite").unique().alias("protocols"),
-            pl.col("seed").filter(~pl.col("finite")).alias("broken"),
-            pl.len().alias("measured"),
-        )
-    )
-    columns = dict.fromkeys([*facts.columns, *ids])
-    evaluations = pl.DataFrame(
-        [(column, facts.evaluation_of(column)) for column in columns],
-        {"column": pl.String, "kind": pl.String},
-        orient="row",
-    )
-    planned = (
-        facts.view.stages.filter(pl.col("group") == "evaluate")
-        .group_by("variant", "kind", "key", maintain_order=True)
-        .agg(pl.len().alias("uses"), pl.col("status", "reason", "seed").first())
-        .group_by("variant", "kind", maintain_order=True)
-        .agg(pl.struct("status", "reason", "seed").alias("stages"), pl.col("uses").first())
-        .join(evaluations, on="kind")
-        .drop("kind")
-    )
-    joined = planned.join(measured, on=by_column, how="full", coalesce=True)
-    return {(row["variant"], row["column"]): _cell(row) for row in joined.iter_rows(named=True)}
-
-
-def _cell(row: dict[str, Any]) -> Cell:
-    """Return the cell of one variant and column from what was planned and measured."""
-    stages = row["stages"] or []
-    values = tuple(Value(tuple(v["seeds"]), v["value"], (v["key"],)) for v in row["values"] or [])
-    count = len(stages) or row["measured"] or 0
-    protocols = [protocol for protocol in row["protocols"] or [] if protocol is not None]
-    state, reason = _state(stages, len(values))
-    if row["broken"]:
-        seeds = ", ".join(map(str, row["broken"]))
-        state, reason = "not finite", f"seed {seeds} measured no finite number"
-    elif len(protocols) > 1:
-        state, reason = "mixed protocols", "its seeds were measured under different protocols"
-    return Cell(
-        state,
-        values,
-        row["mean"],
-        row["sd"],
-        count,
-        reason,
-        protocols[0] if len(protocols) == 1 else None,
-        fixed=len(stages) == 1 and row["uses"] > 1,
+    return Column(
+        id=column_id,
+        label=known.get("label") or column_id,
+        unit=unit,
+        kind="metric",
+        digits=digits if unit == "%" else digits + 2,
+        group=groups.get(column_id) or groups.get(facts.evaluation_of(column_id)),
+        higher_is_better=bool(known.get("higher_is_better", True)),
     )
 
 
-def _state(stages: list[dict[str, Any]], have: int) -> tuple[str, str | None]:
-    """Return the state of a cell with `have` values out of its distinct stages, and the reason."""
-    statuses = Counter(stage["status"] for stage in stages)
-    reason = _open(stages)
-    stale = next((stage for stage in stages if stage["status"] == "stale"), None)
-    if stale and (have >= len(stages) or not have):
-        return "stale", "measured by other code" + _because(stale["reason"])
-    if have and have >= len(stages):
-        return "ok", None
-    if have and statuses["pruned"] == len(stages) - have:
-        return "pruned", reason
-    if have:
-        return "short", reason or "a stage is complete but lacks this metric"
-    for status in ("failed", "running", "interrupted", "pending", "pruned"):
-        if statuses[status]:
-            return status, reason
-    return "missing", "the stage is complete but its record lacks this metric"
+def _named(
+    facts: Facts, told: dict[str, Any], cells: dict[tuple[str, str], Cell]
+) -> Comparison | None:
+    """Return a comparison that the suite names; None where it cannot be had."""
+    found = statistics.paired(cells, told["row"], told["against"], _column(facts, told["metric"]))
+    return found and replace(found, primary=told["primary"])
 
 
-def _open(stages: list[dict[str, Any]]) -> str:
-    """Return which seeds are not done, and why: "seeds 0, 2 pending; seed 1 failed: NaN"."""
-    seeds: dict[str, list[int]] = {}
-    for stage in stages:
-        if stage["status"] not in DONE:
-            seeds.setdefault(stage["status"] + _because(stage["reason"]), []).append(stage["seed"])
-    return "; ".join(
-        f"seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))} {what}"
-        for what, found in seeds.items()
-    )
-
-
-def _because(reason: str | None) -> str:
-    return f": {short(reason, 200)}" if reason else ""
-
-
-def _one_protocol(table: Table, cells: dict[str, Cell], label: str) -> str | None:
+def _one_protocol(table: Table, cells: dict[tuple[str, str], Cell], label: str) -> str | None:
     """Return the column's protocol; withhold and report a cell measured under another."""
     counts = Counter(c.protocol for c in cells.values() if c.valued and c.protocol is not None)
     protocol = counts.most_common(1)[0][0] if counts else None
-    for variant, cell in cells.items():
-        if cell.state == "mixed protocols":
-            table.problems.append(f"{short(variant)}, {short(label)}: {cell.reason}")
-        elif cell.valued and cell.protocol != protocol:
+    for at, cell in cells.items():
+        if cell.valued and cell.protocol != protocol:
             why = f"measured under protocol {cell.protocol}, the column under {protocol}"
-            cells[variant] = replace(cell, state="mixed protocols", reason=why)
-            table.problems.append(f"{short(variant)}, {short(label)}: {why}")
+            cells[at] = replace(cell, state="mixed protocols", reason=why)
+        if cells[at].state == "mixed protocols":
+            table.problems.append(f"{short(at[0])}, {short(label)}: {cells[at].reason}")
     return protocol
+
+
+def _with_tokens(
+    table: Table, facts: Facts, column: Column, cells: dict[tuple[str, str], Cell]
+) -> Column:
+    """Return the column; its label and a note say so where rows read different tokens."""
+    rows: dict[str, list[str]] = {}
+    for (variant, _), cell in cells.items():
+        record = facts.record(cell.keys[0]) if cell.keys else {}
+        source = facts.record(str(lookup(record, "inputs", "features", "key")))
+        pool = lookup(source, "settings", "pool")
+        if pool in _TOKENS:
+            rows.setdefault(_TOKENS[pool], []).append(short(variant))
+    if len(rows) < 2:
+        return column
+    told = "; ".join(f"{tokens} in {', '.join(variants)}" for tokens, variants in rows.items())
+    table.notes.append(f"{short(column.label)}: {told}.")
+    return replace(column, label=f"{column.label}, tokens by row")
 
 
 def _notes(table: Table) -> list[str]:
     """Return the sentences under the table: how cells read, what does not vary, what is open."""
-    metrics = [column for column in table.columns if column.kind == "metric"]
-    notes = []
+    metrics, notes = table.metrics, []
     if any(table.cell(row, column).sd is not None for row in table.rows for column in metrics):
         notes.append(
             f"Mean ± standard deviation (n − 1) over {plural(table.seeds, 'seed')}; "
             "a cell with fewer says so."
+        )
+    if any(
+        table.cell(row, column).draws_sd is not None for row in table.rows for column in metrics
+    ):
+        notes.append(
+            "In brackets: standard deviation (n − 1) over the draws of the labelled images, of the "
+            "means over seeds."
         )
     for row in table.rows if table.seeds > 1 else []:
         still = [column.label for column in metrics if table.cell(row, column).fixed]
@@ -249,27 +166,22 @@ def _notes(table: Table) -> list[str]:
             notes.append(
                 f"{short(row.variant)}{where}: the same for all seeds, so n = 1, no spread."
             )
-    return notes + _open_notes(table, metrics)
-
-
-def _open_notes(table: Table, metrics: Sequence[Column]) -> list[str]:
-    """Return why cells are open: a sentence for each reason and row, or rows that are alike."""
-    columns: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for row in table.rows:
-        for column in metrics:
-            cell = table.cell(row, column)
-            if cell.state in _SAID:
-                columns[remark_of(cell), row.variant].append(short(column.label))
-    rows: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for (remark, variant), labels in columns.items():
-        rows[remark, ", ".join(labels)].append(short(variant))
-    return [
-        f"{'all rows' if 1 < len(table.rows) == len(names) else '; '.join(names)}, {labels}: "
-        f"{remark}"
-        for (remark, labels), names in rows.items()
+    # why cells are open: a sentence for each reason and the rows in which it opens the same columns
+    cells = [(row, column, table.cell(row, column)) for row in table.rows for column in metrics]
+    said = [
+        (remark_in_full(cell), short(row.variant), short(column.label))
+        for row, column, cell in cells
+        if cell.state in _SAID
     ]
-
-
-def remark_of(cell: Cell) -> str:
-    """Return state and reason in words."""
-    return cell.state + (f" ({cell.reason})" if cell.reason else "")
+    text = dict.fromkeys(("remark", "row", "columns"), pl.String)
+    alike = (
+        pl.DataFrame(said, text, orient="row")
+        .group_by("remark", "row", maintain_order=True)
+        .agg(pl.col("columns").str.join(", "))
+        .group_by("remark", "columns", maintain_order=True)
+        .agg(pl.col("row"))
+    )
+    for remark, columns, rows in alike.iter_rows():
+        every = 1 < len(table.rows) == len(rows)
+        notes.append(f"{'all rows' if every else '; '.join(rows)}, {columns}: {remark}")
+    return notes

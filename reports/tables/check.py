@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import polars as pl
 
 from reports.display import plural, short
-from reports.facts import DONE, Facts
+from reports.facts import DONE, Facts, flatten
 from reports.frames import SuiteView
-from reports.tables.build import build_tables, remark_of
-from reports.tables.model import Table, full_label
+from reports.tables.build import build_tables
+from reports.tables.model import Table, full_label, remark_in_full
 
 #: states of a cell that are as planned
 _AS_PLANNED = ("ok", "none", "not planned", "pruned")
@@ -20,6 +18,8 @@ _WHERE = {"code": "code", "hardware": "device_model", "torch": "torch"}
 _IMPLIED = ("cost.own", "cost.wall", "cost.cpu", "cost.energy")
 #: words by which a metric or its label says that it looked at the test split
 _ON_TEST = ("test_selected", "chosen on test", "by test labels")
+#: words by which a protocol names what was chosen by
+_CHOICE = ("select", "choice", "chosen")
 
 
 def check(view: SuiteView) -> list[str]:
@@ -28,7 +28,7 @@ def check(view: SuiteView) -> list[str]:
     found: list[str] = []
     for table in build_tables(view, facts):
         found += table.problems + _open_cells(table)
-        for column in (c for c in table.columns if c.kind == "metric"):
+        for column in table.metrics:
             label = short(full_label(table, column))
             keys = {key for row in table.rows for key in table.cell(row, column).keys}
             found += _mixed(facts, label, keys)
@@ -39,7 +39,7 @@ def check(view: SuiteView) -> list[str]:
 
 def _open_cells(table: Table) -> list[str]:
     return [
-        f"{short(row.variant)}, {short(full_label(table, column))}: {remark_of(cell)}"
+        f"{short(row.variant)}, {short(full_label(table, column))}: {remark_in_full(cell)}"
         for row in table.rows
         for column in table.columns
         if column.id not in _IMPLIED
@@ -53,18 +53,19 @@ def _mixed(facts: Facts, label: str, keys: set[str]) -> list[str]:
     found = []
     for what, column in _WHERE.items():
         counts = (
-            behind.filter(pl.col(column).is_not_null())
+            behind.drop_nulls(column)
             .group_by("kind", column, maintain_order=True)
             .len()
+            .group_by("kind", maintain_order=True)
+            .agg(column, "len")
+            .filter(pl.col("len").list.len() > 1)
         )
-        for (kind,), group in counts.group_by("kind", maintain_order=True):
-            if len(group) > 1:
-                listed = [
-                    f"{short(value, 40)} ({plural(count, 'stage')})"
-                    for value, count in group.select(column, "len").iter_rows()
-                ]
-                name = f"{label}: its {short(kind, 30)} stages mix {what}"
-                found.append(f"{name}: {', '.join(listed)}")
+        for kind, values, numbers in counts.iter_rows():
+            listed = ", ".join(
+                f"{short(value, 40)} ({plural(count, 'stage')})"
+                for value, count in zip(values, numbers, strict=True)
+            )
+            found.append(f"{label}: its {short(kind, 30)} stages mix {what}: {listed}")
     return found
 
 
@@ -74,30 +75,25 @@ def _with_ancestors(facts: Facts, keys: set[str]) -> list[str]:
     waiting = sorted(keys)
     while waiting:
         key = waiting.pop(0)
-        if key in found or facts.stages.get(key, {}).get("status") not in DONE:
-            continue
-        found[key] = None
-        inputs = facts.record(key).get("inputs") or {}
-        waiting += [given["key"] for given in inputs.values()]
+        if key not in found and facts.stages.get(key, {}).get("status") in DONE:
+            found[key] = None
+            inputs = facts.record(key).get("inputs") or {}
+            waiting += [given["key"] for given in inputs.values()]
     return list(found)
 
 
 def _test_selected(facts: Facts, label: str, column: str, keys: set[str]) -> list[str]:
-    """Return whether the column's numbers were chosen by looking at the test split."""
+    """Return whether the column's numbers were chosen by looking at the test split.
+
+    Its name says so, or a setting of a record's protocol named select... or choice... does.
+    """
     known = facts.columns.get(column, {})
     said = f"{known.get('metric', '')} {known.get('label', '')}"
-    by_name = any(word in said for word in _ON_TEST)
-    if by_name or any(_chosen_on_test(facts.record(key).get("protocol")) for key in keys):
+    chosen_on_test = (
+        any(word in path.rpartition(".")[2] for word in _CHOICE) and value == "test"
+        for key in keys
+        for path, value in flatten(facts.record(key).get("protocol")).items()
+    )
+    if any(word in said for word in _ON_TEST) or any(chosen_on_test):
         return [f"{label}: these numbers were selected on the test split"]
     return []
-
-
-def _chosen_on_test(protocol: Any) -> bool:
-    """Return whether a protocol selects on test: its fields named select... or choice... say so."""
-    if not isinstance(protocol, dict):
-        return False
-    return any(
-        _chosen_on_test(value)
-        or (any(word in name for word in ("select", "choice", "chosen")) and value == "test")
-        for name, value in protocol.items()
-    )

@@ -19,32 +19,32 @@ def side_by_side(a: SuiteView, b: SuiteView, names: tuple[str, str] = ("A", "B")
     """
     if names[0] == names[1]:
         raise ValueError(f"two runs cannot both be called '{names[0]}'")
-    ours, theirs = _marked(a, names[0]), _marked(b, names[1])
+    views = dict(zip(names, (a, b), strict=True))
+    ours, theirs = (_marked(view, name) for name, view in views.items())
     order = list(dict.fromkeys([*a.variants, *b.variants]))
-    pairs = {
-        v: [f"{v} ({n})" for n, w in zip(names, (a, b), strict=True) if v in w.variants]
-        for v in order
+    pairs = {v: [f"{v} ({n})" for n, w in views.items() if v in w.variants] for v in order}
+    frames = ("stages", "attempts", "metrics", "failures")
+    both: dict[str, Any] = {
+        name: pl.concat([getattr(ours, name), getattr(theirs, name)]) for name in frames
     }
-    same_scale = a.scale == b.scale
+    scales = "; ".join(f"{n}: {w.scale}" for n, w in views.items())
     return replace(
         ours,
         title=f"{a.title}: {names[0]} beside {names[1]}",
-        profile=a.profile if a.profile == b.profile else f"{a.profile} and {b.profile}",
-        scale=a.scale if same_scale else f"{names[0]}: {a.scale}; {names[1]}: {b.scale}",
+        profile=" and ".join(dict.fromkeys([a.profile, b.profile])),
+        scale=a.scale if a.scale == b.scale else scales,
         notes=list(dict.fromkeys([*a.notes, *b.notes])),
         seeds=sorted({*a.seeds, *b.seeds}),
         variants=[row for rows in pairs.values() for row in rows],
         tables=[_paired(table, order, pairs) for table in a.tables],
-        stages=pl.concat([ours.stages, theirs.stages]),
-        attempts=pl.concat([ours.attempts, theirs.attempts]),
         records=ours.records | theirs.records,
-        metrics=pl.concat([ours.metrics, theirs.metrics]),
-        failures=pl.concat([ours.failures, theirs.failures]),
         curves=ours.curves | theirs.curves,
-        provenance={names[0]: a.provenance, names[1]: b.provenance},
+        provenance={n: w.provenance for n, w in views.items()},
         runs=[*a.runs, *b.runs],
         gallery=None,
-        problems=[f"{n}: {p}" for n, w in zip(names, (a, b), strict=True) for p in w.problems],
+        named=[],
+        problems=[f"{n}: {p}" for n, w in views.items() for p in w.problems],
+        **both,
     )
 
 
@@ -54,7 +54,7 @@ def _paired(table: dict[str, Any], order: list[str], pairs: dict[str, list[str]]
     columns = {
         group: members
         for group, members in (table.get("groups") or {}).items()
-        if not any(member in pairs for member in members)
+        if pairs.keys().isdisjoint(members)
     }
     return table | {
         "rows": [name for row in rows for name in pairs[row]],
@@ -66,23 +66,20 @@ def _paired(table: dict[str, Any], order: list[str], pairs: dict[str, list[str]]
 
 def _marked(view: SuiteView, name: str) -> SuiteView:
     """Return the view with its name in its variants' names and in all of its keys."""
-    key = pl.concat_str([pl.lit(f"{name}:"), pl.col("key")]).alias("key")
-    variant = pl.concat_str([pl.col("variant"), pl.lit(f" ({name})")]).alias("variant")
+    key = (pl.lit(f"{name}:") + pl.col("key")).alias("key")
+    variant = pl.col("variant") + pl.lit(f" ({name})")
+    records = {}
+    for old, record in view.records.items():
+        inputs = (record.get("inputs") or {}).items()
+        marked = {n: given | {"key": f"{name}:{given['key']}"} for n, given in inputs}
+        records[f"{name}:{old}"] = record | {"inputs": marked}
+    rows = pl.col("rows").list.eval(pl.element() + pl.lit(f" ({name})"))
     return replace(
         view,
         stages=view.stages.with_columns(key, variant),
-        records={f"{name}:{k}": _marked_inputs(r, name) for k, r in view.records.items()},
+        records=records,
         attempts=view.attempts.with_columns(key),
         metrics=view.metrics.with_columns(key, variant),
-        failures=view.failures.with_columns(
-            key, pl.col("rows").list.eval(pl.concat_str([pl.element(), pl.lit(f" ({name})")]))
-        ),
+        failures=view.failures.with_columns(key, rows),
         curves={f"{name}:{k}": columns for k, columns in view.curves.items()},
     )
-
-
-def _marked_inputs(record: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the record with its inputs' keys marked like all others."""
-    inputs = record.get("inputs") or {}
-    marked = {n: given | {"key": f"{name}:{given['key']}"} for n, given in inputs.items()}
-    return record | {"inputs": marked}

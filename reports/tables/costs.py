@@ -6,19 +6,21 @@ Without a GPU the devices are cores. What the processes themselves computed is C
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
 from reports.display import amount, device_word, duration, plural, short, time_unit
 from reports.facts import DONE, Facts
-from reports.tables.model import Cell, Column, Value
+from reports.tables.cells import gathered
+from reports.tables.model import Cell, Column
 from reports.tables.published import PUBLISHED
 
 #: stages of tuning, whose cost over the MAE's is its overhead
 _TUNING = ("head", "tune")
+_HOURS = pl.col("device_hours")
 
 
 @dataclass(frozen=True)
@@ -29,36 +31,37 @@ class Quantity:
     reason: str | None
     label: str
     unit: str
+    #: that of several stages or attempts
+    together: pl.Expr
 
     def text(self, value: float) -> str:
         """Return a value with its unit."""
         return duration(value) if self.unit == "s" else f"{amount(value)} {self.unit}"
 
+    def of(self, rows: pl.DataFrame) -> float:
+        """Return the quantity of rows that all have it."""
+        return float(rows.select(self.together).item())
 
-CPU_TIME = Quantity("cpu_s", None, "CPU time", "s")
-ENERGY = Quantity("energy_kwh", "energy_reason", "Energy", "kWh")
-UTILISATION = Quantity("utilisation_percent", "utilisation_reason", "GPU utilisation", "%")
-MEMORY = Quantity("peak_memory_mib", "peak_memory_reason", "Peak memory", "MiB")
+
+_weights = _HOURS.fill_null(0.0)
+_by_time = (pl.col("utilisation_percent") * _weights).sum() / _weights.sum().replace(0.0, 1.0)
+CPU_TIME = Quantity("cpu_s", None, "CPU time", "s", pl.col("cpu_s").sum())
+ENERGY = Quantity("energy_kwh", "energy_reason", "Energy", "kWh", pl.col("energy_kwh").sum())
+UTILISATION = Quantity(
+    "utilisation_percent", "utilisation_reason", "GPU utilisation", "%", _by_time
+)
+MEMORY = Quantity(
+    "peak_memory_mib", "peak_memory_reason", "Peak memory", "MiB", pl.col("peak_memory_mib").max()
+)
 QUANTITIES = (CPU_TIME, ENERGY, UTILISATION, MEMORY)
 
-#: why a cost has no sum, the most telling first
-_UNSUMMED = ("failed", "running", "interrupted", "pending", "pruned", "not measured")
-
-
-def device_words(kinds: Iterable[str | None]) -> str:
-    """Return "GPU", "core", or "device" where both were held or nothing says which."""
-    found = {kind for kind in kinds if kind}
-    return device_word(found.pop() if len(found) == 1 else None)
-
-
-#: column -> its label, what is summed and how much of it is an hour, whether over the row's own
-#: last stages only
+#: column -> its label, what of a stage is summed, how much of it is an hour (or a kWh)
 _COSTS = {
-    "cost.own": ("own", "device_hours", 1.0, True),
-    "cost.total": ("cumulative", "device_hours", 1.0, False),
-    "cost.wall": ("wall time", "wall_s", 3600.0, False),
-    "cost.cpu": ("CPU time", CPU_TIME.name, 3600.0, False),
-    "cost.energy": ("energy", ENERGY.name, 1.0, False),
+    "cost.own": ("own", "device_hours", 1),
+    "cost.total": ("cumulative", "device_hours", 1),
+    "cost.wall": ("wall time", "wall_s", 3600),
+    "cost.cpu": ("CPU time", "cpu_s", 3600),
+    "cost.energy": ("energy", "energy_kwh", 1),
 }
 
 
@@ -73,111 +76,92 @@ def cost_cells(
     training = facts.training.filter(pl.col("variant").is_in(variants))
     done = training.filter(pl.col("status").is_in(DONE))
     held = done if len(done) else facts.distinct  # nothing trained yet: what evaluations held
-    kinds = set(held["device_kind"].drop_nulls())
+    kinds = held["device_kind"].drop_nulls().unique().to_list()
     nothing = Cell("none", reason="this row trains nothing")
     summed = {}
-    for column_id, (_, what, hour, own) in _COSTS.items():
+    for column_id in _COSTS:
         if column_id != ("cost.cpu" if "gpu" in kinds else "cost.energy"):
-            found = _sums((training.filter("own") if own else training), what, hour)
-            summed[column_id] = {variant: found.get(variant, nothing) for variant in variants}
-    summed = {
-        column_id: sums
-        for column_id, sums in summed.items()
-        if column_id not in ("cost.own", "cost.wall") or not _alike(sums, summed["cost.total"])
-    }
+            found = _sums(
+                training.filter("own") if column_id == "cost.own" else training, column_id
+            )
+            summed[column_id] = [found.get(variant, nothing) for variant in variants]
+    total = summed["cost.total"]
+    device = device_word(kinds[0] if len(kinds) == 1 else None)
     columns: list[Column] = []
     cells: dict[tuple[str, str], Cell] = {}
     for column_id, sums in summed.items():
-        top = _top(sums)
+        if column_id in ("cost.own", "cost.wall") and all(map(_alike, sums, total)):
+            continue
+        top = max((cell.mean or 0.0 for cell in sums), default=0.0)
         if column_id == "cost.energy":
             unit, factor = ("Wh", 1000.0) if 0 < top < 0.1 else ("kWh", 1.0)
         elif column_id in ("cost.wall", "cost.cpu"):
             unit, factor = time_unit(top)
         else:  # own and cumulative device time in one unit
-            unit, factor = time_unit(_top(summed["cost.total"]))
-            unit = f"{device_words(kinds)}-{unit}"
-        cells |= {(variant, column_id): cell.scaled(factor) for variant, cell in sums.items()}
+            unit, factor = time_unit(max((cell.mean or 0.0 for cell in total), default=0.0))
+            unit = f"{device}-{unit}"
         digits = 0 if top * factor >= 100 else 1 if top * factor >= 10 else 2
         group = "Training cost per seed"
         columns.append(Column(column_id, _COSTS[column_id][0], unit, "cost", digits, group, False))
+        for variant, cell in zip(variants, sums, strict=True):
+            cells[variant, column_id] = cell.scaled(factor)
     return columns, cells
 
 
-def _top(sums: dict[str, Cell]) -> float:
-    """Return the largest mean of the rows."""
-    return max((cell.mean or 0.0 for cell in sums.values()), default=0.0)
+def _alike(one: Cell, other: Cell) -> bool:
+    """Return whether a row has the same cost twice."""
+    same = math.isclose(one.mean or 0.0, other.mean or 0.0, rel_tol=1e-6)
+    return same and one.state == other.state
 
 
-def _alike(some: dict[str, Cell], others: dict[str, Cell]) -> bool:
-    """Return whether all rows have the same costs twice."""
-    return all(
-        cell.state == others[variant].state
-        and math.isclose(cell.mean or 0.0, others[variant].mean or 0.0, rel_tol=1e-6)
-        for variant, cell in some.items()
-    )
-
-
-def _sums(training: pl.DataFrame, what: str, hour: float) -> dict[str, Cell]:
-    """Return variant -> the sum of `what` / `hour` over its training stages of a seed, as a cell.
+def _sums(training: pl.DataFrame, column_id: str) -> dict[str, Cell]:
+    """Return variant -> the sum over its training stages of a seed, as a cell.
 
     Seeds that share all their stages count once.
     """
-    open_stage = ~pl.col("status").is_in(DONE)
-    blank = pl.col(what).is_null() & ~open_stage
+    _, name, hour = _COSTS[column_id]
+    known, is_open = pl.col(name).is_not_null(), ~pl.col("status").is_in(DONE)
+    told = pl.format(" ({})", "energy_reason") if name == ENERGY.name else pl.lit("")
+
+    def first(column: str) -> pl.Expr:
+        """Return what the first open stage says, before one that was not measured."""
+        said = pl.col(column)
+        return pl.coalesce(said.filter(is_open).first(), said.drop_nulls().first())
+
     chains = (
-        training.group_by("variant", "seed", maintain_order=True)
+        training.with_columns(
+            pl.when(is_open).then("status").when(~known).then(pl.lit("not measured")).alias("gap"),
+            pl.when(is_open)
+            .then("kind")
+            .when(~known)
+            .then(pl.col("kind") + told.fill_null(""))
+            .alias("reason"),
+        )
+        .group_by("variant", "seed", maintain_order=True)
         .agg(
             pl.col("key").alias("keys"),
-            pl.col("key").str.join(" ").alias("chain"),
-            (pl.col(what).sum() / hour).alias("sum"),
-            pl.col("device_kind").unique().alias("device_kinds"),
-            pl.struct("kind", "status").filter(open_stage).first().alias("open"),
-            pl.col("status").filter(open_stage).unique().alias("open_statuses"),
-            pl.struct("kind", "energy_reason").filter(blank).first().alias("blank"),
+            (pl.col(name).sum() / hour).alias("value"),
+            pl.col("device_kind").unique().alias("kinds"),
+            first("gap"),
+            first("reason"),
         )
-        .with_columns(known=pl.col("open").is_null() & pl.col("blank").is_null())
-        .group_by("variant", "chain", maintain_order=True)
+        .group_by("variant", "keys", maintain_order=True)
         .agg(pl.col("seed").sort().alias("seeds"), pl.exclude("seed").first())
+        .with_columns(
+            pl.col("gap").fill_null("complete").alias("status"),
+            pl.col("seeds").list.first().alias("seed"),
+            column=pl.lit(column_id),
+            uses=1,
+            protocol=pl.lit(None, pl.String),
+        )
     )
-    sums = pl.col("sum").filter("known")
-    rows = chains.group_by("variant", maintain_order=True).agg(
-        pl.struct(pl.exclude("variant")).alias("chains"),
-        sums.mean().alias("mean"),
-        sums.std().alias("sd"),
-        pl.col("device_kinds").filter("known").explode().n_unique().alias("kinds"),
-    )
-    return {row.pop("variant"): _sum_cell(what, **row) for row in rows.iter_rows(named=True)}
-
-
-def _sum_cell(
-    what: str, chains: list[dict[str, Any]], mean: float | None, sd: float | None, kinds: int
-) -> Cell:
-    """Return the cell of one row, from its distinct chains of stages."""
-    known = [chain for chain in chains if chain["known"]]
-    values = tuple(Value(tuple(c["seeds"]), c["sum"], tuple(c["keys"])) for c in known)
-    if values and kinds > 1:
+    done = chains.filter(pl.col("gap").is_null())
+    mixed = done.group_by("variant").agg(pl.col("kinds").explode().n_unique())
+    cells = {variant: cell for (variant, _), cell in gathered(chains, done).items()}
+    for variant in mixed.filter(pl.col("kinds") > 1)["variant"].to_list():
         why = "trained on CPU and GPU"
-        return Cell("mixed hardware", values, mean, sd, len(chains), why)
-    missing: set[str] = set()
-    reasons = []
-    for chain in (chain for chain in chains if not chain["known"]):
-        if chain["open"] is not None:
-            missing |= set(chain["open_statuses"])
-            why = f"{chain['open']['kind']} {chain['open']['status']}"
-        else:
-            missing.add("not measured")
-            said = chain["blank"]["energy_reason"] if what == ENERGY.name else None
-            why = f"{chain['blank']['kind']} was not measured"
-            why += f" ({short(said, 120)})" if said else ""
-        reasons.append(f"seed {chain['seeds'][0]}: {why}")
-    if not values:
-        # a chain that failed leaves the stages after it pending
-        state = next(state for state in _UNSUMMED if state in missing)
-    elif not missing:
-        state = "ok"
-    else:
-        state = "pruned" if missing == {"pruned"} else "short"
-    return Cell(state, values, mean, sd, len(chains), "; ".join(reasons) or None)
+        cells[variant] = replace(cells[variant], state="mixed hardware", reason=why)
+    return cells
 
 
 # ------------------------------------------------------------------------------ the suite's ledger
@@ -193,15 +177,10 @@ class LedgerLine:
     apart: bool = False
 
     @property
-    def count(self) -> int:
-        """Stages or attempts."""
-        return len(self.rows)
-
-    @property
     def hours(self) -> dict[str, float]:
         """Device-hours by kind of device: "GPU", "core", "device" where it is not known."""
-        known = self.rows.filter(pl.col("device_hours").is_not_null())
-        sums = known.group_by("device_kind", maintain_order=True).agg(pl.col("device_hours").sum())
+        known = self.rows.drop_nulls("device_hours")
+        sums = known.group_by("device_kind", maintain_order=True).agg(_HOURS.sum())
         return {device_word(kind): hours for kind, hours in sums.iter_rows()}
 
     @property
@@ -220,18 +199,18 @@ class LedgerLine:
         None, with the reason, unless all of the line was measured: never a part passed off as the
         whole.
         """
-        known = self.rows.filter(pl.col(quantity.name).is_not_null())
+        known = self.rows.drop_nulls(quantity.name)
         if len(known) and len(known) == len(self.rows):
-            return _together(quantity, known), None
+            return quantity.of(known), None
         no_gpu = pl.when(pl.col("device_kind") == "cpu").then(pl.lit("no GPU"))
         why = [pl.col(quantity.reason), no_gpu] if quantity.reason else []
-        blank = self.rows.filter(pl.col(quantity.name).is_null()).select(
-            pl.coalesce(*why, pl.lit("not measured")).unique()
-        )
-        found = sorted({short(reason, 120) for (reason,) in blank.iter_rows()})
-        reason = "; ".join(found) or "no stage is complete"
+        blank = self.rows.filter(pl.col(quantity.name).is_null())
+        reasons = blank.select(
+            pl.coalesce(*why, pl.lit("not measured")).unique().sort()
+        ).to_series()
+        reason = "; ".join(short(reason, 120) for reason in reasons) or "no stage is complete"
         if len(known):
-            part = quantity.text(_together(quantity, known))
+            part = quantity.text(quantity.of(known))
             reason = f"{part} over {len(known)} of {len(self.rows)}; the others: {reason}"
         return None, reason
 
@@ -239,17 +218,6 @@ class LedgerLine:
 def integrated(row: dict[str, Any]) -> bool:
     """Return whether the energy of a stage or attempt is, in part at least, no counter's."""
     return row[ENERGY.name] is not None and row["energy_from"] not in (None, "counter")
-
-
-def _together(quantity: Quantity, rows: pl.DataFrame) -> float:
-    value, hours = pl.col(quantity.name), pl.col("device_hours").fill_null(0.0)
-    if quantity in (CPU_TIME, ENERGY):
-        how = value.sum()
-    elif quantity is MEMORY:
-        how = value.max()
-    else:
-        how = (value * hours).sum() / pl.when(hours.sum() == 0).then(1.0).otherwise(hours.sum())
-    return float(rows.select(how).item())
 
 
 @dataclass
@@ -270,24 +238,22 @@ class Ledger:
     @property
     def kinds(self) -> list[str]:
         """Kinds of devices, GPUs first."""
-        found = {kind for line in [*self.lines, self.total] for kind in line.hours}
-        return sorted(found)
+        return sorted({kind for line in [*self.lines, self.total] for kind in line.hours})
 
 
 def ledger(facts: Facts) -> Ledger:
     """Return the suite's costs: each distinct stage once; failed and superseded attempts apart."""
-    total = LedgerLine("Suite, each stage once", facts.done)
     groups = [
         LedgerLine(label, facts.done.filter(pl.col("group") == group))
         for group, label in (("train", "Training"), ("evaluate", "Evaluation"))
     ]
-    again = (pl.col("variants").list.len() - 1).cast(pl.Float64)
-    saved = facts.done.with_columns(device_hours=again * pl.col("device_hours").fill_null(0.0))
+    again = pl.col("variants").list.len() - 1
+    saved = LedgerLine("", facts.done.with_columns(device_hours=again * _HOURS.fill_null(0.0)))
     overhead = overheads(facts)
     return Ledger(
-        [line for line in groups if line.count] + _wasted(facts) + _given_up(facts),
-        total,
-        {kind: hours for kind, hours in LedgerLine("", saved).hours.items() if hours},
+        [line for line in groups if len(line.rows)] + _wasted(facts) + _given_up(facts),
+        LedgerLine("Suite, each stage once", facts.done),
+        {kind: hours for kind, hours in saved.hours.items() if hours},
         overhead,
         facts.done["device_model"].drop_nulls().unique().sort().to_list(),
         _gpus(facts),
@@ -297,13 +263,13 @@ def ledger(facts: Facts) -> Ledger:
 
 def _integrated(done: pl.DataFrame) -> list[str]:
     """Return how many stages' energy is no counter's, in a sentence."""
-    known = done.filter(pl.col(ENERGY.name).is_not_null())
+    known = done.drop_nulls(ENERGY.name)
     count = len(known.filter(pl.col("energy_from") != "counter"))
-    if not count:
-        return []
-    what = f"{count} of {plural(len(known), 'stage')}"
-    text = f"Energy of {what} is integrated from the power drawn, once a second, as their devices "
-    return [text + "have no counter of it."]
+    text = (
+        f"Energy of {count} of {plural(len(known), 'stage')} is integrated from the power drawn, "
+        "once a second, as their devices have no counter of it."
+    )
+    return [text] if count else []
 
 
 def _wasted(facts: Facts) -> list[LedgerLine]:

@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import polars as pl
 
-from reports.display import fixed, plural, short
+from reports.display import fixed, plural, short, signed
 from reports.facts import DONE, Facts, lookup
 from reports.tables.model import Cell, Column, Comparison, Table
 from reports.tables.statistics import ALPHA, MOST, SHUFFLES, shuffled_spread
+
+
+def headline(column: Column, told: dict[str, Any], found: Comparison | None) -> str:
+    """Return what a comparison that the suite names says, whatever it says.
+
+    `told` is the comparison as the suite names it; `found` is None where nothing can be compared.
+    """
+    kind = "Primary comparison" if told["primary"] else "Further comparison"
+    row, against = short(told["row"]), short(told["against"])
+    text = f"{kind}, named by the suite: {short(column.label)}, {row} against {against}"
+    if found is None:
+        return f"{text}: nothing to compare yet."
+    unit = " points" if column.unit == "%" else f" {column.unit}" if column.unit else ""
+    text += f": {signed(found.mean, column.digits)}{unit}, "
+    over = f"over {plural(found.n, 'seed')}"
+    if found.p is None or found.low is None or found.high is None:
+        return f"{text}{over}: one seed, or equal differences, allow no test."
+    low, high = (signed(end, column.digits) for end in (found.low, found.high))
+    how = f"one-sample t {over} against a constant" if found.constant else f"paired t {over}"
+    p = found.p if found.p_holm is None else found.p_holm
+    chance = f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    if found.p_holm is not None:
+        chance += f" after Holm's correction over {plural(found.family, 'test')}"
+    if found.survives:
+        said = f"{row} is better"
+    elif p < ALPHA:
+        said = f"{row} is worse"
+    else:
+        said = "no difference is shown"
+    return f"{text}95 % confidence interval {low} to {high} ({how}; {chance}): {said}."
 
 
 def findings(table: Table, facts: Facts) -> list[str]:
@@ -26,12 +57,19 @@ def findings(table: Table, facts: Facts) -> list[str]:
 def ranking(table: Table, facts: Facts) -> list[str]:
     """Return whether the seeds tell the cells of a search apart, a sentence a metric."""
     found = []
-    for column in (column for column in table.columns if column.kind == "metric"):
-        cells = [table.cell(r, column) for r in table.rows if r.variant in facts.view.cells]
+    searched = [row for row in table.rows if row.variant in facts.view.cells]
+    for column in table.metrics:
+        cells = [table.cell(row, column) for row in searched]
+        on_test = sum(_on_test(facts, cell) for cell in cells)
+        if on_test > 1:
+            found.append(
+                f"{short(column.label)}: {on_test} cells were looked at on the test split; whoever "
+                "picks the best of them picks luck too, and needs other images to say what it does."
+            )
         cells = [cell for cell in cells if cell.state != "pruned"]
-        seeds = sorted(set.intersection(*({*c.by_seed} for c in cells))) if cells else []
         if len(cells) < 3 or not all(cell.valued for cell in cells):
             continue
+        seeds = sorted(set.intersection(*({*c.by_seed} for c in cells)))
         means = sorted(cell.mean for cell in cells if cell.mean is not None)
         span = " to ".join(fixed(mean, column.digits) for mean in (means[0], means[-1]))
         text = f"{short(column.label)}: the means of the {len(cells)} cells go from {span}. "
@@ -48,6 +86,11 @@ def ranking(table: Table, facts: Facts) -> list[str]:
             text += "not all of the differences are noise; cells close to each other stay unranked."
         found.append(text)
     return found
+
+
+def _on_test(facts: Facts, cell: Cell) -> bool:
+    """Return whether a cell shows a number of the test split."""
+    return cell.valued and lookup(facts.record(cell.keys[0]), "protocol", "split") == "test"
 
 
 #: measured with 4 shards and one worker on a core of a Xeon, digits, against 1 shard
@@ -95,30 +138,27 @@ def tests(table: Table) -> list[str]:
     """Return which test, over what, and what it allows one to say with this many seeds."""
     if not table.comparisons:
         return []
-    tested = [c for c in table.comparisons if c.p is not None]
-    survived = sum(c.survives for c in tested)
     most = max(c.n for c in table.comparisons)
     if most < 2:
         return ["One seed allows no test. `--seeds N` extends the suite by what is new only."]
+    family = max(c.family for c in table.comparisons)
     method = (
         f"Bold: better than {short(table.baseline)} in a paired two-sided t-test over common "
-        f"seeds, p < 0.05 after Holm's correction over the {plural(len(tested), 'test')} of this "
-        "table."
+        f"seeds, p < 0.05 after Holm's correction over the {plural(family, 'test')} of this report"
     )
+    alone = any(c.primary for c in table.comparisons)
+    method += ", the primary comparison by itself." if alone else "."
+    count = sum(c.survives for c in table.comparisons)
+    survived = f"{plural(count, 'difference')} {'does' if count == 1 else 'do'}"
+    survived = survived if count else "nothing does"
     if most > 3:
-        return [method, f"Over {plural(most, 'seed')} {_survived(survived)}."]
+        return [method, f"Over {plural(most, 'seed')} {survived}."]
     few = (
-        f"With {plural(most, 'seed')} expect nothing to survive: {_survived(survived)}. See the "
-        "smallest difference that this n could show, and the n that would settle the one seen; "
+        f"With {plural(most, 'seed')} expect nothing to survive: {survived}. See the smallest "
+        "difference that this n could show, and the n that would settle the one seen; "
         "`--seeds N` extends the suite by what is new only."
     )
     return [method, few]
-
-
-def _survived(count: int) -> str:
-    if not count:
-        return "nothing does"
-    return f"{plural(count, 'difference')} {'does' if count == 1 else 'do'}"
 
 
 def needed_text(comparison: Comparison) -> str:
@@ -151,7 +191,7 @@ def _shared_over_seeds(table: Table, facts: Facts) -> list[str]:
 
 
 def _test_images(table: Table, facts: Facts) -> list[str]:
-    """The sampling error of a finite test split, which the spread over seeds does not contain."""
+    """Return the sampling error of the images measured on, which no spread over seeds contains."""
     for column in table.columns:
         for row in table.rows:
             cell = table.cell(row, column)
@@ -170,7 +210,7 @@ def _test_images(table: Table, facts: Facts) -> list[str]:
 
 
 def sampling_error(facts: Facts, column: Column, cell: Cell) -> tuple[float, str] | None:
-    """One standard error of an accuracy over the images it was measured on, in points; and those.
+    """Return one standard error of an accuracy over its images, in points, and those images.
 
     Binomial. None of what is no accuracy, or where the record does not say how many images.
     """

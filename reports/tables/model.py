@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from reports.display import fixed, mean_sd, middle, signed
+from reports.display import fixed, mean_sd
 
 #: states in which a cell has a value to show
 VALUED = ("ok", "stale", "short", "pruned")
@@ -24,7 +24,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paired difference of a row from the baseline in one column, over the seeds of both."""
+    """Paired difference of a row from another one in one column, over the seeds of both."""
 
     variant: str
     baseline: str
@@ -33,15 +33,32 @@ class Comparison:
     #: mean and sd (n - 1) of the paired differences, in the column's unit
     mean: float
     sd: float | None
-    t: float | None
-    p: float | None
-    p_holm: float | None
+    #: whether the mean points to where the metric is better
+    better: bool
+    #: the baseline is the same for all seeds, a constant
+    constant: bool
+    t: float | None = None
+    p: float | None = None
+    #: 95 % confidence interval of the mean by Student's t
+    low: float | None = None
+    high: float | None = None
+    #: named by the suite before the run, and tested by itself
+    primary: bool = False
+    #: adjusted for all other tests of the report; None of the primary comparison
+    p_holm: float | None = None
+    #: how many these are
+    family: int = 0
     #: smallest true difference that this n would show with 80 % power at 0.05 / tests
-    detectable: float | None
+    detectable: float | None = None
     #: seeds that would show the difference seen, with the same power; None if more than 1,000
-    needed: int | None
-    #: better than the baseline, and p_holm < 0.05
-    survives: bool
+    needed: int | None = None
+    #: better than the baseline, and its p, adjusted unless primary, is below 0.05
+    survives: bool = False
+
+    @property
+    def what(self) -> tuple[str, str, str]:
+        """Return what is compared, whichever table shows it."""
+        return self.variant, self.baseline, self.column
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,8 @@ class Cell:
     fixed: bool = False
     #: the difference from the baseline survives its test
     bold: bool = False
-    delta: float | None = None
+    #: over the draws of the labelled images, each the mean over seeds; None without several
+    draws_sd: float | None = None
     #: ids of footnotes
     marks: tuple[str, ...] = ()
 
@@ -93,7 +111,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """`kind` is metric, delta, published or cost."""
+    """`kind` is metric, published or cost."""
 
     id: str
     label: str
@@ -121,7 +139,11 @@ class Table:
     cells: dict[tuple[str, str], Cell]
     baseline: str | None = None
     seeds: int = 0
+    #: of each row with the baseline
     comparisons: list[Comparison] = field(default_factory=list)
+    #: sentences above all tables, on the first one; and the comparisons that they tell
+    headline: list[str] = field(default_factory=list)
+    named: list[Comparison] = field(default_factory=list)
     #: mark -> text, in the order of the marks
     footnotes: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -135,12 +157,13 @@ class Table:
     #: in a table of these: (row, column) -> (row, column) of the table it was made from
     origins: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
 
+    @property
+    def metrics(self) -> list[Column]:
+        """Return the columns of measured metrics."""
+        return [column for column in self.columns if column.kind == "metric"]
+
     def cell(self, row: Row, column: Column) -> Cell:
         return self.cells[row.variant, column.id]
-
-    def update(self, variant: str, column: str, **changes: object) -> None:
-        """Replace fields of one cell."""
-        self.cells[variant, column] = replace(self.cells[variant, column], **changes)  # type: ignore[arg-type]
 
     def row_groups(self) -> list[tuple[str | None, list[Row]]]:
         """Return consecutive rows of one group together."""
@@ -166,9 +189,8 @@ def number(cell: Cell, column: Column) -> str:
     if not cell.valued or cell.mean is None:
         return ""
     if column.kind == "metric":
-        return mean_sd(cell.mean, cell.sd, column.digits)
-    if column.kind == "delta":
-        return signed(cell.mean, column.digits)
+        draws = "" if cell.draws_sd is None else f" [{fixed(cell.draws_sd, column.digits)}]"
+        return mean_sd(cell.mean, cell.sd, column.digits) + draws
     return fixed(cell.mean, column.digits)
 
 
@@ -199,8 +221,9 @@ def raised(mark: str) -> str:
     return dict(zip("abcdefghijklmnop", "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖ", strict=True)).get(mark, f"[{mark}]")
 
 
-def row_label(variant: str, limit: int = 48) -> str:
-    return middle(variant, limit)
+def remark_in_full(cell: Cell) -> str:
+    """Return state and reason in words."""
+    return cell.state + (f" ({cell.reason})" if cell.reason else "")
 
 
 def full_label(table: Table, column: Column) -> str:

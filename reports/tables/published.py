@@ -8,47 +8,14 @@ from typing import Any
 
 import yaml
 
-from reports.facts import Facts, lookup
-from reports.tables.model import Cell, Column, Row, Table, Value
+from reports.facts import Facts
+from reports.tables.model import Cell, Column, Table, Value
 
 PUBLISHED: dict[str, Any] = yaml.safe_load(
     (Path(__file__).parent / "published.yaml").read_text(encoding="utf-8")
 )
+#: letters of the footnotes
 _MARKS = "abcdefghijklmnopqrstuvwxyz"
-
-
-def model_of(resolved: str) -> str | None:
-    """The published model that a resolved suite trains: 1,000 classes, same size and patch."""
-    try:
-        suite = yaml.load(resolved, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError:
-        return None
-    model, data = _find(suite, "model"), _find(suite, "data")
-    if lookup(data, "classes") != 1000:
-        return None
-    name = f"vit_{lookup(model, 'size')}_patch{lookup(model, 'patch_size')}"
-    return name if name in PUBLISHED["models"] else None
-
-
-def _find(node: Any, name: str) -> Any:
-    """Return the first mapping called `name` in a nest of mappings, nearest the top."""
-    level = [node]
-    while level:
-        level = [item for item in level if isinstance(item, dict)]
-        for item in level:
-            if isinstance(item.get(name), dict):
-                return item[name]
-        level = [child for item in level for child in item.values()]
-    return None
-
-
-def field_of(facts: Facts, column: str) -> str | None:
-    """The published field that a column measures, once a record says what it does measure."""
-    known = facts.columns.get(column)
-    if known is None:
-        return None
-    name = f"{known['evaluation']}.{known['metric']}"
-    return next((field for field, metric in PUBLISHED["fields"].items() if metric == name), None)
 
 
 def _plain(name: str) -> str:
@@ -67,29 +34,32 @@ def find(model: str, variant: str, field: str) -> dict[str, Any] | None:
 
 def add(table: Table, facts: Facts) -> None:
     """Put a grey column behind each metric that has published numbers, with source marks."""
-    own = model_of(facts.view.resolved)
+    own = facts.view.model if facts.view.model in PUBLISHED["models"] else None
     model = own or PUBLISHED["reference_model"]
     name = PUBLISHED["models"][model]
+    fields = {metric: field for field, metric in PUBLISHED["fields"].items()}
     columns: list[Column] = []
     shown: dict[str, str] = {}
     for column in table.columns:
         columns.append(column)
-        field = field_of(facts, column.id) if column.kind == "metric" else None
+        known = facts.columns.get(column.id) if column.kind == "metric" else None
+        field = fields.get(f"{known['evaluation']}.{known['metric']}") if known else None
         found = {row.variant: find(model, row.variant, field) for row in table.rows if field}
-        if field is None or not any(found.values()):
-            continue
-        shown[field] = column.label
-        label = f"{name}, published"
-        grey = Column(f"{column.id}.published", label, column.unit, "published", 1, column.group)
-        columns.append(grey)
-        for row in table.rows:
-            table.cells[row.variant, grey.id] = _cell(table, row, found[row.variant])
+        if field is not None and any(found.values()):
+            shown[field] = column.label
+            label = f"{name}, published"
+            grey = Column(
+                f"{column.id}.published", label, column.unit, "published", 1, column.group
+            )
+            columns.append(grey)
+            for row in table.rows:
+                table.cells[row.variant, grey.id] = _cell(table, found[row.variant])
     table.columns = columns
     if shown:
         table.reference_notes = _notes(own, model, shown)
 
 
-def _cell(table: Table, row: Row, found: dict[str, Any] | None) -> Cell:
+def _cell(table: Table, found: dict[str, Any] | None) -> Cell:
     if found is None:
         return Cell("none", reason="not published")
     marks = [_mark(table, "Source: " + PUBLISHED["sources"][found["source"]] + ".")]
@@ -101,22 +71,17 @@ def _cell(table: Table, row: Row, found: dict[str, Any] | None) -> Cell:
 
 def _mark(table: Table, text: str) -> str:
     """Return the letter of a footnote; the same text keeps its letter."""
-    for mark, known in table.footnotes.items():
-        if known == text:
-            return mark
-    mark = _MARKS[len(table.footnotes)]
+    marks = {known: mark for mark, known in table.footnotes.items()}
+    mark = marks.get(text, _MARKS[len(marks)])
     table.footnotes[mark] = text
     return mark
 
 
 def _notes(own: str | None, model: str, shown: dict[str, str]) -> list[str]:
     """Return what the published columns are, what to beware of, and what other methods reach."""
+    scale = "" if own else ", for reference only, measured at another scale"
     name = f"{PUBLISHED['models'][model]} on {PUBLISHED['dataset']}"
-    notes = [f"Published (grey): results of {name}."]
-    if own is None:
-        notes = [
-            f"Published (grey): results of {name}, for reference only, measured at another scale."
-        ]
+    notes = [f"Published (grey): results of {name}{scale}."]
     notes += [PUBLISHED["caveats"][field] for field in shown if field in PUBLISHED["caveats"]]
     others = [row for row in PUBLISHED["others"] if row["model"] == model and shown.keys() & row]
     if others:

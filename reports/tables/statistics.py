@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 from scipy import special
 
-from reports.tables.model import Cell, Column, Comparison, Row, Table, Value
+from reports.tables.model import Cell, Column, Comparison, Table
 
 ALPHA = 0.05
 POWER = 0.8
 #: seeds beyond which "the n that would settle it" is not named
 MOST = 1000
 SHUFFLES = 10_000
-
-
-def t_two_sided(t: float, df: int) -> float:
-    """Return P(|T| >= |t|) of Student's t with `df` degrees of freedom."""
-    return 2.0 * float(special.stdtr(df, -abs(t)))
 
 
 def t_critical(df: int, alpha: float = ALPHA) -> float:
@@ -45,27 +41,18 @@ def detectable_effect(n: int, alpha: float = ALPHA) -> float:
     """Return the smallest true difference, in sd of the differences, found with 80 % power."""
     from scipy.optimize import brentq  # takes a fifth of a second
 
-    high = 1.0
-    while power(n, high, alpha) < POWER:
-        high *= 2.0
-    return float(brentq(lambda effect: power(n, effect, alpha) - POWER, 0.0, high))
+    most = 2.0 * t_critical(n - 1, alpha)
+    return float(brentq(lambda effect: power(n, effect, alpha) - POWER, 0.0, most))
 
 
-def needed_pairs(effect: float, alpha: float = ALPHA, most: int = MOST) -> int | None:
-    """Smallest n that finds a true difference of `effect` sd with 80 % power; None above `most`."""
-    if effect == 0.0 or power(most, effect, alpha) < POWER:
-        return None
-    low, high = 1, 2  # power(low) < POWER <= power(high)
-    while power(high, effect, alpha) < POWER:
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(middle, effect, alpha) >= POWER else (middle, high)
-    return high
+def needed_pairs(effect: float, alpha: float = ALPHA) -> int | None:
+    """Return the smallest n that finds `effect` sd with 80 % power; None above `MOST`."""
+    n = bisect_left(range(MOST + 1), POWER, lo=2, key=lambda n: power(n, effect, alpha))
+    return n if n <= MOST else None
 
 
 def shuffled_spread(values: Sequence[Sequence[float]]) -> float:
-    """Share of shuffles whose means lie as far apart as those of `values` [cells, seeds].
+    """Return the share of shuffles whose means lie as far apart as those of [cells, seeds].
 
     A permutation test: if the cells were alike, their values of one seed could be swapped.
     """
@@ -89,77 +76,67 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def paired(cell: Cell, baseline: Cell, row: Row, against: str, column: Column) -> Comparison | None:
-    """Difference of two cells over their common seeds, untested by Holm; None without any."""
-    ours, theirs = cell.by_seed, baseline.by_seed
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not cell.valued or not baseline.valued or not seeds:
+def paired(
+    cells: dict[tuple[str, str], Cell], variant: str, baseline: str, column: Column
+) -> Comparison | None:
+    """Return the difference of two rows over their common seeds; None where it cannot be had.
+
+    Against a row that is the same for all seeds this is the one-sample test against its value.
+    """
+    ours, theirs = (cells.get((name, column.id), Cell("none")) for name in (variant, baseline))
+    seeds = sorted(ours.by_seed.keys() & theirs.by_seed.keys())
+    if not (ours.valued and theirs.valued and seeds) or ours.protocol != theirs.protocol:
         return None
-    if cell.fixed and baseline.fixed:
+    if ours.fixed and theirs.fixed:
         seeds = seeds[:1]
     n = len(seeds)
-    differences = [ours[seed] - theirs[seed] for seed in seeds]
+    differences = [ours.by_seed[seed] - theirs.by_seed[seed] for seed in seeds]
     mean = math.fsum(differences) / n
     sd = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1)) if n > 1 else None
-    t: float | None = None
-    p: float | None = None
+    better = mean > 0 if column.higher_is_better else mean < 0
+    found = Comparison(variant, baseline, column.id, n, mean, sd, better, theirs.fixed)
     # equal differences up to rounding have no spread, and a t-test nothing to divide by
-    if sd and sd >= 1e-9 * max(1.0, abs(mean)):
-        t = mean / (sd / math.sqrt(n))
-        p = t_two_sided(t, n - 1)
-    return Comparison(row.variant, against, column.id, n, mean, sd, t, p, None, None, None, False)
+    if not sd or sd < 1e-9 * max(1.0, abs(mean)):
+        return found
+    error = sd / math.sqrt(n)
+    p = 2.0 * float(special.stdtr(n - 1, -abs(mean / error)))
+    reach = t_critical(n - 1) * error
+    return replace(found, t=mean / error, p=p, low=mean - reach, high=mean + reach)
 
 
-def compare(table: Table, *, deltas: bool = False) -> None:
-    """Compare each row with the table's baseline; mark what survives; add deltas if asked.
-
-    Holm's correction is over all comparisons of the table: a reader picks from all of them. What
-    n could show, and which n would settle it, is at the level of its first step, which suffices.
-    """
-    assert table.baseline is not None
-    metrics = [column for column in table.columns if column.kind == "metric"]
-    found = []
-    for column in metrics:
-        baseline = table.cells[table.baseline, column.id]
+def compare(table: Table) -> None:
+    """Compare each row with the table's baseline in each metric; the tests wait for `judged`."""
+    for column in table.metrics:
         for row in table.rows:
-            if row.variant != table.baseline:
-                cell = table.cell(row, column)
-                found.append(paired(cell, baseline, row, table.baseline, column))
-    comparisons = [c for c in found if c is not None]
-    tested = [i for i, c in enumerate(comparisons) if c.p is not None]
-    adjusted = holm([p for i in tested if (p := comparisons[i].p) is not None])
-    direction = {column.id: 1 if column.higher_is_better else -1 for column in metrics}
-    for i, p_holm in zip(tested, adjusted, strict=True):
-        one, level = comparisons[i], ALPHA / len(tested)
-        assert one.sd
-        comparisons[i] = replace(
+            if table.baseline not in (None, row.variant):
+                found = paired(table.cells, row.variant, str(table.baseline), column)
+                table.comparisons += [found] if found else []
+
+
+def judged(comparisons: Iterable[Comparison]) -> dict[tuple[str, str, str], Comparison]:
+    """Return comparisons with what their tests say, by what is compared; each is tested once.
+
+    A primary comparison, which comes first, is tested by itself. All others are one family of
+    Holm's correction, since a reader picks from all of them. What n could show, and which n would
+    settle it, is at the level of its first step, which suffices.
+    """
+    found: dict[tuple[str, str, str], Comparison] = {}
+    for one in comparisons:
+        found.setdefault(one.what, one)
+    family = [one for one in found.values() if one.p is not None and not one.primary]
+    adjusted = dict(
+        zip((one.what for one in family), holm([one.p or 0.0 for one in family]), strict=True)
+    )
+    for what, one in found.items():
+        if one.p is None or one.sd is None:
+            continue
+        level, p = (ALPHA, one.p) if one.primary else (ALPHA / len(family), adjusted[what])
+        found[what] = replace(
             one,
-            p_holm=p_holm,
-            survives=one.mean * direction[one.column] > 0 and p_holm < ALPHA,
+            p_holm=adjusted.get(what),
+            family=len(family),
+            survives=p < ALPHA and one.better,
             detectable=detectable_effect(one.n, level) * one.sd,
             needed=needed_pairs(abs(one.mean) / one.sd, level),
         )
-    table.comparisons = comparisons
-    for comparison in comparisons:
-        table.update(
-            comparison.variant, comparison.column, bold=comparison.survives, delta=comparison.mean
-        )
-    if deltas:
-        _add_deltas(table)
-
-
-def _add_deltas(table: Table) -> None:
-    """A column of mean paired differences behind each metric."""
-    columns: list[Column] = []
-    for column in table.columns:
-        columns.append(column)
-        if column.kind != "metric":
-            continue
-        delta = replace(column, id=f"{column.id}.delta", label=f"Δ {table.baseline}", kind="delta")
-        columns.append(delta)
-        for row in table.rows:
-            cell = table.cell(row, column)
-            values = () if cell.delta is None else (Value((), cell.delta, cell.keys),)
-            state = "ok" if values else "none"
-            table.cells[row.variant, delta.id] = Cell(state, values, cell.delta)
-    table.columns = columns
+    return found

@@ -18,8 +18,7 @@ import psutil
 
 from bench.plan.planner import make_plan
 from bench.plan.stage import Stage
-from bench.run.task import Task
-from bench.run.worker import run_task
+from bench.run.worker import run_stage
 from bench.store.files import iso
 from bench.store.record import Cost, Data, Failure, Input, Record, Run, Status
 from bench.store.store import Store
@@ -238,5 +237,5 @@ def fill_store(
     write_run(store, "in-process", suite=loaded.name, profile=loaded.profile)
     for stage in make_plan(loaded, store, only=only).stages.values():
         if stage.status != "cached":
-            run_task(Task.of(stage), store, "in-process", lambda event: None)
+            run_stage(stage, store, "in-process", lambda event: None)
     return store

@@ -16,17 +16,17 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 
 from bench.plan.planner import make_plan
+from bench.plan.stage import Stage
 from bench.plan.status import assess
 from bench.run.scheduler import RunState
-from bench.run.task import Task
-from bench.run.worker import run_task
+from bench.run.worker import run_stage
 from bench.store.store import Store
 from bench.suite.load import load_suite
 
 
-def run(task: Task, store: Store) -> None:
+def run(stage: Stage, store: Store) -> None:
     """One stage, in a process of the pool; nobody watches."""
-    run_task(task, store, "plain-loop", lambda event: None)
+    run_stage(stage, store, "plain-loop", lambda event: None)
 
 
 def loop(suite: Path, store: Store, processes: int, seeds: int | None) -> float:
@@ -40,7 +40,7 @@ def loop(suite: Path, store: Store, processes: int, seeds: int | None) -> float:
         while not state.finished:
             ready = [stage for stage in state.ready() if stage.key not in going.values()]
             for stage in ready[: processes - len(going)]:
-                going[pool.submit(run, Task.of(stage), store)] = stage.key
+                going[pool.submit(run, stage, store)] = stage.key
             for ended in wait(going, return_when=FIRST_COMPLETED).done:
                 ended.result()
                 key = going.pop(ended)

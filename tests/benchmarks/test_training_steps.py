@@ -20,8 +20,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from bench.plan.planner import Stage, make_plan
-from bench.run.task import Task
-from bench.run.worker import run_task
+from bench.run.worker import run_stage
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.stages.job import Job
@@ -42,7 +41,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Stage], 
     plan = make_plan(suite, store)
     row = next(row for row in plan.rows if row.variant.name == "MAE-CT")
     for stage in row.chain[:2]:
-        run_task(Task.of(stage), store, "benchmark", lambda event: None)
+        run_stage(stage, store, "benchmark", lambda event: None)
     return {stage.kind: stage for stage in row.chain}, store
 
 

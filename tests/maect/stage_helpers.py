@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench.plan.planner import Stage, make_plan
-from bench.run.task import Task
-from bench.run.worker import run_task
+from bench.run.worker import run_stage
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.stages.job import Job
@@ -30,7 +29,7 @@ def trained_inputs(root: Path) -> dict[str, Path]:
     store.create()
     stages = chain(store, ["mae.steps=5", "head.steps=3"])
     for stage in stages[:2]:
-        run_task(Task.of(stage), store, "test", lambda event: None)
+        run_stage(stage, store, "test", lambda event: None)
     return {"encoder": store.folder(stages[0].key), "head": store.folder(stages[1].key)}
 
 

@@ -20,7 +20,7 @@ from soak_helpers import cases, draw, told, unchanged
 from bench.errors import UserError
 from bench.plan.planner import make_plan
 from bench.plan.stage import Plan
-from bench.run.recovery import clear_damage
+from bench.run.recovery import take_over
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.files import digest
@@ -41,7 +41,8 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan = plan_of(store)
     (mae,) = (stage for stage in plan.stages.values() if stage.kind == "mae")
     write_record(store, mae, status="failed", run="second")
-    write_run(store, "second", suite="smoke", profile="tiny", attempts=store.listing(plan.stages))
+    statuses = {key: store.state(key).statuses for key in plan.stages}
+    write_run(store, "second", suite="smoke", profile="tiny", attempts=statuses)
     kept = store.checkpoints(mae.key) / mae.code.hash
     kept.mkdir(parents=True)
     (kept / "20.json").write_text(json.dumps({"step": 20, "sha256": "ab", "curves": {}}))
@@ -83,7 +84,7 @@ def test_a_mutated_store_is_told_of(
             store.create()
             with store.lock():
                 store.close_runs()
-                clear_damage(plan_of(store), store)
+                take_over(plan_of(store), store)
     believed = forged in mutations or fitting in mutations
     if changed(root, example, believed=believed):
         assert verified.code in (2, 3), f"{mutations}: verify finds nothing"

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from bench.cli import main
 from bench.plan.planner import make_plan
-from bench.run.task import Task
-from bench.run.worker import run_task
+from bench.run.worker import run_stage
 from bench.store.record import Record
 from bench.store.store import Store
 from bench.suite.load import load_suite
@@ -237,7 +236,7 @@ def row(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Recor
     plan = make_plan(load_suite(root / "all.yaml", seeds=1, sets=sets), store, only="MAE")
     for stage in plan.stages.values():
         if stage.kind != "gallery":
-            run_task(Task.of(stage), store, "test", lambda event: None)
+            run_stage(stage, store, "test", lambda event: None)
     records = {n: store.state(s.key).record for n, s in plan.rows[0].evaluations.items()}
     return store.folder(plan.rows[0].chain[0].key), records
 

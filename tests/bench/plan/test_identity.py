@@ -180,14 +180,17 @@ def test_kind_inputs_and_data_are_in_a_key():
 KINDS = ("mae", "head", "features", "knn")
 
 
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    """A copy of the sources, to be edited."""
+def copy_sources(folder: Path) -> Path:
+    ignored = shutil.ignore_patterns("__pycache__", "*.npz")
     for name in ("bench", "maect", "reports"):
-        shutil.copytree(
-            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.npz")
-        )
-    return tmp_path
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """The code of each kind of stage as it is."""
+    return code_of(copy_sources(tmp_path_factory.mktemp("sources")))
 
 
 def code_of(package: Path) -> dict[str, dict]:
@@ -209,47 +212,35 @@ def code_of(package: Path) -> dict[str, dict]:
     return json.loads(done.stdout)
 
 
-def edit(path: Path, old: str, new: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "old", "new", "changed"),
+    [
+        ("stages/loop", '"""The loop', '"""Another docstring. The loop', []),
+        ("stages/loop", "class Batches:", "# a comment\n\n\nclass Batches:  # one more", []),
+        ("streams", "integer of `bits` bits", "number", []),
+        ("augment", "_CPU_PIECE = ", "_CPU_PIECE = 2 * ", ["mae", "head", "features"]),
+        ("stages/loop", "FIRST_LOGGED = 20", "FIRST_LOGGED = 21", ["mae", "head"]),
+    ],
+    ids=["docstring", "comment", "inner docstring", "constant", "of training only"],
+)
+def test_what_counts_as_a_change_of_code_and_for_which_stages(
+    module: str, old: str, new: str, changed: list[str], before: dict[str, dict], tmp_path: Path
+):
+    path = copy_sources(tmp_path) / "maect" / f"{module}.py"
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
+    after = code_of(tmp_path)
+    assert [kind for kind in KINDS if after[kind]["hash"] != before[kind]["hash"]] == changed
+    for kind in KINDS:
+        had, has = before[kind]["modules"], after[kind]["modules"]
+        differ = [name for name in has if has[name] != had[name]]
+        expected = [f"maect.{module.replace('/', '.')}"] if kind in changed else []
+        assert differ == expected
 
 
-def test_comments_and_docstrings_are_no_change_of_code(package: Path):
-    before = code_of(package)
-    loop = package / "maect" / "stages" / "loop.py"
-    edit(loop, '"""The loop', '"""Another docstring. The loop')
-    edit(loop, "class Batches:", "# a comment\n\n\nclass Batches:  # and one more")
-    edit(package / "maect" / "streams.py", "integer of `bits` bits", "number")
-    assert code_of(package) == before
-
-
-def test_a_changed_constant_is_a_change_and_is_named(package: Path):
-    before = code_of(package)
-    edit(package / "maect" / "augment.py", "_CPU_PIECE = ", "_CPU_PIECE = 2 * ")
-    after = code_of(package)
-    for entry in ("mae", "head"):
-        assert after[entry]["hash"] != before[entry]["hash"]
-        differ = {
-            name
-            for name, value in after[entry]["modules"].items()
-            if before[entry]["modules"][name] != value
-        }
-        assert differ == {"maect.augment"}
-    assert after["knn"] == before["knn"]
-
-
-def test_a_training_module_is_not_code_of_an_evaluation(package: Path):
-    before = code_of(package)
-    edit(package / "maect" / "stages" / "loop.py", "FIRST_LOGGED = 20", "FIRST_LOGGED = 21")
-    after = code_of(package)
-    assert after["mae"]["hash"] != before["mae"]["hash"]
-    assert after["knn"] == before["knn"]
-    assert after["features"] == before["features"]
-
-
-def test_modules_found_through_other_modules_are_code(package: Path):
-    found = {entry: set(code["modules"]) for entry, code in code_of(package).items()}
+def test_modules_found_through_other_modules_are_code(before: dict[str, dict]):
+    found = {entry: set(code["modules"]) for entry, code in before.items()}
     expected = {"mae", "loop", "job"}
     assert {f"maect.stages.{name}" for name in expected} <= found["mae"]
     expected = {"models", "parallel", "augment", "streams", "losses", "optim"}

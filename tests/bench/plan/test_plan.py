@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from bench.plan.stage import Plan, Row, Stage
 from bench.plan.status import assess, search_identity
 from bench.report.frames import build_view
 from bench.run.driver import RunOptions, execute
-from bench.run.tune import Search, held
+from bench.run.tune import Search, of_cells
 from bench.store.record import Code, Cost, Run
 from bench.store.store import Store
 from bench.suite.load import load_suite
@@ -225,6 +226,21 @@ def test_a_named_choice_may_change_several_settings(plan_of, tmp_path: Path):
     assert "MAE-CT" not in models
 
 
+@pytest.mark.parametrize("profile", ["tiny", "digits", "cifar10", "imagenet"])
+def test_one_search_varies_several_rows_alike(profile: str, plan_of):
+    """`lr_scale` is of a row's last stage; a row that others are matched to stays one itself."""
+    plan = plan_of(SMOKE.with_name("search_lr.yaml"), profile=profile, seeds=1)
+    rows = {row.variant.name: row.chain for row in plan.rows}
+    varied = plan.suite.search.variants
+    assert rows.keys() == {"MAE-CT", *(f"{v} lr_scale={s}" for v in varied for s in (0.5, 1, 2))}
+    for name in varied:
+        chains = [rows[f"{name} lr_scale={scale}"] for scale in (0.5, 1, 2)]
+        rates = [chain[-1].settings["train"]["lr"] for chain in chains]
+        assert rates == [0.5 * rates[1], rates[1], 2 * rates[1]]
+        assert len({tuple(stage.key for stage in chain[:-1]) for chain in chains}) == 1
+    assert rows["MAE-CT"] == rows["MAE-CT lr_scale=1"]
+
+
 def test_a_random_search_draws_its_cells_once_and_for_all(plan_of, tmp_path: Path):
     grid = "  grid: {head.queue_size: [128, 256, 512, 1024], tune.topk: [1, 2, 3, 4, 5]}\n"
 
@@ -252,7 +268,7 @@ def test_what_a_search_left_out_stays_out(plan_of, tmp_path: Path):
     plan = explored(tmp_path, plan_of)
     store = Store(tmp_path / "store")
     store.create()
-    assert held(plan) == plan.stages.keys()  # no row but the cells
+    assert of_cells(plan).keys() == plan.stages.keys()  # no row but the cells
     stopped = row_of(plan, "MAE-CT topk=2", 1)
     untried = [row_of(plan, "MAE-CT topk=3", seed) for seed in (0, 1)]
     run_to_its_end = [row_of(plan, "MAE-CT topk=1", seed) for seed in (0, 1)]
@@ -317,6 +333,14 @@ def chain(plan_of, store: Store) -> list[Stage]:
     for stage in stages:
         write_record(store, stage, content=stage.kind.encode())
     return stages
+
+
+def test_a_stage_travels_without_what_the_store_holds_of_it(chain, store):
+    assessed(chain, store)
+    tune = pickle.loads(pickle.dumps(chain[2]))
+    assert chain[2].record is not None and tune.record is None
+    assert (tune.key, tune.settings) == (chain[2].key, chain[2].settings)
+    assert tune.inputs["encoder"].key == tune.inputs["head"].inputs["encoder"].key == chain[0].key
 
 
 def assessed(stages: list[Stage], store: Store, **options: bool) -> list[tuple[str, str | None]]:

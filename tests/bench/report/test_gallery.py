@@ -11,8 +11,7 @@ from safetensors.numpy import load_file
 
 from bench.commands.verify import verify
 from bench.plan.planner import Plan, make_plan
-from bench.run.task import Task
-from bench.run.worker import run_task
+from bench.run.worker import run_stage
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect import datasets, evals
@@ -33,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, Store]:
     suite = load_suite(path, seeds=1)
     for stage in make_plan(suite, store, only="MAE*").stages.values():
         if "matched" not in stage.title and "aug" not in stage.title:
-            run_task(Task.of(stage), store, "in-process", lambda event: None)
+            run_stage(stage, store, "in-process", lambda event: None)
     return path, make_plan(suite, store, only="MAE*"), store
 
 

@@ -12,8 +12,7 @@ from bench_helpers import SMOKE, Bench, write_record
 
 from bench.plan.planner import make_plan
 from bench.plan.stage import Plan
-from bench.run.task import Task
-from bench.run.worker import run_task
+from bench.run.worker import run_stage
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.parallel import Group
@@ -105,6 +104,6 @@ def test_cpu_time_is_that_of_all_workers(store: Store, plan: Plan, monkeypatch: 
         return torch.cat([gather(group, local), other])
 
     monkeypatch.setattr(Group, "gather", of_two)
-    run_task(Task.of(features), store, "run", lambda event: None)
+    run_stage(features, store, "run", lambda event: None)
     (record,) = store.state(features.key).attempts
     assert 1000.0 < (record.cost.cpu_s or 0.0) < 1100.0

@@ -10,12 +10,11 @@ from bench_helpers import SMOKE, write_record
 
 from bench.plan.planner import make_plan
 from bench.plan.stage import Stage
+from bench.plan.status import assess
 from bench.run import driver
-from bench.run.budget import Spent
 from bench.run.driver import RunOptions
 from bench.run.recovery import close_running
-from bench.run.task import Task
-from bench.run.worker import run_task
+from bench.run.worker import run_stage
 from bench.store.record import Cost
 from bench.store.store import Store
 from bench.suite.load import load_suite
@@ -51,7 +50,7 @@ def test_an_attempt_costs_what_it_took(
         set_clock(by)
         close_running(store, stage.key, "lost", "its worker died", time.monotonic() - began)
     else:
-        run_task(Task.of(stage), store, "run", lambda event: set_clock(by))
+        run_stage(stage, store, "run", lambda event: set_clock(by))
     (attempt,) = store.state(stage.key).attempts
     assert attempt.status == ends
     assert attempt.cost.wall_s is not None
@@ -76,9 +75,10 @@ def test_a_run_took_what_it_took(by: float, store: Store, set_clock: Callable[[f
 def test_a_budget_is_spent_by_the_time_that_passes(
     by: float, store: Store, set_clock: Callable[[float], None]
 ):
-    stage = pixels(store)
+    stage, began = pixels(store), time.monotonic() - 90.0
     held = Cost(devices=2, device_kind="cpu", device_model="a CPU")
     write_record(store, stage, status="running", run="this", wall_s=0, cost=held)
     set_clock(by)
-    spent = Spent(store, "this").hours({stage.key}, {stage.key: 90.0})
-    assert spent == pytest.approx(2 * 90 / 3600)
+    assess(stage, store)
+    spent = driver.spent([stage], "this", {stage.key: began})
+    assert spent == pytest.approx(2 * 90 / 3600, rel=0.05)

@@ -16,8 +16,7 @@ from PIL import Image
 
 from bench.commands.data import prepare_data
 from bench.plan.planner import make_plan
-from bench.run.task import Task
-from bench.run.worker import run_task
+from bench.run.worker import run_stage
 from bench.store.store import Store
 from bench.suite.load import data_info, load_suite
 from maect import evals
@@ -64,7 +63,7 @@ def test_every_stage_runs_on_an_image_folder(folder: Path, tmp_path: Path):
     assert plan.unresolved is None
     row = next(row for row in plan.rows if row.variant.name == "MAE-CT_aug")
     for stage in (*row.chain, row.features, row.evaluations["knn"]):
-        run_task(Task.of(stage), store, "test", lambda event: None)
+        run_stage(stage, store, "test", lambda event: None)
     record = store.state(row.evaluations["knn"].key).record
     assert record is not None
     assert 0 <= record.metrics[0].value <= 100
@@ -188,7 +187,7 @@ def test_a_split_that_is_empty_by_chance_is_missed_by_what_chooses_on_it(
     store.create()
     row = make_plan(suite, store, only="raw pixels").rows[0]
     for stage in (row.features, row.evaluations["knn"]):
-        run_task(Task.of(stage), store, "test", lambda event: None)
+        run_stage(stage, store, "test", lambda event: None)
     record = store.state(row.evaluations["knn"].key).record
     assert record is not None
     assert 0 <= record.metrics[0].value <= 100

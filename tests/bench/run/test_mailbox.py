@@ -6,10 +6,10 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from bench.run.mailbox import Alive, Completed, Mailbox, Stepped, Waiting
+from bench.run.mailbox import Alive, Ended, Mailbox, Stepped, Waiting
 
 SHORT_S, LONG_S = 0.02, 30.0
-ALIVE = Alive(1, 0, "process 7 on here")
+ALIVE = Alive(1, "process 7 on here")
 STEP = Stepped("a", 1, 2, 0, 0.5, 10.0)
 
 
@@ -63,24 +63,23 @@ def test_steps_and_signs_of_life_wake_nobody_and_are_told_with_the_next_news() -
         waiting = asyncio.create_task(mailbox.events(LONG_S))
         await asyncio.sleep(SHORT_S)
         early = waiting.done()
-        await mailbox.tell(Completed("a"))
+        await mailbox.tell(Ended("a"))
         return early, await waiting
 
-    assert asyncio.run(steps()) == (False, [STEP, ALIVE, Completed("a")])
+    assert asyncio.run(steps()) == (False, [STEP, ALIVE, Ended("a")])
 
 
 def test_a_trial_hears_when_all_its_stages_have_ended_or_one_has_failed() -> None:
-    async def trial(*told: dict[str, str]) -> dict[str, str]:
+    async def trial(*told: tuple[str, str]) -> dict[str, str]:
         mailbox = Mailbox()
         waiting = asyncio.create_task(mailbox.outcomes(["a", "b"]))
-        for part in told:
+        for key, how in told:
             await asyncio.sleep(0)
             assert not waiting.done()
-            await mailbox.settle(part)
+            await mailbox.settle(key, how)
         return await waiting
 
-    good = {"a": "complete", "b": "complete", "c": "complete"}
-    assert asyncio.run(trial({"a": "complete"}, {"b": "complete", "c": "complete"})) == {
-        key: good[key] for key in "ab"
-    }
-    assert asyncio.run(trial({"b": "its loss is not finite"})) == {"b": "its loss is not finite"}
+    good = {"a": "complete", "b": "complete"}
+    assert asyncio.run(trial(("c", "complete"), *good.items())) == good
+    failed = "its loss is not finite"
+    assert asyncio.run(trial(("b", failed))) == {"b": failed}

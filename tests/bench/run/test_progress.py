@@ -46,7 +46,7 @@ def test_what_is_left_of_a_resumed_stage_goes_by_its_pace(display: Display):
     stage = next(s for s in display.plan.stages.values() if s.title == "MAE, seed 0")
     assert (stage.steps, stage.settings["train"]["batch_size"]) == (40, 64)
     display.begin(stage)
-    assert display.training() == {}
+    assert display.training == {}
     display.step(stage, Stepped(stage.key, 30, 40, 1, 0.5, 32.0))
-    assert display.training() == {stage.key: pytest.approx(10 * 64 / 32)}
+    assert display.training == {stage.key: pytest.approx(10 * 64 / 32)}
     assert "30/40 epoch 1 loss 0.5000 32 images/s, 20.0 s left" in written(display)

@@ -13,15 +13,13 @@ from bench.run.scheduler import (
     PATIENCE_S,
     Action,
     EndGroup,
-    Finish,
     Give,
     GiveUp,
     Group,
     LoseGroup,
     RunState,
+    Say,
     StartGroup,
-    StartSearch,
-    TellOfSilence,
     decide,
 )
 from bench.store.record import Code
@@ -110,7 +108,7 @@ def test_a_failure_takes_its_descendants_only():
     assert not state.finished
     assert state.fail("head", "told again") == []
     state.complete("long mae")
-    assert decide(state, 0.0) == [Finish()]
+    assert state.finished
 
 
 def test_a_failed_evaluation_leaves_its_sisters_alone():
@@ -189,9 +187,9 @@ def test_a_run_of_every_stage():
                     order.append(key)
                 case EndGroup(group):
                     del state.groups[group]
-                case Finish():
-                    assert order == ["mae", "long mae", "head", "tune", "features", "probe", "knn"]
-                    return
+        if state.finished:
+            assert order == ["mae", "long mae", "head", "tune", "features", "probe", "knn"]
+            return
         for group in [g for g in state.groups.values() if g.phase == "working"][:1]:
             state.complete(str(group.stage))
             group.phase, group.since = "waiting", now
@@ -253,46 +251,47 @@ def test_groups_that_never_start_are_not_started_for_ever():
 
 def busy(width: int, **heard: float) -> RunState:
     """A run with a group at work whose workers were last heard at these times."""
-    group = Group(
-        width, "working", "mae", since=99.0, heard={int(k[1:]): at for k, at in heard.items()}
-    )
+    group = Group(width, "working", "mae", since=99.0, heard=heard)
     return make(groups={1: group}, width=width, capacity=width)
+
+
+def silent(worker: str, seconds: int) -> Say:
+    return Say(f"  {worker} gives no sign of life (mae, {seconds} s; given up after 60 s)")
 
 
 @pytest.mark.parametrize(
     ("state", "now", "expected"),
     [
-        (busy(1, _0=100.0), 115.0, []),
-        (busy(1, _0=100.0), 116.0, [TellOfSilence(1, 0, 16.0)]),
-        (busy(2, _0=115.0, _1=100.0), 116.0, [TellOfSilence(1, 1, 16.0)]),
-        (busy(2, _0=115.0), 116.0, [TellOfSilence(1, 1, 17.0)]),
-        (busy(1, _0=100.0), 161.0, [LoseGroup(1, "no sign of life for 60 s")]),
-        (busy(2, _0=160.0, _1=100.0), 161.0, [LoseGroup(1, "no sign of life for 60 s")]),
+        (busy(1, a=100.0), 115.0, []),
+        (busy(1, a=100.0), 116.0, [silent("a", 16)]),
+        (busy(2, a=115.0, b=100.0), 116.0, [silent("b", 16)]),
+        (busy(2, a=115.0), 116.0, [silent("a worker that has yet to speak", 17)]),
+        (busy(1, a=100.0), 161.0, [LoseGroup(1, "no sign of life for 60 s")]),
+        (busy(2, a=160.0, b=100.0), 161.0, [LoseGroup(1, "no sign of life for 60 s")]),
     ],
     ids=["well", "silent", "one of two", "never heard", "too long", "one of two too long"],
 )
 def test_a_worker_without_a_sign_of_life_is_told_of_and_given_up(
     state: RunState, now: float, expected: list[Action]
 ):
-    found = decide(state, now)
-    assert [a for a in found if isinstance(a, TellOfSilence | LoseGroup)] == expected
+    assert [a for a in decide(state, now) if isinstance(a, Say | LoseGroup)] == expected
 
 
-def test_a_silent_group_is_told_of_once_and_again_after_a_sign():
-    state = busy(1, _0=100.0)
-    assert decide(state, 120.0) == [TellOfSilence(1, 0, 20.0)]
-    state.groups[1].told = 120.0
+def test_a_silent_group_is_told_of_now_and_then():
+    state = busy(1, a=100.0)
+    assert decide(state, 120.0) == [silent("a", 20)]
+    state.told = 120.0
     assert decide(state, 130.0) == []
-    state.hear(1, 0, 131.0)
-    assert decide(state, 132.0) == []
-    assert decide(state, 150.0) == [TellOfSilence(1, 0, 19.0)]
+    assert decide(state, 136.0) == [silent("a", 36)]
+    state.hear(1, "a", 137.0)
+    assert decide(state, 150.0) == []
 
 
 def test_the_stage_of_a_group_given_up_is_tried_again_and_its_late_word_is_not_heard():
-    state = busy(1, _0=0.0)
+    state = busy(1, a=0.0)
     assert state.lose(1, "no sign of life") == "mae"
     assert decide(state, 61.0) == [StartGroup(1)]
-    state.hear(1, 0, 62.0)
+    state.hear(1, "a", 62.0)
     state.wait(1, 62.0)
     assert state.lose(1, "it ended after all") is None
     assert len(state.lost["mae"]) == 1
@@ -302,7 +301,10 @@ def test_a_group_that_does_not_start_is_waited_for_with_words_and_not_for_ever()
     told, limit = PATIENCE_S["starting"]
     state = make(groups={1: Group(1, since=10.0), 2: Group(1, since=10.0)}, capacity=2)
     assert decide(state, 10.0 + told) == []
-    assert decide(state, 11.0 + told) == [TellOfSilence(1, 0, told + 1.0)]
+    assert decide(state, 11.0 + told) == [
+        Say("  a group of 1 worker(s) has yet to start; are cores or GPUs free? (starting, "
+            "31 s; given up after 300 s)")
+    ]  # fmt: skip
     given_up = decide(state, 11.0 + limit)
     assert {action.key for action in given_up if isinstance(action, GiveUp)} == set(GRAPH)
     assert given_up[0] == GiveUp("mae", "no worker group could start within 300 s")
@@ -354,12 +356,10 @@ def test_groups_of_one_make_way_for_a_wide_one_when_they_have_nothing_to_do():
 
 def test_stages_of_a_search_wait_until_a_trial_asks():
     held = {"head", "tune", "features", "knn", "probe"}
-    state = make(held=held, search_waits=True, capacity=2)
+    state = make(held=held, capacity=2)
     assert starts(decide(state, 0.0)) == [1, 1]
     state.complete("mae")
     state.complete("long mae")
-    assert decide(state, 0.0) == [StartSearch()]
-    state.search_waits = False
     assert decide(state, 0.0) == []
     state.held -= {"head"}
     assert decide(state, 0.0) == [StartGroup(1)]
@@ -368,4 +368,4 @@ def test_stages_of_a_search_wait_until_a_trial_asks():
 def test_what_a_search_left_out_is_not_waited_for():
     state = make("mae", "long mae", "head", "tune", "features")
     state.pruned |= {"knn": "not tried", "probe": "not tried"}
-    assert decide(state, 0.0) == [Finish()]
+    assert state.finished

@@ -57,14 +57,14 @@ print(meter.reading().model_dump_json())
 STAGE = """
 import sys, time
 from pathlib import Path
-from bench.run import attempt, worker
+from bench.run import worker
 from bench.store.record import Cost
 from bench.plan.planner import make_plan
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.stages import features
 worker._uuid = lambda device: "aaaa"
-attempt._held = lambda *given: Cost(devices=1, device_kind="gpu", device_model="Stand-in-1")
+worker._held = lambda *given: Cost(devices=1, device_kind="gpu", device_model="Stand-in-1")
 if sys.argv[3] == "fail":
     def broken(*given):
         time.sleep(0.5)
@@ -75,7 +75,7 @@ store.create()
 stages = make_plan(load_suite(Path(sys.argv[1]), seeds=1), store).stages.values()
 stage = next(s for s in stages if s.kind == "features" and not s.inputs)
 try:
-    worker.run_task(worker.Task.of(stage), store, "run", lambda event: None)
+    worker.run_stage(stage, store, "run", lambda event: None)
 except worker.StageFailed:
     assert sys.argv[3] == "fail"
 """
@@ -143,66 +143,42 @@ def test_without_a_counter_power_is_integrated_and_marked(driver: StandIn, code:
     assert found["energy_from"] == "power"
 
 
-def test_without_counter_and_power_energy_alone_is_blank(driver: StandIn) -> None:
-    found = driver.reading(
-        f"{DEVICE}{HISTORY}fail nvmlDeviceGetTotalEnergyConsumption {NOT_SUPPORTED}\n"
-        f"fail nvmlDeviceGetPowerUsage {NOT_SUPPORTED}\n"
-    )
-    assert (found["energy_kwh"], found["energy_from"]) == (None, None)
-    assert found["reasons"] == {"energy_kwh": "NVML: Not Supported"}
-    assert found["peak_memory_mib"] == 3 * 1024
+def fails(functions: str, code: int, at: str = "") -> str:
+    return "".join(f"fail nvml{name} {code} {at}\n" for name in functions.split())
 
 
-def test_a_device_lost_on_the_way_leaves_no_part_of_a_number(driver: StandIn) -> None:
-    functions = "TotalEnergyConsumption PowerUsage UtilizationRates MemoryInfo"
-    functions += " ComputeRunningProcesses_v3"
-    lost = "".join(f"fail nvmlDeviceGet{name} {GPU_IS_LOST} 12\n" for name in functions.split())
-    found = driver.reading(DEVICE + HISTORY + lost)
-    for name in ("energy_kwh", "utilisation_percent", "peak_memory_mib"):
-        assert found[name] is None
-        assert found["reasons"][name] == "NVML: GPU is lost, 12 s into the attempt"
-
-
-def test_permission_denied(driver: StandIn) -> None:
-    found = driver.reading(f"{DEVICE}{HISTORY}fail nvmlInitWithFlags {NO_PERMISSION}\n")
-    assert found["energy_kwh"] is None
-    assert set(found["reasons"].values()) == {"NVML: Insufficient Permissions"}
+METERS = "DeviceGetTotalEnergyConsumption DeviceGetPowerUsage"
+ALL = f"{METERS} DeviceGetUtilizationRates DeviceGetMemoryInfo DeviceGetComputeRunningProcesses_v3"
+EVERY = ("energy_kwh", "utilisation_percent", "peak_memory_mib")
+MIG = "MIG: the driver counts for the whole GPU, not for an instance"
+SHARED = f"at 25 200000 40 {GIB} 2\n"
 
 
 @pytest.mark.parametrize(
-    ("script", "memory"),
-    [(DEVICE + HISTORY + "mig 1\n", None), ("device MIG-aaaa Slice\n" + HISTORY, 3 * 1024)],
-    ids=["the whole device", "an instance"],
-)
-def test_a_mig_instance_has_no_energy_of_its_own(
-    driver: StandIn, script: str, memory: float | None
+    ("script", "options", "blank", "why"),
+    [
+        (fails(METERS, NOT_SUPPORTED), {}, EVERY[:1], "NVML: Not Supported"),
+        (fails(ALL, GPU_IS_LOST, "12"), {}, EVERY, "NVML: GPU is lost, 12 s into the attempt"),
+        (fails("InitWithFlags", NO_PERMISSION), {}, EVERY, "NVML: Insufficient Permissions"),
+        ("", {"uuid": "GPU-bbbb"}, EVERY, "NVML: Not Found"),
+        ("mig 1\n", {}, EVERY, MIG),
+        ("device MIG-aaaa Slice\n", {}, EVERY[:2], MIG),
+        (SHARED, {}, EVERY, "shared: 2 processes compute on the device"),
+        # a process that is gone a second later was only ending
+        (f"{SHARED}at 25.5 200000 40 {GIB} 1\n", {}, (), ""),
+        ("", {"seconds": 0}, EVERY[:2], "the attempt was too short for two samples"),
+    ],
+    ids=["no meter", "lost on the way", "not permitted", "not there", "MIG", "an instance of MIG",
+         "shared", "shared for a moment", "too short"],
+)  # fmt: skip
+def test_what_was_not_measured_for_all_of_the_attempt_is_blank_and_says_why(
+    script: str, options: dict[str, Any], blank: tuple[str, ...], why: str, driver: StandIn
 ) -> None:
-    found = driver.reading(script)
-    assert (found["energy_kwh"], found["utilisation_percent"]) == (None, None)
-    assert found["reasons"]["energy_kwh"].startswith("MIG: the driver counts for the whole GPU")
-    assert found["peak_memory_mib"] == memory
-
-
-def test_a_shared_device_is_blank(driver: StandIn) -> None:
-    script = DEVICE + HISTORY + f"at 25 200000 40 {GIB} 2\n"
-    assert driver.reading(script)["reasons"]["energy_kwh"] == (
-        "shared: 2 processes compute on the device"
-    )
-    # a process that is gone a second later was only ending
-    brief = script + f"at 25.5 200000 40 {GIB} 1\n"
-    assert driver.reading(brief)["reasons"] == {}
-
-
-def test_a_device_that_is_not_there(driver: StandIn) -> None:
-    found = driver.reading(DEVICE + HISTORY, uuid="GPU-bbbb")
-    assert set(found["reasons"].values()) == {"NVML: Not Found"}
-
-
-def test_an_attempt_too_short_for_two_samples(driver: StandIn) -> None:
-    found = driver.reading(DEVICE + HISTORY, seconds=0)
-    assert found["energy_kwh"] is None
-    assert found["reasons"]["energy_kwh"] == "the attempt was too short for two samples"
-    assert found["peak_memory_mib"] == 1024
+    device = "" if script.startswith("device") else DEVICE
+    found = driver.reading(device + HISTORY + script, **options)
+    assert found["reasons"] == dict.fromkeys(blank, why)
+    assert tuple(name for name in EVERY if found[name] is None) == blank
+    assert (found["energy_from"] is None) == ("energy_kwh" in blank)
 
 
 def only_record(root: Path) -> dict[str, Any]:

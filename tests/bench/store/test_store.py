@@ -17,8 +17,9 @@ from bench_helpers import SMOKE, Bench, write_record, write_run
 from bench.errors import UserError
 from bench.plan.planner import make_plan
 from bench.plan.stage import Plan, Stage
-from bench.run.budget import Spent
-from bench.run.recovery import clear_damage, close_running
+from bench.plan.status import assess_all
+from bench.run.driver import spent
+from bench.run.recovery import close_running, take_over
 from bench.store.files import write_atomic
 from bench.store.record import Cost, Failure
 from bench.store.store import Store
@@ -152,7 +153,6 @@ def test_a_changed_artifact_is_found_set_aside_and_pending(
     how: str, store: Store, mae: Stage, plan: Plan
 ):
     write_record(store, mae, content=b"weights")
-    assert store.damage(store.state(mae.key)) is None
     artifact = store.folder(mae.key) / "artifact.bin"
     match how:
         case "flipped":
@@ -162,7 +162,7 @@ def test_a_changed_artifact_is_found_set_aside_and_pending(
         case "missing":
             artifact.unlink()
     plan = make_plan(plan.suite, store)
-    (line,) = clear_damage(plan, store)
+    (line,) = take_over(plan, store)
     assert line.startswith("MAE, seed 0: artifact.bin ")
     assert line.endswith("set aside, it is made again")
     assert not artifact.exists()
@@ -172,12 +172,12 @@ def test_a_changed_artifact_is_found_set_aside_and_pending(
     assert state.record is None
     assert [a.status for a in state.attempts] == ["damaged"]
     assert make_plan(plan.suite, store).stages[mae.key].status == "pending"
-    assert clear_damage(make_plan(plan.suite, store), store) == []
+    assert take_over(make_plan(plan.suite, store), store) == []
 
 
 def test_a_sound_store_has_no_damage(store: Store, mae: Stage, plan: Plan):
     write_record(store, mae)
-    assert clear_damage(make_plan(plan.suite, store), store) == []
+    assert take_over(make_plan(plan.suite, store), store) == []
 
 
 # --------------------------------------------------------------------------- attempts that died
@@ -221,22 +221,19 @@ def test_a_run_that_ended_without_a_word_is_noted(store: Store):
 
 
 def test_a_run_has_spent_what_its_attempts_held(store: Store, plan: Plan):
-    mae, head, tune = list(plan.stages.values())[:3]
-    spent = Spent(store, "this")
-    assert spent.hours({mae.key}, {mae.key: 5.0}) == 0
+    mae, head, tune = stages = list(plan.stages.values())[:3]
+    assert spent(stages, "this", {mae.key: 5.0}) == 0
     write_record(store, mae, run="another", wall_s=3600)
     write_record(store, mae, status="failed", run="this", wall_s=1800)
     write_record(store, head, run="this", wall_s=360)
     two = Cost(devices=2, device_kind="cpu", device_model="a CPU")
     write_record(store, tune, status="running", run="this", wall_s=900, cost=two)
-    keys = {mae.key, head.key, tune.key}
-    assert spent.hours(keys, {tune.key: 900.0}) == pytest.approx(0.5 + 0.1 + 0.5, abs=1e-3)
+    assess_all(plan, store)
+    began = {tune.key: time.monotonic() - 900}
+    assert spent(stages, "this", began) == pytest.approx(0.5 + 0.1 + 0.5, abs=1e-3)
     close_running(store, tune.key, "lost", "its worker died")
-    after = spent.hours(keys, {})
-    assert after == pytest.approx(1.1, abs=1e-3)
-    write_record(store, tune, run="this", wall_s=720)
-    assert spent.hours(keys, {}) == after  # what has ended is read once
-    assert spent.hours(keys, {tune.key: 0.0}) == pytest.approx(after + 0.2)
+    assess_all(plan, store)
+    assert spent(stages, "this", {}) == pytest.approx(1.1, abs=1e-3)
 
 
 # ------------------------------------------------------------------------------------ one driver
@@ -273,3 +270,14 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(store: Store, bench:
         pass
     with store.lock():
         pass
+
+
+def test_a_run_with_nothing_to_do_reads_each_record_once(
+    store: Store, plan: Plan, bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    for stage in plan.stages.values():
+        write_record(store, stage)
+    read, state = [], Store.state
+    monkeypatch.setattr(Store, "state", lambda self, key: read.append(key) or state(self, key))
+    assert bench("run", SMOKE, "--seeds", "1", "--store", store.root).code == 0
+    assert sorted(read) == sorted(plan.stages)

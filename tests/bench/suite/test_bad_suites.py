@@ -30,6 +30,7 @@ def case(old: str, new: str, *says: str, at: str | None = None) -> ParameterSet:
 
 #: as they stand in smoke.yaml
 PROBE = "probe: {epochs: 5, batch_size: 256}"
+NAMED = "{metric: knn"
 NUMERICS = "    numerics: {precision: fp32, threads: 1, shards: 4, isa: avx2}"
 TUNE = "    tune: {steps: 20, batch_size: 64, lr: 4.0e-3, warmup: 0.2, topk: 5, frozen: 0.5}\n"
 
@@ -51,7 +52,6 @@ CASES = [
     case("MAE: {stages: [mae]}", "MAE: {stages: [mea]}", "mae"),
     case("augment: aug}", "augment: agu}", "did you mean 'aug'?"),
     case("baseline: MAE", "baseline: MEA", "did you mean 'MAE'?"),
-    case("baseline: MAE", "deltas: true", "'baseline'"),
     case("columns: [knn", "rows: [MAE, MAE_CT]\n    columns: [knn", "did you mean 'MAE-CT'?"),
     case("probe, cost]", "probe, costs]", "did you mean 'cost'?"),
     case("probe, cost]", "knn.acuracy_k20]", "did you mean 'knn.accuracy_k20'?"),
@@ -61,6 +61,10 @@ CASES = [
     case("evaluate: [", "gallery: [MAE, MAE_CT]\nevaluate: [", "did you mean 'MAE-CT'?"),
     case("evaluate: [", "gallery: [MAE]\nevaluate: [", "two rows"),
     case("evaluate: [", "gallery: [raw pixels, random encoder]\nevaluate: [", "a stage 'mae'"),
+    case("evaluate: [", f"primary: {NAMED}, row: MAE-TC, against: MAE}}\nevaluate: [", "'MAE-CT'?"),
+    case("evaluate: [", f"primary: {NAMED}, row: MAE, against: MEA}}\nevaluate: [", "'MAE'?"),
+    case("evaluate: [", f"secondary: [{NAMED}, row: MAE, against: MAE}}]\nevaluate: [", "two rows"),
+    case("evaluate: [", "primary: {metric: cost}\nevaluate: [", "row"),
     case("match_compute: MAE-CT", "match_compute: MAE-TC", "did you mean 'MAE-CT'?"),
     case("match_compute: MAE-CT", "match_compute: MAE", "tunes"),
     case("compute: MAE-CT", "compute: NNCLR without MAE", "no match_compute of its own"),
@@ -378,6 +382,8 @@ def test_what_contradicts_is_told(suite: Path, given: str, says: str, bench: Ben
 @pytest.mark.parametrize(
     ("old", "new", "says", "at"),
     [
+        ("variant: MAE-CT", "variant: [MAE-CT, MAE-CT]", "stands twice", "variant: [MAE-CT"),
+        ("augment: [min, aug]", "variant: [MAE]", "'search: {variant", "variant: [MAE]"),
         ("variant: MAE-CT", "variant: MAE-TC", "did you mean 'MAE-CT'?", "MAE-TC"),
         ("head.queue_size: [128", "head.queue: [128", "unknown setting 'head.queue'", "head.queue"),
         ("[128, 256,", "[128, 100,", "write 128", "head.queue_size"),

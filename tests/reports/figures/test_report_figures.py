@@ -78,8 +78,8 @@ def test_curves_have_a_panel_a_kind_and_column() -> None:
 def test_long_curves_are_means_of_neighbouring_steps() -> None:
     points = charts.smoothed([(float(i), float(i % 2)) for i in range(320)])
     assert len(points) == 80
-    assert points[0] == (1.5, 0.5)
-    assert charts.smoothed([(0.0, 1.0), (1.0, 2.0)]) == [(0.0, 1.0), (1.0, 2.0)]
+    assert points[0] == Point(1.5, 0.5)
+    assert charts.smoothed([(0.0, 1.0), (1.0, 2.0)]) == [Point(0.0, 1.0), Point(1.0, 2.0)]
 
 
 def test_a_loss_that_falls_far_has_a_logarithmic_axis() -> None:
@@ -108,7 +108,7 @@ def test_timeline_draws_stages_failures_and_cuts_long_pauses() -> None:
     figure = timeline(Facts(view))
     assert figure is not None
     # 50 distinct stages and one failed attempt
-    assert figure.panels[0].count("<rect") == 51
+    assert figure.panels[0].count("<polyline") == 51
     assert figure.panels[0].count("k-bad") == 1
     assert "pause" not in figure.caption
     late = datetime(2026, 3, 2, 12, 0, 0)
@@ -120,7 +120,7 @@ def test_timeline_draws_stages_failures_and_cuts_long_pauses() -> None:
     ]
     figure = timeline(Facts(view_of(rows, [])))
     assert figure is not None
-    assert figure.panels[0].count("<rect") == 2
+    assert figure.panels[0].count("<polyline") == 2
     assert "1 pause in which nothing ran cut short" in figure.caption
 
 

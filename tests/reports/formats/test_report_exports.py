@@ -16,6 +16,7 @@ from report_views import full_view, key_of, metric, record, stage, view_of
 
 from reports.formats.exports import (
     FORMATS,
+    latex_escaped,
     to_csv,
     to_frame,
     to_json,
@@ -24,7 +25,6 @@ from reports.formats.exports import (
     to_parquet,
 )
 from reports.formats.html import render_html
-from reports.formats.latex import escape
 from reports.formats.text import render_text
 from reports.frames import FAILURES
 from reports.tables.build import build_tables
@@ -144,11 +144,11 @@ def test_withheld_numbers_are_not_exported_as_means() -> None:
 
 
 def test_latex_escapes() -> None:
-    assert escape("a_b & 5 % {x} \\y $z$ #1 ~ ^") == (
+    assert latex_escaped("a_b & 5 % {x} \\y $z$ #1 ~ ^") == (
         r"a\_b \& 5 \% \{x\} \textbackslash{}y \char36{}z\char36{} \#1 "
         r"\textasciitilde{} \textasciicircum{}"
     )
-    assert escape("😀 é 表 ð ½") == "U+1F600 é U+8868 U+00F0 U+00BD"
+    assert latex_escaped("😀 é 表 ð ½") == "U+1F600 é U+8868 U+00F0 U+00BD"
 
 
 def test_markdown_keeps_foreign_text_in_its_cell() -> None:

@@ -59,7 +59,7 @@ def test_a_failed_chain_has_no_cost_but_a_reason() -> None:
     rows[1]["status"], rows[2]["status"] = "failed", "pending"
     view = view_of(rows, [], tables=COST)
     assert texts(view, "A")["cost.total"] == "failed"
-    assert build_tables(view)[0].cells["A", "cost.total"].reason == "seed 0: head failed"
+    assert build_tables(view)[0].cells["A", "cost.total"].reason == "seed 0 failed: head"
 
 
 def test_what_was_not_measured_is_no_zero() -> None:
@@ -95,7 +95,7 @@ def test_the_suite_counts_shared_stages_once() -> None:
 def test_failed_attempts_stand_apart_from_the_total() -> None:
     found = ledger(Facts(full_view()))
     (failed,) = [line for line in found.lines if line.apart]
-    assert (failed.label, failed.count, failed.wall_s) == ("Attempts failed", 1, 7.2)
+    assert (failed.label, len(failed.rows), failed.wall_s) == ("Attempts failed", 1, 7.2)
     assert failed.hours["core"] == pytest.approx(0.002)
 
 
@@ -106,7 +106,7 @@ def test_a_complete_attempt_that_was_redone_is_superseded() -> None:
         for n in (1, 2)
     ]
     found = ledger(Facts(view_of([row], [], tries)))
-    assert [(x.label, x.count) for x in found.lines if x.apart] == [("Attempts superseded", 1)]
+    assert [(x.label, len(x.rows)) for x in found.lines if x.apart] == [("Attempts superseded", 1)]
 
 
 def test_overhead_of_tuning_over_its_mae() -> None:
@@ -147,7 +147,7 @@ def test_energy_is_blank_with_its_reason_unless_all_was_measured() -> None:
     )  # fmt: skip
     assert texts(view, "A")["cost.energy"] == "0.50 (1 of 2)"
     assert build_tables(view)[0].cells["A", "cost.energy"].reason == (
-        "seed 1: mae was not measured (MIG)"
+        "seed 1 not measured: mae (MIG)"
     )
 
 
@@ -194,5 +194,5 @@ def test_what_a_search_gave_up_is_told_apart() -> None:
     ]
     found = ledger(Facts(view_of(rows, [])))
     (line,) = [line for line in found.lines if line.apart]
-    assert (line.count, line.wall_s) == (1, 10.0)
+    assert (len(line.rows), line.wall_s) == (1, 10.0)
     assert found.total.wall_s == 110.0

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import html
+from dataclasses import replace
+
 import pytest
-from report_views import full_view, key_of, metric, record, stage, view_of
+from report_views import (
+    NAMED,
+    full_view,
+    headed_view,
+    key_of,
+    metric,
+    record,
+    search_view,
+    stage,
+    view_of,
+)
 from scipy import stats
 
 from reports.facts import Facts
+from reports.formats.exports import to_markdown
 from reports.formats.html import render_html
+from reports.formats.text import render_text
 from reports.tables.build import build_tables
 from reports.tables.findings import findings, numerics, ranking
 from reports.tables.statistics import (
@@ -118,6 +133,69 @@ def test_bold_is_what_survives_and_is_better() -> None:
     assert down.p_holm < 0.05
 
 
+def test_the_primary_comparison_is_tested_by_itself_with_an_interval() -> None:
+    view = headed_view()
+    table = build_tables(view)[0]
+    primary, further = table.named
+    ours, matched = (
+        [view.metrics.filter(column="knn", variant=row)["value"].to_list()]
+        for row in ("MAE-CT", "compute-matched MAE")
+    )
+    test = stats.ttest_rel(*ours, *matched)
+    interval = test.confidence_interval(0.95)
+    assert (primary.n, primary.p_holm) == (10, None)
+    assert primary.p == pytest.approx(test.pvalue)
+    assert (primary.low, primary.high) == pytest.approx((interval.low, interval.high))
+    # at 5 %, not at a share of it
+    assert primary.detectable == pytest.approx(detectable_effect(10) * (primary.sd or 0.0))
+    # a row that is the same for all seeds is a constant
+    assert further.p == pytest.approx(stats.ttest_1samp(*ours, 96.6).pvalue)
+    assert further.constant
+    assert further.family == len([c for c in table.comparisons if c.p is not None]) + 1
+    said = (
+        "Primary comparison, named by the suite: k-NN (k=10), MAE-CT against compute-matched MAE: "
+        f"+{primary.mean:.1f} points, 95 % confidence interval +{primary.low:.1f} to "
+        f"+{primary.high:.1f} (paired t over 10 seeds; p < 0.001): MAE-CT is better."
+    )
+    assert table.headline[0] == said
+    assert "raw pixels: +1.1 points" in table.headline[1]
+    assert "one-sample t over 10 seeds against a constant" in table.headline[1]
+    assert "Holm's correction over 11 tests): MAE-CT is better." in table.headline[1]
+    for made in (render_text(view), to_markdown([table]), html.unescape(render_html(view))):
+        assert said in " ".join(made.replace("\\", "").split())
+        assert made.index("Primary comparison") < made.index("Digits: k-NN")
+
+
+@pytest.mark.parametrize(
+    ("base", "row", "said"),
+    [
+        (BETTER, BASE, "p < 0.001): row is worse."),
+        (BASE, [90.3, 90.1, 89.8, 90.4, 90.0], "no difference is shown."),
+        (BASE, [value + 1.0 for value in BASE], "equal differences, allow no test."),
+        (BASE[:1], BETTER[:1], "over 1 seed: one seed, or equal differences, allow no test."),
+        (BASE, [], "row against base: nothing to compare yet."),
+    ],
+)
+def test_the_headline_says_whatever_was_found(base: list, row: list, said: str) -> None:
+    view = rows_of({"base": base, "row": row})
+    view.named = [NAMED[0] | {"row": "row", "against": "base"}]
+    view.variants = ["base", "row"]
+    assert said in build_tables(view)[0].headline[0]
+
+
+def test_all_tables_are_one_family_in_which_each_test_counts_once() -> None:
+    view = full_view(named=NAMED)
+    one, probe = ({"columns": c, "baseline": "MAE"} for c in (["knn", "probe"], ["probe"]))
+    matched = {"columns": ["knn"], "baseline": "compute-matched MAE"}
+    tables = build_tables(replace(view, tables=[one, probe, matched]))
+    tested = {c.what: c for t in tables for c in [*t.comparisons, *t.named] if c.p is not None}
+    family = [c for c in tested.values() if not c.primary]
+    assert {c.family for c in family} == {len(family)}
+    assert len(tested) == len(family) + 1  # the primary one, which stands in the last table too
+    expected = holm([c.p or 0.0 for c in family])
+    assert [c.p_holm for c in family] == pytest.approx(expected)
+
+
 def test_lower_is_better_where_the_metric_says_so() -> None:
     view = rows_of({"base": BETTER, "low": BASE}, higher_is_better=False)
     assert build_tables(view)[0].cells["low", "knn"].bold
@@ -221,6 +299,15 @@ def trained(shards: int, *groups: tuple[int, str | None]):
         rows.append(row)
     view = view_of(rows, [], tables=[{"title": "T", "columns": ["cost"]}])
     return numerics(build_tables(view)[0], Facts(view))
+
+
+def test_cells_looked_at_on_the_test_split_are_counted() -> None:
+    view = search_view()
+    seen = ranking(build_tables(view)[0], Facts(view))[0]
+    assert seen.startswith("k-NN (k=10): 8 cells were looked at on the test split; whoever picks")
+    for told in view.records.values():
+        told["protocol"] |= {"split": "selection, the half that chose nothing"}
+    assert "looked at" not in " ".join(ranking(build_tables(view)[0], Facts(view)))
 
 
 def test_a_report_says_what_its_numerics_promise() -> None:

@@ -8,12 +8,11 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
-from report_views import full_view, key_of, metric, stage, view_of
+from report_views import full_view, key_of, metric, record, stage, view_of
+from rich.cells import cell_len
 
-from reports.display import width
-from reports.formats.exports import to_frame, to_markdown
+from reports.formats.exports import to_frame, to_latex, to_markdown
 from reports.formats.html import render_html
-from reports.formats.latex import to_latex
 from reports.formats.text import render_text, table_text
 from reports.tables import published
 from reports.tables.build import build_tables
@@ -135,6 +134,42 @@ def test_seeds_of_different_protocols_make_no_mean() -> None:
     assert cell_of(view_of(rows, metrics, tables=TABLE)).state == "mixed protocols"
 
 
+def test_the_spread_over_draws_stands_beside_the_one_over_seeds() -> None:
+    rows, metrics = [], []
+    for seed, draws in enumerate(([60.0, 70.0, 80.0], [62.0, 72.0, 88.0])):
+        row = stage(key_of(seed), "low_shot", "A", seed)
+        row["record"] = record(row, summary={"draws": {"accuracy_1": draws}})
+        rows.append(row)
+        told = {"metric": "accuracy_1", "label": "1-shot"}
+        metrics.append(metric("A", seed, row["key"], sum(draws) / 3, "low_shot", **told))
+    view = view_of(rows, metrics, tables=[{"title": "T", "columns": ["low_shot"]}])
+    table = build_tables(view)[0]
+    # over seeds 70 and 74; over draws 61, 71, 84, whose squares about 72 sum to 266, over n - 1 = 2
+    assert table.cells["A", "low_shot"].draws_sd == pytest.approx(math.sqrt(133))
+    for made in (render_text(view), to_markdown([table]).replace("\\", ""), to_latex([table])):
+        assert re.search(r"72\.0 .{1,5} 2\.8 \{?\[\}?11\.5", made)
+    assert "over the draws of the labelled images" in table.notes[1]
+    for told in ([[1.0, 2.0], [1.0]], ["x"], None, [[1.0]], [math.nan, 1.0]):
+        for row in view.records.values():
+            row["summary"] = {"draws": {"accuracy_1": told}}
+        assert cell_of(view, column="low_shot").draws_sd is None
+
+
+def test_a_column_says_that_its_rows_read_different_tokens() -> None:
+    rows, metrics = [], []
+    for variant, pool in (("A", "cls"), ("B", "mean"), ("C", "mean"), ("pixels", None)):
+        features, knn = (stage(key_of(n, variant), n, variant, 0) for n in ("features", "knn"))
+        features["record"] = record(features, settings={"pool": pool})
+        knn["record"] = record(knn, inputs={"features": {"key": features["key"]}})
+        rows += [features, knn]
+        metrics.append(metric(variant, 0, knn["key"], 90.0))
+    table = build_tables(view_of(rows, metrics, tables=TABLE))[0]
+    assert table.columns[0].label == "k-NN (k=10), tokens by row"
+    assert table.notes[0] == "k-NN (k=10): class token in A; mean of patches in B, C."
+    same = build_tables(view_of(rows[2:], metrics[1:], tables=TABLE))[0]
+    assert (same.columns[0].label, same.notes) == ("k-NN (k=10)", [])
+
+
 def test_rows_groups_and_digits_follow_the_declaration() -> None:
     declared = {
         "title": "T", "rows": ["MAE-CT", "MAE"], "columns": ["probe", "knn"], "digits": 2,
@@ -148,17 +183,6 @@ def test_rows_groups_and_digits_follow_the_declaration() -> None:
         ("probe", "frozen"), ("knn", "frozen"),
     ]  # fmt: skip
     assert cell_text(table.cells["MAE", "knn"], table.columns[1]) == "93.40 ± 1.74"
-
-
-def test_deltas_are_paired_means() -> None:
-    declared = {"title": "T", "columns": ["knn"], "baseline": "MAE", "deltas": True}
-    table = build_tables(full_view(tables=[declared]))[0]
-    delta = table.columns[1]
-    assert delta.kind == "delta"
-    # 97.8 - 94.6, 98.2 - 91.4, 97.2 - 94.2
-    assert table.cells["MAE-CT", delta.id].mean == pytest.approx((3.2 + 6.8 + 3.0) / 3)
-    assert cell_text(table.cells["MAE-CT", delta.id], delta) == "+4.3"
-    assert cell_text(table.cells["random encoder", delta.id], delta) == "−35.0"
 
 
 def test_published_numbers_stand_apart_with_source_and_conflict() -> None:
@@ -192,14 +216,11 @@ def test_other_methods_are_named_under_the_table_only() -> None:
 
 
 def test_published_numbers_of_the_same_model_are_no_mere_reference() -> None:
-    resolved = (
-        "variants: {MAE: {settings: {model: {size: base, patch_size: 16}, data: {classes: 1000}}}}"
-    )
-    table = build_tables(full_view(resolved=resolved))[0]
+    table = build_tables(full_view(model="vit_base_patch16"))[0]
     assert table.cells["MAE", "knn.published"].mean == 51.1
     assert "ViT-B/16 on ImageNet-1K" in table.reference_notes[0]
     assert "another scale" not in table.reference_notes[0]
-    small = build_tables(full_view(resolved=resolved.replace("1000", "10")))[0]
+    small = build_tables(full_view(model="vit_tiny_patch4"))[0]
     assert "another scale" in small.reference_notes[0]
 
 
@@ -252,7 +273,7 @@ def test_headings_are_whole_words_within_the_terminal(columns: int, monkeypatch)
     metrics = [metric("A", 0, key, 90.0, name, label=label) for name in ("knn", "probe")]
     view = view_of([stage(key, "knn", "A", 0)], metrics, tables=[{"columns": ["knn", "probe"]}])
     lines = render_text(view).splitlines()
-    assert max(map(width, lines)) <= columns
+    assert max(map(cell_len, lines)) <= columns
     heads = [line for line in lines if "block" in line or "patches" in line]
     assert [line.split("  ")[-1].strip() for line in heads] == ["block 1, mean", "of patches"]
     assert not any("…" in line for line in lines)
@@ -267,7 +288,7 @@ def test_a_wide_table_goes_on_below_within_the_terminal() -> None:
     ]  # fmt: skip
     view = view_of(rows, metrics, tables=[{"title": "T", "columns": [*columns, "cost"]}])
     lines = table_text(build_tables(view)[0])
-    assert max(map(width, lines)) <= 100
+    assert max(map(cell_len, lines)) <= 100
     for name in variants:
         found = " ".join(line.removeprefix(name) for line in lines if line.startswith(name))
         assert [f"{10 * i}.5 ± 0.7" for i in range(9)] == re.findall(r"[\d.]+ ± [\d.]+", found)
