@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,25 +31,26 @@ class ClusterSettings(Settings):
 
 
 def cluster_accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images whose cluster is matched to their class, in [0, 1]: [M], [M] -> float.
+    """Return how many images' clusters are matched to their class, in percent: [M], [M] -> float.
 
-    Clusters and classes are matched one to one so that the share is largest (Hungarian method).
+    Clusters and classes are matched one to one so that they are most (Hungarian method).
     """
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics.cluster import contingency_matrix
 
     table = contingency_matrix(labels, clusters)
-    return float(table[linear_sum_assignment(table, maximize=True)].sum() / len(labels))
+    return 100.0 * float(table[linear_sum_assignment(table, maximize=True)].sum() / len(labels))
 
 
-def _scores() -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
+def _scores(clusters: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return the scores of one run by the names of `_LABELS`, in percent."""
     from sklearn import metrics
 
     return {
-        "accuracy": lambda labels, clusters: cluster_accuracy(clusters, labels),
-        "nmi": metrics.normalized_mutual_info_score,
-        "ami": metrics.adjusted_mutual_info_score,
-        "ari": metrics.adjusted_rand_score,
+        "accuracy": cluster_accuracy(clusters, labels),
+        "nmi": 100.0 * float(metrics.normalized_mutual_info_score(labels, clusters)),
+        "ami": 100.0 * float(metrics.adjusted_mutual_info_score(labels, clusters)),
+        "ari": 100.0 * float(metrics.adjusted_rand_score(labels, clusters)),
     }
 
 
@@ -67,10 +68,11 @@ def _metrics(settings: ClusterSettings) -> list[Metric]:
 
 
 def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
-    runs = predictions["cluster_by_run"].T
+    """Return the scores of the main run, their mean and best over the runs, in percent."""
+    runs = [_scores(clusters, labels) for clusters in predictions["cluster_by_run"].T]
     values: dict[str, float] = {}
-    for name, score in _scores().items():
-        each = [100.0 * float(score(labels, run)) for run in runs]
+    for name in _LABELS:
+        each = [run[name] for run in runs]
         values[name] = each[0]
         values[f"{name}_mean"] = float(np.mean(each))
         values[f"{name}_best"] = max(each)

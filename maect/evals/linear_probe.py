@@ -212,6 +212,7 @@ def probe_metrics(label: str) -> list[Metric]:
 
 
 def derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+    """Return the accuracies in percent, and their difference in points."""
     honest = percent_correct(predictions["class"], labels)
     official = percent_correct(predictions["class_test_selected"], labels)
     return {

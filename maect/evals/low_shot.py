@@ -72,7 +72,7 @@ def budget_metrics(budgets: Sequence[Budget], how: str = "") -> list[Metric]:
 
 
 def derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
-    """Return the mean over the draws of the accuracy on the whole test split."""
+    """Return the mean over the draws of the accuracy on the whole test split, in percent."""
     return {
         key.replace("class", "accuracy"): 100.0 * float((drawn == labels[:, None]).mean())
         for key, drawn in predictions.items()

@@ -103,7 +103,7 @@ def knn(
     temperature: float | None = 0.07,
     standardize: bool = True,
 ) -> float | dict[int, float]:
-    """Return the k-NN accuracy in [0, 1]; a dict k -> accuracy if `k` is a sequence.
+    """Return the k-NN accuracy in percent; a dict k -> accuracy if `k` is a sequence.
 
     train_x [N, D], train_y [N], test_x [M, D], test_y [M]. Raises ValueError if k is not in 1..N
     or a feature is not finite.
@@ -111,7 +111,7 @@ def knn(
     counts = [int(count) for count in np.atleast_1d(k)]
     found = _predict((train_x, train_y), test_x, counts, temperature, standardize)
     truth = labels_of(test_y)
-    accuracy = {count: float(np.mean(found[f"class_k{count}"] == truth)) for count in counts}
+    accuracy = {count: percent_correct(found[f"class_k{count}"], truth) for count in counts}
     return accuracy if np.iterable(k) else accuracy[counts[0]]
 
 
@@ -134,6 +134,7 @@ def _metrics(settings: KnnSettings) -> list[Metric]:
 
 
 def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+    """Return accuracy and purity for each k, in percent."""
     counts = [int(key.removeprefix("class_k")) for key in predictions if key[:7] == "class_k"]
     same = predictions["neighbor_class"] == labels[:, None]
     values = {f"accuracy_k{k}": percent_correct(predictions[f"class_k{k}"], labels) for k in counts}
