@@ -66,6 +66,14 @@ class Images(Protocol):
     #: the workers that share the work; all of them do the same otherwise
     group: Group
 
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Channel means that all images are normalised by, for values in [0, 1]."""
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Channel deviations that all images are normalised by, for values in [0, 1]."""
+
     def network(self) -> nn.Module:
         """A fresh copy of what makes the features, images [B, C, S, S] -> [B, D] float32, with
         the ViT as its `encoder`."""
@@ -128,7 +136,7 @@ class Evaluator:
     metrics: Callable[[Any], list[Metric]]
     #: (input, settings) -> result
     run: Callable[[EvalInput, Any], EvalResult]
-    #: (predictions, test labels [M]) -> metric name -> value
+    #: (predictions, test labels [M]) -> metric name -> value in the metric's unit, never a share
     derive: Callable[[Predictions, np.ndarray], dict[str, float]]
     #: whether its result depends on the seed of `EvalInput`
     uses_seed: bool

@@ -189,14 +189,13 @@ class _Classifier:
         labels = self.data.train.y[torch.from_numpy(rows)].to(self.device)
         views = self.images.views(settings.view, "finetune", epoch, rows)
         if settings.rand_augment or settings.erasing:
-            split = cast(Any, self.images).split("train")
             views = strengthen(
                 views,
                 [(self.data.seed, "finetune", "strengthen", epoch, int(row)) for row in rows],
                 magnitude=settings.rand_augment,
                 erasing=settings.erasing,
-                mean=split.mean,
-                std=split.std,
+                mean=self.images.mean,
+                std=self.images.std,
             )
         if not mixing:
             return views, labels

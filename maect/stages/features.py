@@ -62,6 +62,11 @@ def with_channels(images: Tensor, count: int) -> Tensor:
     return images.mean(1, keepdim=True).expand(-1, count, -1, -1).contiguous()
 
 
+def _as_many(statistics: tuple[float, ...], count: int) -> tuple[float, ...]:
+    """Return statistics of `count` channels: as they are, or of all the mean."""
+    return statistics if len(statistics) == count else (sum(statistics) / len(statistics),) * count
+
+
 class JobImages:
     """A job's images, and fresh copies of its encoder (`maect.evals.Images`).
 
@@ -84,6 +89,16 @@ class JobImages:
     def channels(self) -> int:
         """Channels that the encoder takes: of the data, or as the settings say of other data."""
         return int(self.job.settings.get("channels") or len(self.split("train").mean))
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Means of the channels that the encoder takes."""
+        return _as_many(self.split("train").mean, self.channels)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Deviations of the channels that the encoder takes."""
+        return _as_many(self.split("train").std, self.channels)
 
     @cached_property
     def pixels(self) -> bool:

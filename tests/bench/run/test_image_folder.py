@@ -98,7 +98,7 @@ profiles:
     plan = make_plan(load_suite(path), store)
     assert plan.unresolved is None
     for stage in plan.stages.values():
-        run_task(Task.of(stage), store, "test", lambda event: None)
+        run_stage(stage, store, "test", lambda event: None)
     dims = {"raw pixels": 8 * 8 * 3, "MAE": 32}
     for row in plan.rows:
         here, there = (row.evaluations[name] for name in ("knn", "knn_there"))

@@ -22,6 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "low_shot": {"budgets": ["1"]},
     "low_shot_finetune": {"budgets": ["2"], "epochs": 2, "lrs": [1e-4, 1e-2], "view": VIEW},
     "cluster": {},
+    "histogram": {},
 }
 
 
