@@ -119,7 +119,7 @@ def entry_modules(kind: str) -> list[str]:
         return [ENTRY[kind]]
     evaluator = evals.get(kind)
     entry = "evaluate_encoder" if evaluator.needs_encoder else "evaluate"
-    return [f"maect.stages.{entry}", evaluator.run.__module__]
+    return [f"maect.stages.{entry}", evaluator.compute.__module__]
 
 
 def unusual(data: DataInfo) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def _prepared(x: Tensor, standardize: bool) -> Tensor:
     return standardized(x, x[:0])[0].float() if standardize else x.float()
 
 
-def _run(data: EvalInput, settings: ClusterSettings) -> EvalResult:
+def _compute(data: EvalInput, settings: ClusterSettings) -> EvalResult:
     from sklearn.metrics import silhouette_samples
 
     from maect.evals.kmeans import kmeans
@@ -110,20 +110,16 @@ def _run(data: EvalInput, settings: ClusterSettings) -> EvalResult:
         "silhouette": width.astype(np.float32),
     }
     protocol: dict[str, Any] = {
-        "evaluation": "cluster",
-        **settings.resolved(),
         "start": "greedy k-means++",
         "clusters": classes,
         "images": "test",
         "value": "run with the lowest inertia; _mean: over runs; _best: best run by test labels",
-        "test_images": len(data.test.y),
     }
-    values = _derive(predictions, labels_of(data.test.y))
     chosen = {"inertia": found.inertia[order].tolist()}
     notes = [_NOTE]
     if classes < data.classes:
         notes.append(f"{classes} clusters: so many of {data.classes} classes have test images")
-    return EvalResult(values, predictions, chosen, protocol, notes)
+    return EvalResult(predictions, chosen, protocol, notes)
 
 
 EVALUATOR = Evaluator(
@@ -131,7 +127,7 @@ EVALUATOR = Evaluator(
     label="clustering",
     settings=ClusterSettings,
     metrics=_metrics,
-    run=_run,
+    compute=_compute,
     derive=_derive,
     uses_seed=True,
 )

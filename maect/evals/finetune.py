@@ -274,9 +274,7 @@ def _tuned(
     return classes, {"lr": lr, "steps": steps, "images": len(rows), **tried}
 
 
-def _run(data: EvalInput, settings: FineTuneSettings) -> EvalResult:
-    if data.images is None:
-        raise ValueError("fine-tuning needs the encoder; it was given cached features only")
+def _compute(data: EvalInput, settings: FineTuneSettings) -> EvalResult:
     low_shot = {**data.low_shot, _ALL: [list(range(len(data.train.y)))]}
     data, budgets = dataclasses.replace(data, low_shot=low_shot), cast(Any, settings.budgets)
     check_draws(data, budgets)
@@ -288,17 +286,13 @@ def _run(data: EvalInput, settings: FineTuneSettings) -> EvalResult:
         )
         chosen[metric_name("accuracy", budget)] = [found for _, found in draws]
     protocol: dict[str, Any] = {
-        "evaluation": "low_shot_finetune",
-        **settings.resolved(),
         "optimizer": "AdamW, betas 0.9 and 0.999; linear warm-up, half a cosine to 0",
         "choice": "lr by accuracy on held-out labelled images after the last epoch, then the "
         "earlier one; then trained anew on all labelled images",
         "images": {name: [draw["images"] for draw in found] for name, found in chosen.items()},
         "value": "mean over the draws",
-        "test_images": len(data.test.y),
     }
-    values = derive(predictions, labels_of(data.test.y))
-    return EvalResult(values, predictions, chosen, protocol, shortages(data, budgets))
+    return EvalResult(predictions, chosen, protocol, shortages(data, budgets))
 
 
 def _passes(settings: FineTuneSettings, images: Mapping[str, int], classes: int) -> float:
@@ -318,7 +312,7 @@ EVALUATOR = Evaluator(
     label="low-shot, fine-tuned",
     settings=FineTuneSettings,
     metrics=lambda settings: budget_metrics(cast(Any, settings.budgets), ", fine-tuned"),
-    run=_run,
+    compute=_compute,
     derive=derive,
     by_draw=by_draw,
     uses_seed=True,

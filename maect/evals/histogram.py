@@ -81,11 +81,9 @@ def _derive(predictions: Predictions, labels: np.ndarray) -> dict[str, float]:
     return {"r2": 100.0 * float(explained), "misplaced": 100.0 * float(wrong)}
 
 
-def _run(data: EvalInput, settings: HistogramSettings) -> EvalResult:
+def _compute(data: EvalInput, settings: HistogramSettings) -> EvalResult:
     import torch
 
-    if data.images is None:
-        raise ValueError("colour histograms need the images; it was given cached features only")
     train, selection, test = (
         _targets(data, split, settings.bins) for split in ("train", "selection", "test")
     )
@@ -107,14 +105,11 @@ def _run(data: EvalInput, settings: HistogramSettings) -> EvalResult:
     predictions = {"histogram": test.numpy(), "predicted": predicted.numpy()}
     chosen = {"l2": settings.l2[best], "selection_error": errors}
     protocol: dict[str, Any] = {
-        "evaluation": "histogram",
-        **settings.resolved(),
         "target": "share of the pixels in each bin of each channel, images as evaluations see them",
         "choice": "l2 by squared error on the selection split, then the earlier one",
         "train_images": len(data.train.y),
-        "test_images": len(data.test.y),
     }
-    return EvalResult(_derive(predictions, np.empty(0)), predictions, chosen, protocol)
+    return EvalResult(predictions, chosen, protocol)
 
 
 EVALUATOR = Evaluator(
@@ -125,7 +120,7 @@ EVALUATOR = Evaluator(
         Metric("r2", "colour histogram, R²", "%", True, primary=True),
         Metric("misplaced", "colour histogram, misplaced pixels", "%", False),
     ],
-    run=_run,
+    compute=_compute,
     derive=_derive,
     uses_seed=False,
     chooses=lambda settings: True,

@@ -222,20 +222,20 @@ def derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[st
     }
 
 
-def _run(data: EvalInput, settings: ProbeSettings) -> EvalResult:
+def _compute(data: EvalInput, settings: ProbeSettings) -> EvalResult:
     import torch
 
     def cached(epoch: int, rows: np.ndarray) -> Tensor:
         place = torch.from_numpy(rows).to(data.train.x.device)
         return data.train.x.index_select(0, place)
 
-    return run_probe(data, settings, cached, {"evaluation": "probe", "features": "cached"})
+    return run_probe(data, settings, cached, "cached")
 
 
 def run_probe(
-    data: EvalInput, settings: ProbeSettings, features: TrainFeatures, named: dict[str, Any]
+    data: EvalInput, settings: ProbeSettings, features: TrainFeatures, name: str
 ) -> EvalResult:
-    """Train the probes on `features`, choose, predict; `named` opens the protocol."""
+    """Train the probes on `features`, choose, predict; the protocol calls these `name`."""
     images, dim = data.train.x.shape
     size = min(settings.batch_size, images)
     lrs = [lr * size / 256 for lr in settings.base_lrs]
@@ -264,13 +264,11 @@ def run_probe(
         "test_selected_epoch": official_epoch,
     }
     protocol = {
-        **named,
-        **settings.resolved(),
+        "features": name,
         "batch_used": size,
         "choice": "base_lr by selection accuracy after the last epoch, then by its cross entropy",
         "train_images": images,
         "selection_images": len(data.selection.y),
-        "test_images": len(data.test.y),
     }
     notes = []
     if size < settings.batch_size:
@@ -280,8 +278,7 @@ def run_probe(
             f"only {settings.epochs * steps} steps: the running statistics of the batch norm "
             "still remember their initial values"
         )
-    values = derive(predictions, labels_of(data.test.y))
-    return EvalResult(values, predictions, chosen, protocol, notes)
+    return EvalResult(predictions, chosen, protocol, notes)
 
 
 EVALUATOR = Evaluator(
@@ -289,7 +286,7 @@ EVALUATOR = Evaluator(
     label="linear probe",
     settings=ProbeSettings,
     metrics=lambda settings: probe_metrics("linear probe"),
-    run=_run,
+    compute=_compute,
     derive=derive,
     uses_seed=True,
     chooses=lambda settings: True,

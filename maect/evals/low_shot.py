@@ -111,7 +111,7 @@ def shortages(data: EvalInput, budgets: Sequence[Budget]) -> list[str]:
     return notes
 
 
-def _run(data: EvalInput, settings: LowShotSettings) -> EvalResult:
+def _compute(data: EvalInput, settings: LowShotSettings) -> EvalResult:
     from maect.evals.logistic import fit_logistic
 
     check_draws(data, settings.budgets)
@@ -135,16 +135,12 @@ def _run(data: EvalInput, settings: LowShotSettings) -> EvalResult:
             }
             first = own.stop
     protocol: dict[str, Any] = {
-        "evaluation": "low_shot",
-        **settings.resolved(),
         "rows": "centred by their own mean, L2-normalised; no intercept",
         "images": {name: solved["images"] for name, solved in chosen.items()},
         "value": "mean over the draws",
         "ties": "lower class",
-        "test_images": len(data.test.y),
     }
-    values = derive(predictions, labels_of(data.test.y))
-    return EvalResult(values, predictions, chosen, protocol, notes)
+    return EvalResult(predictions, chosen, protocol, notes)
 
 
 def _groups(data: EvalInput, budgets: list[Budget]) -> list[list[Budget]]:
@@ -182,7 +178,7 @@ EVALUATOR = Evaluator(
     label="low-shot",
     settings=LowShotSettings,
     metrics=lambda settings: budget_metrics(settings.budgets),
-    run=_run,
+    compute=_compute,
     derive=derive,
     by_draw=by_draw,
     uses_seed=False,
