@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import PositiveInt
 
 from maect.evals.base import EvalInput, EvalResult, Evaluator, Metric, labels_of
 from maect.settings import Positive, Settings
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _LABELS = {"accuracy": "cluster ACC", "nmi": "NMI", "ami": "AMI", "ari": "ARI"}
 _NOTE = "the _best values take the best run by the test labels: an upper end, not a result"
@@ -79,18 +76,14 @@ def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[s
     return values | {"silhouette": 100.0 * float(predictions["silhouette"].mean())}
 
 
-def _prepared(x: Tensor, standardize: bool) -> Tensor:
-    from maect.evals.nearest import standardized
-
-    return standardized(x, x[:0])[0].float() if standardize else x.float()
-
-
 def _compute(data: EvalInput, settings: ClusterSettings) -> EvalResult:
     from sklearn.metrics import silhouette_samples
 
     from maect.evals.kmeans import kmeans
+    from maect.evals.nearest import standardized
 
-    x = _prepared(data.test.x, settings.standardize)
+    x = data.test.x
+    x = (standardized(x, x[:0])[0] if settings.standardize else x).float()
     classes = len(np.unique(labels_of(data.test.y)))
     found = kmeans(
         x,

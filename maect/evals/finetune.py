@@ -276,8 +276,8 @@ def _tuned(
 
 def _compute(data: EvalInput, settings: FineTuneSettings) -> EvalResult:
     low_shot = {**data.low_shot, _ALL: [list(range(len(data.train.y)))]}
-    data, budgets = dataclasses.replace(data, low_shot=low_shot), cast(Any, settings.budgets)
-    check_draws(data, budgets)
+    data = dataclasses.replace(data, low_shot=low_shot)
+    check_draws(data, settings.budgets)
     predictions, chosen = {}, {}
     for budget in settings.budgets:
         draws = [_tuned(data, settings, budget, i) for i in range(len(data.low_shot[budget]))]
@@ -292,7 +292,7 @@ def _compute(data: EvalInput, settings: FineTuneSettings) -> EvalResult:
         "images": {name: [draw["images"] for draw in found] for name, found in chosen.items()},
         "value": "mean over the draws",
     }
-    return EvalResult(predictions, chosen, protocol, shortages(data, budgets))
+    return EvalResult(predictions, chosen, protocol, shortages(data, settings.budgets))
 
 
 def _passes(settings: FineTuneSettings, images: Mapping[str, int], classes: int) -> float:
@@ -311,7 +311,7 @@ EVALUATOR = Evaluator(
     name="low_shot_finetune",
     label="low-shot, fine-tuned",
     settings=FineTuneSettings,
-    metrics=lambda settings: budget_metrics(cast(Any, settings.budgets), ", fine-tuned"),
+    metrics=lambda settings: budget_metrics(settings.budgets, ", fine-tuned"),
     compute=_compute,
     derive=derive,
     by_draw=by_draw,

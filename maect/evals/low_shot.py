@@ -54,7 +54,7 @@ def budget_label(budget: str) -> str:
     return budget if budget.endswith("%") else f"{budget}-shot"
 
 
-def budget_metrics(budgets: Sequence[Budget], how: str = "") -> list[Metric]:
+def budget_metrics(budgets: Sequence[str], how: str = "") -> list[Metric]:
     """Return an accuracy for each budget, the first one primary; `how` ends their labels."""
     return [
         Metric(
@@ -88,14 +88,14 @@ def by_draw(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[s
     }
 
 
-def check_draws(data: EvalInput, budgets: list[Budget]) -> None:
+def check_draws(data: EvalInput, budgets: Sequence[str]) -> None:
     """Raise ValueError if the data set's split has no draws for one of the budgets."""
     missing = [budget for budget in budgets if budget not in data.low_shot]
     if missing:
         raise ValueError(f"the data set's split has no low-shot draws for {', '.join(missing)}")
 
 
-def shortages(data: EvalInput, budgets: Sequence[Budget]) -> list[str]:
+def shortages(data: EvalInput, budgets: Sequence[str]) -> list[str]:
     """Return a sentence for each budget whose draws give a class fewer images than it says."""
     notes, labels = [], labels_of(data.train.y)
     for budget in budgets:
