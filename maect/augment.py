@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from maect import image_ops as ops
-from maect.settings import AugmentSettings, ViewSettings
+from maect.settings import ViewSettings
 from maect.streams import Stream
 
 #: pixel values worked on together on a CPU: more leave its caches, fewer cost more calls each
@@ -99,7 +99,7 @@ def sample_boxes(
 
 
 class Augment:
-    """Makes augmented, normalised views of uint8 images.
+    """Makes augmented, normalised views of uint8 images, view i as `views[i]` says.
 
     `seed` and `role` (the stage, say "mae") select the random streams. `mean` and `std` are the
     channel statistics to normalise by, for values in [0, 1].
@@ -107,7 +107,7 @@ class Augment:
 
     def __init__(
         self,
-        settings: AugmentSettings,
+        views: Sequence[ViewSettings],
         *,
         image_size: int,
         mean: Sequence[float],
@@ -115,10 +115,8 @@ class Augment:
         seed: int,
         role: str,
     ) -> None:
-        self.views = (settings.view0, settings.view1 or settings.view0)
-        self.image_size = image_size
+        self.views, self.image_size, self.purpose = views, image_size, (seed, role)
         self.mean, self.std = tuple(mean), tuple(std)
-        self.purpose = (seed, role)
 
     def __call__(
         self,
@@ -130,7 +128,7 @@ class Augment:
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Return view 0 or 1: uint8 [B, C, H, W], or B of [C, h, w] -> [B, C, S, S].
+        """Return a view: uint8 [B, C, H, W], or B of [C, h, w] -> [B, C, S, S].
 
         `indices` int64 [B] are the samples' rows in their split. Work is done on `device`, by
         default the images'.
@@ -162,8 +160,7 @@ class Augment:
 
         def draw(purpose: str, count: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
             """Return numbers in [0, 1): [B, count]; of an operator that is off, 1: never chosen."""
-            off = purpose != "crop" and getattr(settings, purpose) == 0.0
-            if off:
+            if purpose != "crop" and getattr(settings, purpose) == 0.0:
                 return np.ones((len(indices), count), np.float32)
             return Stream(*self.purpose, purpose, view).uniform(epoch, indices[rows], count)
 

@@ -210,10 +210,9 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
+@torch.no_grad()
 def _unflatten(flat: Tensor, targets: Sequence[Tensor]) -> None:
     """Write the numbers of `flat` into `targets`, one after the other."""
-    offset = 0
-    with torch.no_grad():
-        for target in targets:
-            target.copy_(flat[offset : offset + target.numel()].view_as(target))
-            offset += target.numel()
+    parts = flat.split([target.numel() for target in targets])
+    for target, part in zip(targets, parts, strict=True):
+        target.copy_(part.view_as(target))

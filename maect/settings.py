@@ -52,6 +52,12 @@ class DataSettings(Settings):
     #: images in the training split, needed to plan `image_folder` and `parquet` without the data
     train_images: PositiveInt | None = None
     classes: PositiveInt | None = None
+    #: training images set apart to choose settings on, 0: none; null: those of the committed split,
+    #: of a folder or shards the 4 % that their checksums say
+    selection: NonNegativeInt | None = None
+    #: folder of published lists of labelled images for low-shot evaluations of an `image_folder`;
+    #: see `maect.datasets.lists`
+    low_shot: str | None = None
     #: share of unreadable training images above which a stage fails (never any in a test split)
     max_broken: Share = 0.001
 
@@ -62,6 +68,8 @@ class DataSettings(Settings):
             raise ValueError(f"data '{self.name}' needs a path")
         if not on_disk and self.path is not None:
             raise ValueError(f"data '{self.name}' takes no path; it lives in the data directory")
+        if self.low_shot is not None and self.name != "image_folder":
+            raise ValueError("lists of files (low_shot) go with data 'image_folder' only")
         return self
 
 

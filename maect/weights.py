@@ -25,18 +25,18 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import ConfigDict, PositiveInt, ValidationError
+from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from maect.files import write_atomic
 from maect.finite import is_finite
 from maect.models import Encoder, sincos_positions
-from maect.settings import SIZES, ModelSettings, Positive, Settings
+from maect.settings import SIZES, ModelSettings, Positive
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 #: of a stage's two encoders the average comes first: suites evaluate it
@@ -47,7 +47,9 @@ _OTHER_PARTS = ("mask_token", "embeddings.mask_token", "decoder", "head.", "pool
 _WRAPPERS = re.compile(
     r"(?:(?<=^)|(?<=\.))(?:module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."
 )
-_HUGGING_FACE = (
+#: names inside an encoder -> ours: of DINOv2's chunks of blocks, and of Hugging Face
+_RENAMES = (
+    (r"^blocks\.\d+\.(?=\d+\.)", "blocks."),
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
@@ -59,8 +61,33 @@ _HUGGING_FACE = (
     (r"^encoder\.layer\.(\d+)\.output\.dense\.", r"blocks.\1.mlp.fc2."),
     (r"^layernorm\.", "norm."),
 )
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_Side = PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+_InputSize = Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
+#: what a `config.json` of Hugging Face, timm or `save_encoder`, or a stage's `encoder.json`, may
+#: state: our name of the fact, its type, and where it stands; what stands last decides
+_FACTS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
+    ("dim", PositiveInt, ("hidden_size", "num_features", "model_args.embed_dim", "dim")),
+    ("depth", PositiveInt, ("num_hidden_layers", "model_args.depth", "depth")),
+    ("heads", PositiveInt, ("num_attention_heads", "model_args.num_heads", "heads")),
+    ("input_size", _InputSize, ("input_size", "pretrained_cfg.input_size")),
+    ("in_chans", PositiveInt, ("num_channels", "model_args.in_chans", "in_chans")),
+    ("patch_size", _Side, ("model_args.patch_size", "patch_size")),
+    ("mlp width", PositiveInt, ("intermediate_size",)),
+    ("mlp_ratio", Positive, ("model_args.mlp_ratio", "mlp_ratio")),
+    ("activation", str, ("model_args.act_layer", "hidden_act")),
+    ("image_size", _Side, ("model_args.img_size", "image_size")),
+    ("mean", list[float], ("mean", "pretrained_cfg.mean")),
+    ("std", list[Positive], ("std", "pretrained_cfg.std")),
+    ("interpolation", str, ("interpolation", "pretrained_cfg.interpolation")),
+    ("crop_pct", Positive, ("crop_pct", "pretrained_cfg.crop_pct")),
+    ("pool", str, ("model_args.global_pool", "global_pool", "pool")),
+)
+#: how facts are read: no number from a word, none that is not finite
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+#: facts that say how images are prepared, and what is read of them
+_OF_IMAGES = ("mean", "std", "interpolation", "crop_pct", "pool")
 _POOLS = {"token": "cls", "cls": "cls", "avg": "mean", "mean": "mean"}
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 #: more than any file or image of a ViT has: entries, levels of nesting, blocks, patches
 _ENTRIES, _LEVELS, _BLOCKS, _PATCHES = 10**6, 32, 1000, 2**20
@@ -75,6 +102,7 @@ def load_encoder(
     *,
     image_size: int | tuple[int, int] | None = None,
     heads: int | None = None,
+    expected: Mapping[str, int] | None = None,
 ) -> Encoder:
     """Return the encoder in a checkpoint file, or in a folder that holds one, in float32.
 
@@ -84,36 +112,15 @@ def load_encoder(
     for; for another one sin-cos positions are computed anew and others resized (bicubic).
     Positions are fixed either way; a position of the class token is added to it. The encoder's
     `notes` say what was assumed. CheckpointError if the file cannot be read, lacks tensors, has
-    others or wrong ones, or if what is beside it says otherwise.
+    others or wrong ones, or if what is beside it, or the sizes `expected`, say otherwise.
     """
-    return _load(weights_file(path), image_size, heads)
-
-
-def load_for(
-    path: str | Path, model: ModelSettings, *, image_size: int | tuple[int, int], in_chans: int
-) -> Encoder:
-    """`load_encoder` for a stage of these settings, whose number of heads it takes.
-
-    CheckpointError also where the file's sizes are not the settings'.
-    """
-    assert model.dim
-    expected = {name: getattr(model, name) for name in ("dim", "depth", "heads", "patch_size")}
-    expected |= {"in_chans": in_chans, "mlp width": int(model.dim * model.mlp_ratio)}
-    return _load(weights_file(path), image_size, model.heads, expected)
-
-
-def _load(
-    file: Path,
-    image_size: int | tuple[int, int] | None,
-    heads: int | None,
-    expected: Mapping[str, int] | None = None,
-) -> Encoder:
-    tensors = _rename(_encoder_part(_named_tensors(_read(file), file), file), file)
+    file = weights_file(path)
+    tensors = _encoder_tensors(_read(file), file)
     sizes = _sizes(tensors, file)
     beside, stated = _stated(file)
     notes: list[str] = []
     patch = sizes["patch_size"]
-    found = {**sizes, "mlp width": int(sizes["dim"] * sizes["mlp_ratio"])}
+    found = {**sizes, "mlp width": int(sizes["dim"] * sizes["mlp_ratio"]), "activation": "gelu"}
     _compare(stated, found, beside)
     if expected is not None:
         _expect(found | {n: v for n, v in stated if n == "heads"}, expected, file)
@@ -127,30 +134,42 @@ def _load(
         raise CheckpointError(
             f"{file}: its dim {sizes['dim']} is no multiple of {sizes['heads']} heads; give heads"
         )
-    _check(tensors, _skeleton((patch, patch), sizes), sizes, file)
     told = dict(stated).get("image_size")
     grids = [_grid(size, patch, where) for size, where in ((told, beside), (image_size, file))]
     grid = _place_positions(tensors, grids[0], grids[1], file, beside, notes)
-    encoder = _skeleton((grid[0] * patch, grid[1] * patch), sizes)
+    with torch.device("meta"):  # no memory is taken for what the shapes claim
+        encoder = Encoder((grid[0] * patch, grid[1] * patch), **sizes)
     copies = {name: value.to(torch.float32, copy=True) for name, value in tensors.items()}
-    for name, value in copies.items():
-        if not is_finite(value):
-            raise CheckpointError(
-                f"{file}: {name} holds NaN or infinite values; take sound weights"
-            )
-    encoder.load_state_dict(copies, assign=True)
-    encoder.stated = {name: value for name, value in stated if name in _Images.model_fields}
+    try:
+        encoder.load_state_dict(copies, assign=True)
+    except RuntimeError as error:  # names what is missing, unexpected and of another shape
+        told = " ".join(str(error).split()[6:])
+        raise CheckpointError(
+            f"{file} does not fit a plain ViT encoder of dim {sizes['dim']}, depth "
+            f"{sizes['depth']} and patch size {patch}: {told[:1000]}"
+        ) from None
+    bad = next((name for name, value in copies.items() if not is_finite(value)), None)
+    if bad is not None:
+        raise CheckpointError(f"{file}: {bad} holds NaN or infinite values; take sound weights")
+    encoder.stated = {name: value for name, value in stated if name in _OF_IMAGES}
     if sizes["fc_norm"]:
         notes.append("a classifier fine-tuned on the mean of patches: fc_norm follows the pooling")
-    encoder.stated |= {"pool": "mean"} if sizes["fc_norm"] else {}
+        encoder.stated["pool"] = "mean"
     encoder.notes = notes
     return encoder
 
 
-def _skeleton(image_size: tuple[int, int], sizes: Mapping[str, Any]) -> Encoder:
-    """Return an encoder whose tensors take no memory."""
-    with torch.device("meta"):
-        return Encoder(image_size, **sizes)
+def load_for(
+    path: str | Path, model: ModelSettings, *, image_size: int | tuple[int, int], in_chans: int
+) -> Encoder:
+    """`load_encoder` for a stage of these settings, whose number of heads it takes.
+
+    CheckpointError also where the file's sizes are not the settings'.
+    """
+    assert model.dim
+    expected = {name: getattr(model, name) for name in ("dim", "depth", "heads", "patch_size")}
+    expected |= {"in_chans": in_chans, "mlp width": int(model.dim * model.mlp_ratio)}
+    return load_encoder(path, image_size=image_size, heads=model.heads, expected=expected)
 
 
 def save_encoder(
@@ -301,19 +320,8 @@ def _check_archive(file: Path) -> None:
                     pass
 
 
-def _named_tensors(content: Any, file: Path) -> dict[str, Tensor]:
-    """Return all tensors in nested dicts, named by their dotted paths without wrappers."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in _flatten(content, file):
-        plain = _WRAPPERS.sub("", name)
-        if plain in found:
-            raise CheckpointError(f"{file} holds {_listed([plain])} twice")
-        found[plain] = tensor
-    return found
-
-
 def _flatten(content: Any, file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors in nested dicts with their dotted paths, in order."""
+    """Yield the tensors in nested dicts with their dotted paths without wrappers, in order."""
     waiting, visited = [("", 0, content)], 0
     while waiting:
         name, level, value = waiting.pop()
@@ -321,37 +329,51 @@ def _flatten(content: Any, file: Path) -> Iterator[tuple[str, Tensor]]:
         if visited > _ENTRIES or level > _LEVELS:
             raise CheckpointError(f"{file} is no checkpoint: its dicts are nested without end")
         if isinstance(value, Tensor):
-            yield name, value
+            yield _WRAPPERS.sub("", name), value
         elif isinstance(value, Mapping):
             prefix = f"{name}." if name else ""
             inner = [(f"{prefix}{key}", level + 1, one) for key, one in value.items()]
             waiting.extend(reversed(inner))
 
 
-def _encoder_part(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Return the tensors of the one encoder in a file, without their common prefix."""
-    prefixes = {
-        re.sub(r"(embeddings\.)?cls_token$", "", name)
-        for name in tensors
-        if re.search(r"(^|\.)cls_token$", name)
-    }
+def _encoder_tensors(content: Any, file: Path) -> dict[str, Tensor]:
+    """Return the tensors of the one encoder in a file by our names.
+
+    Hugging Face's queries, keys and values are joined.
+    """
+    named = list(_flatten(content, file))
+    tokens = [match for name, _ in named if (match := re.search(r"(^|\.)cls_token$", name))]
+    prefixes = {re.sub(r"(embeddings\.)?cls_token$", "", match.string) for match in tokens}
     if not prefixes:
         raise CheckpointError(
-            f"{file} holds no ViT encoder: none of its {len(tensors)} tensors is a class token "
-            f"(the first ones: {_listed(tensors) or 'none'})"
+            f"{file} holds no ViT encoder: none of its {len(named)} tensors is a class token "
+            f"(the first ones: {_listed(name for name, _ in named) or 'none'})"
         )
     if len(prefixes) > 1:
         raise CheckpointError(
             f"{file} holds more than one encoder, under {_listed(sorted(prefixes))}; "
             f"save the one that is meant by itself"
         )
-    prefix = prefixes.pop()
-    inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    inside = {name: tensor for name, tensor in inside.items() if not name.startswith(_OTHER_PARTS)}
-    for name, tensor in inside.items():
+    prefix, found = prefixes.pop(), dict[str, Tensor]()
+    for name, tensor in named:
+        ours = name.removeprefix(prefix)
+        if not name.startswith(prefix) or ours.startswith(_OTHER_PARTS):
+            continue
+        for pattern, new in _RENAMES:
+            ours = re.sub(pattern, new, ours)
+        if ours in found:
+            raise CheckpointError(f"{file} holds {_listed([ours])} twice")
         if fault := _fault(tensor):
-            raise CheckpointError(f"{file}: {_listed([name])} {fault}")
-    return inside
+            raise CheckpointError(f"{file}: {_listed([ours])} {fault}")
+        found[ours] = tensor
+    for query in [name for name in found if ".attn.query." in name]:
+        names = [query.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if all(name in found for name in names):
+            parts = [found.pop(name) for name in names]
+            if len({part.shape for part in parts}) > 1:
+                raise CheckpointError(f"{file}: {_listed(names)} differ in their shapes")
+            found[query.replace(".query.", ".qkv.")] = torch.cat(parts)
+    return found
 
 
 def _fault(tensor: Tensor) -> str | None:
@@ -368,28 +390,6 @@ def _fault(tensor: Tensor) -> str | None:
 def _listed(names: Iterable[str], most: int = 3) -> str:
     """Return the first of some names, cut where they are long."""
     return ", ".join(name[:80] for name in itertools.islice(names, most))
-
-
-def _rename(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Return tensors under our names, DINOv2's chunks and Hugging Face's queries, keys and values
-    joined."""
-    patterns = _HUGGING_FACE if "embeddings.cls_token" in tensors else ()
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        ours = re.sub(r"^blocks\.\d+\.(?=\d+\.)", "blocks.", name)
-        for pattern, new in patterns:
-            ours = re.sub(pattern, new, ours)
-        if ours in renamed:
-            raise CheckpointError(f"{file} holds {_listed([ours])} twice")
-        renamed[ours] = tensor
-    for query in [name for name in renamed if ".attn.query." in name]:
-        names = [query.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-        if all(name in renamed for name in names):
-            parts = [renamed.pop(name) for name in names]
-            if len({part.shape for part in parts}) > 1:
-                raise CheckpointError(f"{file}: {_listed(names)} differ in their shapes")
-            renamed[query.replace(".query.", ".qkv.")] = torch.cat(parts)
-    return renamed
 
 
 def _sizes(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
@@ -431,112 +431,11 @@ def _sizes(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
     }
 
 
-def _check(
-    tensors: Mapping[str, Tensor], expected: Encoder, sizes: Mapping[str, Any], file: Path
-) -> None:
-    """CheckpointError that names missing, unexpected and misshaped tensors, positions apart."""
-    shape = {name: list(value.shape) for name, value in expected.state_dict().items()}
-    faults = [f"{name} is missing, expected {shape[name]}" for name in shape if name not in tensors]
-    faults += [f"{name[:80]} is not expected" for name in tensors if name not in shape]
-    faults += [
-        f"{name} is {list(value.shape)}, expected {shape[name]}"
-        for name, value in tensors.items()
-        if name != "pos_embed" and name in shape and list(value.shape) != shape[name]
-    ]
-    if not faults:
-        return
-    more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
-    raise CheckpointError(
-        f"{file} does not fit a plain ViT encoder of dim {sizes['dim']}, depth {sizes['depth']} "
-        f"and patch size {sizes['patch_size']}: {'; '.join(faults[:8])}{more}"
-    )
-
-
 # ------------------------------------------------------------------------------ what stands beside
-
-_Side = PositiveInt | tuple[PositiveInt, PositiveInt]
-
-
-class _Images(Settings):
-    """How images are prepared, and what is read of them, as timm and a stage's file call it."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
-
-    mean: list[float] | None = None
-    std: list[Positive] | None = None
-    interpolation: str | None = None
-    crop_pct: Positive | None = None
-    input_size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
-    pool: Literal["cls", "mean"] | None = None
-
-
-class _Arguments(Settings):
-    """`model_args` of timm's `config.json`."""
-
-    model_config = _Images.model_config
-
-    embed_dim: PositiveInt | None = None
-    depth: PositiveInt | None = None
-    num_heads: PositiveInt | None = None
-    in_chans: PositiveInt | None = None
-    patch_size: _Side | None = None
-    img_size: _Side | None = None
-    mlp_ratio: Positive | None = None
-    global_pool: str | None = None
-    act_layer: str | None = None
-
-
-class _Config(_Images):
-    """`config.json` of Hugging Face, timm and `save_encoder`, or a stage's `encoder.json`."""
-
-    hidden_size: PositiveInt | None = None
-    num_features: PositiveInt | None = None
-    dim: PositiveInt | None = None
-    num_hidden_layers: PositiveInt | None = None
-    depth: PositiveInt | None = None
-    num_attention_heads: PositiveInt | None = None
-    heads: PositiveInt | None = None
-    num_channels: PositiveInt | None = None
-    in_chans: PositiveInt | None = None
-    intermediate_size: PositiveInt | None = None
-    mlp_ratio: Positive | None = None
-    patch_size: _Side | None = None
-    image_size: _Side | None = None
-    global_pool: str | None = None
-    hidden_act: str | None = None
-    model_args: _Arguments = _Arguments()
-    pretrained_cfg: _Images = _Images()
-
-    def statements(self) -> Iterator[tuple[str, Any]]:
-        """Yield every fact that is stated, under our name; those that decide come last."""
-        timm, weights = self.model_args, self.pretrained_cfg
-        size = weights.input_size or self.input_size
-        for name, values in {
-            "dim": (self.hidden_size, self.num_features, timm.embed_dim, self.dim),
-            "depth": (self.num_hidden_layers, timm.depth, self.depth),
-            "heads": (self.num_attention_heads, timm.num_heads, self.heads),
-            "in_chans": (size and size[0], self.num_channels, timm.in_chans, self.in_chans),
-            "patch_size": (_side(timm.patch_size), _side(self.patch_size)),
-            "mlp width": (self.intermediate_size,),
-            "mlp_ratio": (timm.mlp_ratio, self.mlp_ratio),
-            "activation": (timm.act_layer, self.hidden_act),
-            "image_size": (size and size[1:], timm.img_size, self.image_size),
-            "mean": (self.mean, weights.mean),
-            "std": (self.std, weights.std),
-            "interpolation": (self.interpolation, weights.interpolation),
-            "crop_pct": (self.crop_pct, weights.crop_pct),
-            "pool": (_POOLS.get(self.global_pool or timm.global_pool or ""), self.pool),
-        }.items():
-            yield from ((name, value) for value in values if value is not None)
-
-
-def _side(size: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
-    """Return the side of a square, anything else as it is."""
-    return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
 
 
 def _stated(file: Path) -> tuple[Path, list[tuple[str, Any]]]:
-    """Return the JSON file beside the weights, and what it states; of no file, nothing.
+    """Return the JSON file beside the weights, and the `_FACTS` it states; of no file, nothing.
 
     CheckpointError where it cannot be read.
     """
@@ -546,26 +445,47 @@ def _stated(file: Path) -> tuple[Path, list[tuple[str, Any]]]:
     beside = next((c for name in names if (c := file.parent / name).is_file()), None)
     if beside is None:
         return file, []
+    place = ""
     try:
         if beside.stat().st_size > 2**22:
             raise ValueError("it is too large for one")
-        config = _Config.model_validate_json(beside.read_bytes())
+        config = {"": json.loads(beside.read_bytes())}
+        for place in ("", "model_args", "pretrained_cfg"):
+            config[place] = (config[""].get(place) or {}) if place else config[""]
+            if not isinstance(config[place], dict):
+                raise ValueError("Input should be an object")
+        facts = []
+        for name, kind, places in _FACTS:
+            fact: TypeAdapter[Any] = TypeAdapter(kind, config=_STRICT)
+            for place in places:
+                outer, _, inner = place.rpartition(".")
+                if (value := config[outer].get(inner)) is not None:
+                    facts.append((name, fact.validate_python(value)))
     except ValidationError as error:
-        first = error.errors()[0]
-        place, what = ".".join(map(str, first["loc"])), first["msg"]
-        raise CheckpointError(f"{beside} cannot be read: {place and place + ': '}{what}") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{beside} cannot be read: {error}") from error
-    return beside, list(config.statements())
+        message = f"{beside} cannot be read: {place}: {error.errors()[0]['msg']}"
+        raise CheckpointError(message) from error
+    except (OSError, ValueError, RecursionError) as error:
+        told = f"{place}: {error}" if place else error
+        raise CheckpointError(f"{beside} cannot be read: {told}") from error
+    return beside, [one for name, value in facts for one in _in_our_words(name, value)]
+
+
+def _in_our_words(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Return a fact as `_compare` and `load_encoder` read it; nothing of an unknown pooling."""
+    if name == "input_size":
+        return [("in_chans", value[0]), ("image_size", value[1:])]
+    if name == "patch_size" and isinstance(value, list) and value[0] == value[1]:
+        return [(name, value[0])]
+    if name == "pool":
+        return [(name, _POOLS[value])] if value in _POOLS else []
+    return [(name, value)]
 
 
 def _compare(stated: Sequence[tuple[str, Any]], found: Mapping[str, Any], beside: Path) -> None:
     """CheckpointError where a file states what the tensors beside it are not."""
     for name, value in stated:
         expected = found.get(name)
-        if name == "activation":
-            expected = "gelu"
-        elif name == "mlp_ratio":
+        if name == "mlp_ratio":
             value, expected = int(found["dim"] * value), found["mlp width"]
         elif name in ("mean", "std"):
             name, value, expected = f"channels of {name}", len(value), found["in_chans"]

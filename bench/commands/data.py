@@ -15,7 +15,16 @@ from bench.commands import common
 from bench.errors import MISMATCH, OK, UserError, printable, short, suggestion
 from bench.suite.load import data_info
 from bench.suite.schema import Suite
-from maect.datasets import CATALOG, DataError, DataInfo, data_root, describe, kind_of, prepare
+from maect.datasets import (
+    CATALOG,
+    DataError,
+    DataInfo,
+    data_root,
+    describe,
+    kind_of,
+    low_shot,
+    prepare,
+)
 from maect.settings import DataSettings
 
 
@@ -83,7 +92,23 @@ def prepare_data(suite: Suite) -> bool:
         for one in variant.evaluations.values():
             counts = data_info(one.data or variant.row.data).counts
             one.evaluator.require_images(one.settings, variant.row.report_on, counts)
+    _check_lists(suite)
     return bool(missing)
+
+
+def _check_lists(suite: Suite) -> None:
+    """Raise DataError where published lists do not fit the images, or lack a budget of a row."""
+    wanted: dict[DataSettings, set[str]] = {}
+    for variant in suite.variants.values():
+        for one in variant.evaluations.values():
+            budgets = wanted.setdefault(one.data or variant.row.data, set())
+            budgets |= {*getattr(one.settings, "budgets", ())} - {"100%"}  # which needs no list
+    for settings, budgets in wanted.items():
+        if settings.low_shot is not None and (lacking := budgets - {*low_shot(settings)}):
+            raise DataError(
+                f"{settings.low_shot} holds no list for {', '.join(sorted(lacking))}; leave these "
+                f"budgets out"
+            )
 
 
 def unusual_lines(info: DataInfo) -> list[str]:

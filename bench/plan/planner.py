@@ -23,12 +23,12 @@ from bench.suite.evaluations import Evaluation
 from bench.suite.load import data_info
 from bench.suite.schema import Suite, Variant
 from maect import datasets, flops
-from maect.datasets import DataInfo
+from maect.datasets import DataInfo, lists
 from maect.files import sha256
 from maect.settings import DataSettings
 
 #: settings of the data that say where it is or stand in for it while it is not here
-_NOT_IN_KEY = ("path", "train_images", "classes")
+_NOT_IN_KEY = ("path", "train_images", "classes", "low_shot")
 
 
 def make_plan(
@@ -89,12 +89,14 @@ class _Planner:
 
         `data` is the stage's, by default the row's.
         """
-        place = (data or variant.row.data).path
-        info = data_info(data or variant.row.data)
+        place = data or variant.row.data
+        info = data_info(place)
         keys = {name: stage.key for name, stage in inputs.items()}
         key = stage_key(kind, settings, keys, info.fingerprint)
         if key not in self.stages:
-            places = {"data_root": self.data_root, "data_path": place}
+            places = {"data_root": self.data_root, "data_path": place.path}
+            if "lists" in settings:
+                places["low_shot"] = place.low_shot
             if "weights" in settings:
                 places["weights"] = str(Path(variant.init).expanduser().resolve())
             hashes = code(*entry_modules(kind))
@@ -271,6 +273,8 @@ class _RowPlanner:
         evaluator, row = evaluation.evaluator, self.variant.row
         info = data_info(evaluation.data or row.data)
         settings = evaluation.resolved() | {"numerics": self._numerics(), "split": row.report_on}
+        if "budgets" in settings["settings"]:
+            settings |= _labelled(evaluation.data or row.data)
         inputs, cost = {"features": features}, 0.0
         if evaluator.passes is not None:
             settings = features.settings | settings
@@ -295,7 +299,18 @@ class _RowPlanner:
 
 def _data_settings(data: DataSettings) -> dict[str, Any]:
     """Return what a stage's settings hold of its data."""
-    return {name: value for name, value in data.resolved().items() if name not in _NOT_IN_KEY}
+    found = {name: value for name, value in data.resolved().items() if name not in _NOT_IN_KEY}
+    if data.selection is None:  # what the data's fingerprint says
+        del found["selection"]
+    return found
+
+
+def _labelled(data: DataSettings) -> dict[str, Any]:
+    """Return what tells the labelled images where they are not those of the usual splits."""
+    told: dict[str, Any] = {"selection": data.selection}
+    if data.low_shot is not None:
+        told["lists"] = lists.checksum(data.low_shot)
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def encoder_stage(chain: list[Stage]) -> Stage:

@@ -21,8 +21,6 @@ ENTRY = {
     "features": "maect.stages.features",
     "gallery": "maect.stages.gallery",
 }
-#: how many unreadable files a record names
-NAMED_FILES = 100
 
 
 @dataclass(eq=False)
@@ -120,17 +118,3 @@ def entry_modules(kind: str) -> list[str]:
     evaluator = evals.get(kind)
     entry = "evaluate_encoder" if evaluator.needs_encoder else "evaluate"
     return [f"maect.stages.{entry}", evaluator.compute.__module__]
-
-
-def unusual(data: DataInfo) -> dict[str, Any]:
-    """Return what was left out of a folder or shards and what was converted.
-
-    Counts, and the first names, by the fields of `bench.store.record.Data`.
-    """
-    names = [f"{file}: {reason}" for file, reason in data.broken]
-    return {
-        "broken": len(names),
-        "broken_files": names[:NAMED_FILES],
-        "converted": {kind: len(files) for kind, files in data.converted.items()},
-        "notes": list(data.notes),
-    }

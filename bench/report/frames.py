@@ -17,9 +17,9 @@ from pydantic import TypeAdapter
 from bench import environment
 from bench.errors import reason
 from bench.plan.planner import schedule
-from bench.plan.stage import Plan, Row, Stage, unusual
+from bench.plan.stage import Plan, Row, Stage
 from bench.plan.status import UNTRIED
-from bench.store.record import Cost, Curves, Failure, Record
+from bench.store.record import Cost, Curves, Data, Failure, Record
 from bench.store.store import Store
 from bench.suite.evaluations import column_id
 from bench.suite.search import setting_names
@@ -206,16 +206,16 @@ def _matched_notes(plan: Plan) -> list[str]:
 
 def _data_notes(plan: Plan) -> list[str]:
     """Return what is unusual about the images: left out, converted, missing, assumed."""
-    notes, data = [], unusual(plan.data)
-    if data["broken"]:
-        named = ", ".join(data["broken_files"][:NOTED_FILES])
-        more = data["broken"] - NOTED_FILES
+    notes, data = [], Data.of(plan.data)
+    if data.broken:
+        named = ", ".join(data.broken_files[:NOTED_FILES])
+        more = data.broken - NOTED_FILES
         named += f" and {more} more" if more > 0 else ""
-        notes.append(f"{data['broken']} training images cannot be read and are left out: {named}.")
-    if data["converted"]:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in data["converted"].items())
+        notes.append(f"{data.broken} training images cannot be read and are left out: {named}.")
+    if data.converted:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in data.converted.items())
         notes.append(f"Images converted to RGB: {kinds}.")
-    return notes + [f"{note[0].upper()}{note[1:]}." for note in data["notes"]]
+    return notes + [f"{note[0].upper()}{note[1:]}." for note in data.notes]
 
 
 def _own(row: Row, chains: set[tuple[str, ...]]) -> set[str]:
@@ -420,6 +420,7 @@ def _provenance(plan: Plan, command: str) -> dict[str, Any]:
     """Where the numbers come from: of the records where there are any, else of this machine."""
     records = [s.record for s in plan.stages.values() if s.record is not None]
     env = records[-1].env if records else environment.describe()
+    unusual = {"broken", "broken_files", "converted", "notes"}
     return {
         **environment.commit(),
         "command": command,
@@ -429,7 +430,7 @@ def _provenance(plan: Plan, command: str) -> dict[str, Any]:
             "name": plan.data.name,
             "fingerprint": plan.data.fingerprint,
             "images": plan.data.counts,
-            **{name: value for name, value in unusual(plan.data).items() if value},
+            **Data.of(plan.data).model_dump(include=unusual, exclude_defaults=True),
         },
     }
 

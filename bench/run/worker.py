@@ -24,7 +24,7 @@ from safetensors.torch import save
 
 from bench import environment
 from bench.plan.identity import code
-from bench.plan.stage import Stage, entry_modules, unusual
+from bench.plan.stage import Stage, entry_modules
 from bench.run.mailbox import Began, Ended, Stepped, Tell
 from bench.store import gpu_meter
 from bench.store.files import iso
@@ -114,6 +114,7 @@ def _job(stage: Stage, store: Store, device: torch.device) -> Job:
         data_name=stage.data.name,
         data_root=Path(str(places["data_root"])),
         data_path=places["data_path"],
+        lists=places.get("low_shot"),
         weights=Path(str(places["weights"])) if "weights" in places else None,
         device=device,
         checkpoints=StageCheckpoints(store, stage.key, stage.code.hash) if stage.steps else None,
@@ -175,12 +176,7 @@ class Attempt:
             run=run_id,
             settings=stage.settings,
             inputs={name: self._input(source.key) for name, source in stage.inputs.items()},
-            data=Data(
-                name=stage.data.name,
-                fingerprint=stage.data.fingerprint,
-                counts=stage.data.counts,
-                **unusual(stage.data),
-            ),
+            data=Data.of(stage.data),
             code=stage.code,
             env=environment.describe() | here,
             started=iso(began),

@@ -16,12 +16,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from bench.store.files import read_json
+from maect.datasets import DataInfo
 from maect.evals.base import Measured
 from maect.files import digest
 
 #: version of the layout of records; a store of another version is refused, never changed
 SCHEMA = 2
 
+#: how many unreadable files a record names
+NAMED_FILES = 100
 #: what the meter of a GPU tells
 ENERGY, UTILISATION, MEMORY = "energy_kwh", "utilisation_percent", "peak_memory_mib"
 QUANTITIES = (ENERGY, UTILISATION, MEMORY)
@@ -106,6 +109,20 @@ class Data(_Part):
     converted: dict[str, Count] = {}
     #: sentences: what is assumed, left out or missing
     notes: list[str] = []
+
+    @classmethod
+    def of(cls, info: DataInfo) -> Data:
+        """Return what records and reports say of a data set."""
+        names = [f"{file}: {reason}" for file, reason in info.broken]
+        return cls(
+            name=info.name,
+            fingerprint=info.fingerprint,
+            counts=info.counts,
+            broken=len(names),
+            broken_files=names[:NAMED_FILES],
+            converted={kind: len(files) for kind, files in info.converted.items()},
+            notes=list(info.notes),
+        )
 
 
 class Failure(_Part):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from maect.datasets import named, on_disk
-from maect.datasets.base import SPLITS, ArraySplit, DataError, DataInfo, Split, data_root
-from maect.datasets.encoded import EncodedSplit
+from maect.datasets.base import SPLITS, DataError, DataInfo, Split, data_root
 from maect.datasets.named import CATALOG
 from maect.datasets.on_disk import kind_of
 from maect.settings import DataSettings
@@ -21,10 +21,8 @@ from maect.settings import DataSettings
 __all__ = [
     "CATALOG",
     "SPLITS",
-    "ArraySplit",
     "DataError",
     "DataInfo",
-    "EncodedSplit",
     "Split",
     "data_root",
     "describe",
@@ -35,6 +33,11 @@ __all__ = [
 ]
 
 
+def _home(settings: DataSettings) -> Any:
+    """Return the module that knows such a set."""
+    return named if settings.name in CATALOG else on_disk
+
+
 def describe(settings: DataSettings, root: Path | None = None) -> DataInfo:
     """Return what the planner needs: shape, classes, counts, fingerprint. Decodes no image.
 
@@ -42,10 +45,7 @@ def describe(settings: DataSettings, root: Path | None = None) -> DataInfo:
     which; where the settings do not tell either, the number of training images is missing. Raises
     DataError where there is no folder and no such number.
     """
-    root = root or data_root()
-    if settings.name in CATALOG:
-        return named.describe(settings.name, root)
-    return on_disk.describe(settings, root)
+    return _home(settings).describe(settings, root or data_root())
 
 
 def prepare(
@@ -58,13 +58,7 @@ def prepare(
     It finds what cannot be read before anything trains on it. Raises DataError where a test image
     cannot be read, more training images than `max_broken` allows, or the set is absent.
     """
-    root = root or data_root()
-    if settings.name in CATALOG:
-        info = named.describe(settings.name, root)
-        if info.fingerprint is None:
-            raise DataError(info.hint or f"{settings.name} is not here")
-        return info
-    return on_disk.prepare(settings, root, progress)
+    return _home(settings).prepare(settings, root or data_root(), progress)
 
 
 def load(settings: DataSettings, root: Path | None = None, split: str = "train") -> Split:
@@ -74,16 +68,10 @@ def load(settings: DataSettings, root: Path | None = None, split: str = "train")
     """
     if split not in SPLITS:
         raise DataError(f"no split {split!r}; write one of {', '.join(SPLITS)}")
-    root = root or data_root()
-    if settings.name in CATALOG:
-        return named.load(settings.name, root, split)
-    return on_disk.load(settings, root, split)
+    return _home(settings).load(settings, root or data_root(), split)
 
 
 def low_shot(settings: DataSettings, root: Path | None = None) -> dict[str, list[np.ndarray]]:
     """Rows of the train split that are labelled, by "1", "2", "5" (images a class, three draws),
-    "1%" and "10%" (one draw each): int64 arrays."""
-    root = root or data_root()
-    if settings.name in CATALOG:
-        return named.low_shot(settings.name, root)
-    return on_disk.low_shot(settings, root)
+    "1%" and "10%" (one draw each): int64 arrays. Of published lists, what they hold of these."""
+    return _home(settings).low_shot(settings, root or data_root())

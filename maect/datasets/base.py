@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,15 @@ class DataError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(shown(message))
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Raise DataError that names the file or folder which the system refuses, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -58,31 +68,23 @@ class DataInfo:
         return self.image_shape[0]
 
 
+@dataclass(eq=False)
 class Split(ABC):
-    """One split: labels at hand, images on request."""
+    """One split: labels at hand, images on request.
 
-    def __init__(
-        self,
-        name: str,
-        labels: np.ndarray,
-        classes: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-    ) -> None:
-        self.name = name
-        #: int64 [N]
-        self.labels = labels
-        self.classes = classes
-        #: channel statistics to normalise by, for values in [0, 1]
-        self.mean, self.std = mean, std
+    Random streams, orders and queues know a sample by its row in the split.
+    """
+
+    name: str
+    #: int64 [N]
+    labels: np.ndarray
+    classes: int
+    #: channel statistics to normalise by, for values in [0, 1]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @property
-    def index(self) -> np.ndarray:
-        """Ids of the samples, int64 [N]: what random streams, orders and queues know them by."""
-        return np.arange(len(self), dtype=np.int64)
 
     @abstractmethod
     def batch(self, indices: np.ndarray) -> torch.Tensor | list[torch.Tensor]:
@@ -93,28 +95,19 @@ class Split(ABC):
         """Announce the batches to come, so that their images can be decoded ahead."""
 
 
+@dataclass(eq=False)
 class ArraySplit(Split):
     """A split held decoded, in memory or in a memory map."""
 
-    def __init__(
-        self,
-        name: str,
-        pool: np.ndarray,
-        rows: np.ndarray,
-        labels: np.ndarray,
-        classes: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-    ) -> None:
-        super().__init__(name, labels, classes, mean, std)
-        #: all images of the file this split is a part of, uint8 [M, C, H, W], and its rows
-        self._pool, self._rows = pool, rows
+    #: all images of the file that this split is a part of, uint8 [M, C, H, W], and its rows
+    pool: np.ndarray
+    rows: np.ndarray
 
     def batch(self, indices: np.ndarray) -> torch.Tensor:
         """Return images of the given samples, on the CPU: int64 [B] -> uint8 [B, C, H, W]."""
         import torch
 
-        return torch.from_numpy(self._pool[self._rows[np.asarray(indices)]])
+        return torch.from_numpy(self.pool[self.rows[np.asarray(indices)]])
 
 
 def decode_threads() -> int:

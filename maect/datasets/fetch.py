@@ -1,21 +1,29 @@
-"""Getting the small sets: sources tried in turn, verified, decoded once into the cache."""
+"""Getting the named sets: sources tried in turn, verified, decoded once into the data directory."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
+import io
+import json
+import pickle
 import shutil
 import subprocess
+import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from maect.datasets import cache, decode, named
-from maect.datasets.base import DataError, data_root
-from maect.datasets.named import CATALOG, Entry, Source
+import numpy as np
+
+from maect.datasets import named
+from maect.datasets.base import DataError, data_root, readable
+from maect.datasets.named import CATALOG, Entry, Pools, Source
 
 Progress = Callable[[str], None]
 
@@ -26,14 +34,12 @@ CLIENT_TIMEOUT_S = 1800
 _CHUNK = 1 << 20
 
 
+@readable()
 def verify(path: Path, expected: str) -> None:
     """Compare a file with "algorithm:digest". Raises DataError where it differs or is not read."""
     algorithm, digest = expected.split(":")
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, algorithm).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, algorithm).hexdigest()
     if found != digest:
         raise DataError(
             f"{path.name} is not the published file: {algorithm} {found}, expected {digest}"
@@ -92,39 +98,165 @@ def _client(command: list[str], folder: Path) -> None:
 
 def _obtain(source: Source, folder: Path, progress: Progress) -> None:
     """Put the files of a source into `folder`, verified where their checksums are known."""
+    if source.kind != "url":
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    if source.kind == "url":
-        for file, expected in source.files.items():
-            if not (folder / file).exists():
-                download(source.location + file, folder / file, expected, progress)
-        return
     if source.kind == "npm":
         _client(["npm", "pack", source.location, "--silent"], folder)
-    else:
+    elif source.kind == "deb":
         _client(["apt-get", "download", source.location], folder)
         for package in folder.glob("*.deb"):
             _client(["dpkg-deb", "-x", str(package), "."], folder)
             package.unlink()
     for file, expected in source.files.items():
-        verify(folder / file, expected)
+        if source.kind != "url":
+            verify(folder / file, expected)
+        elif not (folder / file).exists():
+            download(source.location + file, folder / file, expected, progress)
+
+
+# --------------------------------------------------------------------------- published formats
+
+#: file name -> bytes of the files a format needs
+Files = dict[str, bytes]
+
+_CIFAR10 = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+_CIFAR10_LABELS = ("train_lables.json", "test_lables.json")
+_IDX = tuple(
+    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads what the CIFAR archives hold, and nothing that could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+            ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+        return allowed[module, name]
+
+
+def _pickled(files: Files, train: Iterable[str], test: Iterable[str], labels: bytes) -> Pools:
+    """CIFAR's batches: dicts of "data", a row an image, and of labels."""
+
+    def pool(names: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+        parts = [_ArraysOnly(io.BytesIO(files[name]), encoding="bytes").load() for name in names]
+        images = np.concatenate([part[b"data"] for part in parts]).reshape(-1, 3, 32, 32)
+        return images, np.concatenate([part[labels] for part in parts])
+
+    return {"train": pool(train), "test": pool(test)}
+
+
+def _cifar10_sheets(files: Files) -> Pools:
+    """Sheets of 10,000 rows: each row the 32 x 32 pixels of one image."""
+    from PIL import Image
+
+    def pool(names: Iterable[str], labels: str) -> tuple[np.ndarray, np.ndarray]:
+        opened = [Image.open(io.BytesIO(files[f"{name}.png"]), formats=["PNG"]) for name in names]
+        sheets = np.concatenate([np.asarray(sheet.convert("RGB")) for sheet in opened])
+        return sheets.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2), json.loads(files[labels])
+
+    train, test = _CIFAR10_LABELS
+    return {"train": pool(_CIFAR10[:5], train), "test": pool(_CIFAR10[5:], test)}
+
+
+def _idx(files: Files) -> Pools:
+    """The format of MNIST: big-endian header of 4 bytes and one size per dimension, then bytes."""
+
+    def array(name: str) -> np.ndarray:
+        data = files[name]
+        sizes = np.frombuffer(data, ">i4", count=data[3], offset=4)
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(sizes)
+
+    return {
+        pool: (array(f"{part}-images-idx3-ubyte")[:, None], array(f"{part}-labels-idx1-ubyte"))
+        for pool, part in (("train", "train"), ("test", "t10k"))
+    }
+
+
+#: formats of each set: the files, and what reads them
+FORMATS: dict[str, list[tuple[tuple[str, ...], Callable[[Files], Pools]]]] = {
+    "cifar10": [
+        (_CIFAR10, lambda files: _pickled(files, _CIFAR10[:5], _CIFAR10[5:], b"labels")),
+        ((*(f"{name}.png" for name in _CIFAR10), *_CIFAR10_LABELS), _cifar10_sheets),
+    ],
+    "cifar100": [
+        (("train", "test"), lambda files: _pickled(files, ["train"], ["test"], b"fine_labels"))
+    ],
+    "fashion_mnist": [(_IDX, _idx)],
+}
+
+
+def _read_files(path: Path, wanted: set[str]) -> Files:
+    """The wanted files in a folder or a tar archive; a .gz is opened under its name without."""
+    found: Files = {}
+
+    def add(name: str, read: Callable[[], bytes]) -> None:
+        plain = name.removesuffix(".gz")
+        if plain in wanted and plain not in found:
+            found[plain] = gzip.decompress(read()) if plain != name else read()
+
+    if path.is_dir():
+        for file in sorted(path.rglob("*")):
+            if file.is_file():
+                add(file.name, file.read_bytes)
+        return found
+    with tarfile.open(path) as archive:
+        for member in archive:
+            content = archive.extractfile(member) if member.isfile() else None
+            if content is not None:
+                add(Path(member.name).name, content.read)
+    return found
+
+
+def decode(name: str, path: Path) -> Pools:
+    """Return images uint8 [N, C, H, W] and labels int64 [N] of a set from a folder or archive.
+
+    Raises DataError where it holds none of the set's formats or is damaged.
+    """
+    formats = FORMATS[name]
+    try:
+        files = _read_files(path, {file for needed, _ in formats for file in needed})
+        for needed, read in formats:
+            if all(file in files for file in needed):
+                return {
+                    pool: (np.ascontiguousarray(images, np.uint8), np.asarray(labels, np.int64))
+                    for pool, (images, labels) in read(files).items()
+                }
+    except Exception as error:  # a damaged file can make a decoder raise anything
+        raise DataError(f"{path} could not be read as {name}: {error}") from None
+    expected = " or ".join(", ".join(needed) for needed, _ in formats)
+    missing = min((set(needed) - set(files) for needed, _ in formats), key=len)
+    raise DataError(
+        f"{path} does not hold {name}: expected {expected}; "
+        f"nearest format lacks {', '.join(sorted(missing))}"
+    )
+
+
+# ------------------------------------------------------------------------------------ a set
 
 
 def _install(name: str, path: Path, root: Path, source: str) -> None:
     """Decode a folder or archive, check the images, put them into the cache."""
     archives = list(path.glob("*.t*gz")) if path.is_dir() else []
-    pools = decode.decode(name, archives[0] if len(archives) == 1 else path)
-    entry: Entry = CATALOG[name]
+    pools, entry = decode(name, archives[0] if len(archives) == 1 else path), CATALOG[name]
     for pool, count in entry.pools.items():
         images, labels = pools[pool]
         if images.shape != (count, *entry.shape) or labels.shape != (count,):
             raise DataError(f"{path} holds {images.shape} {pool} images, expected {count}")
-    content = cache.content_hash(pools)
+    content = named.content_hash(pools)
     if entry.content is not None and content != entry.content:
         raise DataError(
             f"{path} does not hold the published images of {name}: SHA-256 of pixels and labels "
             f"is {content}, expected {entry.content}"
         )
-    cache.write(name, root, pools, source)
+    named.write(name, root, pools, source)
 
 
 def fetch(
@@ -156,27 +288,24 @@ def fetch(
 def _fetch_any(name: str, entry: Entry, root: Path, progress: Progress) -> str:
     """From the cache, else from the first source that works."""
     with suppress(DataError):
-        cache.read(name, root, verify=True)
+        named.read_cache(name, root, verify=True)
         return "cache"
     failed = []
     for number, source in enumerate(entry.sources):
         folder = root / "downloads" / name / str(number)
         progress(f"{name}: trying {source}")
         try:
-            if source.kind != "url":
-                shutil.rmtree(folder, ignore_errors=True)
             _obtain(source, folder, progress)
             progress(f"{name}: decoding")
             _install(name, folder, root, str(source))
         except DataError as error:
-            progress(f"{name}: {source}: {error}")
-            failed.append((str(source), str(error)))
+            failed.append(f"{source}: {error}")
+            progress(f"{name}: {failed[-1]}")
             continue
         shutil.rmtree(root / "downloads" / name, ignore_errors=True)
         return str(source)
-    reasons = "; ".join(f"{source}: {reason}" for source, reason in failed)
     raise DataError(
-        f"{name} could not be fetched. {reasons}. With a copy at hand run: "
+        f"{name} could not be fetched. {'; '.join(failed)}. With a copy at hand run: "
         f"python -m bench data fetch {name} --from PATH"
     )
 
@@ -200,5 +329,5 @@ def check(name: str, root: Path) -> str:
     Raises DataError where it is absent or differs from when it was fetched or published.
     """
     if name != "digits":
-        cache.read(name, root, verify=True)
+        named.read_cache(name, root, verify=True)
     return named.read(name, root)[1]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from maect.datasets.base import DataError, decode_threads, listed
+from maect.datasets.base import DataError, decode_threads, listed, readable
 from maect.datasets.image_index import Files, Index
 from maect.datasets.images import Inspection, inspect, read_file
 
@@ -21,16 +21,16 @@ _LEFTOVERS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information",
 
 def _entries(folder: Path, pool: str, left_out: list[str]) -> list[os.DirEntry[str]]:
     """Return what lies in a folder, by name, without what is no image by its name."""
-    found = []
+
+    def usable(entry: os.DirEntry[str]) -> bool:
+        image = entry.name.lower().endswith(_IMAGES)
+        known = entry.name not in _LEFTOVERS if _is_dir(entry) else image
+        return known and not entry.name.startswith(".")
+
     with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            hidden = entry.name.startswith(".")
-            usable = entry.name not in _LEFTOVERS if _is_dir(entry) else _is_image(entry)
-            if usable and not hidden:
-                found.append(entry)
-            else:
-                left_out.append(f"{pool}/{entry.name}")
-    return found
+        found = sorted(entries, key=lambda entry: entry.name)
+    left_out += [f"{pool}/{entry.name}" for entry in found if not usable(entry)]
+    return [entry for entry in found if usable(entry)]
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
@@ -40,10 +40,7 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    return entry.name.lower().endswith(_IMAGES)
-
-
+@readable()
 def listing(path: Path) -> Files:
     """Return every image of a set with its size and time.
 
@@ -51,23 +48,14 @@ def listing(path: Path) -> Files:
     that is none is then found and named. Raises DataError where the layout differs or a folder
     cannot be read.
     """
-    try:
-        return _listing(path)
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
-
-
-def _listing(path: Path) -> Files:
     test_folders = [name for name in TEST_FOLDERS if (path / name).is_dir()]
     if not (path / "train").is_dir() or not test_folders:
         raise DataError(
             f"{path} is not laid out as ImageNet is: expected train/<class>/<file> and "
             f"val/<class>/<file>"
         )
-    result = Files([], [], [], [], [], test_folders[1:])
-    pools = {
-        pool: _entries(path / pool, pool, result.left_out) for pool in ("train", test_folders[0])
-    }
+    left_out = list(test_folders[1:])
+    pools = {pool: _entries(path / pool, pool, left_out) for pool in ("train", test_folders[0])}
     for pool, entries in pools.items():
         loose = [f"{pool}/{entry.name}" for entry in entries if not _is_dir(entry)]
         if loose:
@@ -75,12 +63,14 @@ def _listing(path: Path) -> Files:
                 f"{listed(loose)} in {path}: each image belongs into the folder of its "
                 f"class, {pool}/<class>/<file>"
             )
-    result.classes.extend(sorted({entry.name for found in pools.values() for entry in found}))
-    number = {name: label for label, name in enumerate(result.classes)}
+    classes = sorted({entry.name for found in pools.values() for entry in found})
+    number = {name: label for label, name in enumerate(classes)}
+    rows: list[tuple[str, bool, int, tuple[int, int]]] = []
     for pool, folders in pools.items():
+        before = len(rows)
         for folder in folders:
             inside = f"{pool}/{folder.name}"
-            for entry in _entries(Path(folder.path), inside, result.left_out):
+            for entry in _entries(Path(folder.path), inside, left_out):
                 name = f"{inside}/{entry.name}"
                 if _is_dir(entry):
                     raise DataError(
@@ -90,15 +80,11 @@ def _listing(path: Path) -> Files:
                     status = entry.stat()
                 except OSError:  # a link to nothing, or that loops: an image that cannot be read
                     status = entry.stat(follow_symlinks=False)
-                result.names.append(name)
-                result.test.append(pool != "train")
-                result.labels.append(number[folder.name])
-                result.stamps.append((status.st_size, status.st_mtime_ns))
-    for test, pool in ((False, "train"), (True, test_folders[0])):
-        if test not in result.test:
-            ends = ", ".join(_IMAGES)
-            raise DataError(f"{path / pool} holds no images: no file ends in {ends}")
-    return result
+                stamp = (status.st_size, status.st_mtime_ns)
+                rows.append((name, pool != "train", number[folder.name], stamp))
+        if len(rows) == before:
+            raise DataError(f"{path / pool} holds no images: no file ends in {', '.join(_IMAGES)}")
+    return Files.of(rows, classes, left_out)
 
 
 def is_current(path: Path, known: Path) -> bool:
@@ -107,45 +93,30 @@ def is_current(path: Path, known: Path) -> bool:
     return index is not None and index.is_of(listing(path))
 
 
-def _known(index: Index | None) -> dict[tuple[str, int, int], Inspection]:
-    """Return what was found in each file, by name, size and modification time."""
-    if index is None:
-        return {}
-    known = {}
-    for row in range(len(index)):
-        size, time = index.stamps[row].tolist()
-        height, width = index.sizes[row].tolist()
-        kind = str(index.kind_names[index.kinds[row]])
-        found = Inspection(index.digests[row].tobytes(), height, width, kind, index.reason(row))
-        known[index.name(row), size, time] = found
-    return known
-
-
 def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
     """Read the images that are new or have changed."""
     files, index = listing(path), Index.load(_file(known))
     if index is not None and index.is_of(files):
         return
-    seen, total = _known(index), len(files.names)
+    seen: dict[tuple[bytes, bytes], Inspection] = {}
+    if index is not None:
+        keys = zip(index.names.tolist(), map(bytes, index.stamps), strict=True)
+        seen = {key: index.inspection(row) for row, key in enumerate(keys)}
 
-    def look(at: int) -> Inspection:
-        name = files.names[at]
-        return seen.get((name, *files.stamps[at])) or _inspect(path / name)
+    def look(row: int) -> Inspection:
+        if found := seen.get((files.names[row], bytes(files.stamps[row]))):
+            return found
+        try:
+            return inspect(read_file(path / files.name(row)))
+        except OSError as error:
+            return Inspection(bytes(32), reason=f"cannot be opened: {error.strerror}")
 
     found: list[Inspection] = []
     with ThreadPoolExecutor(decode_threads()) as threads:
-        for start in range(0, total, _REPORT_EVERY):
-            found.extend(threads.map(look, range(start, min(start + _REPORT_EVERY, total))))
-            progress(f"checked {len(found):,} of {total:,} images")
+        for start in range(0, len(files), _REPORT_EVERY):
+            found.extend(threads.map(look, range(len(files))[start : start + _REPORT_EVERY]))
+            progress(f"checked {len(found):,} of {len(files):,} images")
     Index.build(files, found).save(_file(known))
-
-
-def _inspect(path: Path) -> Inspection:
-    try:
-        data = read_file(path)
-    except OSError as error:
-        return Inspection(bytes(32), reason=f"cannot be opened: {error.strerror}")
-    return inspect(data)
 
 
 def load(path: Path, known: Path) -> tuple[Index, Callable[[int], bytes]]:

@@ -1,27 +1,103 @@
-"""Sets too large to be held decoded: `image_folder` and `parquet`."""
+"""Sets too large to be held decoded, `image_folder` and `parquet`: what they are, and their splits,
+whose images are decoded by threads ahead of whoever asks for them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shlex
-from collections.abc import Callable
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maect.datasets import folder, shards, splits
-from maect.datasets.base import DataError, DataInfo, listed
-from maect.datasets.encoded import EncodedSplit
+from maect.datasets import folder, lists, shards
+from maect.datasets.base import DataError, DataInfo, Split, decode_threads, listed
+from maect.datasets.image_index import Index
+from maect.datasets.images import decode
 from maect.datasets.named import IMAGENET_MEAN, IMAGENET_STD
+from maect.datasets.splits import make_low_shot
 from maect.settings import DataSettings
 
+if TYPE_CHECKING:
+    import torch
+
+#: decoded images held beyond the batch that is asked for, bytes
+AHEAD_BYTES = 1 << 30
 _ASSUMED = (
     "assumed: classes in the order of their names or numbers, pixels normalised by ImageNet's mean "
     "and deviation"
 )
+
+
+@dataclass(eq=False)
+class EncodedSplit(Split):
+    """One split whose images are decoded when asked for; they keep their sizes."""
+
+    rows: Index
+    #: row of the split -> encoded bytes
+    read: Callable[[int], bytes]
+
+    def __post_init__(self) -> None:
+        self._bytes = 3 * self.rows.sizes.astype(np.int64).prod(axis=1)
+        self.expect([])
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(decode_threads())
+
+    def _decode(self, row: int) -> np.ndarray:
+        """Return pixels uint8 [h, w, 3] of one image."""
+        try:
+            return decode(self.read(row))[0]
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.rows.name(row)} could be read when the set was checked and cannot now: "
+                f"{getattr(error, 'strerror', None) or error}. Restore it, or check the set again"
+            ) from None
+
+    def _submit(self, row: int) -> tuple[int, Future[np.ndarray]]:
+        return row, self._threads.submit(self._decode, row)
+
+    def expect(self, batches: Iterable[np.ndarray]) -> None:
+        """Announce the batches to come: they are decoded ahead, as far as memory allows."""
+        self._ahead: deque[tuple[int, Future[np.ndarray]]] = deque()
+        self._held = 0
+        self._expected: Iterator[int] = (int(row) for rows in batches for row in rows)
+
+    def _fill(self, least: int) -> None:
+        """Start decoding what comes next: `least` images, more while memory allows."""
+        while len(self._ahead) < least or self._held < AHEAD_BYTES:
+            row = next(self._expected, None)
+            if row is None:
+                return
+            self._ahead.append(self._submit(row))
+            self._held += int(self._bytes[row])
+
+    def batch(self, indices: np.ndarray) -> list[torch.Tensor]:
+        """Return images of the given samples: int64 [B] -> B of uint8 [3, h, w] on the CPU.
+
+        Raises DataError where a file can no longer be read; ValueError where batches were
+        announced and this is not the next.
+        """
+        import torch
+
+        rows = [int(row) for row in indices]
+        self._fill(len(rows))
+        if self._ahead:
+            taken = [self._ahead.popleft() for _ in rows if self._ahead]
+            if [row for row, _ in taken] != rows:
+                raise ValueError("these samples are not the batch that was announced next")
+            self._held -= sum(int(self._bytes[row]) for row in rows)
+            self._fill(0)
+        else:
+            taken = [self._submit(row) for row in rows]
+        return [torch.from_numpy(future.result()).permute(2, 0, 1) for _, future in taken]
 
 
 def kind_of(path: Path) -> str:
@@ -30,7 +106,7 @@ def kind_of(path: Path) -> str:
     A table that lies beside folders of classes does not make them shards.
     """
     classes = any(entry.is_dir() for entry in path.glob("train/*"))
-    return "parquet" if shards.has_training(path) and not classes else "image_folder"
+    return "parquet" if shards.by_pool(path)[0] and not classes else "image_folder"
 
 
 def _is_folder(settings: DataSettings) -> bool:
@@ -76,12 +152,23 @@ def _planned(settings: DataSettings, hint: str) -> DataInfo:
     )
 
 
-def _info(settings: DataSettings, path: Path, known: Path) -> DataInfo:
-    raw = _reader(settings).load(path, known)[0]
-    raw.require_usable(settings.max_broken)
+def _usable(
+    settings: DataSettings, root: Path
+) -> tuple[Index, dict[str, np.ndarray], list[str], Callable[[int], bytes]]:
+    """Return the index of a set, the rows of its splits, the classes without a training image, and
+    what reads a row's encoded bytes. Raises DataError where the set cannot be used."""
+    raw, read = _reader(settings).load(*_places(settings, root))
+    raw.require_usable(settings.max_broken, settings.selection)
     index, empty = raw.counted()
-    counts = {name: len(rows) for name, rows in index.splits().items()}
-    notes = [_ASSUMED, *index.notes()]
+    return index, index.splits(settings.selection), empty, read
+
+
+def _info(settings: DataSettings, root: Path) -> DataInfo:
+    index, splits, empty, _ = _usable(settings, root)
+    counts = {name: len(rows) for name, rows in splits.items()}
+    if settings.selection == 0:
+        del splits["selection"]  # it is to have no images
+    notes = [_ASSUMED, *index.notes(splits)]
     if empty:
         notes.append(f"classes without a training image, which count nowhere: {listed(empty)}")
     if settings.classes not in (None, len(index.classes)):
@@ -96,7 +183,7 @@ def _info(settings: DataSettings, path: Path, known: Path) -> DataInfo:
     return replace(
         _planned(told, ""),
         counts=counts,
-        fingerprint=index.fingerprint(),
+        fingerprint=index.fingerprint(settings.selection),
         hint=None,
         broken=tuple(index.broken()),
         converted=index.converted(),
@@ -109,7 +196,7 @@ def describe(settings: DataSettings, root: Path) -> DataInfo:
     try:
         path, known = _places(settings, root)
         if _reader(settings).is_current(path, known):
-            return _info(settings, path, known)
+            return _info(settings, root)
         hint = f"the images in {settings.path} have not been checked yet; run: python -m bench "
         hint += f"data check {shlex.quote(str(settings.path))} (`bench run` begins with it)"
     except DataError as error:
@@ -131,26 +218,29 @@ def prepare(settings: DataSettings, root: Path, progress: Callable[[str], None])
             f"what is found in {settings.path} could not be kept in {root}: {error}. MAECT_DATA "
             f"names another data directory"
         ) from None
-    return _info(settings, path, known)
+    return _info(settings, root)
 
 
 def load(settings: DataSettings, root: Path, split: str) -> EncodedSplit:
     """Return one split, decoded when asked for. Raises DataError where the set was not prepared."""
-    raw, read = _reader(settings).load(*_places(settings, root))
-    raw.require_usable(settings.max_broken)
-    index, _ = raw.counted()
-    part = index.splits()[split]
+    index, splits, _, read = _usable(settings, root)
+    part, classes = splits[split], len(index.classes)
+    rows = index.take(part)
     return EncodedSplit(
         split,
-        index.take(part),
-        lambda row: read(int(part[row])),
-        len(index.classes),
+        rows.labels,
+        classes,
         IMAGENET_MEAN,
         IMAGENET_STD,
+        rows,
+        lambda row: read(int(part[row])),
     )
 
 
 def low_shot(settings: DataSettings, root: Path) -> dict[str, list[np.ndarray]]:
-    """Made by the rule that the committed lists were made by, from this set's labels."""
-    index, _ = _reader(settings).load(*_places(settings, root))[0].counted()
-    return splits.make_low_shot(settings.name, index.labels[index.splits()["train"]])
+    """Published lists, else made by the rule that the committed lists were made by."""
+    index, splits, *_ = _usable(settings, root)
+    train = index.take(splits["train"])
+    if settings.low_shot is not None:
+        return lists.read(settings.low_shot, train)
+    return make_low_shot(settings.name, train.labels)

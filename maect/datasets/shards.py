@@ -13,14 +13,13 @@ import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maect.datasets import cache
-from maect.datasets.base import DataError, decode_threads, listed
+from maect.datasets.base import DataError, decode_threads, listed, readable
 from maect.datasets.image_index import Files, Index
 from maect.datasets.images import inspect
 
@@ -36,7 +35,7 @@ def listing(path: Path) -> list[tuple[Path, bool]]:
     Shards are told apart by the beginning of their names: train-..., validation-..., test-...
     Raises DataError where either kind is missing.
     """
-    train, test, _ = _sorted(path)
+    train, test, _ = by_pool(path)
     if not train or not test:
         raise DataError(
             f"{path} lacks {'test' if train else 'training'} shards: expected files "
@@ -45,12 +44,7 @@ def listing(path: Path) -> list[tuple[Path, bool]]:
     return [(shard, False) for shard in train] + [(shard, True) for shard in test]
 
 
-def has_training(path: Path) -> bool:
-    """Return whether a folder holds training shards; other Parquet files do not count."""
-    return bool(_sorted(path)[0])
-
-
-def _sorted(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
+def by_pool(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
     """Return training shards, test shards and the Parquet files that are neither."""
     shards = sorted(path.rglob("*.parquet"))
 
@@ -62,36 +56,37 @@ def _sorted(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
     return train, test, [shard for shard in shards if shard not in {*train, *test}]
 
 
+@readable()
 def _stamp(shard: Path) -> list[int]:
-    try:
-        status = shard.stat()
-    except OSError as error:
-        raise DataError(f"{shard} cannot be read: {error.strerror}") from None
+    status = shard.stat()
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{shard} is no regular file")
     return [status.st_size, status.st_mtime_ns]
 
 
+@dataclass(frozen=True)
+class _Shard(Index):
+    """The index of a shard that has been unpacked: beside it lies a flat file of its images."""
+
+    #: size and modification time of the shard, and whether its labels are words
+    stamp: np.ndarray
+    words: np.ndarray
+
+
 def _unpacked(path: Path, shard: Path, known: Path) -> Path:
+    """Return where a shard's index is kept; its images lie beside it, in a file `.bin`."""
     name = hashlib.sha256(os.fsencode(shard.relative_to(path))).hexdigest()[:16]
-    return known / name
+    return known / f"{name}.npz"
 
 
-def _seen(unpacked: Path) -> dict[str, Any]:
-    """Return what is noted of an unpacked shard: its stamp, and whether its labels are words."""
-    try:
-        seen = json.loads(unpacked.with_suffix(".json").read_text())
-        return seen if "words" in seen and unpacked.with_suffix(".npz").is_file() else {}
-    except (OSError, ValueError, TypeError):
-        return {}
+def _is_current(shard: Path, unpacked: Path) -> bool:
+    found = _Shard.load(unpacked)
+    return found is not None and found.stamp.tolist() == _stamp(shard)
 
 
 def is_current(path: Path, known: Path) -> bool:
     """Return whether every shard has been unpacked as it is now."""
-    return all(
-        _seen(_unpacked(path, shard, known)).get("stamp") == _stamp(shard)
-        for shard, _ in listing(path)
-    )
+    return all(_is_current(s, _unpacked(path, s, known)) for s, _ in listing(path))
 
 
 def _class_names(schema: Any) -> list[str]:
@@ -157,9 +152,10 @@ def _images(shard: Path) -> Iterator[bytes]:
 
 
 def _unpack(path: Path, shard: Path, test: bool, unpacked: Path) -> None:
-    """Copy a shard's encoded images to `unpacked`.bin and look at each once."""
+    """Copy a shard's encoded images to a flat file and look at each once."""
     stamp = _stamp(shard)
     labels, classes, words = _labels(shard)
+    relative = shard.relative_to(path).as_posix()
     found, places = [], []
     unpacked.parent.mkdir(parents=True, exist_ok=True)
     temporary = unpacked.with_name(f".{unpacked.name}.{os.getpid()}")
@@ -174,11 +170,11 @@ def _unpack(path: Path, shard: Path, test: bool, unpacked: Path) -> None:
         temporary.replace(unpacked.with_suffix(".bin"))
     finally:
         temporary.unlink(missing_ok=True)
-    relative = shard.relative_to(path).as_posix()
-    names = [f"{relative}:{row}" for row in range(len(labels))]
-    files = Files(names, [test] * len(names), labels, places, classes, [])
-    Index.build(files, found).save(unpacked.with_suffix(".npz"))
-    cache.write_json(unpacked.with_suffix(".json"), {"stamp": stamp, "words": words})
+    both = zip(labels, places, strict=True)
+    rows = [(f"{relative}:{row}", test, *one) for row, one in enumerate(both)]
+    files = Files.of(rows, classes, [])
+    more = {"stamp": np.array(stamp), "words": np.array(words)}
+    _Shard.build(files, found, **more).save(unpacked)
 
 
 def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
@@ -188,7 +184,7 @@ def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
     def one(item: tuple[Path, bool]) -> None:
         shard, test = item
         unpacked = _unpacked(path, shard, known)
-        if _seen(unpacked).get("stamp") != _stamp(shard):
+        if not _is_current(shard, unpacked):
             _unpack(path, shard, test, unpacked)
 
     with ThreadPoolExecutor(decode_threads()) as threads:
@@ -199,24 +195,19 @@ def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
 def load(path: Path, known: Path) -> tuple[Index, Callable[[int], bytes]]:
     """Return the index of all shards together, and what reads the encoded bytes of a row of it."""
     shards = [shard for shard, _ in listing(path)]
-    parts, files, words = [], [], []
+    parts, files = [], []
     for shard in shards:
         unpacked = _unpacked(path, shard, known)
-        part, seen = Index.load(unpacked.with_suffix(".npz")), _seen(unpacked)
-        if part is None or not seen:
+        part = _Shard.load(unpacked)
+        if part is None:
             raise DataError(f"{shard} has not been unpacked, or its copy is damaged")
         parts.append(part)
-        words.append(bool(seen["words"]))
-        empty = not part.stamps[:, 1].sum()
-        flat = unpacked.with_suffix(".bin")
+        flat, empty = unpacked.with_suffix(".bin"), not part.stamps[:, 1].sum()
         files.append(np.empty(0, np.uint8) if empty else np.memmap(flat, np.uint8, mode="r"))
-    classes = _common_classes(shards, parts, words)
-    if words[0]:
-        parts = [
-            replace(part, labels=np.searchsorted(classes, part.classes)[part.labels])
-            for part in parts
-        ]
-    left_out = [str(shard.relative_to(path)) for shard in _sorted(path)[2]]
+    classes = _common_classes(shards, parts)
+    if parts[0].words:
+        parts = [replace(p, labels=np.searchsorted(classes, p.classes)[p.labels]) for p in parts]
+    left_out = [str(shard.relative_to(path)) for shard in by_pool(path)[2]]
     index = Index.join(parts, classes, left_out)
     in_file = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
 
@@ -227,8 +218,9 @@ def load(path: Path, known: Path) -> tuple[Index, Callable[[int], bytes]]:
     return index, read
 
 
-def _common_classes(shards: list[Path], parts: list[Index], words: list[bool]) -> list[str]:
+def _common_classes(shards: list[Path], parts: list[_Shard]) -> list[str]:
     """Return the classes of all shards together. Raises DataError where shards contradict."""
+    words = [bool(part.words) for part in parts]
     if len(set(words)) > 1:
         raise DataError(
             f"the labels of {shards[words.index(True)]} are words, those of "

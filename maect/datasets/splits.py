@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -90,15 +91,17 @@ def make_low_shot(name: str, train_labels: np.ndarray) -> dict[str, list[np.ndar
     return result
 
 
-def make_split(name: str, labels: np.ndarray) -> dict[str, Any]:
+def make_split(
+    name: str, labels: np.ndarray, sizes: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """The manifest of a set as JSON data, from the labels of the list its splits are drawn from.
 
     For `digits` that list is all 1,797 images, for the others the official training images. Each
-    split is stratified and drawn from what the ones before it left.
+    split is stratified and drawn from what the ones before it left; by default of these `SIZES`.
     """
     left = np.arange(len(labels), dtype=np.int64)
     splits = {}
-    for split, size in SIZES[name].items():
+    for split, size in (sizes or SIZES[name]).items():
         order = Stream(0, "split", name, split).permutation(0, len(left))
         chosen = stratified(labels[left], size, order)
         splits[split] = left[chosen]

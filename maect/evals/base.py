@@ -168,8 +168,8 @@ class Evaluator:
         needed = reported == "selection" or self.chooses(settings)
         if needed and not counts.get("selection", 1):
             raise DataError(
-                f"{self.label} needs images in the selection split, which has none: it is the few "
-                f"training images whose checksums say so. Add training images"
+                f"{self.label} needs images in the selection split, which has none: data.selection "
+                f"is 0, or none of few training images fell into it. Give data.selection a number"
             )
 
 

@@ -30,21 +30,18 @@ def encoder_of(job: Job, channels: int, *, averaged: bool = False) -> Encoder:
         name = "encoder_ema" if averaged and average.exists() else "encoder"
         encoder.load_state_dict(job.tensors("encoder", name))
     elif "weights" in job.settings:
-        released = _released(job, channels)
+        from maect.weights import CheckpointError, load_for
+
+        path, size = job.weights, job.data.image_size
+        assert path is not None
+        if sha256(path) != job.settings["weights"]:
+            raise CheckpointError(
+                f"{path} is not the file that was planned with: its checksum differs"
+            )
+        released = load_for(path, job.model, image_size=size, in_chans=channels)
         encoder.load_state_dict(released.state_dict())
         encoder.stated, encoder.notes = released.stated, released.notes
     return encoder.to(job.device, job.dtype)
-
-
-def _released(job: Job, channels: int) -> Encoder:
-    """Return the encoder in the file of released weights, which must be the planned one."""
-    from maect.weights import CheckpointError, load_for
-
-    path, size = job.weights, job.data.image_size
-    assert path is not None
-    if sha256(path) != job.settings["weights"]:
-        raise CheckpointError(f"{path} is not the file that was planned with: its checksum differs")
-    return load_for(path, job.model, image_size=size, in_chans=channels)
 
 
 def usage_notes(encoder: Encoder, pool: str | None, split: Split) -> list[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from maect import datasets, evals
+from maect.datasets import DataError, lists
 from maect.datasets.splits import selection_rows
 from maect.evals.base import labels_of
 from maect.settings import DataSettings
@@ -35,15 +37,9 @@ def evaluate(
     split, settings = job.settings["split"], evaluator.settings.parse(job.settings["settings"])
     counts = {name[:-2]: len(y) for name, y in features.items() if name.endswith("_y")}
     evaluator.require_images(settings, split, counts)
-    data = DataSettings(name=job.data_name, path=job.data_path)  # type: ignore[arg-type]
     on_device = {name: tensor.to(job.device) for name, tensor in features.items()}
-    given = eval_input(
-        on_device,
-        split,
-        datasets.low_shot(data, job.data_root),
-        job.settings.get("seed", 0),
-        images,
-    )
+    labelled = _labelled(job) if "budgets" in job.settings["settings"] else {}
+    given = eval_input(on_device, split, labelled, job.settings.get("seed", 0), images)
     result = evaluator.run(given, settings)
     draws = evaluator.by_draw(result.predictions, labels_of(given.test.y))
     predictions = {name: torch.from_numpy(array) for name, array in result.predictions.items()}
@@ -58,10 +54,26 @@ def evaluate(
         protocol={
             **result.protocol,
             **({"tokens": tokens} if tokens else {}),
+            **({"lists": job.settings["lists"]} if "lists" in job.settings else {}),
             "evaluation": job.kind,
             "split": split if split == "test" else "selection, the half that chose nothing",
         },
     )
+
+
+def _labelled(job: Job) -> dict[str, list[np.ndarray]]:
+    """Return the labelled images by budget, rows of the train split. Raises DataError."""
+    settings = job.settings
+    data = DataSettings(
+        name=job.data_name,  # type: ignore[arg-type]
+        path=job.data_path,
+        selection=settings.get("selection"),
+        low_shot=job.lists,
+        max_broken=1.0,  # checked when the features were made
+    )
+    if job.lists is not None and lists.checksum(job.lists) != settings["lists"]:
+        raise DataError(f"the lists in {job.lists} are not those that were planned with")
+    return datasets.low_shot(data, job.data_root)
 
 
 def eval_input(

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from maect.augment import Augment, evaluation_transform
+from maect.datasets import Split
 from maect.datasets.splits import selection_rows
 from maect.models import Encoder, pool
 from maect.parallel import Group
-from maect.settings import AugmentSettings, ViewSettings
+from maect.settings import ViewSettings
 from maect.stages.encoder import encoder_of, usage_notes
 from maect.stages.job import Job, Output
 
@@ -65,6 +66,22 @@ def with_channels(images: Tensor, count: int) -> Tensor:
 def _as_many(statistics: tuple[float, ...], count: int) -> tuple[float, ...]:
     """Return statistics of `count` channels: as they are, or of all the mean."""
     return statistics if len(statistics) == count else (sum(statistics) / len(statistics),) * count
+
+
+def prepared(job: Job, split: Split, rows: np.ndarray, *, pixels: bool) -> Tensor:
+    """Return images as an encoder is shown them for evaluation: [B, C, S, S].
+
+    Normalised, or as `pixels` in [0, 1].
+    """
+    channels = len(split.mean)
+    return evaluation_transform(
+        split.batch(rows),
+        image_size=job.data.image_size,
+        mean=[0.0] * channels if pixels else split.mean,
+        std=[1.0] * channels if pixels else split.std,
+        dtype=job.dtype,
+        device=job.device,
+    )
 
 
 class JobImages:
@@ -117,7 +134,7 @@ class JobImages:
     def views(self, view: ViewSettings, role: str, epoch: int, rows: np.ndarray) -> Tensor:
         job, split = self.job, self.split("train")
         augment = Augment(
-            AugmentSettings(view0=view),
+            [view],
             image_size=job.data.image_size,
             mean=split.mean,
             std=split.std,
@@ -130,16 +147,7 @@ class JobImages:
     def prepared(self, split: str, rows: np.ndarray) -> Tensor:
         job, source = self.job, self.split("selection" if split in self.rows else split)
         rows = self.rows[split][rows] if split in self.rows else rows
-        channels = len(source.mean)
-        found = evaluation_transform(
-            source.batch(rows),
-            image_size=job.data.image_size,
-            mean=[0.0] * channels if self.pixels else source.mean,
-            std=[1.0] * channels if self.pixels else source.std,
-            dtype=job.dtype,
-            device=job.device,
-        )
-        return with_channels(found, self.channels)
+        return with_channels(prepared(job, source, rows, pixels=self.pixels), self.channels)
 
     def at(self, place: int) -> JobImages:
         assert isinstance(self.block, list)
@@ -179,24 +187,20 @@ def extract(images: JobImages) -> dict[str, Tensor]:
     On the first worker; on the others the features are empty.
     """
     network = None if images.pixels else images.network().eval()
+    first = images.group.rank == 0
     tensors: dict[str, Tensor] = {}
     for name in SPLITS:
+
+        def features(rows: slice, name: str = name) -> Tensor:
+            batch = images.prepared(name, np.arange(rows.start, rows.stop))
+            return batch.flatten(1).float() if network is None else network(batch)
+
         split = images.split(name)
-        tensors[f"{name}_x"] = _split_features(images, network, name, len(split))
+        with torch.inference_mode():
+            shared = images.group.shared(len(split), BATCH, features)
+            found = [x.cpu() for x in shared if first]
+        tensors[f"{name}_x"] = torch.cat(found) if found else torch.empty(0)
         tensors[f"{name}_y"] = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
         if not len(split):  # of the shape that images would give
             tensors[f"{name}_x"] = tensors["train_x"].new_empty(0, *tensors["train_x"].shape[1:])
     return tensors
-
-
-def _split_features(
-    images: JobImages, network: FeatureNetwork | None, name: str, count: int
-) -> Tensor:
-    def features(rows: slice) -> Tensor:
-        batch = images.prepared(name, np.arange(rows.start, rows.stop))
-        return batch.flatten(1).float() if network is None else network(batch)
-
-    first = images.group.rank == 0
-    with torch.inference_mode():
-        found = [x.cpu() for x in images.group.shared(count, BATCH, features) if first]
-    return torch.cat(found) if found else torch.empty(0)

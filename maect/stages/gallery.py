@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maect.augment import evaluation_transform
 from maect.datasets import Split
 from maect.evals.nearest import standardized
 from maect.evals.neighbors import nearest, normalize_rows
 from maect.losses import patchify, unpatchify
 from maect.models import decoder_from, random_masking
 from maect.stages.encoder import encoder_of
+from maect.stages.features import prepared
 from maect.stages.job import Job, Output
 from maect.streams import Stream
 
@@ -74,19 +74,6 @@ def _features(
     return near.numpy(), shown[torch.from_numpy(few).to(job.device)].float().cpu().numpy()
 
 
-def _images(job: Job, split: Split, rows: np.ndarray) -> Tensor:
-    """Return images as an encoder is shown them, not normalised: [B, C, S, S] in [0, 1]."""
-    none, one = [0.0] * len(split.mean), [1.0] * len(split.mean)
-    return evaluation_transform(
-        split.batch(rows),
-        image_size=job.data.image_size,
-        mean=none,
-        std=one,
-        dtype=job.dtype,
-        device=job.device,
-    )
-
-
 def _pictures(images: Tensor) -> Tensor:
     """Return small copies to look at: [.., C, S, S] in [0, 1] -> uint8 [.., C, s, s] on the CPU."""
     if images.shape[-1] > SIDE:
@@ -103,7 +90,7 @@ def _reconstructions(job: Job, split: Split, rows: np.ndarray) -> dict[str, Tens
     Where it predicts normalised patches, they are given the mean and spread of the true ones.
     """
     chosen = rows[_spread(len(rows), SHOWN)]
-    originals, size = _images(job, split, chosen), job.data.image_size
+    originals, size = prepared(job, split, chosen, pixels=True), job.data.image_size
     channels = len(split.mean)
     mean = torch.tensor(split.mean, dtype=job.dtype, device=job.device).view(-1, 1, 1)
     std = torch.tensor(split.std, dtype=job.dtype, device=job.device).view(-1, 1, 1)
@@ -155,9 +142,9 @@ def _strips(
     chosen = np.array([*first, *same[_spread(len(same), wanted)]] if wanted else first, np.int64)
     near = near[:, chosen]
     found, place = np.unique(near, return_inverse=True)
-    pictures = _pictures(_images(job, train, found))[torch.from_numpy(place.ravel())]
+    pictures = _pictures(prepared(job, train, found, pixels=True))[torch.from_numpy(place.ravel())]
     tensors = {
-        "query": _pictures(_images(job, split, rows[chosen])),
+        "query": _pictures(prepared(job, split, rows[chosen], pixels=True)),
         "query_row": torch.from_numpy(rows[chosen]),
         "query_label": torch.from_numpy(labels[chosen].astype(np.int64)),
         "neighbor": pictures.view(*near.shape, *pictures.shape[1:]),

@@ -79,6 +79,8 @@ class Job:
     inputs: dict[str, Path]
     data_root: Path
     data_path: str | None = None
+    #: folder of published lists of labelled images
+    lists: str | None = None
     #: "mae", "features", or an evaluation's name
     kind: str = ""
     #: of the data set, also where `settings` say nothing of the data

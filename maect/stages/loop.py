@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from maect.augment import Augment
 from maect.finite import is_finite
 from maect.optim import learning_rate, set_learning_rate, update_average
-from maect.settings import AugmentSettings, ScheduleSettings, ViewSettings
+from maect.settings import ScheduleSettings, ViewSettings
 from maect.stages.encoder import encoder_document, encoder_of, usage_notes
 from maect.stages.job import Job, Output, Progress, State, TrainingError
 from maect.streams import Stream
@@ -79,9 +79,8 @@ class Training(ABC, Generic[S]):
         # ---- data: batches and their augmented views
         self.train = job.split("train")
         self.batches = Batches(len(self.train), settings.batch_size, job.seed, self.role)
-        views = [ViewSettings.parse(view) for view in job.settings["views"]]
         self.augment = Augment(
-            AugmentSettings(view0=views[0], view1=views[-1]),
+            [ViewSettings.parse(view) for view in job.settings["views"]],
             image_size=job.data.image_size,
             mean=self.train.mean,
             std=self.train.std,
@@ -235,7 +234,8 @@ def train(training: Training[S]) -> Output:
     began = state.step if state else 0
     if state is not None:
         training.restore(state.tensors)
-        log.curves, log.loss = state.curves, state.curves["loss"][-1]
+        log.curves = state.curves
+        log.loss = [math.nan, *state.curves.get("loss", [])][-1]
     training.train.expect(training.own_batches(began))
 
     last, last_step = time.monotonic(), began

@@ -33,11 +33,9 @@ _ALONG = {
 
 def ablation(facts: Facts, table: Table) -> Figure | None:
     """Return metrics against each number that at least three comparable rows differ in."""
-    rows = {row.variant: _settings(facts, row.variant) for row in table.rows}
     panels: list[Markup] = []
     legend: list[tuple[str, str]] = []
-    for setting, tied in _varied(rows).items():
-        lines = _lines(rows, setting, tied)[:_LINES]
+    for setting, lines in _lines(facts, [row.variant for row in table.rows]).items():
         legend = legend or [(f"c{i % PALETTE}", _common(line)) for i, line in enumerate(lines)]
         kind, _, name = setting.partition(".")
         for column in table.metrics:
@@ -66,6 +64,30 @@ def _series(css: str, name: str, cells: Iterable[tuple[float, Cell]]) -> list[Se
     return [Series(css, name, points)] if len(points) > 1 else []
 
 
+def _lines(facts: Facts, variants: Sequence[str]) -> dict[str, list[list[tuple[float, str]]]]:
+    """Return setting -> the rows that differ in it alone, as (value, variant) by value.
+
+    A line has three values at least. A stage's record may repeat a setting of the stage before it;
+    of settings that are alike in every row the first one stands for all.
+    """
+    rows = [_settings(facts, variant) for variant in variants]
+    paths = dict.fromkeys(path for row in rows for path in row)
+    values = {path: [row.get(path) for row in rows] for path in paths}
+    values = {path: found for path, found in values.items() if len({*map(repr, found)}) > 1}
+    first = {repr(found): path for path, found in reversed(values.items())}
+    values = {path: found for path, found in values.items() if first[repr(found)] == path}
+    lines: dict[str, list[list[tuple[float, str]]]] = {}
+    for path, found in values.items():
+        groups: dict[str, list[tuple[float, str]]] = defaultdict(list)
+        for i, (value, variant) in enumerate(zip(found, variants, strict=True)):
+            if _drawable(value):
+                rest = repr([others[i] for other, others in values.items() if other != path])
+                groups[rest].append((float(str(value)), variant))
+        long = [sorted(group) for group in groups.values() if len({x for x, _ in group}) >= 3]
+        lines |= {path: long[:_LINES]} if long else {}
+    return lines
+
+
 def _settings(facts: Facts, variant: str) -> dict[str, Any]:
     """Return the settings of a row's training stages of one seed: "head.queue_size" -> 512."""
     mine = facts.training.filter(pl.col("variant") == variant)
@@ -73,28 +95,7 @@ def _settings(facts: Facts, variant: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, kind in first.select("key", "kind").iter_rows():
         flat |= flatten(facts.record(key).get("settings") or {}, kind)
-    return {
-        path: str(value) if isinstance(value, list) else value
-        for path, value in flat.items()
-        if not path.endswith(".seed")
-    }
-
-
-def _varied(rows: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
-    """Return numbers with at least three values over the rows, each with the settings tied to it.
-
-    A stage's record may repeat a setting of the stage before it; such paths have the same values
-    in every row, and the first of them stands for all.
-    """
-    tied: dict[tuple[str, ...], dict[str, None]] = defaultdict(dict)
-    for path in dict.fromkeys(path for flat in rows.values() for path in flat):
-        tied[tuple(repr(flat.get(path)) for flat in rows.values())][path] = None
-    found = {}
-    for first, *others in tied.values():
-        values = {flat[first] for flat in rows.values() if first in flat}
-        if len(values) >= 3 and all(map(_drawable, values)):
-            found[first] = {first, *others}
-    return found
+    return {path: value for path, value in flat.items() if not path.endswith(".seed")}
 
 
 def _drawable(value: object) -> bool:
@@ -102,18 +103,6 @@ def _drawable(value: object) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return value == 0 or 1e-12 < abs(value) < 1e12
-
-
-def _lines(
-    rows: dict[str, dict[str, Any]], setting: str, tied: set[str]
-) -> list[list[tuple[float, str]]]:
-    """Return rows that differ in `setting` alone, as (value, variant) in order of the values."""
-    groups: dict[tuple[tuple[str, str], ...], list[tuple[float, str]]] = defaultdict(list)
-    for variant, flat in rows.items():
-        if setting in flat:
-            rest = tuple(sorted((k, str(v)) for k, v in flat.items() if k not in tied))
-            groups[rest].append((float(flat[setting]), variant))
-    return [sorted(group) for group in groups.values() if len({x for x, _ in group}) >= 3]
 
 
 def _common(line: list[tuple[float, str]]) -> str:

@@ -83,7 +83,7 @@ def spanning(
     if log:
         ratio = max((high / low) ** pad, 1.15)
         return Scale(low / ratio, high * ratio, start, end, True)
-    air = (high - low) * pad or abs(high) * 0.05 or 1.0
+    air = (high - low) * pad if high > low else abs(high) * 0.05 or 1.0
     return Scale(low - air, high + air, start, end)
 
 
@@ -164,7 +164,7 @@ def plot(
     pad = 0.0 if wide else 0.06
     x = spanning([p.x for p in points] or [0.0, 1.0], left, right, pad=pad, log=log_x)
     drawn = [words(short(title, 44), 0, 13, "head")]
-    for value in marks or x.ticks():
+    for value in marks or x.ticks(12 if wide else 5):
         drawn.append(line(x(value), x(value), bottom, TOP, "grid"))
         drawn.append(words(tick_text(value), x(value), bottom + 15, "tick", "middle"))
     rows: list[tuple[float, str]] = [*enumerate(categories)]

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from reports.display import duration, plural, short
 from reports.facts import DONE, Facts
 from reports.figures.charts import Figure
-from reports.figures.svg import TOP, Point, Scale, Series, line, plot
+from reports.figures.svg import TOP, WIDE, Point, Scale, Series, line, plot
 
 #: bars beyond which the picture shows the longest ones only
 _MOST = 1500
@@ -58,10 +58,10 @@ def timeline(facts: Facts) -> Figure | None:
         middles = (x(at(a) + cut / 2 / size) for a, _ in pauses)
         return [line(middle, middle, TOP, y.start, "cut") for middle in middles]
 
-    series = []
+    series, pixel = [], shown / size / (WIDE - 100)
     for bar in kept:
         start, row = at(bar.start), lanes.index(bar.lane)
-        end = max(at(bar.end), start + shown / size / 1000)  # not narrower than can be seen
+        end = max(at(bar.end) - pixel / 2, start + pixel)  # all apart, and none too narrow to see
         ends = [Point(start, row), Point(end, row)]
         series.append(Series(f"bar {bar.css}", bar.text, ends, dots=False))
     legend = list(_KINDS.items())

@@ -87,7 +87,7 @@ def test_views_per_second(case, pipeline, benchmark, capsys):
     images = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in pictures]
     if size == 32:
         images = torch.stack(images)
-    augment = Augment(settings, image_size=size, mean=MEAN, std=STD, seed=0, role="mae")
+    augment = Augment(settings.views(2), image_size=size, mean=MEAN, std=STD, seed=0, role="mae")
     views = per_image(settings, size)
     indices = np.arange(count)
     theirs = []

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from maect import image_ops as ops
 from maect.augment import Augment, evaluation_transform, normalise
-from maect.settings import AugmentSettings, ViewSettings
+from maect.settings import ViewSettings
 
 #: of 255, what rounding may cost
 TOLERANCE = 2
@@ -43,7 +43,7 @@ def augmenter(view: ViewSettings, size: int, channels: int = 3, **streams: objec
     """Makes views on the scale 0-255."""
     chosen = {"seed": 0, "role": "mae", **streams}
     return Augment(
-        AugmentSettings(view0=view),
+        [view, view],
         image_size=size,
         mean=(0.0,) * channels,
         std=(1 / 255,) * channels,
@@ -279,11 +279,9 @@ def test_draws_depend_on_seed_role_epoch_index_and_view() -> None:
 
 def test_views_take_their_own_settings() -> None:
     still = ViewSettings(crop_scale=None, flip=0.0)
-    settings = AugmentSettings(
-        view0=still, view1=still.model_copy(update={"solarise": 1.0, "solarise_threshold": 0})
-    )
+    views = [still, still.model_copy(update={"solarise": 1.0, "solarise_threshold": 0})]
     mean, std = (0.5,) * 3, (0.25,) * 3
-    augment = Augment(settings, image_size=32, mean=mean, std=std, seed=0, role="mae")
+    augment = Augment(views, image_size=32, mean=mean, std=std, seed=0, role="mae")
     images = noise(4, 32, 32)
     assert augment(images, 0, np.arange(4), 0).equal(normalise(images.float(), mean, std))
     assert augment(images, 0, np.arange(4), 1).equal(normalise(255 - images.float(), mean, std))

@@ -219,6 +219,7 @@ def test_head_step(golden: Golden) -> None:
         topk=1,
         temperature=0.15,
         use_target=True,
+        draws=torch.zeros(2, len(view0)),
         labels=golden["head/y"],
     )
     close(output.loss, golden["head/loss"])

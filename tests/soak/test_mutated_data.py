@@ -237,7 +237,7 @@ def content(settings: DataSettings, root: Path) -> dict[str, dict[bytes, int]]:
         split = datasets.load(settings, root, name)
         assert len(split) == info.counts[name]
         assert len(split) == 0 or 0 <= split.labels.min() <= split.labels.max() < info.classes
-        pixels = split.batch(split.index)
+        pixels = split.batch(np.arange(len(split)))
         found[name] = {
             sha256(str(p.shape).encode() + p.numpy().tobytes()).digest(): int(label)
             for p, label in zip(pixels, split.labels, strict=True)

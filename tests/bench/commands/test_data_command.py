@@ -14,7 +14,7 @@ import pytest
 from bench_helpers import Bench
 from PIL import Image
 
-from maect.datasets import CATALOG, cache, describe, splits
+from maect.datasets import CATALOG, describe, named, splits
 from maect.datasets.named import Source
 from maect.settings import DataSettings
 
@@ -35,7 +35,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     entry = replace(
         CATALOG["fashion_mnist"],
         pools={"train": 60, "test": 20},
-        content=cache.content_hash(pools),
+        content=named.content_hash(pools),
         sources=(Source("url", "http://localhost:9/", {"a": "md5:0"}),),
     )
     monkeypatch.setitem(CATALOG, "fashion_mnist", entry)

@@ -173,6 +173,47 @@ def only_knn(path: Path) -> Path:
     return path
 
 
+def test_published_lists_are_in_the_key_and_the_protocol_of_what_reads_them_alone(
+    folder: Path, tmp_path: Path
+):
+    """With all images trained on; a budget without a list is told before the run."""
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for name, rows in (("1imgs", 1), ("2imgs", 2), ("10percent", 3)):
+        names = [f"{label}/{row}.png" for label in ("cat", "dog") for row in range(rows)]
+        (lists / f"{name}.txt").write_text("\n".join(names))
+
+    def suite(extra: str):
+        path = only_knn(suite_over(folder, tmp_path, f", selection: 0{extra}").path)
+        path.write_text(path.read_text().replace("evaluate: [knn]", "evaluate: [knn, low_shot]"))
+        return load_suite(path, seeds=1, sets=SETS)
+
+    published = f", low_shot: '{lists}'"
+    with pytest.raises(DataError, match="holds no list for 5; leave these budgets out"):
+        prepare_data(suite(published))
+    (lists / "5imgs.txt").write_text(
+        "\n".join(f"{label}/{row}.png" for label in ("cat", "dog") for row in range(5))
+    )
+    prepare_data(suite(published))
+    store = Store(tmp_path / "store")
+    store.create()
+    plain, row = (make_plan(suite(extra), store).rows[0] for extra in ("", published))
+    assert row.features.key == plain.features.key
+    assert row.evaluations["knn"].key == plain.evaluations["knn"].key
+    assert row.evaluations["low_shot"].key != plain.evaluations["low_shot"].key
+    for stage in (row.features, row.evaluations["low_shot"]):
+        run_stage(stage, store, "test", lambda event: None)
+    record = store.state(row.evaluations["low_shot"].key).record
+    assert record is not None and record.protocol is not None
+    assert record.protocol["images"]["accuracy_5"] == [10]  # one draw
+    assert record.protocol["lists"] == row.evaluations["low_shot"].settings["lists"]
+    (lists / "1imgs.txt").write_text("cat/7.png\ndog/7.png")
+    changed = make_plan(suite(published), store).rows[0].evaluations["low_shot"]
+    assert changed.key != row.evaluations["low_shot"].key
+    with pytest.raises(Exception, match="not those that were planned with"):
+        run_stage(row.evaluations["low_shot"], store, "test", lambda event: None)
+
+
 def test_a_split_that_is_empty_by_chance_is_missed_by_what_chooses_on_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -116,14 +116,14 @@ def without(name: str) -> Callable[[State], State]:
 
 
 FAULTS: dict[str, tuple[Callable[[State], State], str]] = {
-    "missing": (without("blocks.1.norm2.bias"), "blocks.1.norm2.bias is missing, expected [32]"),
+    "missing": (without("blocks.1.norm2.bias"), 'Missing key(s) in state_dict: "blocks.1.norm2.b'),
     "extra": (
         lambda state: {**state, "blocks.0.ls1.gamma": torch.ones(32)},
-        "blocks.0.ls1.gamma is not expected",
+        'Unexpected key(s) in state_dict: "blocks.0.ls1.gamma"',
     ),
     "misshaped": (
         lambda state: {**state, "blocks.0.attn.qkv.weight": torch.ones(90, 32)},
-        "blocks.0.attn.qkv.weight is [90, 32], expected [96, 32]",
+        "size mismatch for blocks.0.attn.qkv.weight",
     ),
     "other-size": (
         lambda state: weights(dim=48, depth=3),

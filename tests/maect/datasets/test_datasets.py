@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from maect import datasets
-from maect.datasets import DataError, cache, decode, fetch, splits
+from maect.datasets import DataError, fetch, named, splits
 from maect.datasets.named import CATALOG
 from maect.settings import DataSettings
 
@@ -54,8 +54,8 @@ def test_digits_are_scikit_learns() -> None:
     for name, rows in manifest.splits.items():
         split = datasets.load(DIGITS, split=name)
         expected = np.rint(published.images[rows] * 255 / 16)
-        assert np.abs(split.batch(split.index).numpy()[:, 0] - expected).max() <= 1
-        assert split.batch(split.index).numpy().max() == 255
+        assert np.abs(split.batch(np.arange(len(split))).numpy()[:, 0] - expected).max() <= 1
+        assert split.batch(np.arange(len(split))).numpy().max() == 255
         assert np.array_equal(split.labels, published.target[rows])
 
 
@@ -99,6 +99,23 @@ def test_splits_and_low_shot_lists_are_stratified() -> None:
             assert np.array_equal(np.bincount(labels[draw]), [shots] * 10)
 
 
+def test_a_selection_split_of_another_size_leaves_the_test_split_alone() -> None:
+    usual, prints = datasets.load(DIGITS, split="test"), {datasets.describe(DIGITS).fingerprint}
+    for count in (0, 50):
+        settings = DIGITS.model_copy(update={"selection": count})
+        info = datasets.describe(settings)
+        assert info.counts == {"train": 1297 - count, "selection": count, "test": 500}
+        assert np.array_equal(datasets.load(settings, split="test").labels, usual.labels)
+        assert len(datasets.load(settings, split="selection")) == count
+        assert max(map(max, datasets.low_shot(settings)["10%"])) < 1297 - count
+        prints.add(info.fingerprint)
+    assert len(prints) == 3
+    same = DIGITS.model_copy(update={"selection": 200})
+    assert datasets.describe(same).fingerprint in prints
+    with pytest.raises(DataError, match="leaves no image of digits"):
+        datasets.describe(DIGITS.model_copy(update={"selection": 1297}))
+
+
 def test_a_changed_manifest_is_refused() -> None:
     made = splits.make_split("digits", np.arange(1797) % 10)
     made["splits"]["test"][0] += 1
@@ -120,7 +137,7 @@ def test_unknown_split_and_absent_data_say_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def tiny_cifar(monkeypatch: pytest.MonkeyPatch) -> cache.Pools:
+def tiny_cifar(monkeypatch: pytest.MonkeyPatch) -> named.Pools:
     """CIFAR-10 with 100 and 20 images instead of 50,000 and 10,000."""
     rng = np.random.default_rng(0)
     pools = {
@@ -128,7 +145,7 @@ def tiny_cifar(monkeypatch: pytest.MonkeyPatch) -> cache.Pools:
         for name, count in (("train", 100), ("test", 20))
     }
     entry = replace(
-        CATALOG["cifar10"], pools={"train": 100, "test": 20}, content=cache.content_hash(pools)
+        CATALOG["cifar10"], pools={"train": 100, "test": 20}, content=named.content_hash(pools)
     )
     monkeypatch.setitem(CATALOG, "cifar10", entry)
     monkeypatch.setitem(splits.SIZES, "cifar10", {"selection": 20})
@@ -136,7 +153,7 @@ def tiny_cifar(monkeypatch: pytest.MonkeyPatch) -> cache.Pools:
     return pools
 
 
-def batches(pools: cache.Pools) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def batches(pools: named.Pools) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The pools as the six files of the published archives."""
     images, labels = pools["train"]
     parts = {
@@ -165,7 +182,7 @@ def python2_pickle(value: object) -> bytes:
     return file.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
 
-def python_archive(pools: cache.Pools, path: Path) -> Path:
+def python_archive(pools: named.Pools, path: Path) -> Path:
     """The layout of cifar-10-python.tar.gz."""
     with tarfile.open(path, "w:gz") as archive:
         for name, (images, labels) in batches(pools).items():
@@ -177,7 +194,7 @@ def python_archive(pools: cache.Pools, path: Path) -> Path:
     return path
 
 
-def png_folder(pools: cache.Pools, path: Path) -> Path:
+def png_folder(pools: named.Pools, path: Path) -> Path:
     """The layout of the npm package."""
     path.mkdir()
     for name, (images, _) in batches(pools).items():
@@ -190,7 +207,7 @@ def png_folder(pools: cache.Pools, path: Path) -> Path:
 
 
 def test_both_published_formats_give_one_fingerprint(
-    tiny_cifar: cache.Pools, tmp_path: Path
+    tiny_cifar: named.Pools, tmp_path: Path
 ) -> None:
     archive = python_archive(tiny_cifar, tmp_path / "cifar.tar.gz")
     folder = png_folder(tiny_cifar, tmp_path / "sheets")
@@ -204,14 +221,14 @@ def test_both_published_formats_give_one_fingerprint(
             split = datasets.load(CIFAR10, root, name)
             expected = tiny_cifar[pool][0]
             if name == "test":
-                assert np.array_equal(split.batch(split.index).numpy(), expected)
+                assert np.array_equal(split.batch(np.arange(len(split))).numpy(), expected)
             assert len(split) == {"test": 20, "train": 80}[name]
     assert prints[0] is not None
     assert prints[0] == prints[1]
 
 
 def test_fingerprint_depends_on_pixels_labels_and_splits(
-    tiny_cifar: cache.Pools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_cifar: named.Pools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CATALOG, "cifar10", replace(CATALOG["cifar10"], content=None))
     seen = set()
@@ -224,13 +241,13 @@ def test_fingerprint_depends_on_pixels_labels_and_splits(
         if number == 3:
             monkeypatch.setitem(splits.SIZES, "cifar10", {"selection": 10})
         root = tmp_path / str(number)
-        cache.write("cifar10", root, pools, "test")
+        named.write("cifar10", root, pools, "test")
         seen.add(datasets.describe(CIFAR10, root).fingerprint)
     assert len(seen) == 4
 
 
-def test_a_flipped_byte_in_the_cache_is_caught(tiny_cifar: cache.Pools, tmp_path: Path) -> None:
-    cache.write("cifar10", tmp_path, tiny_cifar, "test")
+def test_a_flipped_byte_in_the_cache_is_caught(tiny_cifar: named.Pools, tmp_path: Path) -> None:
+    named.write("cifar10", tmp_path, tiny_cifar, "test")
     assert datasets.describe(CIFAR10, tmp_path).fingerprint
     file = tmp_path / "cifar10" / "train_images.npy"
     status = file.stat()
@@ -248,21 +265,21 @@ def test_a_flipped_byte_in_the_cache_is_caught(tiny_cifar: cache.Pools, tmp_path
 
 
 def test_a_copied_cache_is_checked_once_and_accepted(
-    tiny_cifar: cache.Pools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_cifar: named.Pools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache.write("cifar10", tmp_path, tiny_cifar, "test")
+    named.write("cifar10", tmp_path, tiny_cifar, "test")
     for file in (tmp_path / "cifar10").glob("*.npy"):
         os.utime(file, ns=(1, 1))
     assert datasets.describe(CIFAR10, tmp_path).fingerprint
-    monkeypatch.setattr(cache, "content_hash", lambda pools: pytest.fail("hashed again"))
+    monkeypatch.setattr(named, "content_hash", lambda pools: pytest.fail("hashed again"))
     assert datasets.describe(CIFAR10, tmp_path).fingerprint
 
 
 @pytest.mark.parametrize("damage", ["meta.json", "train_images.npy", "test_labels.npy"])
 def test_a_damaged_cache_is_reported_not_raised(
-    damage: str, tiny_cifar: cache.Pools, tmp_path: Path
+    damage: str, tiny_cifar: named.Pools, tmp_path: Path
 ) -> None:
-    cache.write("cifar10", tmp_path, tiny_cifar, "test")
+    named.write("cifar10", tmp_path, tiny_cifar, "test")
     file = tmp_path / "cifar10" / damage
     file.write_bytes(file.read_bytes()[:40])
     info = datasets.describe(CIFAR10, tmp_path)
@@ -280,12 +297,12 @@ def test_fashion_mnist_idx_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         )
         header = b"\0\0\x08\x01" + np.array([30], ">i4").tobytes()
         (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
-    pools = decode.decode("fashion_mnist", tmp_path)
+    pools = fetch.decode("fashion_mnist", tmp_path)
     assert np.array_equal(pools["train"][0][:, 0], images)
     assert np.array_equal(pools["test"][1], labels)
 
 
-def test_an_archive_that_would_run_code_is_refused(tiny_cifar: cache.Pools, tmp_path: Path) -> None:
+def test_an_archive_that_would_run_code_is_refused(tiny_cifar: named.Pools, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, (f"touch {tmp_path / 'ran'}",)

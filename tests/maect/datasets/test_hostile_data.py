@@ -77,7 +77,7 @@ def told(settings: DataSettings, root: Path) -> str:
         text = "; ".join([*info.notes, *(f"{file}: {reason}" for file, reason in info.broken)])
         for split in datasets.SPLITS:  # all of it can be used
             loaded = datasets.load(settings, root, split)
-            assert len(loaded.batch(loaded.index)) == info.counts[split]
+            assert len(loaded.batch(np.arange(len(loaded)))) == info.counts[split]
     assert text.isprintable(), text
     return text
 
@@ -113,6 +113,14 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another format": (write("train/c0/x.jpg", EPS), r"train/c0/x\.jpg: not an image of these"),
     "a pipe": (lambda p: os.mkfifo(p / "train/c0/x.png"), r"c0/x\.png: .*is no regular file"),
     "a link to a pipe": (fifo_behind_a_link, r"c0/x\.png: .*is no regular file"),
+    "a broken test image": (write("val/c1/x.png", b""), r"never cut: val/c1/x\.png \(empty file\)"),
+    "a link to nothing": (link("train/c0/x.png", "gone"), r"c0/x\.png: cannot be opened: No such"),
+    "a folder for an image": (
+        lambda p: (p / "val/c1/x.png").mkdir(),
+        r"val/c1/x\.png is a folder",
+    ),
+    "no training images": (lambda p: (p / "train").rename(p / "other"), "expected train/<class>"),
+    "no test images": (lambda p: (p / "val").rename(p / "other"), "expected train/<class>"),
     "a device": (link("train/c0/x.png", "/dev/zero"), r"c0/x\.png: .*is no regular file"),
     "a loop": (link("train/c0/x.png", "x.png"), r"c0/x\.png: .*[Tt]oo many levels"),
     "a loop for a test image": (link("val/c0/x.png", "x.png"), r"val/c0/x\.png \(.*levels"),
@@ -188,9 +196,11 @@ def test_an_empty_class_changes_no_label(folder: Path, tmp_path: Path) -> None:
     assert set(datasets.load(settings, tmp_path / "root", "test").labels) == {0, 1}
 
 
-def test_another_train_images_than_there_are_is_told(folder: Path, tmp_path: Path) -> None:
+def test_other_counts_than_there_are_is_told(folder: Path, tmp_path: Path) -> None:
     settings = DataSettings(name="image_folder", path=str(folder), train_images=1000)
     assert "train_images says 1000, there are 40" in told(settings, tmp_path / "root")
+    settings = DataSettings(name="image_folder", path=str(folder), classes=3)
+    assert "has 2 classes, the suite says 3" in told(settings, tmp_path / "root")
 
 
 # ----------------------------------------------------------------------------------------- shards
@@ -317,6 +327,10 @@ SHARDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "words for images": (other_column("image", rows("x")), f"{SHARD} .*no shard with columns"),
     "bytes for images": (other_column("image", rows(b"x")), f"{SHARD} .*no shard with columns"),
     "images without bytes": (without_bytes, f"{SHARD}:0 .empty file"),
+    "no training shards": (
+        lambda p: [shard.unlink() for shard in p.glob("train-*")],
+        r"lacks training shards: expected files named train-\*\.parquet",
+    ),
     "a stray table": (write("metadata.parquet", b""), r"left out .*: metadata\.parquet"),
     "two test sets": (write("test-0.parquet", b""), r"left out .*: test-0\.parquet"),
 }

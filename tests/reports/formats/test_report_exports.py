@@ -135,27 +135,12 @@ def test_foreign_text_stays_text_in_every_format(text: str) -> None:
     assert json.loads(exports["json"])[0]["title"] == text
 
 
-def test_withheld_numbers_are_not_exported_as_means() -> None:
-    rows = [stage(key_of(s), "knn", "A", s) for s in (0, 1)]
-    metrics = [metric("A", s, key_of(s), 90.0, protocol=f"p{s}") for s in (0, 1)]
-    tables = build_tables(view_of(rows, metrics, tables=[{"title": "T", "columns": ["knn"]}]))
-    row = to_frame(tables).row(0, named=True)
-    assert (row["state"], row["text"], row["mean"]) == ("mixed protocols", "", None)
-
-
 def test_latex_escapes() -> None:
     assert latex_escaped("a_b & 5 % {x} \\y $z$ #1 ~ ^") == (
         r"a\_b \& 5 \% \{x\} \textbackslash{}y \char36{}z\char36{} \#1 "
         r"\textasciitilde{} \textasciicircum{}"
     )
     assert latex_escaped("😀 é 表 ð ½") == "U+1F600 é U+8868 U+00F0 U+00BD"
-
-
-def test_markdown_keeps_foreign_text_in_its_cell() -> None:
-    text = to_markdown(build_tables(nasty_view()))
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
-    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in lines)
-    assert "\\<script\\>" in text
 
 
 def wide_view():

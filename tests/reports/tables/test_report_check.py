@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from report_views import full_view, key_of, metric, record, stage, view_of
+from report_views import full_view, key_of, metric, stage, view_of
 
 from reports.facts import Facts
 from reports.formats.html import render_html
@@ -22,6 +22,7 @@ def changed(key: str, **changes: Any):
     told = view.records[key] | changes
     of_key = pl.col("key") == key
     columns = {"code": told["code"]["hash"], "torch": told["env"].get("torch")}
+    columns |= {"device_model": told.get("model", "Xeon")}
     stages = view.stages.with_columns(
         pl.when(of_key).then(pl.lit(value)).otherwise(name).alias(name)
         for name, value in columns.items()
@@ -48,6 +49,11 @@ def test_open_cells_are_named() -> None:
     ("kind", "changes", "expected"),
     [
         ("knn", {"code": {"hash": "other"}}, "k-NN (k=10): its knn stages mix code"),
+        (
+            "knn",
+            {"model": "EPYC"},
+            "k-NN (k=10): its knn stages mix hardware: Xeon (15 stages), EPYC",
+        ),
         ("knn", {"cost": {"device_model": "A100"}}, None),
         ("tune", {"code": {"hash": "other"}}, "k-NN (k=10): its tune stages mix code"),
         ("tune", {"env": {"torch": "2.99"}}, "k-NN (k=10): its tune stages mix torch"),
@@ -56,17 +62,6 @@ def test_open_cells_are_named() -> None:
 def test_mixed_code_and_place_are_named(kind: str, changes: dict, expected: str | None) -> None:
     found = check(changed(key_of(kind, "MAE-CT", 1), **changes))
     assert [p for p in found if expected and p.startswith(expected)] or not (expected or found)
-
-
-def test_mixed_hardware_is_named() -> None:
-    rows, metrics = [], []
-    for seed, model in enumerate(("Xeon", "EPYC")):
-        row = stage(key_of(seed), "knn", "A", seed, device_model=model)
-        row["record"] = record(row)
-        rows.append(row)
-        metrics.append(metric("A", seed, key_of(seed), 90.0 + seed))
-    (problem,) = check(view_of(rows, metrics, tables=[{"title": "T", "columns": ["knn"]}]))
-    assert problem == "k-NN (k=10): its knn stages mix hardware: Xeon (1 stage), EPYC (1 stage)"
 
 
 def test_numbers_chosen_on_the_test_split_are_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from report_views import full_view, key_of, stage, view_of
@@ -48,36 +49,35 @@ def test_device_time_counts_every_device() -> None:
     }
 
 
-def test_a_seed_that_is_not_done_makes_the_cost_short() -> None:
-    rows = [stage(key_of(s), "mae", "A", s, wall_s=60.0) for s in (0, 1)]
-    rows[1]["status"] = "pending"
-    assert texts(view_of(rows, [], tables=COST), "A")["cost.total"] == "1.00 (1 of 2)"
+A, B, C = "mae", "head", "tune"
 
 
-def test_a_failed_chain_has_no_cost_but_a_reason() -> None:
-    rows = [stage("a", "mae", "A", 0), stage("b", "head", "A", 0), stage("c", "tune", "A", 0)]
-    rows[1]["status"], rows[2]["status"] = "failed", "pending"
-    view = view_of(rows, [], tables=COST)
-    assert texts(view, "A")["cost.total"] == "failed"
-    assert build_tables(view)[0].cells["A", "cost.total"].reason == "seed 0 failed: head"
-
-
-def test_what_was_not_measured_is_no_zero() -> None:
-    row = stage(key_of(1), "mae", "A", 0, wall_s=60.0, device_hours=None)
-    view = view_of([row], [], tables=COST)
-    assert texts(view, "A")["cost.total"] == "not measured"
-    assert ledger(Facts(view)).total.unmeasured == 1
-
-
-def test_cpu_and_gpu_time_are_not_added_up() -> None:
+@pytest.mark.parametrize(
+    ("stages", "text", "reason"),
+    [
+        # kind, seed and what differs from a complete stage of a minute
+        ([(A, 0, {}), (A, 1, {"status": "pending"})], "1.00 (1 of 2)", "seed 1 pending: mae"),
+        (
+            [(A, 0, {}), (B, 0, {"status": "failed"}), (C, 0, {"status": "pending"})],
+            "failed",
+            "seed 0 failed: head",  # not what waits for it
+        ),
+        ([(A, 0, {"device_hours": None})], "not measured", "seed 0 not measured: mae"),  # no zero
+        ([(A, 0, {}), (A, 1, {"device_kind": "gpu"})], "mixed hardware", "trained on CPU and GPU"),
+        ([(A, 0, {}), (A, 1, {"device_hours": math.nan})], "not finite", "seed 1 measured no"),
+    ],
+)
+def test_a_cost_without_its_sum_says_why(stages: list, text: str, reason: str) -> None:
     rows = [
-        stage(key_of(0), "mae", "A", 0, wall_s=60.0),
-        stage(key_of(1), "mae", "A", 1, wall_s=60.0, device_kind="gpu"),
+        stage(f"{kind} {seed}", kind, "A", seed, wall_s=60.0, **changes)
+        for kind, seed, changes in stages
     ]
-    assert texts(view_of(rows, [], tables=COST), "A") == {
-        "cost.total": "mixed hardware",
-        "cost.energy": "not measured",
-    }
+    view = view_of(rows, [], tables=COST)
+    assert texts(view, "A")["cost.total"] == text
+    assert (build_tables(view)[0].cells["A", "cost.total"].reason or "").startswith(reason)
+    unmeasured = sum("device_hours" in changes and changes["device_hours"] is None
+                     for _, _, changes in stages)  # fmt: skip
+    assert ledger(Facts(view)).total.unmeasured == unmeasured
 
 
 def test_the_suite_counts_shared_stages_once() -> None:

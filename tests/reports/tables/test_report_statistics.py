@@ -31,7 +31,6 @@ from reports.tables.statistics import (
     needed_pairs,
     power,
     shuffled_spread,
-    t_critical,
 )  # fmt: skip
 
 
@@ -40,12 +39,6 @@ def test_power_is_that_of_scipys_noncentral_t(n: int, effect: float) -> None:
     critical, shift = stats.t.ppf(0.975, n - 1), effect * n**0.5
     expected = stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)
     assert power(n, effect) == pytest.approx(expected, abs=1e-7)
-
-
-def test_critical_values_are_the_printed_ones() -> None:
-    assert t_critical(2) == pytest.approx(4.303, abs=5e-4)
-    assert t_critical(4) == pytest.approx(2.776, abs=5e-4)
-    assert t_critical(9) == pytest.approx(2.262, abs=5e-4)
 
 
 def test_needed_pairs_are_those_of_power_tables() -> None:
