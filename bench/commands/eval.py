@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     # as much of a model's settings as an evaluation's declaration looks at
     usual = options.pool or encoder.stated.get("pool", "mean")
     model = ModelSettings.model_construct(depth=encoder.depth, pool=usual)
-    chosen = declare_all(names, model, wanted)
+    chosen = declare_all(names, model, data, wanted)
     checkpoint = _Checkpoint(options, encoder, data, usual)
     outputs = {name: checkpoint.evaluate(evaluation) for name, evaluation in chosen.items()}
     if options.predictions:
@@ -228,6 +228,10 @@ def _tree(options: argparse.Namespace, names: list[str]) -> yamlfile.Map:
     for name in declared:
         if name not in names:
             message = f"'{short(name)}' is not evaluated{suggestion(name, names)}"
+            raise UserError(message, file="--set")
+        own = declared[name]
+        if isinstance(own, yamlfile.Map) and {"data", "rows"} & own.keys():
+            message = f"'data' and 'rows' of '{short(name)}' are for suites; give --data instead"
             raise UserError(message, file="--set")
     return tree
 

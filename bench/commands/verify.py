@@ -214,6 +214,7 @@ def _metrics(
         predictions = load_file(regular(store.folder(stage.key) / "predictions.safetensors"))
         labels = predictions.pop("labels")
         values = evaluation.evaluator.derive(predictions, labels)
+        draws = evaluation.evaluator.by_draw(predictions, labels)
         found.predictions += len(labels)
     except Exception as error:  # of a stranger's file anything can be wrong
         return {}, [f"its predictions cannot be read: {reason(error)}"]
@@ -221,6 +222,8 @@ def _metrics(
     truth = _labels(stage, store)
     if truth is not None and not np.array_equal(labels, truth):
         wrong.append("its labels are not those of the features it evaluated")
+    if record.summary.get("draws", draws) != draws:
+        wrong.append("its values by draw are not those of its predictions")
     told = {metric.name: metric for metric in record.metrics}
     # older code may have had other words
     for metric in evaluation.measured(defaultdict(float)) if stage.reason is None else ():

@@ -26,7 +26,7 @@ from bench.suite.schema import (
     Variant,
 )
 from bench.suite.search import cells_of, varied_by
-from bench.suite.yamlfile import Map, load, locate, merge, overlay, undotted, value
+from bench.suite.yamlfile import Map, Seq, load, locate, merge, overlay, undotted, value
 from maect import datasets, evals
 from maect.datasets import DataError, DataInfo
 from maect.settings import DataSettings
@@ -184,6 +184,13 @@ class _Loader:
         known = {*evals.names(), *(declared if isinstance(declared, Map) else ())}
         for index, name in enumerate(self.spec.evaluate):
             require(name, known, "evaluation", self.tree, ("evaluate", index))
+        for name, given in (declared if isinstance(declared, Map) else {}).items():
+            rows = given.get("rows") if isinstance(given, Map) else None
+            # a suite need not have the rows of the one that its profiles come from
+            if isinstance(rows, Seq) and rows.place[0] == str(self.path):
+                for index, row in enumerate(rows):
+                    at = ("evaluations", name, "rows", index)
+                    require(row, self.spec.variants, "variant", self.base, at)
 
     def _variant(self, label: str, source: str, cell: Choices) -> Variant:
         """Return the row `label`: the variant `source`, changed by a cell of the search."""
@@ -191,19 +198,30 @@ class _Loader:
         row = check(RowSettings, tree)
         augment = cell["augment"].value if "augment" in cell else spec.augment
         if augment != "min" or {"head", "tune"} & {*row.stages}:
-            at = ("search", "grid") if "augment" in cell else ("variants", source)
-            require(augment, row.augment, "augment pipeline", self.tree, (*at, "augment"))
+            holder = ("search", "grid") if "augment" in cell else ("variants", source)
+            place = (*holder, "augment")
+            require(augment, row.augment, "augment pipeline", self.tree, place)
         if row.stages:
             last = getattr(row, row.stages[-1]).scaled(row.lr_scale)
             row = row.model_copy(update={row.stages[-1]: last})
-        evaluations = declare_all(self.spec.evaluate, row.model, tree, pixels=row.init == "pixels")
+        evaluations = declare_all(
+            self.spec.evaluate,
+            row.model,
+            row.data,
+            tree,
+            row=source,
+            pixels=row.init == "pixels",
+        )
         variant = Variant(
             label, tuple(row.stages), row.init, augment, spec.match_compute, row, evaluations
         )
-        try:
-            rules.check_row(variant, data_info(row.data), tree)
-        except DataError as error:
-            raise fault(str(error), tree, ("data",)) from None
+        others = ((("evaluations", n, "data"), e.data) for n, e in evaluations.items())
+        for at, data in ((("data",), row.data), *others):
+            try:
+                data_info(data or row.data)
+            except DataError as error:
+                raise fault(str(error), tree, at) from None
+        rules.check_row(variant, data_info(row.data), tree)
         return variant
 
     def _merged(self, label: str, source: str, cell: Choices) -> Map:

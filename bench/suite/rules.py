@@ -124,7 +124,7 @@ def _counts(variant: Variant, images: int | None) -> Faults:
             yield f"{message}{row.numerics.shards}; change one of them", at, ("numerics", "shards")
     for name, evaluation in variant.evaluations.items():
         most = max(getattr(evaluation.settings, "k", [1]))
-        if images is not None and most > images:
+        if images is not None and evaluation.data is None and most > images:
             message = f"k {most} is more neighbours than the {images} training images; lower it"
             yield message, ("evaluations", name, "k")
 
