@@ -78,7 +78,9 @@ def prepare_data(suite: Suite) -> bool:
 
     Return whether there was anything to read.
     """
-    wanted = {v.row.data for v in suite.variants.values() if v.row.data.path is not None}
+    rows = suite.variants.values()
+    every = {v.row.data for v in rows} | {e.data for v in rows for e in v.evaluations.values()}
+    wanted = {settings for settings in every if settings is not None and settings.path is not None}
     missing = {settings for settings in wanted if data_info(settings).fingerprint is None}
     for settings in wanted:
         new = settings in missing
@@ -87,8 +89,8 @@ def prepare_data(suite: Suite) -> bool:
             print(line)
     data_info.cache_clear()
     for variant in suite.variants.values():
-        counts = data_info(variant.row.data).counts
         for one in variant.evaluations.values():
+            counts = data_info(one.data or variant.row.data).counts
             one.evaluator.require_images(one.settings, variant.row.report_on, counts)
     _check_lists(suite)
     return bool(missing)
@@ -99,8 +101,8 @@ def _check_lists(suite: Suite) -> None:
     wanted: dict[DataSettings, set[str]] = {}
     for variant in suite.variants.values():
         for one in variant.evaluations.values():
-            budgets = wanted.setdefault(variant.row.data, set())
-            budgets |= {*getattr(one.settings, "budgets", ())}
+            budgets = wanted.setdefault(one.data or variant.row.data, set())
+            budgets |= {*getattr(one.settings, "budgets", ())} - {"100%"}  # which needs no list
     for settings, budgets in wanted.items():
         if settings.low_shot is not None and (lacking := budgets - {*low_shot(settings)}):
             raise DataError(

@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     # as much of a model's settings as an evaluation's declaration looks at
     usual = options.pool or encoder.stated.get("pool", "mean")
     model = ModelSettings.model_construct(depth=encoder.depth, pool=usual)
-    chosen = declare_all(names, model, wanted)
+    chosen = declare_all(names, model, data, wanted)
     _check_blocks(chosen, encoder.depth)
     checkpoint = _Checkpoint(options, encoder, data, usual)
     outputs = checkpoint.evaluate(chosen)
@@ -239,6 +239,10 @@ def _check_names(names: list[str], tree: yamlfile.Map) -> None:
     for name in tree["evaluations"]:
         if name not in names:
             message = f"'{short(name)}' is not evaluated{suggestion(name, names)}"
+            raise UserError(message, file="--set")
+        given = tree["evaluations"][name]
+        if isinstance(given, yamlfile.Map) and {"data", "rows"} & given.keys():
+            message = f"'data' and 'rows' of '{short(name)}' are for suites; give --data instead"
             raise UserError(message, file="--set")
 
 

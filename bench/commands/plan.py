@@ -63,8 +63,9 @@ def plan_summary(plan: Plan) -> str:
     ]
     if plan.unresolved:
         lines.append(f"keys are not resolved and nothing is cached: {plan.unresolved}")
-        images = plan.data.counts["train"]
-        lines.append(f"assumed: {images:,} training images, as the suite says")
+        if plan.data.fingerprint is None:
+            images = plan.data.counts["train"]
+            lines.append(f"assumed: {images:,} training images, as the suite says")
     else:
         lines += [_statuses(plan, todo), *_predicted(plan, todo)]
     notes = [f"note: {note}" for note in plan.suite.notes if note.startswith("--set")]

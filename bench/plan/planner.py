@@ -25,6 +25,7 @@ from bench.suite.schema import Suite, Variant
 from maect import datasets, flops
 from maect.datasets import DataInfo, lists
 from maect.files import sha256
+from maect.settings import DataSettings
 
 #: settings of the data that say where it is or stand in for it while it is not here
 _NOT_IN_KEY = ("path", "train_images", "classes", "low_shot")
@@ -59,7 +60,9 @@ class _Planner:
         if not chosen:
             hint = suggestion(only, self.suite.variants)
             raise UserError(f"--only '{short(only)}' fits no row{hint}", file=self.suite.path)
-        for data in (data_info(variant.row.data) for variant in chosen):
+        own = [variant.row.data for variant in chosen]
+        others = [e.data for v in chosen for e in v.evaluations.values() if e.data is not None]
+        for data in map(data_info, own + others):
             if "train" not in data.counts:
                 raise UserError(str(data.hint), file=self.suite.path)
         rows = [
@@ -78,22 +81,27 @@ class _Planner:
         inputs: dict[str, Stage],
         variant: Variant,
         *,
+        data: DataSettings | None = None,
         steps: int | None = None,
         cost: float = 0.0,
     ) -> Stage:
-        """Return the stage of these settings and inputs, new or known; `cost` in FLOPs."""
-        data = data_info(variant.row.data)
+        """Return the stage of these settings and inputs, new or known; `cost` in FLOPs.
+
+        `data` is the stage's, by default the row's.
+        """
+        place = data or variant.row.data
+        info = data_info(place)
         keys = {name: stage.key for name, stage in inputs.items()}
-        key = stage_key(kind, settings, keys, data.fingerprint)
+        key = stage_key(kind, settings, keys, info.fingerprint)
         if key not in self.stages:
-            places = {"data_root": self.data_root, "data_path": variant.row.data.path}
+            places = {"data_root": self.data_root, "data_path": place.path}
             if "lists" in settings:
-                places["low_shot"] = variant.row.data.low_shot
+                places["low_shot"] = place.low_shot
             if "weights" in settings:
                 places["weights"] = str(Path(variant.init).expanduser().resolve())
             hashes = code(*entry_modules(kind))
             self.stages[key] = Stage(
-                kind, key, title, settings, inputs, data, places, hashes, steps, cost
+                kind, key, title, settings, inputs, info, places, hashes, steps, cost
             )
         return self.stages[key]
 
@@ -158,9 +166,7 @@ class _RowPlanner:
     def _common(self) -> dict[str, Any]:
         """Return what the settings of all stages hold that run an encoder."""
         row = self.variant.row
-        data = {k: v for k, v in row.data.resolved().items() if k not in _NOT_IN_KEY}
-        if row.data.selection is None:  # what the data's fingerprint says
-            del data["selection"]
+        data = _data_settings(row.data)
         model = {k: v for k, v in row.model.resolved().items() if k not in ("pool", "size")}
         return {"data": data, "model": model, "numerics": self._numerics(), "seed": self.seed}
 
@@ -229,8 +235,10 @@ class _RowPlanner:
     # ------------------------------------------------------------------------------- evaluation
 
     def _features(self, evaluation: Evaluation | None = None) -> Stage:
-        """Return the row's usual features, or those of the tokens that an evaluation declares."""
-        row = self.variant.row
+        """Return the row's usual features, or those that an evaluation declares, by the tokens
+        read and the data set."""
+        row, info = self.variant.row, self.data
+        other = None if evaluation is None else evaluation.data
         settings = self._common() | {"pool": row.model.pool}
         title, by_seed = f"{self.variant.name} features", True
         if evaluation is not None and evaluation.pool:
@@ -239,6 +247,12 @@ class _RowPlanner:
                 settings["block"] = evaluation.block
             if settings["pool"] != row.model.pool or "block" in settings:
                 title += f" ({', '.join(evaluation.said())})"
+        if other is not None:
+            settings["data"] = _data_settings(other)
+            info = data_info(other)
+            title += f" of {other.name}"
+            if info.channels != self.data.channels:
+                settings["channels"] = self.data.channels
         if not self.chain:
             settings |= self._start()
             by_seed = settings.get("init") == "random"
@@ -246,43 +260,57 @@ class _RowPlanner:
                 del settings["seed"]  # pixels and released weights do not depend on it
             if settings.get("init") == "pixels":
                 del settings["model"], settings["pool"]
+                settings.pop("channels", None)
         inputs = {"encoder": encoder_stage(self.chain)} if self.chain else {}
         title += f", seed {self.seed}" if by_seed else ""
-        cost = self._forward(sum(self.data.counts.values()))
-        return self.planner.add("features", title, settings, inputs, self.variant, cost=cost)
+        cost = self._forward(sum(info.counts.values()))
+        return self.planner.add(
+            "features", title, settings, inputs, self.variant, data=other, cost=cost
+        )
 
     def _evaluation(self, name: str, evaluation: Evaluation, features: Stage) -> Stage:
         """Return the stage of an evaluation that the suite calls `name`."""
         evaluator, row = evaluation.evaluator, self.variant.row
+        info = data_info(evaluation.data or row.data)
         settings = evaluation.resolved() | {"numerics": self._numerics(), "split": row.report_on}
         if "budgets" in settings["settings"]:
-            settings |= self._labelled()
+            settings |= _labelled(evaluation.data or row.data)
         inputs, cost = {"features": features}, 0.0
         if evaluator.passes is not None:
             settings = features.settings | settings
             inputs |= features.inputs
-            counts = {"train": 0, "selection": 0, "test": 0} | self.data.counts
-            cost = self._forward(evaluator.passes(evaluation.settings, counts, self.data.classes))
+            counts = {"train": 0, "selection": 0, "test": 0} | info.counts
+            cost = self._forward(evaluator.passes(evaluation.settings, counts, info.classes))
         if evaluator.uses_seed:
             settings["seed"] = self.seed
         title = f"{self.variant.name} {name}"
         if evaluator.uses_seed or "seed" in features.settings:
             title += f", seed {self.seed}"
-        return self.planner.add(evaluation.kind, title, settings, inputs, self.variant, cost=cost)
-
-    def _labelled(self) -> dict[str, Any]:
-        """Return what tells the labelled images where they are not those of the usual splits."""
-        data = self.variant.row.data
-        told: dict[str, Any] = {"selection": data.selection}
-        if data.low_shot is not None:
-            told["lists"] = lists.checksum(data.low_shot)
-        return {name: value for name, value in told.items() if value is not None}
+        return self.planner.add(
+            evaluation.kind, title, settings, inputs, self.variant, data=evaluation.data, cost=cost
+        )
 
     def _forward(self, images: float) -> float:
         """Return the FLOPs of the encoder on so many images."""
         row = self.variant.row
         size = row.data.image_size
         return flops.forward_pass(row.model, size, self.data.channels, images)
+
+
+def _data_settings(data: DataSettings) -> dict[str, Any]:
+    """Return what a stage's settings hold of its data."""
+    found = {name: value for name, value in data.resolved().items() if name not in _NOT_IN_KEY}
+    if data.selection is None:  # what the data's fingerprint says
+        del found["selection"]
+    return found
+
+
+def _labelled(data: DataSettings) -> dict[str, Any]:
+    """Return what tells the labelled images where they are not those of the usual splits."""
+    told: dict[str, Any] = {"selection": data.selection}
+    if data.low_shot is not None:
+        told["lists"] = lists.checksum(data.low_shot)
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def encoder_stage(chain: list[Stage]) -> Stage:

@@ -103,7 +103,8 @@ class Plan:
     @property
     def unresolved(self) -> str | None:
         """Return why the keys are not final, or None where the data are at hand."""
-        return self.data.hint if self.data.fingerprint is None else None
+        missing = (s.data for s in self.stages.values() if s.data.fingerprint is None)
+        return next((data.hint for data in missing), None)
 
     def with_status(self, *statuses: str) -> list[Stage]:
         """Return the stages that have one of the statuses."""
@@ -116,4 +117,4 @@ def entry_modules(kind: str) -> list[str]:
         return [ENTRY[kind]]
     evaluator = evals.get(kind)
     entry = "evaluate_encoder" if evaluator.needs_encoder else "evaluate"
-    return [f"maect.stages.{entry}", evaluator.run.__module__]
+    return [f"maect.stages.{entry}", evaluator.compute.__module__]

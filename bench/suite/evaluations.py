@@ -15,7 +15,7 @@ from bench.errors import short, suggestion
 from bench.suite.messages import check, fault
 from bench.suite.yamlfile import Map
 from maect import evals
-from maect.settings import FeatureSettings, ModelSettings, Settings
+from maect.settings import DataSettings, FeatureSettings, ModelSettings, Settings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 #: features that an evaluation reads, in words
@@ -30,12 +30,17 @@ class Evaluation:
     settings: Settings
     block: int | list[int] | None = None
     pool: str | None = None
+    #: the rows that have it; None: all
+    rows: list[str] | None = None
+    #: the data set that it is of, and its name; None: the one that the row is trained on
+    data: DataSettings | None = None
+    transfer: str | None = None
 
     @classmethod
     def of(cls, kind: str, stage: Mapping[str, Any]) -> Evaluation:
         """Return the evaluation that the settings of a stage describe."""
         settings = evals.get(kind).settings.parse(stage["settings"])
-        return cls(kind, settings, **stage.get("tokens", {}))
+        return cls(kind, settings, **stage.get("tokens", {}), transfer=stage.get("transfer"))
 
     @property
     def evaluator(self) -> evals.Evaluator:
@@ -54,11 +59,12 @@ class Evaluation:
         return {"tokens": {"block": self.block, "pool": self.pool}} if self.pool else {}
 
     def said(self) -> list[str]:
-        """Return the tokens in words, where they are declared."""
+        """Return tokens and data set in words, where they are declared."""
         words = [f"block {self.block}"] if isinstance(self.block, int) else []
         if isinstance(self.block, list):
             words = [f"blocks {', '.join(map(str, self.block))}"]
-        return words + ([POOLS[self.pool]] if self.pool else [])
+        words += [POOLS[self.pool]] if self.pool else []
+        return words + ([f"on {self.transfer}"] if self.transfer else [])
 
     def metrics(self) -> list[evals.Metric]:
         """Return what it prints, the primary metric first; labels name tokens that are declared."""
@@ -86,21 +92,30 @@ class Evaluation:
     def resolved(self) -> dict[str, Any]:
         """Return its part of a stage's settings."""
         own = evals.get(self.kind).settings.model_fields
-        return {"settings": self.settings.model_dump(mode="json", include={*own}), **self.tokens}
+        settings = self.settings.model_dump(mode="json", include={*own})
+        transfer = {"transfer": self.transfer} if self.transfer else {}
+        return {"settings": settings, **self.tokens, **transfer}
 
     def plain(self, name: str) -> dict[str, Any]:
         """Return what a suite would write to declare it under `name`."""
         other = {} if name == self.kind else {"evaluation": self.kind}
-        return other | self.resolved()["settings"] | self.tokens.get("tokens", {})
+        data = {} if self.data is None else {"data": self.data.resolved()}
+        return other | self.resolved()["settings"] | self.tokens.get("tokens", {}) | data
 
 
 def declare_all(
-    wanted: Iterable[str], model: ModelSettings, tree: Map, *, pixels: bool = False
+    wanted: Iterable[str],
+    model: ModelSettings,
+    data: DataSettings,
+    tree: Map,
+    *,
+    row: str | None = None,
+    pixels: bool = False,
 ) -> dict[str, Evaluation]:
     """Return the evaluations `wanted`, by name, as a row's `tree` declares them.
 
-    All others that it declares are checked for their names only. `pixels`: the row has no encoder,
-    so what needs one is left out. Raises `UserError`.
+    All others that it declares are checked for their names only. Left out is what names `rows`
+    without this `row`, and, of a row of `pixels`, what needs an encoder. Raises `UserError`.
     """
     kinds = {name: name for name in wanted}
     for name, given in tree.get("evaluations", {}).items():
@@ -117,17 +132,29 @@ def declare_all(
                 message += ". One under a name of its own says e.g. 'evaluation: knn'"
             own = () if declared is None else ("evaluation",)
             raise fault(message, tree, ("evaluations", name, *own))
-    found = {name: declare(name, kinds[name], model, tree) for name in wanted}
-    return {name: e for name, e in found.items() if not (pixels and e.needs_encoder)}
+    found = {name: declare(name, kinds[name], model, data, tree) for name in wanted}
+    return {
+        name: evaluation
+        for name, evaluation in found.items()
+        if (evaluation.rows is None or row in evaluation.rows)
+        and not (pixels and evaluation.needs_encoder)
+    }
 
 
-def declare(name: str, kind: str, model: ModelSettings, tree: Map) -> Evaluation:
+def declare(
+    name: str, kind: str, model: ModelSettings, data: DataSettings, tree: Map
+) -> Evaluation:
     """Return the evaluation under `evaluations.<name>` of a row's `tree`. Raises `UserError`."""
     given = tree.get("evaluations", {}).get(name, {})
     found: Any = check(_declarable(kind), given, ("evaluations", name), tree)
     block = found.blocks(model.depth or 0)
     pool = found.pool or (None if block is None else model.pool)
-    return Evaluation(kind, found, block, pool)
+    if found.data is None:
+        return Evaluation(kind, found, block, pool, found.rows)
+    named = {"name": found.data} if isinstance(found.data, str) else found.data
+    at = ("evaluations", name, "data")
+    other = check(DataSettings, {**named, "image_size": data.image_size}, at, tree)
+    return Evaluation(kind, found, block, pool, found.rows, other, other.name)
 
 
 @cache
@@ -135,7 +162,11 @@ def _declarable(kind: str) -> type[Settings]:
     """Return the type of what a suite may write of an evaluation."""
     own = evals.get(kind).settings
     return create_model(
-        own.__name__, __base__=(own, FeatureSettings), evaluation=(str | None, None)
+        own.__name__,
+        __base__=(own, FeatureSettings),
+        evaluation=(str | None, None),
+        rows=(list[str] | None, None),
+        data=(str | dict[str, Any] | None, None),
     )
 
 

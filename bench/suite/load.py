@@ -19,7 +19,7 @@ from bench.suite.evaluations import declare_all
 from bench.suite.messages import check, fault, require
 from bench.suite.schema import Choices, RowSettings, Suite, SuiteSettings, TableSettings, Variant
 from bench.suite.search import cells_of, of_profile, varied_by
-from bench.suite.yamlfile import Map, load, merge, overlay, undotted, value
+from bench.suite.yamlfile import Map, Seq, load, merge, overlay, undotted, value
 from maect import datasets, evals
 from maect.datasets import DataError, DataInfo
 from maect.settings import DataSettings
@@ -221,6 +221,13 @@ class _Loader:
             require(name, known, "evaluation", self.tree, ("evaluate", index))
             if name in names[:index]:
                 raise self._fault(f"'{name}' stands twice; keep one", "evaluate", index)
+        for name, given in (declared if isinstance(declared, Map) else {}).items():
+            rows = given.get("rows") if isinstance(given, Map) else None
+            # a suite need not have the rows of the one that its profiles come from
+            if isinstance(rows, Seq) and rows.place[0] == str(self.path):
+                for index, row in enumerate(rows):
+                    at = ("evaluations", name, "rows", index)
+                    require(row, self.spec.variants, "variant", self.base, at)
 
     def _variant(self, label: str, source: str, cell: Choices) -> Variant:
         """Return the row `label`: the variant `source`, changed by a cell of the search."""
@@ -255,7 +262,12 @@ class _Loader:
             match_compute=spec.match_compute,
             row=row,
             evaluations=declare_all(
-                self.spec.evaluate, row.model, tree, pixels=spec.init == "pixels"
+                self.spec.evaluate,
+                row.model,
+                row.data,
+                tree,
+                row=source,
+                pixels=spec.init == "pixels",
             ),
         )
 
@@ -263,11 +275,13 @@ class _Loader:
             return ("search", "grid", name) if name in cell else ("variants", source, name)
 
         rules.check_variant(variant, self.tree, place)
-        try:
-            images = data_info(row.data).counts.get("train")
-        except DataError as error:
-            raise fault(str(error), tree, ("data",)) from None
-        rules.check_row(variant, images, tree)
+        others = ((("evaluations", n, "data"), e.data) for n, e in variant.evaluations.items())
+        for at, data in ((("data",), row.data), *others):
+            try:
+                data_info(data or row.data)
+            except DataError as error:
+                raise fault(str(error), tree, at) from None
+        rules.check_row(variant, data_info(row.data).counts.get("train"), tree)
         return variant
 
     def _changes(self, source: str) -> list[Map]:

@@ -129,7 +129,7 @@ def _check_evaluations(variant: Variant, images: int | None, tree: Map) -> None:
     depth = variant.row.model.depth or 0
     for name, evaluation in variant.evaluations.items():
         most = max(getattr(evaluation.settings, "k", [1]))
-        if images is not None and most > images:
+        if images is not None and evaluation.data is None and most > images:
             message = f"k {most} is more neighbours than the {images} training images; lower it"
             raise fault(message, tree, ("evaluations", name, "k"))
         block = evaluation.block or 0

@@ -24,12 +24,11 @@ class AugmentedProbeSettings(ProbeSettings):
     view: ViewSettings = ViewSettings()
 
 
-def _run(data: EvalInput, settings: AugmentedProbeSettings) -> EvalResult:
+def _compute(data: EvalInput, settings: AugmentedProbeSettings) -> EvalResult:
     import torch
 
     images = data.images
-    if images is None:
-        raise ValueError("the augmented probe needs the encoder; it was given cached features only")
+    assert images is not None
     network = images.network().eval()
 
     def fresh(epoch: int, chosen: np.ndarray) -> Tensor:
@@ -40,8 +39,7 @@ def _run(data: EvalInput, settings: AugmentedProbeSettings) -> EvalResult:
             found = list(images.group.shared(len(chosen), _IMAGES, features))
         return torch.cat(found).to(data.train.x.device)
 
-    named = {"evaluation": "probe_augmented", "features": "augmented"}
-    return run_probe(data, settings, fresh, named)
+    return run_probe(data, settings, fresh, "augmented")
 
 
 EVALUATOR = Evaluator(
@@ -49,7 +47,7 @@ EVALUATOR = Evaluator(
     label="augmented probe",
     settings=AugmentedProbeSettings,
     metrics=lambda settings: probe_metrics("augmented probe"),
-    run=_run,
+    compute=_compute,
     derive=derive,
     uses_seed=True,
     chooses=lambda settings: True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -66,6 +67,14 @@ class Images(Protocol):
     #: the workers that share the work; all of them do the same otherwise
     group: Group
 
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Channel means that all images are normalised by, for values in [0, 1]."""
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Channel deviations that all images are normalised by, for values in [0, 1]."""
+
     def network(self) -> nn.Module:
         """A fresh copy of what makes the features, images [B, C, S, S] -> [B, D] float32, with
         the ViT as its `encoder`."""
@@ -100,16 +109,16 @@ class EvalInput:
 
 @dataclass
 class EvalResult:
-    """values: metric name -> number in the metric's unit, all of it derivable from `predictions`
-    and the test labels. chosen: what was selected, and never on the test split. protocol: all that
-    defines the numbers besides the features; two results are comparable if it is equal.
+    """chosen: what was selected, and never on the test split. protocol: all that defines the
+    numbers besides the features; two results are comparable if it is equal. values: metric name ->
+    number in the metric's unit, derived from `predictions` and the test labels.
     """
 
-    values: dict[str, float]
     predictions: Predictions
     chosen: dict[str, Any]
     protocol: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    values: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # arrays that share no memory and have no gaps, as stored files want them
@@ -126,9 +135,9 @@ class Evaluator:
     settings: type[Settings]
     #: settings -> the metrics it prints, the primary one first
     metrics: Callable[[Any], list[Metric]]
-    #: (input, settings) -> result
-    run: Callable[[EvalInput, Any], EvalResult]
-    #: (predictions, test labels [M]) -> metric name -> value
+    #: (input, settings) -> result without values, its protocol without what all protocols hold
+    compute: Callable[[EvalInput, Any], EvalResult]
+    #: (predictions, test labels [M]) -> metric name -> value in the metric's unit, never a share
     derive: Callable[[Predictions, np.ndarray], dict[str, float]]
     #: whether its result depends on the seed of `EvalInput`
     uses_seed: bool
@@ -144,6 +153,15 @@ class Evaluator:
     def needs_encoder(self) -> bool:
         """Whether it asks for the encoder; then all workers of a group run it together."""
         return self.passes is not None
+
+    def run(self, data: EvalInput, settings: Any) -> EvalResult:
+        """Return the whole result. Raises ValueError where it needs an encoder and has none."""
+        if self.needs_encoder and data.images is None:
+            raise ValueError(f"{self.label} needs the encoder; it was given cached features only")
+        found = self.compute(data, settings)
+        usual = {"evaluation": self.name, "test_images": len(data.test.y), **settings.resolved()}
+        values = self.derive(found.predictions, labels_of(data.test.y))
+        return dataclasses.replace(found, values=values, protocol=usual | found.protocol)
 
     def require_images(self, settings: Any, reported: str, counts: Mapping[str, int]) -> None:
         """Raise DataError where it needs the selection split, which may be empty by chance."""

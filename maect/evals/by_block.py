@@ -23,7 +23,7 @@ def at_blocks(evaluator: Evaluator, blocks: list[int]) -> Evaluator:
         evaluator,
         metrics=several.metrics,
         derive=several.derive,
-        run=several.run,
+        compute=several.compute,
         passes=None if evaluator.passes is None else several.passes,
     )
 
@@ -59,11 +59,10 @@ class _ByBlock:
             values |= _ending(self.one.derive(own, labels), block)
         return values
 
-    def run(self, data: EvalInput, settings: Any) -> EvalResult:
-        together = EvalResult({}, {}, {}, {})
+    def compute(self, data: EvalInput, settings: Any) -> EvalResult:
+        together = EvalResult({}, {}, {})
         for place, block in enumerate(self.blocks):
-            result = self.one.run(_at(data, place), settings)
-            together.values |= _ending(result.values, block)
+            result = self.one.compute(_at(data, place), settings)
             together.predictions |= _ending(result.predictions, block)
             together.chosen |= _ending(result.chosen, block)
             together.notes += [f"block {block}: {note}" for note in result.notes]

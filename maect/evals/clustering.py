@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from pydantic import PositiveInt
 
 from maect.evals.base import EvalInput, EvalResult, Evaluator, Metric, labels_of
 from maect.settings import Positive, Settings
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _LABELS = {"accuracy": "cluster ACC", "nmi": "NMI", "ami": "AMI", "ari": "ARI"}
 _NOTE = "the _best values take the best run by the test labels: an upper end, not a result"
@@ -31,25 +28,26 @@ class ClusterSettings(Settings):
 
 
 def cluster_accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images whose cluster is matched to their class, in [0, 1]: [M], [M] -> float.
+    """Return how many images' clusters are matched to their class, in percent: [M], [M] -> float.
 
-    Clusters and classes are matched one to one so that the share is largest (Hungarian method).
+    Clusters and classes are matched one to one so that they are most (Hungarian method).
     """
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics.cluster import contingency_matrix
 
     table = contingency_matrix(labels, clusters)
-    return float(table[linear_sum_assignment(table, maximize=True)].sum() / len(labels))
+    return 100.0 * float(table[linear_sum_assignment(table, maximize=True)].sum() / len(labels))
 
 
-def _scores() -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
+def _scores(clusters: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return the scores of one run by the names of `_LABELS`, in percent."""
     from sklearn import metrics
 
     return {
-        "accuracy": lambda labels, clusters: cluster_accuracy(clusters, labels),
-        "nmi": metrics.normalized_mutual_info_score,
-        "ami": metrics.adjusted_mutual_info_score,
-        "ari": metrics.adjusted_rand_score,
+        "accuracy": cluster_accuracy(clusters, labels),
+        "nmi": 100.0 * float(metrics.normalized_mutual_info_score(labels, clusters)),
+        "ami": 100.0 * float(metrics.adjusted_mutual_info_score(labels, clusters)),
+        "ari": 100.0 * float(metrics.adjusted_rand_score(labels, clusters)),
     }
 
 
@@ -67,28 +65,25 @@ def _metrics(settings: ClusterSettings) -> list[Metric]:
 
 
 def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
-    runs = predictions["cluster_by_run"].T
+    """Return the scores of the main run, their mean and best over the runs, in percent."""
+    runs = [_scores(clusters, labels) for clusters in predictions["cluster_by_run"].T]
     values: dict[str, float] = {}
-    for name, score in _scores().items():
-        each = [100.0 * float(score(labels, run)) for run in runs]
+    for name in _LABELS:
+        each = [run[name] for run in runs]
         values[name] = each[0]
         values[f"{name}_mean"] = float(np.mean(each))
         values[f"{name}_best"] = max(each)
     return values | {"silhouette": 100.0 * float(predictions["silhouette"].mean())}
 
 
-def _prepared(x: Tensor, standardize: bool) -> Tensor:
-    from maect.evals.nearest import standardized
-
-    return standardized(x, x[:0])[0].float() if standardize else x.float()
-
-
-def _run(data: EvalInput, settings: ClusterSettings) -> EvalResult:
+def _compute(data: EvalInput, settings: ClusterSettings) -> EvalResult:
     from sklearn.metrics import silhouette_samples
 
     from maect.evals.kmeans import kmeans
+    from maect.evals.nearest import standardized
 
-    x = _prepared(data.test.x, settings.standardize)
+    x = data.test.x
+    x = (standardized(x, x[:0])[0] if settings.standardize else x).float()
     classes = len(np.unique(labels_of(data.test.y)))
     found = kmeans(
         x,
@@ -108,20 +103,16 @@ def _run(data: EvalInput, settings: ClusterSettings) -> EvalResult:
         "silhouette": width.astype(np.float32),
     }
     protocol: dict[str, Any] = {
-        "evaluation": "cluster",
-        **settings.resolved(),
         "start": "greedy k-means++",
         "clusters": classes,
         "images": "test",
         "value": "run with the lowest inertia; _mean: over runs; _best: best run by test labels",
-        "test_images": len(data.test.y),
     }
-    values = _derive(predictions, labels_of(data.test.y))
     chosen = {"inertia": found.inertia[order].tolist()}
     notes = [_NOTE]
     if classes < data.classes:
         notes.append(f"{classes} clusters: so many of {data.classes} classes have test images")
-    return EvalResult(values, predictions, chosen, protocol, notes)
+    return EvalResult(predictions, chosen, protocol, notes)
 
 
 EVALUATOR = Evaluator(
@@ -129,7 +120,7 @@ EVALUATOR = Evaluator(
     label="clustering",
     settings=ClusterSettings,
     metrics=_metrics,
-    run=_run,
+    compute=_compute,
     derive=_derive,
     uses_seed=True,
 )

@@ -1,12 +1,13 @@
-"""Low-shot by fine-tuning: the whole encoder and a linear head learn from few labelled images."""
+"""Fine-tuning: the whole encoder and a linear head learn from few labelled images, or from all."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from maect.evals.base import EvalInput, EvalResult, Evaluator, Images, labels_of, percent_correct
 from maect.evals.low_shot import (
@@ -18,7 +19,7 @@ from maect.evals.low_shot import (
     metric_name,
     shortages,
 )
-from maect.settings import NonNegative, Positive, Settings, Share, ViewSettings
+from maect.settings import NonNegative, NonNegativeInt, Positive, Settings, Share, ViewSettings
 from maect.streams import Stream, generator
 
 if TYPE_CHECKING:
@@ -28,15 +29,22 @@ if TYPE_CHECKING:
 
 #: images evaluated at a time
 _IMAGES = 256
+#: the budget of all training images
+_ALL = "100%"
 
 
 class FineTuneSettings(Settings):
-    """AdamW with layer-wise decay from the encoder's weights; a linear head from N(0, 0.01)."""
+    """AdamW with layer-wise decay from the encoder's weights; a linear head from N(0, 0.01).
+
+    The published recipes are settings of these fields: see docs/evaluation.md.
+    """
 
     #: labelled images a class, or share of the training images; each is a metric of its own
-    budgets: list[Budget] = Field(default=["1%", "10%"], min_length=1)
-    #: peak learning rates tried; with several, the selection split chooses
+    budgets: list[Budget | Literal["100%"]] = Field(default=["1%", "10%"], min_length=1)
+    #: peak learning rates tried; with several, a part of the labelled images chooses
     lrs: list[Positive] = Field(default=[1e-3], min_length=1)
+    #: share of each class's labelled images set apart to choose among `lrs`, one image at least
+    held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     epochs: PositiveInt = 50
     #: images; all labelled ones where they are fewer
     batch_size: PositiveInt = 128
@@ -47,6 +55,28 @@ class FineTuneSettings(Settings):
     warmup: Share = 0.1
     #: what is done to the training images
     view: ViewSettings = ViewSettings()
+    #: magnitude of RandAugment's two operators, 0 to 10; 0: no RandAugment
+    rand_augment: Annotated[int, Field(ge=0, le=10)] = 0
+    #: probability that a rectangle of an image is replaced by noise
+    erasing: Share = 0.0
+    #: parameters of the Beta distributions of mixup and of CutMix; 0: never; both: half of the
+    #: batches each
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    #: probability that the last block's branches are left out; it grows linearly with depth
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    #: first blocks that stay as they are, with the embedding and the class token
+    frozen_blocks: NonNegativeInt = 0
+    #: whether the sin-cos positions learn, too
+    learn_positions: bool = False
+
+    @model_validator(mode="after")
+    def _choosable(self) -> FineTuneSettings:
+        if "1" in self.budgets and len(self.lrs) > 1:
+            raise ValueError(
+                "budget 1 leaves no labelled image to choose among lrs; give one of lrs"
+            )
+        return self
 
 
 class _Classifier:
@@ -56,8 +86,20 @@ class _Classifier:
         import torch
         from torch import nn
 
+        from maect.optim import freeze
+        from maect.regularize import add_drop_path
+
         self.data, self.images, self.settings = data, images, settings
         self.network = images.network().train().requires_grad_(True)
+        self.vit = cast(Any, self.network.get_submodule("encoder"))
+        if settings.learn_positions:
+            fixed = self.vit.pos_embed
+            del self.vit.pos_embed
+            self.vit.pos_embed = nn.Parameter(fixed)
+        if settings.frozen_blocks:
+            freeze(self.vit, settings.frozen_blocks)
+        rate = settings.drop_path
+        self.paths = add_drop_path(self.vit.blocks, rate) if rate else []
         self.device = next(self.network.parameters()).device
         dim = data.train.x.shape[1]
         self.head = nn.Linear(dim, data.classes).to(self.device)
@@ -72,10 +114,9 @@ class _Classifier:
         from maect.optim import parameter_groups as groups_of
         from maect.parallel import GradientSum
 
-        settings, vit = self.settings, self.network.get_submodule("encoder")
-        named = dict(vit.named_parameters())
-        depth = len(list(vit.get_submodule("blocks").children()))
-        factors = layer_decay(named, depth, settings.layer_decay)
+        settings, purpose = self.settings, ("finetune", budget, draw)
+        named = dict(self.vit.named_parameters())
+        factors = layer_decay(named, len(self.vit.blocks), settings.layer_decay)
         named |= {f"head.{name}": p for name, p in self.head.named_parameters()}
         factors |= {f"head.{name}": 1.0 for name, _ in self.head.named_parameters()}
         groups = groups_of(named.items(), settings.weight_decay, factors)
@@ -85,14 +126,16 @@ class _Classifier:
         an_epoch = len(rows) // size
         total = settings.epochs * an_epoch
         warmup = round(settings.warmup * total)
-        orders = Stream(self.data.seed, "finetune", budget, draw, "order")
+        orders = Stream(self.data.seed, *purpose, "order")
         for step in range(total):
             epoch, place = divmod(step, an_epoch)
-            order = orders.permutation(epoch, len(rows))[place * size : (place + 1) * size]
+            if place == 0:
+                order = rows[orders.permutation(epoch, len(rows))]
+            batch = order[place * size : (place + 1) * size]
             set_learning_rate(optimizer, learning_rate(step, total, warmup, lr))
             sums.start()
             for piece in self.images.group.pieces(size, uneven=True):
-                self._add_gradient(rows[order[piece]], epoch, size, sums)
+                self._add_gradient(batch, piece, epoch, (*purpose, step), sums)
             sums.finish()
             optimizer.step()
         return total
@@ -103,42 +146,105 @@ class _Classifier:
         every = [*self.network.parameters(), *self.head.parameters()]
         return [parameter for parameter in every if parameter.grad is not None]
 
-    def _add_gradient(self, rows: np.ndarray, epoch: int, size: int, sums: GradientSum) -> None:
-        """Add the gradient of the part of a batch of `size` that the images `rows` are."""
+    def _add_gradient(
+        self,
+        batch: np.ndarray,
+        piece: slice,
+        epoch: int,
+        key: tuple[int | str, ...],
+        sums: GradientSum,
+    ) -> None:
+        """Add the gradient of a piece of a batch, the rows of its images; `key` is the batch's."""
         import torch
         from torch.nn import functional
 
+        settings, rows = self.settings, batch[piece]
         if not len(rows):  # fewer images than pieces
             for parameter in sums.parameters:
                 parameter.grad = torch.zeros_like(parameter)
         else:
-            labels = self.data.train.y[torch.from_numpy(rows)].to(self.device)
-            views = self.images.views(self.settings.view, "finetune", epoch, rows)
+            views, targets = self._examples(batch, piece, epoch, key)
+            if self.paths:
+                dropped = Stream(self.data.seed, *key[:-1], "drop_path")
+                draws = torch.from_numpy(dropped.uniform(epoch, rows, len(self.paths)))
+                for path, own in zip(self.paths, draws.to(self.device).T, strict=True):
+                    path.draws = own
             loss = functional.cross_entropy(
-                self.head(self.network(views)),
-                labels,
-                label_smoothing=self.settings.label_smoothing,
+                self.head(self.network(views)), targets, label_smoothing=settings.label_smoothing
             )
-            (loss * (len(rows) / size)).backward()
+            (loss * (len(rows) / len(batch))).backward()
         sums.add()
 
-    def classes(self, split: str, count: int) -> np.ndarray:
-        """Return predicted classes of a split of `count` images: [count] int32; ties: lower.
+    def _examples(
+        self, batch: np.ndarray, piece: slice, epoch: int, key: tuple[int | str, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Return views [b, C, S, S] and labels [b], or [b, classes] where images are mixed."""
+        import torch
+
+        from maect.regularize import mix, strengthen
+
+        settings, mixing = self.settings, bool(self.settings.mixup or self.settings.cutmix)
+        # an image is mixed with the one before it in the batch: the first with the last
+        rows = batch[np.arange(piece.start - mixing, piece.stop)]
+        labels = self.data.train.y[torch.from_numpy(rows)].to(self.device)
+        views = self.images.views(settings.view, "finetune", epoch, rows)
+        if settings.rand_augment or settings.erasing:
+            views = strengthen(
+                views,
+                [(self.data.seed, "finetune", "strengthen", epoch, int(row)) for row in rows],
+                magnitude=settings.rand_augment,
+                erasing=settings.erasing,
+                mean=self.images.mean,
+                std=self.images.std,
+            )
+        if not mixing:
+            return views, labels
+        return mix(
+            views,
+            labels,
+            self.data.classes,
+            (self.data.seed, *key, "mix"),
+            settings.mixup,
+            settings.cutmix,
+        )
+
+    def classes(self, split: str, rows: np.ndarray) -> np.ndarray:
+        """Return predicted classes of rows of a split: [M] -> [M] int32; ties: lower.
 
         -1, which is never right, where the logits are not finite.
         """
         import torch
 
         self.network.eval()
+        for path in self.paths:
+            path.draws = None
 
-        def predict(rows: slice) -> Tensor:
-            images = self.images.prepared(split, np.arange(rows.start, rows.stop))
-            logits: Tensor = self.head(self.network(images))
+        def predict(part: slice) -> Tensor:
+            logits: Tensor = self.head(self.network(self.images.prepared(split, rows[part])))
             return logits.max(1).indices.where(logits.isfinite().all(1), -1)
 
         with torch.no_grad():
-            found = [part.cpu() for part in self.images.group.shared(count, _IMAGES, predict)]
+            found = [part.cpu() for part in self.images.group.shared(len(rows), _IMAGES, predict)]
         return torch.cat(found).numpy().astype(np.int32)
+
+
+def _held_out(labels: np.ndarray, share: float, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return places of the labelled images that learn and of those that choose among rates.
+
+    labels [N], and a random `order` of them [N]. Of every class with several images the `share` is
+    held out, one image at least. Raises ValueError where no class has two.
+    """
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        if len(own) > 1:
+            chosen[own[: max(1, round(share * len(own)))]] = True
+    if not chosen.any():
+        raise ValueError(
+            "no class has two labelled images, so none can be set apart to choose among lrs; "
+            "give one of lrs"
+        )
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
 def _tuned(
@@ -146,30 +252,31 @@ def _tuned(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Classes of the test images [M] after fine-tuning on one draw, and what was chosen."""
     assert data.images is not None
-    rows, labels = np.asarray(data.low_shot[budget][draw]), labels_of(data.selection.y)
-    best: tuple[float, dict[str, Any], _Classifier] | None = None
-    for lr in settings.lrs:
-        classifier = _Classifier(data, data.images, settings)
-        steps = classifier.learn(rows, budget, draw, lr)
-        found: dict[str, Any] = {"lr": lr, "steps": steps, "images": len(rows)}
-        accuracy = 0.0
-        if len(settings.lrs) > 1:
-            accuracy = percent_correct(classifier.classes("selection", len(labels)), labels)
-            found["selection_accuracy"] = accuracy
-        if best is None or accuracy > best[0]:
-            best = accuracy, found, classifier
-    assert best is not None
-    classes = best[2].classes("test", len(data.test.y))
+    rows = np.asarray(data.low_shot[budget][draw])
+    lr, tried = settings.lrs[0], {}
+    if len(settings.lrs) > 1:
+        order = Stream(data.seed, "finetune", budget, draw, "held_out").permutation(0, len(rows))
+        labels = labels_of(data.train.y)[rows]
+        learning, choosing = _held_out(labels, settings.held_out, order)
+        accuracy = []
+        for rate in settings.lrs:
+            classifier = _Classifier(data, data.images, settings)
+            classifier.learn(rows[learning], budget, draw, rate)
+            found = classifier.classes("train", rows[choosing])
+            accuracy.append(percent_correct(found, labels[choosing]))
+        lr = settings.lrs[int(np.argmax(accuracy))]
+        tried = {"held_out_images": len(choosing), "held_out_accuracy": accuracy}
+    classifier = _Classifier(data, data.images, settings)
+    steps = classifier.learn(rows, budget, draw, lr)
+    classes = classifier.classes("test", np.arange(len(data.test.y)))
     if (classes < 0).any():
-        raise ValueError(
-            f"the logits are not finite after training at lr {best[1]['lr']}; lower lrs"
-        )
-    return classes, best[1]
+        raise ValueError(f"the logits are not finite after training at lr {lr}; lower lrs")
+    return classes, {"lr": lr, "steps": steps, "images": len(rows), **tried}
 
 
-def _run(data: EvalInput, settings: FineTuneSettings) -> EvalResult:
-    if data.images is None:
-        raise ValueError("fine-tuning needs the encoder; it was given cached features only")
+def _compute(data: EvalInput, settings: FineTuneSettings) -> EvalResult:
+    low_shot = {**data.low_shot, _ALL: [list(range(len(data.train.y)))]}
+    data = dataclasses.replace(data, low_shot=low_shot)
     check_draws(data, settings.budgets)
     predictions, chosen = {}, {}
     for budget in settings.budgets:
@@ -179,28 +286,24 @@ def _run(data: EvalInput, settings: FineTuneSettings) -> EvalResult:
         )
         chosen[metric_name("accuracy", budget)] = [found for _, found in draws]
     protocol: dict[str, Any] = {
-        "evaluation": "low_shot_finetune",
-        **settings.resolved(),
         "optimizer": "AdamW, betas 0.9 and 0.999; linear warm-up, half a cosine to 0",
-        "choice": "lr by selection accuracy after the last epoch, then the earlier one",
+        "choice": "lr by accuracy on held-out labelled images after the last epoch, then the "
+        "earlier one; then trained anew on all labelled images",
         "images": {name: [draw["images"] for draw in found] for name, found in chosen.items()},
         "value": "mean over the draws",
-        "selection_images": len(data.selection.y),
-        "test_images": len(data.test.y),
     }
-    values = derive(predictions, labels_of(data.test.y))
-    return EvalResult(values, predictions, chosen, protocol, shortages(data, settings.budgets))
+    return EvalResult(predictions, chosen, protocol, shortages(data, settings.budgets))
 
 
 def _passes(settings: FineTuneSettings, images: Mapping[str, int], classes: int) -> float:
-    total = 0.0
+    total, held = 0.0, settings.held_out
     for budget in settings.budgets:
         share = budget.endswith("%")
         draws = 1 if share else 3
         labelled = images["train"] * int(budget[:-1]) / 100 if share else int(budget) * classes
-        chosen = images["selection"] if len(settings.lrs) > 1 else 0
-        tried = len(settings.lrs) * (3 * settings.epochs * labelled + chosen)
-        total += draws * (tried + images["test"])
+        trained, rates = 3 * settings.epochs * labelled, len(settings.lrs)
+        tried = rates * (trained * (1 - held) + labelled * held) if rates > 1 else 0.0
+        total += draws * (tried + trained + images["test"])
     return total
 
 
@@ -209,10 +312,9 @@ EVALUATOR = Evaluator(
     label="low-shot, fine-tuned",
     settings=FineTuneSettings,
     metrics=lambda settings: budget_metrics(settings.budgets, ", fine-tuned"),
-    run=_run,
+    compute=_compute,
     derive=derive,
     by_draw=by_draw,
     uses_seed=True,
-    chooses=lambda settings: len(settings.lrs) > 1,
     passes=_passes,
 )

@@ -8,8 +8,7 @@ used.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,45 +129,6 @@ class Probes:
         return torch.cat(classes).numpy().astype(np.int32), (losses / len(split.y)).numpy()
 
 
-@dataclass
-class ProbeOutcome:
-    """Predicted classes [M, L] after the last epoch, and what the official choice would pick."""
-
-    test: np.ndarray
-    test_selected: np.ndarray  # [M]
-    test_selected_at: tuple[int, int]  # learning rate (its place), epoch (from 1)
-    selection_accuracy: np.ndarray  # [L], percent
-    selection_loss: np.ndarray  # [L], mean cross entropy
-
-
-def fit(
-    probes: Probes,
-    batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]],
-    selection: Features,
-    test: Features,
-    settings: ProbeSettings,
-    steps_per_epoch: int,
-) -> ProbeOutcome:
-    """Train `probes` on `batches(epoch)`, each giving `steps_per_epoch` pairs x [B, D], y [B]."""
-    total = settings.epochs * steps_per_epoch
-    warmup = round(settings.warmup * total)
-    labels, best = labels_of(test.y), (-1.0, 0, 0)
-    for epoch in range(settings.epochs):
-        for i, (x, y) in enumerate(batches(epoch)):
-            probes.step(x, y, rate(epoch * steps_per_epoch + i, total, warmup))
-        predicted, loss = probes.evaluate(test)
-        accuracy = _accuracy(predicted, labels, loss)
-        place = int(accuracy.argmax())
-        if accuracy[place] > best[0]:
-            best = (float(accuracy[place]), place, epoch + 1)
-            test_selected = predicted[:, place]
-    chosen_from, loss = probes.evaluate(selection)
-    right = 100.0 * _accuracy(chosen_from, labels_of(selection.y), loss)
-    if best[0] < 0 or right.max() < 0:
-        raise ValueError("the loss is not finite at any learning rate; lower base_lrs")
-    return ProbeOutcome(predicted, test_selected, best[1:], right, loss)
-
-
 def _accuracy(predicted: np.ndarray, labels: np.ndarray, loss: np.ndarray) -> np.ndarray:
     """Return the share of right classes [M, L] -> [L]; -1, never chosen, where the loss is not
     finite."""
@@ -184,24 +144,6 @@ def choose(accuracy: np.ndarray, loss: np.ndarray) -> int:
 TrainFeatures = Callable[[int, np.ndarray], "Tensor"]
 
 
-def _batches(
-    data: EvalInput, size: int, features: TrainFeatures
-) -> Callable[[int], Iterable[tuple[Tensor, Tensor]]]:
-    """Return shuffled batches of features and labels, the last incomplete one dropped."""
-    import torch
-
-    orders, train = Stream(data.seed, "probe", "order"), data.train
-
-    def epoch_batches(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
-        order = orders.permutation(epoch, len(train.y))
-        for start in range(0, len(order) - size + 1, size):
-            chosen = order[start : start + size]
-            rows = torch.from_numpy(chosen).to(train.x.device)
-            yield features(epoch, chosen), train.y.index_select(0, rows)
-
-    return epoch_batches
-
-
 def probe_metrics(label: str) -> list[Metric]:
     """Return what a probe prints; `label` names its protocol."""
     return [
@@ -212,6 +154,7 @@ def probe_metrics(label: str) -> list[Metric]:
 
 
 def derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+    """Return the accuracies in percent, and their difference in points."""
     honest = percent_correct(predictions["class"], labels)
     official = percent_correct(predictions["class_test_selected"], labels)
     return {
@@ -221,21 +164,23 @@ def derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[st
     }
 
 
-def _run(data: EvalInput, settings: ProbeSettings) -> EvalResult:
+def _compute(data: EvalInput, settings: ProbeSettings) -> EvalResult:
     import torch
 
     def cached(epoch: int, rows: np.ndarray) -> Tensor:
         place = torch.from_numpy(rows).to(data.train.x.device)
         return data.train.x.index_select(0, place)
 
-    return run_probe(data, settings, cached, {"evaluation": "probe", "features": "cached"})
+    return run_probe(data, settings, cached, "cached")
 
 
 def run_probe(
-    data: EvalInput, settings: ProbeSettings, features: TrainFeatures, named: dict[str, Any]
+    data: EvalInput, settings: ProbeSettings, features: TrainFeatures, name: str
 ) -> EvalResult:
-    """Train the probes on `features`, choose, predict; `named` opens the protocol."""
-    images, dim = data.train.x.shape
+    """Train the probes on `features`, choose, predict; the protocol calls these `name`."""
+    import torch
+
+    train, (images, dim) = data.train, data.train.x.shape
     size = min(settings.batch_size, images)
     lrs = [lr * size / 256 for lr in settings.base_lrs]
     probes = Probes(
@@ -244,43 +189,64 @@ def run_probe(
         lrs,
         momentum=settings.momentum,
         seed=data.seed,
-        device=data.train.x.device,
+        device=train.x.device,
     )
-    steps = images // size
-    batches = _batches(data, size, features)
-    outcome = fit(probes, batches, data.selection, data.test, settings, steps)
-    place = choose(outcome.selection_accuracy, outcome.selection_loss)
+    an_epoch = images // size
+    total = settings.epochs * an_epoch
+    warmup = round(settings.warmup * total)
+
+    # ---- train; on the test split look at every epoch for the published choice, told beside ours
+    orders, labels = Stream(data.seed, "probe", "order"), labels_of(data.test.y)
+    official_accuracy = -1.0
+    for epoch in range(settings.epochs):
+        order = orders.permutation(epoch, images)
+        for i in range(an_epoch):  # the last incomplete batch is dropped
+            chosen_rows = order[i * size : (i + 1) * size]
+            y = train.y.index_select(0, torch.from_numpy(chosen_rows).to(train.y.device))
+            factor = rate(epoch * an_epoch + i, total, warmup)
+            probes.step(features(epoch, chosen_rows), y, factor)
+        predicted, loss = probes.evaluate(data.test)
+        accuracy = _accuracy(predicted, labels, loss)
+        if accuracy.max() > official_accuracy:
+            official_accuracy, at = accuracy.max(), int(accuracy.argmax())
+            official = {
+                "test_selected_base_lr": settings.base_lrs[at],
+                "test_selected_epoch": epoch + 1,
+            }
+            official_classes = predicted[:, at]
+
+    # ---- choose on the selection split
+    on_selection, loss = probes.evaluate(data.selection)
+    accuracy = 100.0 * _accuracy(on_selection, labels_of(data.selection.y), loss)
+    if official_accuracy < 0 or accuracy.max() < 0:
+        raise ValueError("the loss is not finite at any learning rate; lower base_lrs")
+    place = choose(accuracy, loss)
     predictions = {
-        "class": outcome.test[:, place],
-        "class_by_lr": outcome.test,
-        "class_test_selected": outcome.test_selected,
+        "class": predicted[:, place],
+        "class_by_lr": predicted,
+        "class_test_selected": official_classes,
     }
-    official_lr, official_epoch = outcome.test_selected_at
     chosen: dict[str, Any] = {
         "base_lr": settings.base_lrs[place],
-        "selection_accuracy": float(outcome.selection_accuracy[place]),
-        "test_selected_base_lr": settings.base_lrs[official_lr],
-        "test_selected_epoch": official_epoch,
+        "selection_accuracy": float(accuracy[place]),
+        **official,
     }
     protocol = {
-        **named,
-        **settings.resolved(),
+        "features": name,
         "batch_used": size,
         "choice": "base_lr by selection accuracy after the last epoch, then by its cross entropy",
         "train_images": images,
         "selection_images": len(data.selection.y),
-        "test_images": len(data.test.y),
     }
     notes = []
     if size < settings.batch_size:
         notes.append(f"batch {size} instead of {settings.batch_size}: that is all there is")
-    if settings.epochs * steps < _FEW_STEPS:
+    if total < _FEW_STEPS:
         notes.append(
-            f"only {settings.epochs * steps} steps: the running statistics of the batch norm "
-            "still remember their initial values"
+            f"only {total} steps: the running statistics of the batch norm still remember their "
+            "initial values"
         )
-    values = derive(predictions, labels_of(data.test.y))
-    return EvalResult(values, predictions, chosen, protocol, notes)
+    return EvalResult(predictions, chosen, protocol, notes)
 
 
 EVALUATOR = Evaluator(
@@ -288,7 +254,7 @@ EVALUATOR = Evaluator(
     label="linear probe",
     settings=ProbeSettings,
     metrics=lambda settings: probe_metrics("linear probe"),
-    run=_run,
+    compute=_compute,
     derive=derive,
     uses_seed=True,
     chooses=lambda settings: True,

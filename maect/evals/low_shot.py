@@ -54,7 +54,7 @@ def budget_label(budget: str) -> str:
     return budget if budget.endswith("%") else f"{budget}-shot"
 
 
-def budget_metrics(budgets: Sequence[Budget], how: str = "") -> list[Metric]:
+def budget_metrics(budgets: Sequence[str], how: str = "") -> list[Metric]:
     """Return an accuracy for each budget, the first one primary; `how` ends their labels."""
     return [
         Metric(
@@ -72,7 +72,7 @@ def budget_metrics(budgets: Sequence[Budget], how: str = "") -> list[Metric]:
 
 
 def derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
-    """Return the mean over the draws of the accuracy on the whole test split."""
+    """Return the mean over the draws of the accuracy on the whole test split, in percent."""
     return {
         key.replace("class", "accuracy"): 100.0 * float((drawn == labels[:, None]).mean())
         for key, drawn in predictions.items()
@@ -88,14 +88,14 @@ def by_draw(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[s
     }
 
 
-def check_draws(data: EvalInput, budgets: list[Budget]) -> None:
+def check_draws(data: EvalInput, budgets: Sequence[str]) -> None:
     """Raise ValueError if the data set's split has no draws for one of the budgets."""
     missing = [budget for budget in budgets if budget not in data.low_shot]
     if missing:
         raise ValueError(f"the data set's split has no low-shot draws for {', '.join(missing)}")
 
 
-def shortages(data: EvalInput, budgets: Sequence[Budget]) -> list[str]:
+def shortages(data: EvalInput, budgets: Sequence[str]) -> list[str]:
     """Return a sentence for each budget whose draws give a class fewer images than it says."""
     notes, labels = [], labels_of(data.train.y)
     for budget in budgets:
@@ -111,7 +111,7 @@ def shortages(data: EvalInput, budgets: Sequence[Budget]) -> list[str]:
     return notes
 
 
-def _run(data: EvalInput, settings: LowShotSettings) -> EvalResult:
+def _compute(data: EvalInput, settings: LowShotSettings) -> EvalResult:
     from maect.evals.logistic import fit_logistic
 
     check_draws(data, settings.budgets)
@@ -135,16 +135,12 @@ def _run(data: EvalInput, settings: LowShotSettings) -> EvalResult:
             }
             first = own.stop
     protocol: dict[str, Any] = {
-        "evaluation": "low_shot",
-        **settings.resolved(),
         "rows": "centred by their own mean, L2-normalised; no intercept",
         "images": {name: solved["images"] for name, solved in chosen.items()},
         "value": "mean over the draws",
         "ties": "lower class",
-        "test_images": len(data.test.y),
     }
-    values = derive(predictions, labels_of(data.test.y))
-    return EvalResult(values, predictions, chosen, protocol, notes)
+    return EvalResult(predictions, chosen, protocol, notes)
 
 
 def _groups(data: EvalInput, budgets: list[Budget]) -> list[list[Budget]]:
@@ -182,7 +178,7 @@ EVALUATOR = Evaluator(
     label="low-shot",
     settings=LowShotSettings,
     metrics=lambda settings: budget_metrics(settings.budgets),
-    run=_run,
+    compute=_compute,
     derive=derive,
     by_draw=by_draw,
     uses_seed=False,

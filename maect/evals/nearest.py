@@ -12,8 +12,8 @@ from maect.evals.base import (
     EvalInput,
     EvalResult,
     Evaluator,
+    Features,
     Metric,
-    Predictions,
     labels_of,
     percent_correct,
 )
@@ -64,36 +64,6 @@ def vote(
     return predicted
 
 
-def _predict(
-    train: tuple[Any, Any],
-    test_x: Any,
-    k: Sequence[int],
-    temperature: float | None,
-    standardize: bool,
-) -> Predictions:
-    import torch
-
-    from maect.evals.neighbors import nearest, normalize_rows
-
-    train_x, test_x = torch.as_tensor(train[0]), torch.as_tensor(test_x)
-    train_y = labels_of(train[1])
-    if standardize:
-        train_x, test_x = standardized(train_x, test_x)
-    similarity, index = nearest(normalize_rows(train_x), normalize_rows(test_x), max(k))
-    near = train_y[index.numpy()]
-    classes = int(train_y.max()) + 1
-    predictions = {
-        "neighbor": index.numpy().astype(np.int32),
-        "neighbor_class": near.astype(np.int32),
-        "similarity": similarity.numpy().astype(np.float32),
-    }
-    for count in k:
-        predictions[f"class_k{count}"] = vote(
-            near[:, :count], similarity.numpy()[:, :count], temperature, classes
-        ).astype(np.int32)
-    return predictions
-
-
 def knn(
     train_x: Any,
     train_y: Any,
@@ -103,15 +73,21 @@ def knn(
     temperature: float | None = 0.07,
     standardize: bool = True,
 ) -> float | dict[int, float]:
-    """Return the k-NN accuracy in [0, 1]; a dict k -> accuracy if `k` is a sequence.
+    """Return the k-NN accuracy in percent; a dict k -> accuracy if `k` is a sequence.
 
     train_x [N, D], train_y [N], test_x [M, D], test_y [M]. Raises ValueError if k is not in 1..N
     or a feature is not finite.
     """
+    import torch
+
+    train, test = (
+        Features(torch.as_tensor(x), torch.from_numpy(labels_of(y)))
+        for x, y in ((train_x, train_y), (test_x, test_y))
+    )
     counts = [int(count) for count in np.atleast_1d(k)]
-    found = _predict((train_x, train_y), test_x, counts, temperature, standardize)
-    truth = labels_of(test_y)
-    accuracy = {count: float(np.mean(found[f"class_k{count}"] == truth)) for count in counts}
+    settings = KnnSettings(k=counts, temperature=temperature, standardize=standardize)
+    values = EVALUATOR.run(EvalInput(train, test, test, classes=0), settings).values
+    accuracy = {count: values[f"accuracy_k{count}"] for count in counts}
     return accuracy if np.iterable(k) else accuracy[counts[0]]
 
 
@@ -134,27 +110,35 @@ def _metrics(settings: KnnSettings) -> list[Metric]:
 
 
 def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+    """Return accuracy and purity for each k, in percent."""
     counts = [int(key.removeprefix("class_k")) for key in predictions if key[:7] == "class_k"]
     same = predictions["neighbor_class"] == labels[:, None]
     values = {f"accuracy_k{k}": percent_correct(predictions[f"class_k{k}"], labels) for k in counts}
     return values | {f"purity_k{k}": 100.0 * float(same[:, :k].mean()) for k in counts}
 
 
-def _run(data: EvalInput, settings: KnnSettings) -> EvalResult:
-    train = (data.train.x, data.train.y)
-    predictions = _predict(
-        train, data.test.x, settings.k, settings.temperature, settings.standardize
-    )
+def _compute(data: EvalInput, settings: KnnSettings) -> EvalResult:
+    from maect.evals.neighbors import nearest, normalize_rows
+
+    x, queries, y = data.train.x, data.test.x, labels_of(data.train.y)
+    if settings.standardize:
+        x, queries = standardized(x, queries)
+    found, index = nearest(normalize_rows(x), normalize_rows(queries), max(settings.k))
+    similarity, near = found.numpy(), y[index.numpy()]
+    predictions = {
+        "neighbor": index.numpy().astype(np.int32),
+        "neighbor_class": near.astype(np.int32),
+        "similarity": similarity.astype(np.float32),
+    }
+    for k in settings.k:
+        votes = vote(near[:, :k], similarity[:, :k], settings.temperature, int(y.max()) + 1)
+        predictions[f"class_k{k}"] = votes.astype(np.int32)
     protocol = {
-        "evaluation": "knn",
-        **settings.resolved(),
         "similarity": "cosine",
         "ties": "neighbours: lower training row; classes: lower class",
-        "train_images": len(data.train.y),
-        "test_images": len(data.test.y),
+        "train_images": len(y),
     }
-    values = _derive(predictions, labels_of(data.test.y))
-    return EvalResult(values, predictions, {}, protocol)
+    return EvalResult(predictions, {}, protocol)
 
 
 EVALUATOR = Evaluator(
@@ -162,7 +146,7 @@ EVALUATOR = Evaluator(
     label="k-NN",
     settings=KnnSettings,
     metrics=_metrics,
-    run=_run,
+    compute=_compute,
     derive=_derive,
     uses_seed=False,
 )

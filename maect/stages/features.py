@@ -53,6 +53,21 @@ class FeatureNetwork(nn.Module):
         return torch.stack(found, dim=1) if isinstance(self.block, list) else found[0]
 
 
+def with_channels(images: Tensor, count: int) -> Tensor:
+    """Return normalised images with `count` channels: [B, C, S, S] -> [B, count, S, S].
+
+    Grey ones are repeated, of colour ones the mean of the channels is taken, and repeated.
+    """
+    if images.shape[1] == count:
+        return images
+    return images.mean(1, keepdim=True).expand(-1, count, -1, -1).contiguous()
+
+
+def _as_many(statistics: tuple[float, ...], count: int) -> tuple[float, ...]:
+    """Return statistics of `count` channels: as they are, or of all the mean."""
+    return statistics if len(statistics) == count else (sum(statistics) / len(statistics),) * count
+
+
 def prepared(job: Job, split: Split, rows: np.ndarray, *, pixels: bool) -> Tensor:
     """Return images as an encoder is shown them for evaluation: [B, C, S, S].
 
@@ -87,6 +102,21 @@ class JobImages:
         #: what was assumed of the encoder, once there is one
         self.notes: list[str] = []
 
+    @property
+    def channels(self) -> int:
+        """Channels that the encoder takes: of the data, or as the settings say of other data."""
+        return int(self.job.settings.get("channels") or len(self.split("train").mean))
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Means of the channels that the encoder takes."""
+        return _as_many(self.split("train").mean, self.channels)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Deviations of the channels that the encoder takes."""
+        return _as_many(self.split("train").std, self.channels)
+
     @cached_property
     def pixels(self) -> bool:
         """Whether there is no encoder: the features are the pixels in [0, 1]."""
@@ -95,7 +125,7 @@ class JobImages:
     def network(self) -> FeatureNetwork:
         job = self.job
         if self.given is None:
-            encoder = encoder_of(job, len(self.split("train").mean), averaged=True)
+            encoder = encoder_of(job, self.channels, averaged=True)
         else:
             encoder = copy.deepcopy(self.given).to(job.device, job.dtype)
         self.notes = usage_notes(encoder, job.settings["pool"], self.split("train"))
@@ -111,12 +141,13 @@ class JobImages:
             seed=self.seed,
             role=role,
         )
-        return augment(split.batch(rows), epoch, rows, dtype=job.dtype, device=job.device)
+        views = augment(split.batch(rows), epoch, rows, dtype=job.dtype, device=job.device)
+        return with_channels(views, self.channels)
 
     def prepared(self, split: str, rows: np.ndarray) -> Tensor:
         job, source = self.job, self.split("selection" if split in self.rows else split)
         rows = self.rows[split][rows] if split in self.rows else rows
-        return prepared(job, source, rows, pixels=self.pixels)
+        return with_channels(prepared(job, source, rows, pixels=self.pixels), self.channels)
 
     def at(self, place: int) -> JobImages:
         assert isinstance(self.block, list)

@@ -131,8 +131,8 @@ def test_a_checkpoint_of_each_format(
         with torch.inference_mode():
             x[name], y[name] = pool(encoder(images), "mean"), split.labels
     right = evals.knn(x["train"], y["train"], x["test"], y["test"], k=[10, 20])
-    for k, share in right.items():
-        assert values[f"accuracy_k{k}"] == pytest.approx(100 * share, abs=0.41)
+    for k, accuracy in right.items():
+        assert values[f"accuracy_k{k}"] == pytest.approx(accuracy, abs=0.41)
     predictions = load_file(kept)
     own = {key[4:]: array for key, array in predictions.items() if key.startswith("knn.")}
     assert evals.get("knn").derive(own, predictions["labels"]) == values

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from bench_helpers import SMOKE, Bench, completed, run_bench
 from PIL import Image
 
@@ -20,6 +21,7 @@ from bench.store.store import Store
 from bench.suite.load import data_info, load_suite
 from maect import evals
 from maect.datasets import DataError
+from maect.stages.features import with_channels
 
 STAGES = ("mae", "head", "tune")
 SETS = ["model.patch_size=8", "head.queue_size=64", *(f"{s}.batch_size=16" for s in STAGES),
@@ -66,6 +68,55 @@ def test_every_stage_runs_on_an_image_folder(folder: Path, tmp_path: Path):
     assert record is not None
     assert 0 <= record.metrics[0].value <= 100
     assert not prepare_data(suite_over(folder, tmp_path))
+
+
+def test_an_evaluation_may_be_of_other_data_than_the_row_is_trained_on(
+    folder: Path, tmp_path: Path
+):
+    """An encoder of digits, 8 x 8 and grey, on the folder's colour images."""
+    path = tmp_path / "transfer.yaml"
+    path.write_text(
+        f"""
+suite: transfer
+profile: tiny
+profiles_from: {SMOKE}
+seeds: [0]
+evaluate: [knn, knn_there, finetune_there]
+variants: {{raw pixels: {{init: pixels}}, MAE: {{stages: [mae]}}}}
+tables: [{{title: Transfer, columns: [knn, knn_there, finetune_there]}}]
+profiles:
+  tiny:
+    mae: {{steps: 2}}
+    evaluations:
+      knn_there: {{evaluation: knn, data: &there {{name: image_folder, path: '{folder}'}}}}
+      finetune_there: {{evaluation: low_shot_finetune, data: *there, budgets: ["2"], epochs: 1}}
+"""
+    )
+    assert prepare_data(load_suite(path))
+    store = Store(tmp_path / "store")
+    store.create()
+    plan = make_plan(load_suite(path), store)
+    assert plan.unresolved is None
+    for stage in plan.stages.values():
+        run_stage(stage, store, "test", lambda event: None)
+    dims = {"raw pixels": 8 * 8 * 3, "MAE": 32}
+    for row in plan.rows:
+        here, there = (row.evaluations[name] for name in ("knn", "knn_there"))
+        assert there.inputs["features"] is not here.inputs["features"]
+        found = store.state(there.inputs["features"].key).record
+        assert (found.data.name, found.summary["dim"]) == ("image_folder", dims[row.variant.name])
+        records = [store.state(stage.key).record for stage in (here, there)]
+        assert len({record.protocol_fingerprint for record in records}) == 2
+        assert records[1].metrics[0].label == "k-NN, k=10, on image_folder"
+    tuned = store.state(row.evaluations["finetune_there"].key).record
+    assert tuned.summary["chosen"]["accuracy_2"][0]["images"] == 4
+
+
+def test_channels_are_repeated_or_averaged():
+    grey, colour = torch.rand(2, 1, 4, 4), torch.rand(2, 3, 4, 4)
+    assert torch.equal(with_channels(grey, 3), torch.cat([grey] * 3, dim=1))
+    assert torch.equal(with_channels(colour, 1), colour.mean(1, keepdim=True))
+    assert with_channels(colour, 3) is colour
 
 
 def test_broken_images_are_named(folder: Path, tmp_path: Path, capsys):
@@ -194,7 +245,7 @@ def test_a_split_that_is_empty_by_chance_is_missed_by_what_chooses_on_it(
         ("probe", {}, "test", True),
         ("probe_augmented", {}, "test", True),
         ("low_shot_finetune", {}, "test", False),
-        ("low_shot_finetune", {"lrs": [0.1, 0.2]}, "test", True),
+        ("low_shot_finetune", {"lrs": [0.1, 0.2]}, "test", False),
     ],
 )
 def test_what_needs_the_selection_split(

@@ -59,8 +59,8 @@ def test_blocks_give_what_the_encoder_says_at_each(store: Store) -> None:
     measured = metrics(store, "MAE knn_by_block, seed 0")
     for block in (0, 1):
         right = evals.knn(x[0][block], y[0], x[2][block], y[2], k=[10, 20])
-        for k, share in right.items():
-            assert measured[f"accuracy_k{k}_block{block}"] == pytest.approx(100 * share, abs=0.41)
+        for k, accuracy in right.items():
+            assert measured[f"accuracy_k{k}_block{block}"] == pytest.approx(accuracy, abs=0.41)
     primary = [m for m in record(store, "MAE knn_by_block, seed 0")["metrics"] if m["primary"]]
     assert [m["name"] for m in primary] == ["accuracy_k10_block1"]
 
@@ -128,7 +128,8 @@ def test_a_profile_may_evaluate_otherwise(tmp_path: Path) -> None:
     found = {name: load_suite(PAPER, profile=name) for name in ("digits", "cifar10")}
     assert [*found["digits"].variants["MAE"].evaluations] == [*usual, "knn_by_block"]
     more = ["knn_by_block", "probe_both", "probe_augmented", "low_shot_finetune"]
-    assert [*found["cifar10"].variants["MAE"].evaluations] == usual + more
+    assert [*found["cifar10"].variants["MAE"].evaluations] == [*usual, *more, "finetune"]
+    assert [*found["cifar10"].variants["MAE-CT"].evaluations] == usual + more
     assert len(found["cifar10"].tables) == len(found["digits"].tables) + 1
     # a suite that takes the profile over keeps its own
     path = tmp_path / "other.yaml"

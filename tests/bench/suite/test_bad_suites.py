@@ -43,6 +43,8 @@ CASES = [
     case("patch_size: 2", "patchsize: 2", "did you mean 'patch_size'?"),
     case("lr: 3.0e-3", "learning_rate: 3.0e-3", "'mae.learning_rate'", "lr,"),
     case("{crop_scale", "{crop_scal", "'augment.mae.view0.crop_scal'; did you mean 'crop_scale'?"),
+    case("{epochs: 5", "{rows: [MAEE], epochs: 5", "no variant 'MAEE'; did you mean 'MAE'?"),
+    case("{epochs: 5", "{data: digit, epochs: 5", "'evaluations.probe.data.name'", "'digits'"),
     case("{epochs: 5", "{epoch: 5", "'evaluations.probe.epoch'; did you mean 'epochs'?"),
     case("profile: tiny", "profile: tinny", "did you mean 'tiny'?"),
     case("[knn, probe]\n\nvar", "[knn, prob]\n\nvar", "did you mean 'probe'?"),

@@ -20,8 +20,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "probe": {"epochs": 3, "batch_size": 256},
     "probe_augmented": {"epochs": 1, "batch_size": 256, "view": VIEW},
     "low_shot": {"budgets": ["1"]},
-    "low_shot_finetune": {"budgets": ["1"], "epochs": 2, "lrs": [1e-4, 1e-2], "view": VIEW},
+    "low_shot_finetune": {"budgets": ["2"], "epochs": 2, "lrs": [1e-4, 1e-2], "view": VIEW},
     "cluster": {},
+    "histogram": {},
 }
 
 

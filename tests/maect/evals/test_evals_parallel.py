@@ -21,10 +21,12 @@ from maect.stages.job import Job, Output
 WORKERS = (1, 2, 4)
 MODEL = {"size": "custom", "patch_size": 2, "dim": 16, "depth": 2, "heads": 2, "mlp_ratio": 2.0}
 VIEW = {"crop_scale": [0.5, 1.0], "flip": 0.0}
-#: fine-tuning on one image a class: ten images, which no number of workers divides
+#: fine-tuning on one image a class: ten images, which no number of workers divides; all that a
+#: recipe may draw
+RECIPE = {"rand_augment": 9, "erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.3}
 KINDS: dict[str, dict[str, Any]] = {
     "probe_augmented": {"epochs": 2, "batch_size": 256, "view": VIEW},
-    "low_shot_finetune": {"budgets": ["1"], "epochs": 3, "batch_size": 7, "view": VIEW},
+    "low_shot_finetune": {"budgets": ["1"], "epochs": 3, "batch_size": 7, "view": VIEW, **RECIPE},
 }
 
 

@@ -22,6 +22,7 @@ SHORT = {
     "probe": {"epochs": 2, "batch_size": 50, "base_lrs": [0.1, 0.4]},
     "low_shot": {"budgets": ["1", "10%"]},
     "cluster": {"runs": 2},
+    "histogram": {"bins": 4},
     "low_shot_finetune": {"budgets": ["10%"], "epochs": 10, "lrs": [1e-4, 1e-2], "batch_size": 6},
     "probe_augmented": {"epochs": 2, "batch_size": 50, "base_lrs": [0.1, 0.4]},
 }
@@ -37,7 +38,7 @@ class Pictures:
     """4 x 4 images that show their class, and an encoder of one block."""
 
     def __init__(self, labels: dict[str, np.ndarray]) -> None:
-        self.group = Group()
+        self.group, self.mean, self.std = Group(), (0.5,), (0.2,)
         draws = np.random.default_rng(1)
         shapes = draws.standard_normal((4, 1, 4, 4))
         self.images = {
@@ -81,14 +82,22 @@ def settings(name: str) -> Settings:
 
 
 def test_the_protocols_are_there() -> None:
-    known = ["cluster", "knn", "low_shot", "low_shot_finetune", "probe", "probe_augmented"]
+    known = [
+        "cluster",
+        "histogram",
+        "knn",
+        "low_shot",
+        "low_shot_finetune",
+        "probe",
+        "probe_augmented",
+    ]
     assert evals.names() == known
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="no evaluation 'lowshot'; did you mean 'low_shot'"):
         evals.get("lowshot")
-    with pytest.raises(ValueError, match="known are cluster, knn"):
+    with pytest.raises(ValueError, match="known are cluster, histogram"):
         evals.get("zzz")
 
 
@@ -126,7 +135,10 @@ def test_every_metric_follows_from_the_predictions(name: str) -> None:
         assert array.flags["C_CONTIGUOUS"]
         assert array.base is None
     shuffled = np.roll(labels, 1)
-    assert evaluator.derive(result.predictions, shuffled) != result.values
+    # only what is no matter of classes stays as it is without them
+    assert (name == "histogram") == (
+        evaluator.derive(result.predictions, shuffled) == result.values
+    )
 
 
 @pytest.mark.parametrize("name", evals.names())
@@ -137,7 +149,7 @@ def test_permuted_test_labels_change_no_choice(name: str) -> None:
     order = np.random.default_rng(1).permutation(len(given.test.y))
     given.test.y = given.test.y[torch.from_numpy(order)]
     second = run(given, settings(name))
-    assert second.values != first.values
+    assert (second.values == first.values) == (name == "histogram")
     honest = [k for k in first.chosen if not k.startswith("test_selected")]
     assert {k: second.chosen[k] for k in honest} == {k: first.chosen[k] for k in honest}
     assert second.protocol == first.protocol
@@ -164,14 +176,12 @@ def test_what_claims_to_use_no_seed_uses_none(name: str) -> None:
     assert run(given, settings(name)).values == first.values
 
 
-def test_fine_tuning_learns_chooses_and_tells_what_it_lacks() -> None:
+def test_fine_tuning_learns_and_tells_what_it_lacks() -> None:
     finetune, given = evals.get("low_shot_finetune"), data()
-    result = finetune.run(given, settings("low_shot_finetune"))
+    one_rate = finetune.settings(budgets=["10%"], epochs=10, lrs=[1e-2], batch_size=6)
+    result, again = finetune.run(given, one_rate), finetune.run(data(), one_rate)
     assert result.values["accuracy_10pct"] > 60  # four classes, twelve images
-    (chosen,) = result.chosen["accuracy_10pct"]
-    assert chosen["lr"] == 1e-2  # the other one is too low for twenty steps
-    assert (chosen["images"], chosen["steps"]) == (12, 20)
-    again = finetune.run(data(), settings("low_shot_finetune"))
+    assert result.chosen == {"accuracy_10pct": [{"lr": 1e-2, "steps": 20, "images": 12}]}
     np.testing.assert_array_equal(
         again.predictions["class_10pct"], result.predictions["class_10pct"]
     )

@@ -1,0 +1,128 @@
+"""Colour histograms from frozen features: what contrastive tuning is meant to make encoders forget.
+
+A ridge regression predicts each image's histogram of each colour. The paper tests "forgetting" so;
+its exact protocol is not published, so this one is ours.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+from maect.evals.base import EvalInput, EvalResult, Evaluator, Metric, Predictions
+from maect.evals.nearest import standardized
+from maect.settings import Positive, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: images whose histograms are taken at a time
+_IMAGES = 256
+
+
+class HistogramSettings(Settings):
+    """Ridge regression on features standardised by the training images'."""
+
+    #: equal bins of the values of each colour, from 0 to the largest
+    bins: PositiveInt = 8
+    #: the penalty is this times the number of training images; the selection split chooses
+    l2: list[Positive] = Field(default=[1e-4, 1e-3, 1e-2, 1e-1, 1.0], min_length=1)
+
+
+def histograms(pixels: Tensor, bins: int) -> Tensor:
+    """Return the share of each image's pixels in each bin of each channel.
+
+    pixels [B, C, H, W] in [0, 1] -> [B, C * bins] float64; each channel's shares sum to 1.
+    """
+    import torch
+
+    place = (pixels * bins).floor().clamp(0, bins - 1)
+    shares = [(place == number).double().mean((2, 3)) for number in range(bins)]
+    return torch.stack(shares, dim=2).flatten(1)
+
+
+def _targets(data: EvalInput, split: str, bins: int) -> Tensor:
+    """Return the histograms of a split's images as evaluations see them: [N, C * bins]."""
+    import torch
+
+    images = data.images
+    assert images is not None
+    mean, std = (torch.tensor(v)[:, None, None] for v in (images.mean, images.std))
+
+    def found(rows: slice) -> Tensor:
+        normalised = images.prepared(split, np.arange(rows.start, rows.stop))
+        return histograms(normalised.cpu() * std + mean, bins)
+
+    count = len(getattr(data, split).y)
+    return torch.cat(list(images.group.shared(count, _IMAGES, found)))
+
+
+def _fitted(x: Tensor, y: Tensor, l2: list[float]) -> list[Tensor]:
+    """Return a ridge regression for each penalty: centred x [N, D], y [N, T] -> [D, T] each."""
+    import torch
+
+    scale, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    along = vectors.T @ (x.T @ y) / len(x)
+    return [vectors @ (along / (scale + penalty)[:, None]) for penalty in l2]
+
+
+def _derive(predictions: Predictions, labels: np.ndarray) -> dict[str, float]:
+    """Return R2 over all bins, and the mean share of an image's pixels in wrong bins; percent.
+
+    The labels say nothing of colours.
+    """
+    truth, found = predictions["histogram"], predictions["predicted"]
+    around = ((truth - truth.mean(0)) ** 2).sum()
+    explained = 1 - ((found - truth) ** 2).sum() / around if around else 0.0
+    sums = truth.sum(1)  # one for each channel
+    wrong = (np.abs(found - truth).sum(1) / (2 * sums)).mean()
+    return {"r2": 100.0 * float(explained), "misplaced": 100.0 * float(wrong)}
+
+
+def _compute(data: EvalInput, settings: HistogramSettings) -> EvalResult:
+    import torch
+
+    train, selection, test = (
+        _targets(data, split, settings.bins) for split in ("train", "selection", "test")
+    )
+    offset = train.mean(0)
+    device = data.train.x.device
+
+    def regressed(x: Tensor, weight: Tensor) -> Tensor:
+        return standardized(data.train.x, x)[1] @ weight + offset.to(device)
+
+    x = standardized(data.train.x, data.train.x)[0]
+    weights = _fitted(x, (train - offset).to(device), settings.l2)
+    errors = [
+        float((regressed(data.selection.x, weight).cpu() - selection).square().mean())
+        for weight in weights
+    ]
+    best = int(np.argmin(errors))
+    with torch.no_grad():
+        predicted = regressed(data.test.x, weights[best]).cpu()
+    predictions = {"histogram": test.numpy(), "predicted": predicted.numpy()}
+    chosen = {"l2": settings.l2[best], "selection_error": errors}
+    protocol: dict[str, Any] = {
+        "target": "share of the pixels in each bin of each channel, images as evaluations see them",
+        "choice": "l2 by squared error on the selection split, then the earlier one",
+        "train_images": len(data.train.y),
+    }
+    return EvalResult(predictions, chosen, protocol)
+
+
+EVALUATOR = Evaluator(
+    name="histogram",
+    label="colour histograms",
+    settings=HistogramSettings,
+    metrics=lambda settings: [
+        Metric("r2", "colour histogram, R²", "%", True, primary=True),
+        Metric("misplaced", "colour histogram, misplaced pixels", "%", False),
+    ],
+    compute=_compute,
+    derive=_derive,
+    uses_seed=False,
+    chooses=lambda settings: True,
+    passes=lambda settings, images, classes: 0.0,
+)
