@@ -68,8 +68,8 @@ def test_code_environment_and_data_are_told_apart(bench, first, tmp_path):
     assert "environment: 1\n  torch: " in done.out
     assert "and 1 more)" in done.out
     for key in other.stage_keys():  # the environment alone is shown, but is no difference
-        record = other.state(key).record
-        other.write_record(record.model_copy(update={"code": Store(first).state(key).record.code}))
+        code = Store(first).state(key).record.code
+        forge(other, other.state(key).record.model_copy(update={"code": code}).plain())
     assert bench("diff", first, other.root).code == 0
 
 
