@@ -217,6 +217,7 @@ def _check_metrics(stage: Stage, record: Record, store: Store, found: Verified) 
         predictions = load_file(regular(store.folder(stage.key) / "predictions.safetensors"))
         labels = predictions.pop("labels")
         values = evaluation.evaluator.derive(predictions, labels)
+        draws = evaluation.evaluator.by_draw(predictions, labels)
         found.predictions += len(labels)
     except Exception as error:  # of a stranger's file anything can be wrong
         found.wrong(stage, f"its predictions cannot be read: {reason(error)}")
@@ -224,6 +225,8 @@ def _check_metrics(stage: Stage, record: Record, store: Store, found: Verified) 
     truth = _labels(stage, store)
     if truth is not None and not np.array_equal(labels, truth):
         found.wrong(stage, "its labels are not those of the features it evaluated")
+    if record.summary.get("draws", draws) != draws:
+        found.wrong(stage, "its values by draw are not those of its predictions")
     told = {metric.name: metric for metric in record.metrics}
     if stage.reason is None:  # older code may have had other words
         names = [metric.name for metric in evaluation.metrics()]

@@ -14,7 +14,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from bench import environment
 from bench.plan.identity import code
 from bench.plan.stage import Stage, entry_modules
 from bench.run.mailbox import Began, Ended, Stepped, Tell
-from bench.store import gpu_meter
 from bench.store.files import iso
+from bench.store.gpu_meter import Meter
 from bench.store.record import Cost, Data, Failure, Input, Record, Status
 from bench.store.resume import StageCheckpoints
 from bench.store.store import Store
@@ -73,8 +73,9 @@ def run_stage(stage: Stage, store: Store, run_id: str, tell: Tell) -> None:
     group, device, began_s = Group(), _device(), time.process_time()
     attempt = Attempt(stage, store, run_id, tell, device, group) if group.rank == 0 else None
     folder = group.share(attempt.folder if attempt is not None else None)
+    uuid = _uuid(device)
     try:
-        with gpu_meter.metered(_uuid(device), folder, group.rank):
+        with Meter(uuid, folder, group.rank) if uuid else nullcontext():
             _check(stage, modules)
             job = _job(stage, store, device)
             if attempt is not None:

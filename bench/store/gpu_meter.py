@@ -14,8 +14,8 @@ from __future__ import annotations
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +46,8 @@ def names() -> list[str]:
             pynvml.nvmlShutdown()
 
 
-@contextmanager
-def metered(uuid: str | None, folder: Path, worker: int) -> Iterator[None]:
-    """Meter the device that a worker holds, if it is a GPU, while the block runs."""
-    if uuid is None:
-        yield
-        return
-    meter = Meter(uuid, folder, worker)
-    meter.start()
-    try:
-        yield
-    finally:
-        meter.stop()
-
-
 class Meter:
-    """Samples one device from `start` to `stop`, in a thread that harms nothing when it fails.
+    """Samples one device while its block runs, in a thread that harms nothing when it fails.
 
     `uuid` is the device's, with or without "GPU-" or "MIG-"; `clock` gives seconds.
     """
@@ -88,12 +74,12 @@ class Meter:
 
     # ------------------------------------------------------------------------------ the thread
 
-    def start(self) -> None:
+    def __enter__(self) -> None:
         """Begin. Return when the first sample is taken, or soon if NVML does not answer."""
         self._thread.start()
         self._ready.wait(PATIENCE_S)
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Take the last sample and leave the final note."""
         self._done.set()
         self._thread.join(PATIENCE_S)

@@ -61,9 +61,6 @@ class EncodedSplit(Split):
                 f"{getattr(error, 'strerror', None) or error}. Restore it, or check the set again"
             ) from None
 
-    def _submit(self, row: int) -> tuple[int, Future[np.ndarray]]:
-        return row, self._threads.submit(self._decode, row)
-
     def expect(self, batches: Iterable[np.ndarray]) -> None:
         """Announce the batches to come: they are decoded ahead, as far as memory allows."""
         self._ahead: deque[tuple[int, Future[np.ndarray]]] = deque()
@@ -76,7 +73,7 @@ class EncodedSplit(Split):
             row = next(self._expected, None)
             if row is None:
                 return
-            self._ahead.append(self._submit(row))
+            self._ahead.append((row, self._threads.submit(self._decode, row)))
             self._held += int(self._bytes[row])
 
     def batch(self, indices: np.ndarray) -> list[torch.Tensor]:
@@ -89,14 +86,14 @@ class EncodedSplit(Split):
 
         rows = [int(row) for row in indices]
         self._fill(len(rows))
-        if self._ahead:
-            taken = [self._ahead.popleft() for _ in rows if self._ahead]
-            if [row for row, _ in taken] != rows:
-                raise ValueError("these samples are not the batch that was announced next")
-            self._held -= sum(int(self._bytes[row]) for row in rows)
-            self._fill(0)
-        else:
-            taken = [self._submit(row) for row in rows]
+        if not self._ahead:  # nothing was announced, or all of it was taken
+            self._expected = iter(rows)
+            self._fill(len(rows))
+        taken = [self._ahead.popleft() for _ in rows if self._ahead]
+        if [row for row, _ in taken] != rows:
+            raise ValueError("these samples are not the batch that was announced next")
+        self._held -= sum(int(self._bytes[row]) for row in rows)
+        self._fill(0)
         return [torch.from_numpy(future.result()).permute(2, 0, 1) for _, future in taken]
 
 

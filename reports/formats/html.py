@@ -209,7 +209,8 @@ def _book(ledger: Ledger) -> dict[str, Any]:
     apart = [line for line in ledger.lines if line.apart]
     lines = [*(line for line in ledger.lines if not line.apart), ledger.total, *apart]
     whole = [(q, *ledger.total.measured(q)) for q in costs.QUANTITIES]
-    kinds = {kind: ledger.total.hours.get(kind, 0.0) for kind in ledger.kinds}
+    total = ledger.total.hours
+    kinds = {kind: total.get(kind, 0.0) for kind in sorted({k for x in lines for k in x.hours})}
     return {
         "lines": lines,
         "units": {kind: time_unit(max(hours, 1e-9)) for kind, hours in kinds.items()},

@@ -235,11 +235,6 @@ class Ledger:
     gpus: list[dict[str, Any]]
     sentences: list[str]
 
-    @property
-    def kinds(self) -> list[str]:
-        """Kinds of devices, GPUs first."""
-        return sorted({kind for line in [*self.lines, self.total] for kind in line.hours})
-
 
 def ledger(facts: Facts) -> Ledger:
     """Return the suite's costs: each distinct stage once; failed and superseded attempts apart."""

@@ -116,6 +116,7 @@ def test_a_changed_metric_is_named_with_and_without_a_new_checksum(verify, root)
         (("protocol", "k"), [1], "its protocol's fingerprint is of another protocol"),
         (("metrics", 0, "label"), "k-NN, best", "metric accuracy_k10 is not in its record as it"),
         (("metrics", 1, "name"), "accuracy_k5", "metric accuracy_k20 is not in its record as it"),
+        (("summary", "draws"), {"accuracy_k10": [1.0, 2.0]}, "its values by draw are not those of"),
         (("cost", "wall_s"), 0.0, "says 0.0 s, but took"),
         (("started",), "yesterday", "its 'started' is not as records have it"),
         (("protocol_fingerprint",), None, "its protocol's fingerprint is of another protocol"),

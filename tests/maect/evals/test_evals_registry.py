@@ -127,6 +127,9 @@ def test_every_metric_follows_from_the_predictions(name: str) -> None:
     assert [metric.primary for metric in declared] == [True] + [False] * (len(declared) - 1)
     labels = given.test.y.numpy()
     assert evaluator.derive(result.predictions, labels) == result.values
+    for metric, draws in evaluator.by_draw(result.predictions, labels).items():
+        assert np.mean(draws) == pytest.approx(result.values[metric])
+        assert len(draws) > 1
     for array in result.predictions.values():
         assert len(array) == len(labels)
         assert array.flags["C_CONTIGUOUS"]

@@ -297,7 +297,7 @@ def trained(shards: int, *groups: tuple[int, str | None]):
 def test_cells_looked_at_on_the_test_split_are_counted() -> None:
     view = search_view()
     seen = ranking(build_tables(view)[0], Facts(view))[0]
-    assert seen.startswith("k-NN (k=10): 8 cells were looked at on the test split; whoever picks")
+    assert seen.startswith("k-NN (k=10): 8 cells were looked at on the test split; the best")
     for told in view.records.values():
         told["protocol"] |= {"split": "selection, the half that chose nothing"}
     assert "looked at" not in " ".join(ranking(build_tables(view)[0], Facts(view)))
