@@ -133,7 +133,7 @@ def test_a_plan_predicts_gpu_hours_and_says_what_it_assumes(
     plan = json.loads(done.out)
     total, stages = plan["assumed_gpu_hours"], plan["stages"]
     counted = [s["assumed_gpu_hours"] for s in stages if s["assumed_gpu_hours"]]
-    assert len(counted) == 8  # one MAE, two heads, two tunings, three times features
+    assert len(counted) == 11  # one MAE, two heads, two tunings, thrice features and fine-tuning
     for name in ("hours", "low", "high"):
         assert total[name] == pytest.approx(sum(one[name] for one in counted))
     assert total["low"] < total["hours"] < total["high"]
