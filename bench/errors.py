@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 #: exit codes of every command
 OK, STAGE_FAILED, USAGE, MISMATCH = 0, 1, 2, 3
@@ -54,6 +56,13 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def require_writable(path: Path) -> None:
+    """Raise OSError unless a file can be written at `path`."""
+    if path.is_dir():
+        raise OSError(errno.EISDIR, "it is a folder")
+    TemporaryFile(dir=path.parent).close()
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -241,7 +241,7 @@ class Decoder(nn.Module):
 
 
 def build_encoder(
-    name: str = "base",
+    size: str | ModelSettings = "base",
     *,
     image_size: int | tuple[int, int] = 224,
     in_chans: int = 3,
@@ -251,45 +251,30 @@ def build_encoder(
 ) -> Encoder:
     """Return an encoder with initial weights of `seed`.
 
-    `name` is a size of `maect.settings.SIZES`, or "custom". `sizes` are `patch_size`, `dim`,
-    `depth`, `heads` and `mlp_ratio`; they override the size's, and "custom" needs all of dim, depth
-    and heads. Raises ValueError for an unknown name, a missing or bad size, or an image that has no
-    whole number of patches.
+    `size` is one of `maect.settings.SIZES`, "custom", or a model's settings. `sizes` are
+    `patch_size`, `dim`, `depth`, `heads` and `mlp_ratio`; they override the size's, and "custom"
+    needs all of dim, depth and heads. Raises ValueError for an unknown name, a missing or bad size,
+    or an image that has no whole number of patches.
     """
-    settings = ModelSettings.model_validate({"size": name, **sizes})
-    return encoder_from(
-        settings, image_size, in_chans, checkpoint_activations=checkpoint_activations, seed=seed
-    )
-
-
-def encoder_from(
-    settings: ModelSettings,
-    image_size: int | tuple[int, int],
-    in_chans: int,
-    *,
-    checkpoint_activations: bool = False,
-    seed: int = 0,
-) -> Encoder:
-    """Return the encoder that `settings` describe, with initial weights of `seed`."""
-    sizes = settings.model_dump(include={"patch_size", "dim", "depth", "heads", "mlp_ratio"})
-    encoder = Encoder(
-        image_size, in_chans=in_chans, checkpoint_activations=checkpoint_activations, **sizes
-    )
+    if isinstance(size, str):
+        size = ModelSettings.model_validate({"size": size, **sizes})
+    given = size.model_dump(include={"patch_size", "dim", "depth", "heads", "mlp_ratio"})
+    given["checkpoint_activations"] = checkpoint_activations
+    encoder = Encoder(image_size, in_chans=in_chans, **given)
     initialize(encoder, seed, "encoder")
     return encoder
 
 
-def decoder_from(
-    settings: ModelSettings, image_size: int | tuple[int, int], in_chans: int, *, seed: int = 0
+def build_decoder(
+    settings: ModelSettings, image_size: int, in_chans: int, *, seed: int = 0
 ) -> Decoder:
     """Return the decoder that `settings` describe, with initial weights of `seed`."""
-    height, width = _pair(image_size)
-    patch = settings.patch_size
     assert settings.dim is not None
+    side = image_size // settings.patch_size
     decoder = Decoder(
         settings.dim,
-        (height // patch, width // patch),
-        in_chans * patch**2,
+        (side, side),
+        in_chans * settings.patch_size**2,
         settings.decoder_dim,
         settings.decoder_depth,
         settings.decoder_heads,

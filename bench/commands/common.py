@@ -65,22 +65,6 @@ def path(text: str) -> Path:
     return Path(expanded)
 
 
-def check_output(path: Path, option: str, *, keep: Path) -> None:
-    """Raise `UserError` unless a file can be written at `path`, before anything is computed.
-
-    `keep` is a file that is read and must stay.
-    """
-    folder, origin = path.parent, f"{option} {path}"
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; make it first", file=origin)
-    if path.is_dir():
-        raise UserError("it is a folder; name a file in it", file=origin)
-    if path.exists() and keep.exists() and path.samefile(keep):
-        raise UserError(f"{keep} is read and would be lost; name another file", file=origin)
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"the folder {folder} cannot be written; choose another", file=origin)
-
-
 def count_from(least: int) -> Callable[[str], int]:
     """Return the type of an argument that is a whole number of at least `least`."""
 

@@ -58,14 +58,11 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """List, fetch or check data sets. Return the exit code."""
-    for name in options.names:
-        if options.action != "fetch":
-            settings_of(name)
-        elif name not in CATALOG:
-            raise UserError(f"there is no data set '{short(name)}'{suggestion(name, CATALOG)}")
     if options.action == "fetch":
         _fetch(options.names, options.from_path)
         return OK
+    for name in options.names:
+        settings_of(name)
     if options.action == "check":
         return OK if _check(options.names) else MISMATCH
     found = rows(options.names)
@@ -83,10 +80,10 @@ def prepare_data(suite: Suite) -> bool:
     wanted = {settings for settings in every if settings is not None and settings.path is not None}
     missing = {settings for settings in wanted if data_info(settings).fingerprint is None}
     for settings in wanted:
-        new = settings in missing
-        info = prepare(settings, data_root(), print) if new else data_info(settings)
-        for line in unusual_lines(info):
-            print(line)
+        info = data_info(settings)
+        if settings in missing:
+            info = prepare(settings, data_root(), print)
+        print("".join(f"{line}\n" for line in unusual_lines(info)), end="")
     data_info.cache_clear()
     for variant in suite.variants.values():
         for one in variant.evaluations.values():
@@ -113,10 +110,14 @@ def _check_lists(suite: Suite) -> None:
 
 def unusual_lines(info: DataInfo) -> list[str]:
     """Return lines on what of a set is left out, converted, missing or assumed."""
-    lines = [f"left out: {file}: {reason}" for file, reason in info.broken]
-    for kind, names in info.converted.items():
-        lines.append(f"converted to RGB: {len(names)} images that were {kind}")
-    return [*lines, *(f"note: {note}" for note in info.notes)]
+    return [
+        *(f"left out: {file}: {reason}" for file, reason in info.broken),
+        *(
+            f"converted to RGB: {len(n)} images that were {kind}"
+            for kind, n in info.converted.items()
+        ),
+        *(f"note: {note}" for note in info.notes),
+    ]
 
 
 def settings_of(given: str, image_size: int = 224) -> DataSettings:
@@ -146,6 +147,9 @@ def _fetch(names: list[str], from_path: Path | None) -> None:
 
     if not names:
         raise UserError("say which: python -m bench data fetch NAME; python -m bench data ls")
+    for name in names:
+        if name not in CATALOG:
+            raise UserError(f"there is no data set '{short(name)}'{suggestion(name, CATALOG)}")
     if from_path is not None and len(names) > 1:
         raise UserError("--from goes with one data set at a time")
     for name in names:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,21 +64,19 @@ class Side:
     records: dict[str, Record] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def add(self, record: Record | None) -> None:
-        """Take a record in if it is complete and newer than the known record of its stage."""
-        if record is not None and record.status == "complete":
-            known = self.records.get(record.name)
-            if known is None or known.started <= record.started:
-                self.records[record.name] = record
+    def add(self, records: Iterable[Record | None]) -> None:
+        """Take in records that are complete and newer than the known record of their stage."""
+        for record in records:
+            if record is not None and record.status == "complete":
+                known = self.records.setdefault(record.name, record)
+                if known.started <= record.started:
+                    self.records[record.name] = record
 
     def add_all(self, store: Store, run: str | None = None) -> None:
         """Take in all records of a store, or those of one run."""
-        for key in store.stage_keys():
-            state = store.state(key)
+        for state in map(store.state, store.stage_keys()):
             self.problems += state.problems
-            for record in state.attempts:
-                if run is None or record.run == run:
-                    self.add(record)
+            self.add(record for record in state.attempts if run in (None, record.run))
 
 
 def _side(what: str, store: Store) -> Side:
@@ -93,8 +91,8 @@ def _side(what: str, store: Store) -> Side:
         found.add_all(common.existing(Path(what)))
     elif file.endswith((".yaml", ".yml")):
         suite = load_suite(Path(file), profile=profile or None)
-        for stage in make_plan(suite, store, keep_stale=True).stages.values():
-            found.add(stage.record)
+        plan = make_plan(suite, store, keep_stale=True)
+        found.add(stage.record for stage in plan.stages.values())
     elif any(run.id == what for run in store.runs()):
         found.add_all(store, run=what)
     elif not re.fullmatch("[0-9a-f]+", what) or not (store.root / "stages").is_dir():
@@ -104,7 +102,7 @@ def _side(what: str, store: Store) -> Side:
         )
     else:
         state = find(store, what)
-        found.add(state.record)
+        found.add([state.record])
         if state.attempts:
             found.name = f"{what[: common.SHOWN_KEY]} ({state.attempts[-1].name})"
     if not found.records:
@@ -117,34 +115,36 @@ def compare(a: Side, b: Side) -> dict[str, Any]:
 
     `different` says whether anything but the environment differs.
     """
-    pairs = list(_pairs(a, b))
     single = len(a.records) == len(b.records) == 1
+    if single:  # a pair whatever their titles
+        (one, ours), (other, theirs) = *a.records.items(), *b.records.items()
+        pairs = [(one if one == other else f"{one} / {other}", ours, theirs)]
+    else:
+        pairs = [(n, ours, b.records[n]) for n, ours in a.records.items() if n in b.records]
+    metrics = [
+        {"stage": name, "metric": metric, "a": old, "b": new, "difference": _gap(old, new)}
+        for name, ours, theirs in pairs
+        for metric, old, new in unequal(values(ours), values(theirs))
+    ]
     result: dict[str, Any] = {
         "a": a.name,
         "b": b.name,
         "stages": len(pairs),
         "only_a": [] if single else sorted(a.records.keys() - b.records.keys()),
         "only_b": [] if single else sorted(b.records.keys() - a.records.keys()),
+        **{section: _section(pairs, read) for section, read in SECTIONS.items()},
+        "metrics": metrics,
+        "artifacts": [
+            f"{name}/{file}"
+            for name, ours, theirs in pairs
+            for file, *_ in sorted(unequal(ours.file_hashes, theirs.file_hashes))
+        ],
     }
-    for section, read in SECTIONS.items():
-        result[section] = _section(pairs, read)
-    result |= {"metrics": _metrics(pairs), "artifacts": _artifacts(pairs)}
     compared = sum(len(ours.metrics) for _, ours, _ in pairs)
-    result["equal_metrics"] = compared - sum(m["a"] is not None for m in result["metrics"])
+    result["equal_metrics"] = compared - sum(metric["a"] is not None for metric in metrics)
     counted = ("only_a", "only_b", "settings", "code", "data", "metrics", "artifacts")
     result["different"] = any(result[name] for name in counted)
     return result
-
-
-def _pairs(a: Side, b: Side) -> Iterator[tuple[str, Record, Record]]:
-    """Yield stages of both sides by title; two single stages are a pair whatever their titles."""
-    if len(a.records) == len(b.records) == 1:
-        (one, ours), (other, theirs) = *a.records.items(), *b.records.items()
-        yield one if one == other else f"{one} / {other}", ours, theirs
-        return
-    for name, record in a.records.items():
-        if name in b.records:
-            yield name, record, b.records[name]
 
 
 def _section(
@@ -153,36 +153,25 @@ def _section(
     """Return one entry a difference, with all stages that have it."""
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for name, ours, theirs in pairs:
-        for what, a, b in _unequal(read(ours), read(theirs)):
+        for what, a, b in unequal(read(ours), read(theirs)):
             entry: dict[str, Any] = {"what": what, "a": a, "b": b, "stages": []}
             found.setdefault((what, repr(a), repr(b)), entry)["stages"].append(name)
     return list(found.values())
 
 
-def _unequal(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def unequal(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Yield each name with other values before and after; None stands for a missing value."""
     for name in dict.fromkeys([*before, *after]):
         if before.get(name) != after.get(name):
             yield name, before.get(name), after.get(name)
 
 
-def _metrics(pairs: list[tuple[str, Record, Record]]) -> list[dict[str, Any]]:
-    found = []
-    for name, ours, theirs in pairs:
-        before, after = ({m.name: m.value for m in record.metrics} for record in (ours, theirs))
-        for metric, a, b in _unequal(before, after):
-            gap = None if a is None or b is None else b - a
-            found.append({"stage": name, "metric": metric, "a": a, "b": b, "difference": gap})
-    return found
+def values(record: Record) -> dict[str, float]:
+    return {metric.name: metric.value for metric in record.metrics}
 
 
-def _artifacts(pairs: list[tuple[str, Record, Record]]) -> list[str]:
-    """Return the files whose content differs, as stage/file."""
-    return [
-        f"{name}/{file}"
-        for name, ours, theirs in pairs
-        for file, _, _ in sorted(_unequal(ours.file_hashes, theirs.file_hashes))
-    ]
+def _gap(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else after - before
 
 
 def _text(result: dict[str, Any]) -> str:

@@ -39,20 +39,13 @@ def _line(check: Check) -> str:
     return line if not check.get("hint") else f"{line}; {check['hint']}"
 
 
-def _check(name: str, ok: bool, found: str, hint: str = "") -> Check:
-    return {"name": name, "ok": ok, "found": found, "hint": "" if ok else hint}
+def _check(name: str, here: bool, found: str, hint: str = "") -> Check:
+    return {"name": name, "ok": here, "found": found, "hint": "" if here else hint}
 
 
 def _optional(name: str, here: bool, found: str, hint: str = "") -> Check:
     """Return the check of what a suite may need, but whose absence is no fault."""
-    return {
-        "name": name,
-        "ok": True,
-        "optional": True,
-        "found_here": here,
-        "found": found,
-        "hint": "" if here else hint,
-    }
+    return _check(name, here, found, hint) | {"ok": True, "optional": True, "found_here": here}
 
 
 def _python() -> Check:
@@ -85,7 +78,6 @@ def _disk(store: Path) -> Check:
 
 
 def _data(row: Check) -> Check:
-    if row["fingerprint"] is None:
-        return _optional(f"data {row['name']}", False, "not here", row["hint"])
-    found = f"{row['images']}, fingerprint {row['fingerprint'][:12]}"
-    return _optional(f"data {row['name']}", True, found)
+    here = row["fingerprint"] is not None
+    found = f"{row['images']}, fingerprint {row['fingerprint'][:12]}" if here else "not here"
+    return _optional(f"data {row['name']}", here, found, row["hint"])

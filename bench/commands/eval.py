@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from bench.commands import common
 from bench.commands.data import settings_of, unusual_lines
-from bench.errors import OK, UserError, short, suggestion
+from bench.errors import OK, UserError, reason, require_writable, short, suggestion
 from bench.suite import yamlfile
 from bench.suite.evaluations import POOLS, Evaluation, declare_all
 from bench.suite.load import parse_set
+from bench.suite.messages import require
 from maect import datasets, evals
 from maect.datasets import DataInfo
 from maect.files import digest, sha256, write_atomic
@@ -44,12 +45,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     split = "images to report on (default: test)"
     add("--split", choices=["test", "selection"], default="test", help=split)
     add("--image-size", type=count, metavar="N", help="side in pixels (default: the checkpoint's)")
-    add(
-        "--heads",
-        type=count,
-        metavar="N",
-        help="attention heads, if the file does not tell",
-    )
+    add("--heads", type=count, metavar="N", help="attention heads, if the file does not tell")
     threads = "default 1; others may change the last digits"
     add("--threads", type=count, default=1, metavar="N", help=threads)
     add("--seed", type=common.count_from(0), default=0, metavar="N")
@@ -63,9 +59,8 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate and print. Return the exit code. Raises `UserError` and `DataError`."""
     names = [*dict.fromkeys(filter(None, map(str.strip, options.evaluate.split(","))))]
     wanted = _tree(options, names)
-    _check_names(names, wanted)
     if options.predictions:
-        common.check_output(options.predictions, "--predictions", keep=options.weights)
+        _check_output(options.predictions, keep=options.weights)
     file, encoder = _encoder(options)
     data = settings_of(options.data, encoder.image_size[0])
     info = datasets.prepare(data)
@@ -78,9 +73,8 @@ def run(options: argparse.Namespace) -> int:
     usual = options.pool or encoder.stated.get("pool", "mean")
     model = ModelSettings.model_construct(depth=encoder.depth, pool=usual)
     chosen = declare_all(names, model, data, wanted)
-    _check_blocks(chosen, encoder.depth)
     checkpoint = _Checkpoint(options, encoder, data, usual)
-    outputs = checkpoint.evaluate(chosen)
+    outputs = {name: checkpoint.evaluate(evaluation) for name, evaluation in chosen.items()}
     if options.predictions:
         _write_predictions(outputs, options.predictions)
     if not {options.pool, encoder.stated.get("pool")} - {None}:
@@ -110,24 +104,19 @@ class _Checkpoint:
         self.options, self.encoder, self.data, self.pool = options, encoder, data, pool
         #: what was assumed, and what the file says otherwise
         self.notes: list[str] = []
-        self.numerics = NumericsSettings(threads=options.threads).resolved()
         #: tokens -> images and features
         self._features: dict[str, tuple[Any, Any]] = {}
 
-    def evaluate(self, chosen: dict[str, Evaluation]) -> dict[str, Output]:
-        """Return what each evaluation leaves, by name."""
+    def evaluate(self, evaluation: Evaluation) -> Output:
+        """Return what an evaluation leaves."""
         from maect.stages.evaluate import evaluate
 
-        outputs = {}
-        for name, evaluation in chosen.items():
-            settings = evaluation.resolved() | {"split": self.options.split}
-            job = self._job(settings | {"seed": self.options.seed}, evaluation.kind)
-            try:
-                images, features = self._of_tokens(evaluation)
-                outputs[name] = evaluate(job, features, images)
-            except ValueError as error:
-                raise UserError(f"{evaluation.kind}: {error}") from None
-        return outputs
+        job = self._job(evaluation.kind, split=self.options.split, **evaluation.resolved())
+        try:
+            images, features = self._of_tokens(evaluation)
+            return evaluate(job, features, images)
+        except ValueError as error:
+            raise UserError(f"{evaluation.kind}: {error}") from None
 
     def _of_tokens(self, evaluation: Evaluation) -> tuple[Any, Any]:
         from maect.stages.features import JobImages, extract
@@ -135,22 +124,22 @@ class _Checkpoint:
         tokens = {"pool": evaluation.pool or self.pool, "block": evaluation.block}
         key = digest(tokens)
         if key not in self._features:
-            settings = {"data": self.data.resolved(), "seed": self.options.seed, **tokens}
-            job = self._job(settings, "features")
+            job = self._job("features", data=self.data.resolved(), **tokens)
             job.prepare()
             images = JobImages(job, self.encoder)
             self._features[key] = images.reporting(self.options.split), extract(images)
             self.notes += [note for note in images.notes if note not in self.notes]
         return self._features[key]
 
-    def _job(self, settings: dict[str, Any], kind: str) -> Any:
+    def _job(self, kind: str, **settings: Any) -> Any:
         import torch
 
         from maect.stages.job import Job
 
+        numerics = NumericsSettings(threads=self.options.threads).resolved()
         return Job(
             kind=kind,
-            settings=settings | {"numerics": self.numerics},
+            settings=settings | {"seed": self.options.seed, "numerics": numerics},
             inputs={},
             data_name=self.data.name,
             data_root=datasets.data_root(),
@@ -170,18 +159,26 @@ def _result(evaluation: Evaluation, output: Output, info: DataInfo) -> dict[str,
     }
 
 
+def _check_output(path: Path, *, keep: Path) -> None:
+    """Raise `UserError` unless a file can be written at `path`; `keep` is read and must stay."""
+    origin = f"--predictions {path}"
+    try:
+        if path.exists() and keep.exists() and path.samefile(keep):
+            raise UserError(f"{keep} is read and would be lost; name another file", file=origin)
+        require_writable(path)
+    except OSError as error:
+        raise UserError(f"{reason(error)}; name another file", file=origin) from None
+
+
 def _write_predictions(outputs: dict[str, Output], path: Path) -> None:
-    """Write all predictions, named EVALUATION.PREDICTION, and the labels."""
+    """Write all predictions, named EVALUATION.PREDICTION, and the labels. Raises OSError."""
     from safetensors.torch import save
 
     tensors = {}
     for name, output in outputs.items():
         for part, tensor in output.tensors["predictions"].items():
             tensors["labels" if part == "labels" else f"{name}.{part}"] = tensor
-    try:
-        write_atomic(path, save(tensors))
-    except OSError as error:
-        raise UserError(f"it cannot be written: {error}", file=f"--predictions {path}") from None
+    write_atomic(path, save(tensors))
 
 
 def _text(found: dict[str, Any]) -> str:
@@ -203,47 +200,40 @@ def _text(found: dict[str, Any]) -> str:
 
 
 def _tree(options: argparse.Namespace, names: list[str]) -> yamlfile.Map:
-    """Return what `--block` and `--set` say, as a suite would write it. Raises `UserError`."""
-    inner = yamlfile.Map("the command line")
+    """Return what the options say of evaluations, as a suite would write it.
+
+    Raises `UserError`, also where an evaluation is unknown, or is set and not asked for.
+    """
+    given: list[tuple[str, Any, str]] = []
     if options.block is not None:
         origin = f"--block {short(options.block)}"
         block = yamlfile.value(options.block, origin)
         if block != "all" and not isinstance(block, int | list):
             raise UserError("write a number from 0, [0, 2] or all", file=origin)
-        _put_each(inner, names, "block", block, origin)
+        given.append(("block", block, origin))
     if options.pool == "both":  # no row's usual features: a suite declares them too
-        _put_each(inner, names, "pool", options.pool, "--pool both")
-    tree = yamlfile.Map("the command line")
-    declared = yamlfile.merge(inner, *map(parse_set, options.sets))
-    tree.put("evaluations", declared, "the command line", None)
-    return tree
-
-
-def _put_each(tree: yamlfile.Map, names: list[str], key: str, value: Any, origin: str) -> None:
-    """Declare a setting of every evaluation, as a suite would."""
-    for name in names:
-        if name not in tree:
-            tree.put(name, yamlfile.Map("the command line"), origin, None)
-        tree[name].put(key, value, origin, None)
-
-
-def _check_names(names: list[str], tree: yamlfile.Map) -> None:
-    """Raise `UserError` where no evaluation is asked for, an unknown one, or one only set."""
-    known = {*evals.names(), *tree["evaluations"]}
-    for name in names:
-        if name not in known:
-            hint = suggestion(name, known)
-            raise UserError(f"there is no evaluation '{short(name)}'{hint}", file="--evaluate")
+        given.append(("pool", "both", "--pool both"))
+    layers = [
+        yamlfile.overlay(f"{name}.{setting}", value, (origin, None))
+        for setting, value, origin in given
+        for name in names
+    ]
+    place = ("--evaluate", None)
+    declared = yamlfile.merge(yamlfile.Map(*place), *layers, *map(parse_set, options.sets))
+    tree = yamlfile.overlay("evaluations", declared, place)
     if not names:
         raise UserError(f"write one of {', '.join(evals.names())}", file="--evaluate")
-    for name in tree["evaluations"]:
+    for name in names:
+        require(name, {*evals.names(), *declared}, "evaluation", tree, ())
+    for name in declared:
         if name not in names:
             message = f"'{short(name)}' is not evaluated{suggestion(name, names)}"
             raise UserError(message, file="--set")
-        given = tree["evaluations"][name]
-        if isinstance(given, yamlfile.Map) and {"data", "rows"} & given.keys():
+        own = declared[name]
+        if isinstance(own, yamlfile.Map) and {"data", "rows"} & own.keys():
             message = f"'data' and 'rows' of '{short(name)}' are for suites; give --data instead"
             raise UserError(message, file="--set")
+    return tree
 
 
 def _encoder(options: argparse.Namespace) -> tuple[Path, Encoder]:
@@ -261,13 +251,3 @@ def _encoder(options: argparse.Namespace) -> tuple[Path, Encoder]:
             f"{options.weights}: made for images of {height}x{width}; give a square --image-size"
         )
     return file, encoder
-
-
-def _check_blocks(chosen: dict[str, Evaluation], depth: int) -> None:
-    """Raise `UserError` where an evaluation reads a block that the encoder does not have."""
-    for name, evaluation in chosen.items():
-        blocks = evaluation.block if isinstance(evaluation.block, list) else [evaluation.block or 0]
-        last = max(blocks)
-        if last >= depth:
-            message = f"block {last} is none of the encoder's {depth}; write 0 to {depth - 1}"
-            raise UserError(message, file=name)

@@ -68,8 +68,15 @@ def plan_summary(plan: Plan) -> str:
             lines.append(f"assumed: {images:,} training images, as the suite says")
     else:
         lines += [_statuses(plan, todo), *_predicted(plan, todo)]
+    assumed = estimate.assumed(todo, estimate.rates(plan.stages.values()))
+    if assumed is not None:
+        lines.append(
+            f"predicted {assumed}, each shared stage counted once. This assumes "
+            f"{estimate.assumption()}, as the store has no measured rate; evaluations of stored "
+            "features are not counted"
+        )
     notes = [f"note: {note}" for note in plan.suite.notes if note.startswith("--set")]
-    return common.lines_of([*lines, *_assumed(plan, todo), *notes])
+    return common.lines_of([*lines, *notes])
 
 
 def _statuses(plan: Plan, todo: list[Stage]) -> str:
@@ -92,21 +99,9 @@ def _predicted(plan: Plan, todo: list[Stage]) -> list[str]:
     device, hours, unknown = found
     unit, factor = time_unit(hours.hours)
     middle, low, high = (amount(value * factor) for value in hours)
-    line = (
-        f"predicted {middle} {device_word(device)}-{unit} ({low} to {high} by the middle 80 % of "
-    )
-    line += "the rates in the store)"
+    line = f"predicted {middle} {device_word(device)}-{unit} ({low} to {high} by the middle 80 % "
+    line += "of the rates in the store)"
     return [f"{line}; not counted, as none has run: {', '.join(unknown)}" if unknown else line]
-
-
-def _assumed(plan: Plan, todo: list[Stage]) -> list[str]:
-    """Return a line on what stages to run cost where only an assumed rate can tell, or none."""
-    found = estimate.assumed(todo, estimate.rates(plan.stages.values()))
-    if found is None:
-        return []
-    line = f"predicted {found}, each shared stage counted once. This assumes "
-    line += f"{estimate.assumption()}, as the store has no measured rate; evaluations of "
-    return [line + "stored features are not counted"]
 
 
 def left(plan: Plan) -> str:
@@ -122,25 +117,28 @@ def left(plan: Plan) -> str:
 def _text(plan: Plan) -> str:
     """Return the whole plan, a line a stage."""
     known = estimate.rates(plan.stages.values())
-    todo, lines = _todo(plan), []
     # where all is cached there is no more to say
-    for stage in [s for s in plan.stages.values() if todo or s.reason]:
-        key = "unresolved" if plan.unresolved else stage.key[: common.SHOWN_KEY]
-        parts = [f"{key}  {stage.status:8}  {stage.title}"]
-        if stage.steps:
-            parts.append(f"{stage.steps} steps")
-        if stage.flops:
-            parts.append(f"{stage.flops:.2e} FLOPs")
-        if stage.record is not None:
-            parts.append(f"took {duration(stage.record.cost.wall_s or 0.0)}")
-        elif (expected := estimate.seconds(stage, known)) is not None:
-            parts.append(f"about {duration(expected)}")
-        elif (hours := estimate.assumed([stage], known)) is not None:
-            parts.append(f"assumed {hours}")
-        if stage.reason:
-            parts.append(stage.reason)
-        lines.append(", ".join(parts))
-    return "\n\n".join([plan_summary(plan), *([common.lines_of(lines)] if lines else [])])
+    shown = [stage for stage in plan.stages.values() if _todo(plan) or stage.reason]
+    return "\n\n".join(
+        [plan_summary(plan)]
+        + ([common.lines_of(_line(stage, plan, known) for stage in shown)] if shown else [])
+    )
+
+
+def _line(stage: Stage, plan: Plan, known: dict[str, estimate.Rates]) -> str:
+    key = "unresolved" if plan.unresolved else stage.key[: common.SHOWN_KEY]
+    parts = [f"{key}  {stage.status:8}  {stage.title}"]
+    if stage.steps:
+        parts.append(f"{stage.steps} steps")
+    if stage.flops:
+        parts.append(f"{stage.flops:.2e} FLOPs")
+    if stage.record is not None:
+        parts.append(f"took {duration(stage.record.cost.wall_s or 0.0)}")
+    elif (expected := estimate.seconds(stage, known)) is not None:
+        parts.append(f"about {duration(expected)}")
+    elif (hours := estimate.assumed([stage], known)) is not None:
+        parts.append(f"assumed {hours}")
+    return ", ".join([*parts, *([stage.reason] if stage.reason else [])])
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
@@ -156,14 +154,10 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         return None if found is None else found._asdict() | {"assumed": estimate.assumption()}
 
     def one(stage: Stage) -> dict[str, Any]:
+        told = ("kind", "title", "status", "reason", "steps", "flops")
         return {
             "key": None if plan.unresolved else stage.key,
-            "kind": stage.kind,
-            "title": stage.title,
-            "status": stage.status,
-            "reason": stage.reason,
-            "steps": stage.steps,
-            "flops": stage.flops,
+            **{name: getattr(stage, name) for name in told},
             "expected_s": estimate.seconds(stage, known),
             "assumed_gpu_hours": None if stage.status in _NOT_RUN else assumed([stage]),
             "inputs": {name: source.title for name, source in stage.inputs.items()},

@@ -22,7 +22,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     exports = f"also write {', '.join(FORMATS)}; may be repeated"
     add("--export", choices=FORMATS, metavar="FORMAT", help=exports, **several)
     beside = "beside another store's; of two stores, the one's beside the other's"
-    add("--compare", type=common.path, nargs="+", metavar="STORE", help=beside)
+    add("--compare", type=common.path, nargs="+", default=[], metavar="STORE", help=beside)
     add("--check", action="store_true", help="exit 3 if the table is not sound")
     output = "where the page goes, exports beside it (default: the folder `reports` of the store)"
     add("--output", type=common.path, metavar="PATH", help=output)
@@ -42,30 +42,28 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from bench.report import write
+    from bench.report.write import extract, write_report
     from reports.tables.check import check
 
     if options.extract_suite is not None:
-        print(write.extract(options.extract_suite), end="")
+        print(extract(options.extract_suite), end="")
         return OK
     if options.suite is None:
         after = " --compare A B" if options.compare else ""
         raise UserError(f"say which suite: python -m bench report suites/paper_table.yaml{after}")
-    asked = {"exports": options.export, "as_json": options.json, "output": options.output}
-    if options.compare is not None:
-        if len(options.compare) > 2:
-            raise UserError("--compare sets two stores side by side; name one or two")
-        paths = [options.store, *options.compare][-2:]
-        one, other = (common.existing(path) for path in paths)
-        if one.root == other.root:
-            raise UserError(f"--compare needs two stores; both are {one.root}")
-        view = write.compare(
-            common.load(options), (one, other), options.only, options.command_line, **asked
-        )
-    else:
-        store = common.existing(options.store)
-        plan = common.planned(options, store, keep_stale=options.keep_stale)
-        view = write.write_report(plan, store, options.command_line, **asked)
+    stores = [common.existing(path) for path in [options.store, *options.compare][-2:]]
+    if len(options.compare) > 2:
+        raise UserError("--compare sets two stores side by side; name one or two")
+    if len({store.root for store in stores}) < len(stores):
+        raise UserError(f"--compare needs two stores; both are {stores[0].root}")
+    kept = options.keep_stale or len(stores) > 1
+    view = write_report(
+        options.command_line,
+        *((common.planned(options, store, keep_stale=kept), store) for store in stores),
+        exports=options.export,
+        as_json=options.json,
+        output=options.output,
+    )
     found = check(view) if options.check else []
     for problem in found:
         print(f"check: {problem}", file=sys.stderr)

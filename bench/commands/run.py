@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
             told = f"{stopped}: {left(plan)}. To continue: {options.command_line}"
             print(f"\n{told}", file=sys.stderr)
             return stopped.code
-        write_report(plan, store, options.command_line)
+        write_report(options.command_line, (plan, store))
     for key, reason in failed.items():
         print(f"failed: {plan.stages[key].title}: {reason}", file=sys.stderr)
     return STAGE_FAILED if failed else OK

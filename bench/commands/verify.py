@@ -13,11 +13,13 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from bench.commands import common
+from bench.commands.diff import unequal, values
 from bench.environment import describe, use
 from bench.errors import MISMATCH, OK, UserError, printable, reason
 from bench.plan.stage import Plan, Stage
@@ -82,8 +85,10 @@ class Verified:
     rerun: list[str] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
 
-    def wrong(self, stage: Stage, what: str) -> None:
-        self.mismatches.append(f"{stage.title} (key {stage.key[:10]}): {what}")
+    def wrong(self, stage: Stage, problems: Iterable[str]) -> None:
+        """Note sentences on what a stage left."""
+        named = f"{stage.title} (key {stage.key[:10]})"
+        self.mismatches += [f"{named}: {problem}" for problem in problems]
 
 
 def verify(plan: Plan, store: Store, rerun: str | None = None) -> Verified:
@@ -96,21 +101,23 @@ def verify(plan: Plan, store: Store, rerun: str | None = None) -> Verified:
     derived: dict[str, dict[str, float]] = {}
     runs = store.runs(found.mismatches)
     for stage in plan.stages.values():
-        _check_kept(stage, runs, store, found)
-        found.records += len(stage.state.attempts)
-        for problem in stage.state.problems:
-            found.wrong(stage, problem)
-        for attempt in stage.state.attempts:
-            _check_cost(stage, attempt, found)
+        attempts = stage.state.attempts
+        found.records += len(attempts)
+        found.wrong(stage, chain(_gone(stage, runs, store), stage.state.problems))
+        found.wrong(stage, chain.from_iterable(map(_cost, attempts)))
         record = stage.record or _damaged(stage, store)
         if record is None:
             continue
         found.stages += 1
-        _check_identity(stage, record, found)
-        _check_files(stage, record, store, found)
-        _check_inputs(stage, record, found)
+        for path in (store.folder(stage.key) / name for name in record.files):
+            with suppress(OSError):
+                found.bytes += regular(path).stat().st_size
+                found.files += 1
+        found.wrong(stage, chain(_identity(stage, record), store.damages(stage.key, record)))
+        found.wrong(stage, _inputs(stage, record))
         if stage.kind in evals.names():
-            derived[stage.key] = _check_metrics(stage, record, store, found)
+            derived[stage.key], problems = _metrics(stage, record, store, found)
+            found.wrong(stage, problems)
     if not found.stages:
         found.mismatches.append("no stage of this suite is in the store, so nothing was verified")
     _check_cells(plan, store, derived, found)
@@ -134,8 +141,8 @@ def _damaged(stage: Stage, store: Store) -> Record | None:
     return None
 
 
-def _check_kept(stage: Stage, runs: list[Run], store: Store, found: Verified) -> None:
-    """Check that everything is there that runs left, and the run of everything that is there."""
+def _gone(stage: Stage, runs: list[Run], store: Store) -> Iterator[str]:
+    """Yield which records that runs left are gone, and which runs of what is there."""
     folder = store.folder(stage.key) / "attempts"
     gone = {
         attempt
@@ -147,71 +154,61 @@ def _check_kept(stage: Stage, runs: list[Run], store: Store, found: Verified) ->
     gone |= {n for n in range(1, max(there, default=0)) if not os.path.lexists(folder / str(n))}
     if gone:
         numbers = ", ".join(map(str, sorted(gone)[:5])) + (", ..." if len(gone) > 5 else "")
-        found.wrong(stage, f"{plural(len(gone), 'record')} of it gone, of attempt {numbers}")
+        yield f"{plural(len(gone), 'record')} of it gone, of attempt {numbers}"
     for run_id in sorted({*there.values()} - {run.id for run in runs}):
-        found.wrong(stage, f"the record of the run {run_id} that made it is gone")
+        yield f"the record of the run {run_id} that made it is gone"
 
 
-def _check_cost(stage: Stage, attempt: Record, found: Verified) -> None:
-    """Check that times are possible, and that device-hours are devices held × wall time."""
+def _cost(attempt: Record) -> Iterator[str]:
+    """Yield which times are impossible, and device-hours that are not devices × wall time."""
     if attempt.status == "running":
         return
     cost, said = attempt.cost, f"attempt {attempt.attempt} says"
     if attempt.ended is None or cost.wall_s is None or cost.device_hours is None:
-        found.wrong(stage, f"{said} that it ended, but not when or what it cost")
+        yield f"{said} that it ended, but not when or what it cost"
         return
     began, end = (datetime.fromisoformat(time) for time in (attempt.started, attempt.ended))
     took_s = (end - began).total_seconds()
     numbers = cost.model_dump(include={"wall_s", "device_hours", "cpu_s", *QUANTITIES})
     for name, value in numbers.items():
         if value is not None and value < 0:
-            found.wrong(stage, f"{said} {value} for {name}, which cannot be")
+            yield f"{said} {value} for {name}, which cannot be"
     if end > datetime.now(UTC) + _SKEW:
-        found.wrong(stage, f"{said} that it ended in the future, {attempt.ended}")
+        yield f"{said} that it ended in the future, {attempt.ended}"
     if abs(began.timestamp() - attempt.started_s) > 0.01:  # written to the millisecond
-        found.wrong(stage, f"{said} two times at which it started")
+        yield f"{said} two times at which it started"
     if abs(took_s - cost.wall_s) > 0.01:
-        found.wrong(stage, f"{said} {cost.wall_s} s, but took {took_s} s")
-    if not math.isclose(
-        cost.device_hours, cost.devices * cost.wall_s / 3600, rel_tol=1e-9, abs_tol=1e-12
-    ):
-        found.wrong(
-            stage,
-            f"{said} {cost.device_hours} device-hours, but held {cost.devices} for {cost.wall_s} s",
-        )
+        yield f"{said} {cost.wall_s} s, but took {took_s} s"
+    hours = cost.devices * cost.wall_s / 3600
+    if not math.isclose(cost.device_hours, hours, rel_tol=1e-9, abs_tol=1e-12):
+        held = f"but held {cost.devices} for {cost.wall_s} s"
+        yield f"{said} {cost.device_hours} device-hours, {held}"
 
 
-def _check_identity(stage: Stage, record: Record, found: Verified) -> None:
-    """Check that the record is of what its key was made of, and of the protocol that it names."""
+def _identity(stage: Stage, record: Record) -> Iterator[str]:
+    """Yield what in the record is not what its key, or its protocol's fingerprint, was made of."""
     if record.settings != stage.settings:
-        found.wrong(stage, "its settings are not those of its key")
+        yield "its settings are not those of its key"
     if record.data.fingerprint != stage.data.fingerprint:
-        found.wrong(stage, "its data are not those of its key")
+        yield "its data are not those of its key"
     if record.protocol and digest(record.protocol, 16) != record.protocol_fingerprint:
-        found.wrong(stage, "its protocol's fingerprint is of another protocol")
+        yield "its protocol's fingerprint is of another protocol"
 
 
-def _check_files(stage: Stage, record: Record, store: Store, found: Verified) -> None:
-    for path in (store.folder(stage.key) / name for name in record.files):
-        with suppress(OSError):
-            found.bytes += regular(path).stat().st_size
-            found.files += 1
-    for problem in store.damages(stage.key, record):
-        found.wrong(stage, problem)
-
-
-def _check_inputs(stage: Stage, record: Record, found: Verified) -> None:
-    """Check that the stage read what its inputs' records say was written."""
+def _inputs(stage: Stage, record: Record) -> Iterator[str]:
+    """Yield which inputs the stage did not read as their records say that they were written."""
     for name, source in stage.inputs.items():
         read = record.inputs.get(name)
         if source.record is None:
-            found.wrong(stage, f"its '{name}' is gone: {source.title}")
+            yield f"its '{name}' is gone: {source.title}"
         elif read is None or read.files != source.record.file_hashes:
-            found.wrong(stage, f"it read another '{name}' than {source.title} left")
+            yield f"it read another '{name}' than {source.title} left"
 
 
-def _check_metrics(stage: Stage, record: Record, store: Store, found: Verified) -> dict[str, float]:
-    """Compare the record's metrics with those that the predictions give. Return the latter."""
+def _metrics(
+    stage: Stage, record: Record, store: Store, found: Verified
+) -> tuple[dict[str, float], list[str]]:
+    """Return the metrics that the predictions give, and how those of the record differ."""
     evaluation = Evaluation.of(stage.kind, stage.settings)
     try:
         predictions = load_file(regular(store.folder(stage.key) / "predictions.safetensors"))
@@ -220,30 +217,28 @@ def _check_metrics(stage: Stage, record: Record, store: Store, found: Verified) 
         draws = evaluation.evaluator.by_draw(predictions, labels)
         found.predictions += len(labels)
     except Exception as error:  # of a stranger's file anything can be wrong
-        found.wrong(stage, f"its predictions cannot be read: {reason(error)}")
-        return {}
+        return {}, [f"its predictions cannot be read: {reason(error)}"]
+    wrong = []
     truth = _labels(stage, store)
     if truth is not None and not np.array_equal(labels, truth):
-        found.wrong(stage, "its labels are not those of the features it evaluated")
+        wrong.append("its labels are not those of the features it evaluated")
     if record.summary.get("draws", draws) != draws:
-        found.wrong(stage, "its values by draw are not those of its predictions")
+        wrong.append("its values by draw are not those of its predictions")
     told = {metric.name: metric for metric in record.metrics}
-    if stage.reason is None:  # older code may have had other words
-        names = [metric.name for metric in evaluation.metrics()]
-        for metric in evaluation.measured(dict.fromkeys(names, 0.0)):
-            said = told.get(metric.name)
-            if said is None or replace(said, value=0.0) != metric:
-                found.wrong(stage, f"metric {metric.name} is not in its record as it is defined")
+    # older code may have had other words
+    for metric in evaluation.measured(defaultdict(float)) if stage.reason is None else ():
+        said = told.get(metric.name)
+        if said is None or replace(said, value=0.0) != metric:
+            wrong.append(f"metric {metric.name} is not in its record as it is defined")
     for name, metric in told.items():
         found.metrics += 1
         value = values.get(name)
         if value is None:
-            found.wrong(stage, f"metric {name} cannot be derived from its predictions")
-        elif metric.value != value and not (math.isnan(metric.value) and math.isnan(value)):
-            found.wrong(
-                stage, f"metric {name} is {metric.value} in its record, {value} by its predictions"
-            )
-    return values
+            wrong.append(f"metric {name} cannot be derived from its predictions")
+        elif not np.array_equal(metric.value, value, equal_nan=True):
+            both = f"{metric.value} in its record, {value} by its predictions"
+            wrong.append(f"metric {name} is {both}")
+    return values, wrong
 
 
 def _labels(stage: Stage, store: Store) -> np.ndarray | None:
@@ -270,16 +265,13 @@ def _check_cells(
     printed = build_tables(view)
     view.metrics = view.metrics.with_columns(pl.Series("value", values, dtype=pl.Float64))
     for ours, theirs in zip(printed, build_tables(view), strict=True):
-        for row in ours.rows:
-            for column in ours.metrics:
-                before = number(ours.cell(row, column), column)
-                after = number(theirs.cell(row, column), column)
-                found.cells += bool(before)
-                if before != after:
-                    found.mismatches.append(
-                        f"table '{ours.title}', {row.variant}, {column.label}: printed as "
-                        f"'{before}', the predictions give '{after}'"
-                    )
+        for row, column in product(ours.rows, ours.metrics):
+            before, after = (number(table.cell(row, column), column) for table in (ours, theirs))
+            found.cells += bool(before)
+            if before != after:
+                cell = f"table '{ours.title}', {row.variant}, {column.label}"
+                given = f"printed as '{before}', the predictions give '{after}'"
+                found.mismatches.append(f"{cell}: {given}")
 
 
 # --------------------------------------------------------------------------------------- run again
@@ -289,15 +281,12 @@ def _rerun(plan: Plan, store: Store, pattern: str, found: Verified) -> None:
     chosen = [
         stage
         for stage in plan.stages.values()
-        if stage.record is not None
-        and (fnmatchcase(stage.title, pattern) or fnmatchcase(stage.kind, pattern))
+        if stage.record and any(fnmatchcase(name, pattern) for name in (stage.title, stage.kind))
     ]
     if not chosen:
         kinds = ", ".join(sorted({s.kind for s in plan.stages.values()}))
-        raise UserError(
-            f"--rerun '{pattern}' fits no stage in the store; give a pattern of titles as "
-            f"'MAE-CT tuning*', or a kind: {kinds}"
-        )
+        message = f"--rerun '{pattern}' fits no stage in the store; give a pattern of titles as "
+        raise UserError(f"{message}'MAE-CT tuning*', or a kind: {kinds}")
     with tempfile.TemporaryDirectory(prefix="bench-verify-") as folder:
         for stage in chosen:
             _run_again(stage, store, _Scratch(Path(folder) / stage.key, store, stage.key), found)
@@ -320,52 +309,40 @@ def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> N
 
     for name, source in stage.inputs.items():
         if source.record is None or any(store.damages(source.key, source.record)):
-            found.wrong(stage, f"it cannot be run again: its '{name}' is damaged")
-            return
+            return found.wrong(stage, [f"it cannot be run again: its '{name}' is damaged"])
     scratch.create()
     try:
         run_stage(stage, scratch, "verify", lambda event: None)
     except StageFailed as error:
-        found.wrong(stage, f"it failed when run again: {error}")
-        return
+        return found.wrong(stage, [f"it failed when run again: {error}"])
     again = scratch.state(stage.key).record
     assert again is not None and stage.record is not None
     found.rerun.append(stage.title)
     folders = store.folder(stage.key), scratch.folder(stage.key)
     differences = "; ".join(_differences(stage.record, again, *folders))
     if differences:
-        found.wrong(stage, f"run again, {differences}{_why_not(stage, stage.record, again)}")
+        why = _why_not(stage, stage.record, again)
+        found.wrong(stage, [f"run again, {differences}{why}"])
 
 
 def _differences(before: Record, after: Record, old: Path, new: Path) -> Iterator[str]:
     """Yield what differs between two records of a stage, whose files lie in `old` and `new`."""
-    for name in sorted(before.files.keys() | after.files.keys()):
-        if name not in before.files or name not in after.files:
-            yield f"{name} is there only {'before' if name in before.files else 'now'}"
-        elif before.files[name].sha256 != after.files[name].sha256:
-            yield f"{name} differs{_how_much(old / name, new / name)}"
-    values = {metric.name: metric.value for metric in after.metrics}
-    for metric in before.metrics:
-        if values.get(metric.name) != metric.value:
-            yield f"{metric.name} is {values.get(metric.name)}, it was {metric.value}"
+    for name, was, now in sorted(unequal(before.file_hashes, after.file_hashes)):
+        there = f"is there only {'before' if was else 'now'}"
+        yield f"{name} {_how_much(old / name, new / name) if was and now else there}"
+    for name, was, now in unequal(values(before), values(after)):
+        yield f"{name} is {now}, it was {was}"
 
 
 def _how_much(before: Path, after: Path) -> str:
-    """Return in how many tensors two files differ and by how much at most; "" of other files."""
-    if before.suffix != ".safetensors":
-        return ""
-    try:
-        old, new = load_file(before), load_file(after)
-    except (OSError, SafetensorError):
-        return ""
-    unequal = [n for n in old if n not in new or not np.array_equal(old[n], new[n])]
-    gaps = [
-        float(np.abs(old[n].astype(np.float64) - new[n].astype(np.float64)).max())
-        for n in unequal
-        if n in new and old[n].shape == new[n].shape and old[n].size
-    ]
-    most = f", by {max(gaps):.3g} at most" if gaps else ""
-    return f" in {len(unequal)} of {len(old)} tensors{most}"
+    """Return that two files differ: in how many tensors, where both hold the same, by how much."""
+    if before.suffix == ".safetensors":
+        with suppress(OSError, SafetensorError, KeyError, ValueError):
+            old, new = load_file(before), load_file(after)
+            gaps = [np.abs(old[n].astype(float) - new[n]).max(initial=0.0) for n in old]
+            changed = sum(gap != 0 for gap in gaps)
+            return f"differs in {changed} of {len(old)} tensors, by {max(gaps):.3g} at most"
+    return "differs"
 
 
 def _why_not(stage: Stage, before: Record, after: Record) -> str:
@@ -375,11 +352,9 @@ def _why_not(stage: Stage, before: Record, after: Record) -> str:
     workers, shards = before.env.get("workers", 1), before.settings["numerics"]["shards"]
     if stage.runs_encoder and workers > 1 and shards == 1:
         changed.append(f"number of workers (was {workers}, numerics.shards is 1)")
-    if before.code.hash != after.code.hash:
-        changed.append("code")
-    if not changed:
-        return ""
-    return f" (other {', '.join(changed)} than then, so equality is not promised)"
+    changed += ["code"] * (before.code.hash != after.code.hash)
+    other = f" (other {', '.join(changed)} than then, so equality is not promised)"
+    return other if changed else ""
 
 
 # -------------------------------------------------------------------------------------------- text

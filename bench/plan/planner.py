@@ -106,8 +106,13 @@ class _Planner:
         return self.stages[key]
 
     def checksum(self, variant: Variant) -> str:
-        """Return the SHA-256 of the released weights that a row starts from."""
+        """Return the SHA-256 of the released weights that a row starts from.
+
+        Without the data no key is known, so the weights need not be here either.
+        """
         path = Path(variant.init).expanduser()
+        if not path.is_file() and data_info(variant.row.data).fingerprint is None:
+            return ""
         if not path.is_file():
             raise UserError(
                 f"variant '{variant.name}': there is no checkpoint '{variant.init}'; init is "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import yaml
@@ -16,14 +16,14 @@ from pydantic import TypeAdapter
 
 from bench import environment
 from bench.errors import reason
-from bench.plan.planner import schedule
 from bench.plan.stage import Plan, Row, Stage
 from bench.plan.status import UNTRIED
-from bench.store.record import Cost, Curves, Data, Failure, Record
+from bench.store.record import Curves, Data, Failure, Record
 from bench.store.store import Store
-from bench.suite.evaluations import column_id
+from bench.suite.evaluations import POOLS, column_id
 from bench.suite.search import setting_names
 from maect.evals import Metric
+from maect.settings import ModelSettings
 from reports.frames import ATTEMPTS, FAILURES, METRICS, STAGES, SuiteView
 
 #: how many unreadable files a note names
@@ -33,29 +33,30 @@ _CURVES = TypeAdapter(Curves)
 
 def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
     """Return everything that the report of a suite needs, read from the store alone."""
-    suite, stages = plan.suite, plan.stages.values()
-    if not store.in_use():
-        for stage in stages:
-            stage.state.attempts = [_ended(attempt) for attempt in stage.state.attempts]
+    suite, told = plan.suite, _tell(plan, store)
     untried = _untried(plan)
     rows = [row for row in plan.rows if row.variant.name not in untried]
-    statuses = _statuses(plan)
-    problems = [problem for stage in stages for problem in stage.state.problems]
-    runs, gallery = store.runs(problems), _gallery(plan, store, problems)
-    shown = {stage.key: _shown_record(stage, statuses) for stage in stages}
+    problems = [problem for stage in plan.stages.values() for problem in stage.state.problems]
+    runs = store.runs(problems)
+    metrics = _frame((metric for row in rows for metric in _metric_rows(row)), METRICS)
+    columns, mixed = _columns(plan)
+    # of a stage without a result, the newest attempt
+    shown = {key: one.record or one.newest for key, one in told.items()}
     return SuiteView(
         suite=suite.name,
         title=suite.title,
         profile=suite.profile,
         scale=scale(plan),
-        notes=suite.notes + _matched_notes(plan) + _search_note(plan) + _data_notes(plan),
+        notes=[*suite.notes, *_notes(plan, told_apart=bool(mixed))],
         seeds=suite.seeds,
         variants=[name for name in suite.variants if name not in untried],
         tables=[table.resolved() for table in suite.tables],
-        stages=_frame(_stage_rows(rows, plan, statuses), STAGES),
-        attempts=_frame((a for stage in stages for a in _attempt_rows(stage)), ATTEMPTS),
-        metrics=_frame((metric for row in rows for metric in _metric_rows(row)), METRICS),
-        failures=_frame(_failure_rows(plan, statuses), FAILURES),
+        stages=_frame(_stage_rows(rows, plan, told), STAGES),
+        attempts=_frame((row for one in told.values() for row in _attempt_rows(one)), ATTEMPTS),
+        metrics=metrics.with_columns(
+            pl.col("column").replace_strict(mixed, default=pl.col("label")).alias("label")
+        ),
+        failures=_frame(_failure_rows(plan, told), FAILURES),
         records={key: record.plain() for key, record in shown.items() if record is not None},
         curves=_curves(plan, store, problems),
         provenance=_provenance(plan, command),
@@ -66,16 +67,53 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
             if (run.suite, run.profile) == (suite.name, suite.profile)
         ],
         cells=_cells(plan),
+        columns=columns,
+        gallery=_gallery(plan, store, problems),
         named=_named(plan),
-        columns=_column_heads(plan),
         model=_published_model(plan),
         problems=problems,
-        gallery=gallery,
     )
 
 
 def _frame(rows: Iterable[dict[str, Any]], schema: dict[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(list(rows), schema=schema, orient="row")
+
+
+class _Told(NamedTuple):
+    """A stage as the report tells of it."""
+
+    stage: Stage
+    status: str
+    reason: str | None
+    #: oldest first; of a run that is no more none is running
+    attempts: list[Record]
+
+    @property
+    def newest(self) -> Record | None:
+        """Return the newest attempt, or None."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def record(self) -> Record | None:
+        """Return the record behind its numbers, or None where it has none."""
+        return self.stage.record if self.status in ("complete", "stale") else None
+
+
+def _tell(plan: Plan, store: Store) -> dict[str, _Told]:
+    """Return every stage by its key."""
+    alive = store.in_use()
+    found: dict[str, _Told] = {}
+    for key, stage in plan.stages.items():  # inputs first
+        attempts = [one if alive else _ended(one) for one in stage.state.attempts]
+        status, reason = _status(stage, attempts)
+        inputs = (found[source.key] for source in stage.inputs.values())
+        lost = next((source for source in inputs if source.status == "failed"), None)
+        if lost is not None and status == "pending":
+            # of a chain the stage that failed itself is named
+            own = f"its input failed: {lost.stage.title}"
+            status, reason = "failed", own if lost.attempts else lost.reason
+        found[key] = _Told(stage, status, reason, attempts)
+    return found
 
 
 def _ended(attempt: Record) -> Record:
@@ -84,6 +122,22 @@ def _ended(attempt: Record) -> Record:
         return attempt
     error = Failure(kind="Lost", message="its run ended without a word (killed?)")
     return attempt.model_copy(update={"status": "lost", "error": error})
+
+
+def _status(stage: Stage, attempts: list[Record]) -> tuple[str, str | None]:
+    """Return a stage's own status and its reason."""
+    if stage.status == "stale" or (stage.status == "cached" and stage.reason):
+        return "stale", stage.reason  # kept or not, its code is not today's
+    if stage.status == "cached":
+        return "complete", None
+    if stage.status == "pruned" or not attempts or attempts[-1].status in ("complete", "damaged"):
+        return stage.status, stage.reason
+    newest = attempts[-1]
+    status = "interrupted" if newest.status == "lost" else newest.status
+    return status, newest.error.message if newest.error else None
+
+
+# ------------------------------------------------------------------------- what is said of a suite
 
 
 def _untried(plan: Plan) -> set[str]:
@@ -96,33 +150,60 @@ def _untried(plan: Plan) -> set[str]:
     return {row.variant.name for row in plan.rows} - tried
 
 
-def _search_note(plan: Plan) -> list[str]:
-    """Return what kind of search made the rows, in a sentence."""
-    suite = plan.suite
-    if suite.search is None:
-        return []
-    count, method = len(suite.cells), suite.search.method
+def _notes(plan: Plan, *, told_apart: bool) -> Iterator[str]:
+    """Yield sentences on matched rows, the tokens of rows, the search and unusual images."""
+    yield from _matched_notes(plan)
+    if told_apart:
+        rows: dict[str, list[str]] = defaultdict(list)
+        for name, variant in plan.suite.variants.items():
+            rows[POOLS[variant.row.model.pool]] += [name] * (variant.init != "pixels")
+        told = "; ".join(f"{tokens}: {', '.join(names)}" for tokens, names in rows.items())
+        yield f"Tokens by row, unless a column names its own: {told}."
+    if plan.suite.search is not None:
+        yield _search_note(plan)
+    data = Data.of(plan.data)
+    if data.broken:
+        named = ", ".join(data.broken_files[:NOTED_FILES])
+        if data.broken > NOTED_FILES:
+            named += f" and {data.broken - NOTED_FILES} more"
+        yield f"{data.broken} training images cannot be read and are left out: {named}."
+    if data.converted:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in data.converted.items())
+        yield f"Images converted to RGB: {kinds}."
+    for note in data.notes:
+        yield f"{note[0].upper()}{note[1:]}."
+
+
+def _search_note(plan: Plan) -> str:
+    """Return what kind of search made the rows, and which split they are compared on."""
+    search, cells = plan.suite.search, plan.suite.cells
+    assert search is not None
     how = {
         "grid": "every combination",
         "each": "one setting changed at a time",
-        "random": f"combinations drawn at random, seed {suite.search.seed}",
-        "optuna": f"combinations chosen by Optuna (TPE, seed {suite.search.seed})",
-    }[method]
-    if not suite.search.explores:
-        return [f"Search: {count} cells, {how}; every one of them is run to its end."]
-    states: dict[str, Any] = {}
-    for row in plan.rows:
-        if row.variant.name in suite.cells:
-            pruned = {s.reason for s in row.evaluations.values() if s.status == "pruned"}
-            states.setdefault(row.variant.name, set()).update(pruned)
-    left = Counter("untried" if UNTRIED in s else "stopped" if s else "" for s in states.values())
-    text = f"Exploration: {how}, compared by {suite.search.metric} on the selection split"
-    if suite.search.asha:
-        text += ", seed after seed (ASHA)"
-    text += f". {count - left['untried']} of {count} cells were tried, {left['stopped']} of them "
-    text += "stopped early; their cost is in the ledger. Such figures choose settings: what is "
-    text += "chosen is to be run with seeds of its own and reported on the test split."
-    return [text]
+        "random": f"combinations drawn at random, seed {search.seed}",
+        "optuna": f"combinations chosen by Optuna (TPE, seed {search.seed})",
+    }[search.method]
+    if not search.explores:
+        splits = {plan.suite.variants[label].row.report_on for label in cells}
+        compared = "compared on the selection split, on which settings are chosen"
+        if "test" in splits:
+            compared = f"printed on the test split, so {len(cells)} cells were looked at there"
+        return f"Search: {len(cells)} cells, {how}; every one is run to its end and {compared}."
+    pruned = {
+        row.variant.name
+        for row in plan.rows
+        if any(stage.status == "pruned" for stage in row.evaluations.values())
+    }
+    untried = _untried(plan)
+    by = f"by {search.metric} on the selection split"
+    by += ", seed after seed (ASHA)" if search.asha else ""
+    return (
+        f"Exploration: {how}, compared {by}. {len(cells) - len(untried)} of {len(cells)} cells "
+        f"were tried, {len(pruned - untried)} of them stopped early; their cost is in the ledger. "
+        "Such figures choose settings: what is chosen is to be run with seeds of its own and "
+        "reported on the test split."
+    )
 
 
 def _named(plan: Plan) -> list[dict[str, Any]]:
@@ -144,17 +225,17 @@ def _cells(plan: Plan) -> dict[str, dict[str, str]]:
 
 def scale(plan: Plan) -> str:
     """Return what was trained on what, in one line."""
-    variant = max(plan.suite.variants.values(), key=lambda v: len(v.stages))
-    row = variant.row
+    row = max(plan.suite.variants.values(), key=lambda v: len(v.stages)).row
     model, size = row.model, row.data.image_size
     name = f"ViT-{model.size.capitalize()}" if model.size != "custom" else "ViT"
-    devices = sorted({s.record.cost.device_model for s in plan.stages.values() if s.record})
-    kinds = {s.record.cost.device_kind.upper() for s in plan.stages.values() if s.record}
-    where = ", ".join(sorted(kinds)) or "not run yet"
-    if devices:
-        where += f" ({', '.join(devices)})"
+    costs = [s.record.cost for s in plan.stages.values() if s.record]
+    where = ", ".join(sorted({cost.device_kind.upper() for cost in costs})) or "not run yet"
+    if costs:
+        where += f" ({', '.join(sorted({cost.device_model for cost in costs}))})"
+    count = _parameters(model, plan.data.channels)
+    told = f"{count / 1e3:.0f} k" if count < 1e5 else f"{count / 1e6:.{int(count < 1e7)}f} M"
     return (
-        f"{row.data.name} at {size}×{size}, {name} of {_millions(_parameters(plan))} parameters "
+        f"{row.data.name} at {size}×{size}, {name} of {told} parameters "
         f"(patch {model.patch_size}, dim {model.dim}, depth {model.depth}), {where}"
     )
 
@@ -165,57 +246,27 @@ def _published_model(plan: Plan) -> str | None:
     return f"vit_{model.size}_patch{model.patch_size}" if plan.data.classes == 1000 else None
 
 
-def _parameters(plan: Plan) -> float:
+def _parameters(model: ModelSettings, channels: int) -> float:
     """Return parameters of the encoder, from its sizes."""
-    row = max(plan.suite.variants.values(), key=lambda v: len(v.stages)).row
-    model = row.model
     assert model.dim and model.depth
     hidden = int(model.dim * model.mlp_ratio)
     block = 4 * model.dim**2 + 2 * model.dim * hidden + 9 * model.dim + hidden
-    patch = (plan.data.channels * model.patch_size**2 + 1) * model.dim
+    patch = (channels * model.patch_size**2 + 1) * model.dim
     return model.depth * block + patch + 3 * model.dim
 
 
-def _millions(count: float) -> str:
-    if count < 1e5:
-        return f"{count / 1e3:.0f} k"
-    return f"{count / 1e6:.1f} M" if count < 1e7 else f"{count / 1e6:.0f} M"
+def _matched_notes(plan: Plan) -> Iterator[str]:
+    """Yield how many steps each compute-matched row was given, and why."""
+    for row in {row.variant.name: row for row in plan.rows}.values():
+        if row.variant.match_compute is not None:
+            (stage,) = row.chain
+            own = "pretraining" if stage.kind == "mae" else "contrastive training without MAE"
+            cost = f"as many FLOPs as all stages of {row.variant.match_compute}"
+            counted = "counted from the settings, rounded up"
+            yield f"{row.variant.name}: {own} for {stage.steps} steps: {cost} ({counted})."
 
 
-def _matched_notes(plan: Plan) -> list[str]:
-    """Return how many steps each compute-matched row was given, and why."""
-    notes = []
-    for name, variant in plan.suite.variants.items():
-        row = next((r for r in plan.rows if r.variant.name == name), None)
-        if variant.match_compute is None or row is None:
-            continue
-        (stage,) = row.chain
-        total = stage.steps or 0
-        if stage.kind == "mae":
-            base = schedule(variant, "mae", plan.data).steps
-            text = f"an MAE trained from scratch for {total} steps, its own {base} and "
-            text += f"{total - base} more, which cost as many FLOPs as the head and tuning stages"
-        else:
-            text = f"contrastive training without MAE for {total} steps, which cost as many FLOPs "
-            text += "as all stages"
-        notes.append(
-            f"{name}: {text} of {variant.match_compute} (counted from the settings, rounded up)."
-        )
-    return notes
-
-
-def _data_notes(plan: Plan) -> list[str]:
-    """Return what is unusual about the images: left out, converted, missing, assumed."""
-    notes, data = [], Data.of(plan.data)
-    if data.broken:
-        named = ", ".join(data.broken_files[:NOTED_FILES])
-        more = data.broken - NOTED_FILES
-        named += f" and {more} more" if more > 0 else ""
-        notes.append(f"{data.broken} training images cannot be read and are left out: {named}.")
-    if data.converted:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in data.converted.items())
-        notes.append(f"Images converted to RGB: {kinds}.")
-    return notes + [f"{note[0].upper()}{note[1:]}." for note in data.notes]
+# ------------------------------------------------------------------------------------------- frames
 
 
 def _own(row: Row, chains: set[tuple[str, ...]]) -> set[str]:
@@ -225,64 +276,26 @@ def _own(row: Row, chains: set[tuple[str, ...]]) -> set[str]:
     return set(own[shared:])
 
 
-def _statuses(plan: Plan) -> dict[str, tuple[str, str | None]]:
-    """Return status and reason of every stage as the report tells them."""
-    found: dict[str, tuple[str, str | None]] = {}
-    for stage in plan.stages.values():  # inputs first
-        found[stage.key] = _status(stage)
-        lost = next((s for s in stage.inputs.values() if found[s.key][0] == "failed"), None)
-        if lost is not None and found[stage.key][0] == "pending":
-            # of a chain the stage that failed itself is named
-            own = f"its input failed: {lost.title}"
-            found[stage.key] = "failed", own if lost.state.attempts else found[lost.key][1]
-    return found
-
-
-def _status(stage: Stage) -> tuple[str, str | None]:
-    if stage.status == "stale" or (stage.status == "cached" and stage.reason):
-        return "stale", stage.reason  # kept or not, its code is not today's
-    if stage.status == "cached":
-        return "complete", None
-    newest = stage.state.attempts[-1] if stage.state.attempts else None
-    if stage.status == "pruned" or newest is None or newest.status in ("complete", "damaged"):
-        return stage.status, stage.reason
-    status = "interrupted" if newest.status == "lost" else newest.status
-    return status, newest.error.message if newest.error else None
-
-
-def _shown_record(stage: Stage, statuses: dict[str, tuple[str, str | None]]) -> Record | None:
-    """Return the record behind a stage's numbers; of a stage without any, its newest attempt's."""
-    if statuses[stage.key][0] in ("complete", "stale"):
-        return stage.record
-    return stage.state.attempts[-1] if stage.state.attempts else None
-
-
-def _failure_rows(
-    plan: Plan, statuses: dict[str, tuple[str, str | None]]
-) -> Iterator[dict[str, Any]]:
+def _failure_rows(plan: Plan, told: dict[str, _Told]) -> Iterator[dict[str, Any]]:
     """Yield the stages whose newest attempt came to nothing, with the rows that they cost."""
-    for stage in plan.stages.values():
-        status, _ = statuses[stage.key]
-        if status not in ("failed", "interrupted") or not stage.state.attempts:
-            continue
-        newest = stage.state.attempts[-1]
-        rows = [row.variant.name for row in plan.rows if stage in row.stages()]
-        yield {
-            "key": stage.key,
-            "name": stage.title,
-            "status": status,
-            "error": newest.error.kind if newest.error else None,
-            "message": newest.error.message if newest.error else None,
-            "log_tail": newest.log_tail,
-            "rows": list(dict.fromkeys(rows)),
-        }
+    for key, one in told.items():
+        newest = one.newest
+        if newest is not None and one.status in ("failed", "interrupted"):
+            rows = [row.variant.name for row in plan.rows if one.stage in row.stages()]
+            yield {
+                "key": key,
+                "name": one.stage.title,
+                "status": one.status,
+                "error": newest.error.kind if newest.error else None,
+                "message": newest.error.message if newest.error else None,
+                "log_tail": newest.log_tail,
+                "rows": list(dict.fromkeys(rows)),
+            }
 
 
-def _stage_rows(
-    rows: list[Row], plan: Plan, statuses: dict[str, tuple[str, str | None]]
-) -> Iterator[dict[str, Any]]:
+def _stage_rows(rows: list[Row], plan: Plan, told: dict[str, _Told]) -> Iterator[dict[str, Any]]:
     """Yield a row for every variant and seed that a stage serves."""
-    known = {key: _stage_row(stage, *statuses[key]) for key, stage in plan.stages.items()}
+    known = {key: _stage_row(one) for key, one in told.items()}
     chains = {tuple(stage.key for stage in row.chain) for row in plan.rows}
     for row in rows:
         own = _own(row, chains)
@@ -297,35 +310,41 @@ def _stage_rows(
             }
 
 
-def _stage_row(stage: Stage, status: str, reason: str | None) -> dict[str, Any]:
-    values: dict[str, Any] = {
+def _stage_row(one: _Told) -> dict[str, Any]:
+    stage, record = one.stage, one.record
+    measured = {} if record is None else _measured(record)
+    if record is not None:
+        measured |= {name: record.env.get(name) for name in ("torch", "workers", "backend")}
+        measured |= {"worker": f"{record.env['host']}:{record.pid}", "code": record.code.hash}
+    return measured | {
         "key": stage.key,
         "name": stage.title,
         "group": "train" if stage.trains else "evaluate",
-        "status": status,
-        "reason": reason,
+        "status": one.status,
+        "reason": one.reason,
         "steps": stage.steps,
         "shards": stage.settings["numerics"]["shards"],
     }
-    record = stage.record if status in ("complete", "stale") else None
-    if record is None:
-        return dict.fromkeys(STAGES) | values
-    values |= {
-        "attempt": record.attempt,
-        "started": record.started,
-        "ended": record.ended,
-        "worker": f"{record.env['host']}:{record.pid}",
-        "code": record.code.hash,
-        **{name: record.env.get(name) for name in ("torch", "workers", "backend")},
-    }
-    return _measured(record.cost, STAGES) | values
 
 
-def _measured(cost: Cost, names: Iterable[str]) -> dict[str, Any]:
-    """Return the columns of a record's cost."""
-    found = {name: getattr(cost, name, None) for name in names}
+def _attempt_rows(one: _Told) -> Iterator[dict[str, Any]]:
+    for attempt in one.attempts:
+        yield _measured(attempt) | {
+            "key": one.stage.key,
+            "kind": one.stage.kind,
+            "name": one.stage.title,
+            "status": attempt.status,
+            "error": attempt.error.message if attempt.error else None,
+        }
+
+
+def _measured(record: Record) -> dict[str, Any]:
+    """Return when an attempt ran and what it cost; a frame takes the columns that it has."""
+    cost = record.cost
     told = [{"uuid": gpu.uuid, "model": gpu.model, "host": gpu.host} for gpu in cost.gpus or []]
-    return found | {"gpus": None if cost.gpus is None else json.dumps(told)}
+    times = {"attempt": record.attempt, "started": record.started, "ended": record.ended}
+    gpus = {"gpus": None if cost.gpus is None else json.dumps(told)}
+    return cost.model_dump(exclude={"gpus"}) | times | gpus
 
 
 def _metric_rows(row: Row) -> Iterator[dict[str, Any]]:
@@ -348,28 +367,25 @@ def _metric(evaluation: str, metric: Metric) -> dict[str, Any]:
     return found | {"evaluation": evaluation, "metric": found.pop("name")}
 
 
-def _column_heads(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Return what each column measures, for tables whose cells are all still open."""
-    return {
-        column: _metric(name, metric)
-        for variant in plan.suite.variants.values()
-        for name, evaluation in variant.evaluations.items()
-        for column, metric in evaluation.columns(name).items()
-    }
+def _columns(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Return what each column measures, for tables whose cells are all still open.
 
-
-def _attempt_rows(stage: Stage) -> Iterator[dict[str, Any]]:
-    for attempt in stage.state.attempts:
-        yield _measured(attempt.cost, ATTEMPTS) | {
-            "key": stage.key,
-            "kind": stage.kind,
-            "name": stage.title,
-            "attempt": attempt.attempt,
-            "status": attempt.status,
-            "started": attempt.started,
-            "ended": attempt.ended,
-            "error": attempt.error.message if attempt.error else None,
-        }
+    Second come the labels of columns whose rows read different tokens, which say so.
+    """
+    columns: dict[str, dict[str, Any]] = {}
+    pools = defaultdict(set)
+    for variant in plan.suite.variants.values():
+        for name, evaluation in variant.evaluations.items():
+            for column, metric in evaluation.columns(name).items():
+                columns[column] = _metric(name, metric)
+                if variant.init != "pixels":
+                    pools[column].add(POOLS[evaluation.pool or variant.row.model.pool])
+    mixed = {}
+    for column, tokens in pools.items():
+        if len(tokens) > 1:
+            words = [word for word in columns[column]["label"].split(", ") if word not in tokens]
+            columns[column]["label"] = mixed[column] = ", ".join([*words, "tokens by row"])
+    return columns, mixed
 
 
 def _curves(plan: Plan, store: Store, problems: list[str]) -> dict[str, Curves]:
@@ -378,7 +394,7 @@ def _curves(plan: Plan, store: Store, problems: list[str]) -> dict[str, Curves]:
     for stage in plan.stages.values():
         record = stage.record if stage.trains and stage.status == "cached" else None
         if record is not None and "curves.json" in record.files:
-            with _told(problems, stage, "curves.json"):
+            with _naming(problems, stage, "curves.json"):
                 data = store.read(stage.key, record, "curves.json")
                 found = _CURVES.validate_python(json.loads(data))
                 lengths = {len(values) for values in found.values()}
@@ -397,7 +413,7 @@ def _gallery(plan: Plan, store: Store, problems: list[str]) -> dict[str, Any] | 
 
     from reports.figures.gallery import gallery
 
-    with _told(problems, stage, "gallery.safetensors"):
+    with _naming(problems, stage, "gallery.safetensors"):
         arrays = load(store.read(stage.key, stage.record, "gallery.safetensors"))
         told = {name: stage.settings[name] for name in ("seed", "split", "mask_ratio", "norm_pix")}
         rows, summary = list(plan.suite.gallery), stage.record.summary
@@ -408,7 +424,7 @@ def _gallery(plan: Plan, store: Store, problems: list[str]) -> dict[str, Any] | 
 
 
 @contextmanager
-def _told(problems: list[str], stage: Stage, name: str) -> Iterator[None]:
+def _naming(problems: list[str], stage: Stage, name: str) -> Iterator[None]:
     """Name in `problems` a file of a stage that does not fit its record or holds something else."""
     try:
         yield

@@ -7,16 +7,12 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from errno import EISDIR
 from pathlib import Path
-from tempfile import TemporaryFile
 
-from bench.errors import UserError, printable, reason
-from bench.plan.planner import make_plan
+from bench.errors import UserError, printable, reason, require_writable
 from bench.plan.stage import Plan
 from bench.report.frames import build_view
 from bench.store.store import Store
-from bench.suite.schema import Suite
 from maect.files import write_atomic
 from reports.facts import Facts
 from reports.formats.exports import FORMATS, plain_tables
@@ -27,52 +23,30 @@ from reports.tables.build import build_tables
 from reports.tables.compare import side_by_side
 
 
-def page_path(plan: Plan, store: Store, beside: str = "") -> Path:
-    """Return where a suite's page goes; its name is the suite's, made safe for a file."""
-    name = re.sub(r"[^\w.-]+", "_", f"{plan.suite.name}-{plan.suite.profile}")
-    return store.root / "reports" / f"{name[:100]}{beside}.html"
-
-
 def write_report(
-    plan: Plan,
-    store: Store,
     command: str,
+    *sides: tuple[Plan, Store],
     exports: Sequence[str] = (),
-    *,
     as_json: bool = False,
     output: Path | None = None,
 ) -> SuiteView:
     """Print the tables; write the page and what else is asked for beside it. Return its data.
 
-    With `as_json` tables, failures and problems are printed as JSON, and nothing else. The page
-    goes to `output`, or into that folder. Raises `UserError` where what was asked for cannot be
-    written; without the store's own page it does.
+    Of two `sides`, a suite's plan in two stores, the second stands beside the first. With `as_json`
+    tables, failures and problems are printed as JSON, and nothing else. The page goes to `output`,
+    or into that folder. Raises `UserError` where what was asked for cannot be written; without the
+    store's own page it does.
     """
-    files = _Files(page_path(plan, store), output, exports)
-    view = build_view(plan, store, command)
-    files.write(view, as_json=as_json)
-    return view
-
-
-def compare(
-    suite: Suite,
-    stores: tuple[Store, Store],
-    only: str,
-    command: str,
-    exports: Sequence[str] = (),
-    *,
-    as_json: bool = False,
-    output: Path | None = None,
-) -> SuiteView:
-    """Print and write the same suite of two stores side by side; as `write_report` does."""
-    plans = [make_plan(suite, store, keep_stale=True, only=only) for store in stores]
-    beside = f"-beside-{stores[1].root.name[:100]}"
-    files = _Files(page_path(plans[0], stores[0], beside), output, exports)
-    names = (str(stores[0].root.name), str(stores[1].root.name))
-    if names[0] == names[1]:
-        names = (str(stores[0].root), str(stores[1].root))
-    views = [build_view(p, s, command) for p, s in zip(plans, stores, strict=True)]
-    view = side_by_side(views[0], views[1], names)
+    (plan, store), roots = sides[0], [store.root for _, store in sides]
+    # the suite's name, made safe for a file
+    page = re.sub(r"[^\w.-]+", "_", f"{plan.suite.name}-{plan.suite.profile}")[:100]
+    page += "".join(f"-beside-{root.name[:100]}" for root in roots[1:])
+    files = _Files(store.root / "reports" / f"{page}.html", output, exports)
+    view, *others = (build_view(plan, store, command) for plan, store in sides)
+    for other in others:
+        alike = roots[0].name == roots[1].name
+        one, beside = (str(root if alike else root.name) for root in roots)
+        view = side_by_side(view, other, (one, beside))
     files.write(view, as_json=as_json)
     return view
 
@@ -95,9 +69,7 @@ class _Files:
         for path in self.paths.values():
             with self._told(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                if path.is_dir():
-                    raise OSError(EISDIR, "it is a folder")
-                TemporaryFile(dir=path.parent).close()
+                require_writable(path)
 
     @contextmanager
     def _told(self, path: Path) -> Iterator[None]:

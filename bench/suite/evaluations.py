@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -11,13 +10,11 @@ from typing import Any
 
 from pydantic import create_model
 
-from bench.errors import short, suggestion
-from bench.suite.messages import check, fault
+from bench.suite.messages import check, fault, require
 from bench.suite.yamlfile import Map
 from maect import evals
 from maect.settings import DataSettings, FeatureSettings, ModelSettings, Settings
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 #: features that an evaluation reads, in words
 POOLS = {"cls": "class token", "mean": "mean of patches", "both": "class token and mean"}
 
@@ -119,20 +116,11 @@ def declare_all(
     """
     kinds = {name: name for name in wanted}
     for name, given in tree.get("evaluations", {}).items():
-        if not _NAME.fullmatch(name):
-            message = f"the evaluation's name '{short(name)}' becomes a column's name; write "
-            message += "letters, digits, '-' and '_' only"
-            raise fault(message, tree, ("evaluations", name))
-        declared = given.get("evaluation") if isinstance(given, Mapping) else None
-        kinds[name] = name if declared is None else str(declared)
-        if kinds[name] not in evals.names():
-            message = f"there is no evaluation '{short(kinds[name])}'"
-            message += suggestion(kinds[name], evals.names())
-            if declared is None:
-                message += ". One under a name of its own says e.g. 'evaluation: knn'"
-            own = () if declared is None else ("evaluation",)
-            raise fault(message, tree, ("evaluations", name, *own))
-    found = {name: declare(name, kinds[name], model, data, tree) for name in wanted}
+        kind = given.get("evaluation") if isinstance(given, Mapping) else None
+        kinds[name] = name if kind is None else str(kind)
+        place = ("evaluations", name, *(["evaluation"] if kind else []))
+        require(kinds[name], evals.names(), "evaluation", tree, place)
+    found = {name: _declared(name, kinds[name], model, data, tree) for name in wanted}
     return {
         name: evaluation
         for name, evaluation in found.items()
@@ -141,19 +129,23 @@ def declare_all(
     }
 
 
-def declare(
+def _declared(
     name: str, kind: str, model: ModelSettings, data: DataSettings, tree: Map
 ) -> Evaluation:
     """Return the evaluation under `evaluations.<name>` of a row's `tree`. Raises `UserError`."""
-    given = tree.get("evaluations", {}).get(name, {})
-    found: Any = check(_declarable(kind), given, ("evaluations", name), tree)
-    block = found.blocks(model.depth or 0)
+    at, depth = ("evaluations", name), model.depth or 0
+    found: Any = check(_declarable(kind), tree.get("evaluations", {}).get(name, {}), at, tree)
+    block = found.blocks(depth)
+    last = max(block) if isinstance(block, list) else block or 0
+    if last >= depth:
+        message = f"block {last} is none of the encoder's {depth}; write 0 to {depth - 1}"
+        raise fault(message, tree, (*at, "block"))
     pool = found.pool or (None if block is None else model.pool)
     if found.data is None:
         return Evaluation(kind, found, block, pool, found.rows)
     named = {"name": found.data} if isinstance(found.data, str) else found.data
-    at = ("evaluations", name, "data")
-    other = check(DataSettings, {**named, "image_size": data.image_size}, at, tree)
+    settings = {**named, "image_size": data.image_size}
+    other = check(DataSettings, settings, (*at, "data"), tree)
     return Evaluation(kind, found, block, pool, found.rows, other, other.name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,20 +17,18 @@ M = TypeVar("M", bound=Settings)
 #: keys and indices that lead to a value
 Place = tuple[Any, ...]
 
+#: where pydantic says e.g. `int_type`
 _EXPECTED = {
     "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
     "float_type": "a number",
-    "float_parsing": "a number",
     "bool_type": "true or false",
-    "bool_parsing": "true or false",
     "string_type": "a text",
     "list_type": "a list, e.g. [a, b]",
     "tuple_type": "a list, e.g. [0.5, 1.0]",
     "dict_type": "a mapping, e.g. {name: value}",
     "model_type": "a mapping, e.g. {name: value}",
 }
+_MEANT = {"on": "true", "yes": "true", "off": "false", "no": "false"}
 
 
 def fault(message: str, tree: yamlfile.Map, *places: Place) -> UserError:
@@ -53,26 +51,21 @@ def check(kind: type[M], tree: Any, at: Place = (), root: yamlfile.Map | None = 
     try:
         return kind.parse(tree)
     except ValidationError as error:
-        raise _fault_of(kind, error, at, tree if root is None else root) from None
-
-
-def _fault_of(
-    kind: type[Settings], error: ValidationError, at: Place, root: yamlfile.Map
-) -> UserError:
-    """Return what pydantic found as an error with the place in `root`."""
-    errors = error.errors()
+        errors = error.errors()
+    root = tree if root is None else root
     # a misspelt key is told rather than that the right one is missing
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    loc = (*at, *first["loc"])
+    loc = (*at, *(step for step in first["loc"] if step != "[key]"))
     message = _sentence(kind, first, loc)
     places = [loc]
     if first["type"] == "value_error":  # of several values: the place of the first it names
         section = root
         for step in loc:
             section = section[step]
-        mentioned = [word for word in re.findall(r"\w+", message) if word in section]
-        places = [(*loc, word) for word in mentioned] or places
-    return fault(message, root, *places)
+        if isinstance(section, yamlfile.Map):
+            words = re.findall(r"\w+", message)
+            places = [(*loc, word) for word in words if word in section] or places
+    raise fault(message, root, *places)
 
 
 def dotted(loc: Sequence[Any]) -> str:
@@ -84,41 +77,43 @@ def dotted(loc: Sequence[Any]) -> str:
 def _sentence(kind: type[BaseModel], error: Any, loc: Place) -> str:
     """Return what is wrong with the value at `loc` and what to write."""
     name, given, sort = dotted(loc), error.get("input"), error["type"]
-    if sort == "extra_forbidden":
-        known = _fields_at(kind, error["loc"][:-1])
-        return f"unknown setting '{name}'{suggestion(str(loc[-1]), known)}"
-    if sort == "missing":
-        if isinstance(loc[-1], int):
+    match sort:
+        case "extra_forbidden":
+            hint = suggestion(str(loc[-1]), _fields_at(kind, error["loc"][:-1]))
+            return f"unknown setting '{name}'{hint}"
+        case "missing" if isinstance(loc[-1], int):
             return f"'{dotted(loc[:-1])}' has too few values; write {loc[-1] + 1}"
-        return f"'{name}' is missing; add it"
-    if sort == "value_error":
-        message = str(error["ctx"]["error"])
-        return f"{name}: {message}" if name else message
-    if sort == "literal_error":
-        words = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-        return f"'{name}' cannot be {shown(given)}{suggestion(str(given), words)}"
-    if sort in ("too_short", "string_too_short"):
-        return f"'{name}' is empty; give it at least one value"
-    if sort == "too_long":
-        return f"'{name}' has too many values; write {error['ctx']['max_length']}"
-    if sort in _EXPECTED:
-        return f"'{name}' should be {_EXPECTED[sort]}, not {shown(given)}{_cure(sort, given)}"
+        case "missing":
+            return f"'{name}' is missing; add it"
+        case "value_error":
+            message = str(error["ctx"]["error"])
+            return f"{name}: {message}" if name else message
+        case "literal_error":
+            words = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+            return f"'{name}' cannot be {shown(given)}{suggestion(str(given), words)}"
+        case "string_pattern_mismatch":
+            return f"the name '{name}' may hold letters, digits, '-' and '_' only; write another"
+        case "too_short" | "string_too_short":
+            return f"'{name}' is empty; give it at least one value"
+        case "too_long":
+            return f"'{name}' has too many values; write {error['ctx']['max_length']}"
+        case _ if sort in _EXPECTED:
+            return f"'{name}' should be {_EXPECTED[sort]}, not {shown(given)}{_cure(sort, given)}"
     message = error["msg"].replace("Input should be", "should be")
     return f"'{name}' {message}, not {shown(given)}"
 
 
 def _cure(sort: str, given: Any) -> str:
     """Return what to write, where it follows from what was written; else nothing."""
-    if sort.startswith("int") and isinstance(given, float) and given.is_integer():
-        return f"; write {int(given)}"
-    if sort.startswith(("int", "float")) and isinstance(given, str):
-        plain = yamlfile.number(given)
-        return "" if plain is None else f"; write {plain} without quotes"
-    if sort.startswith("bool") and isinstance(given, str):
-        word = {"on": "true", "yes": "true", "off": "false", "no": "false"}.get(given.lower())
-        return f"; write {word}" if word else ""
-    if sort == "string_type" and isinstance(given, int | float):
-        return f'; write it in quotes: "{shown(given)}"'
+    match sort, given:
+        case "int_type", float() if given.is_integer():
+            return f"; write {int(given)}"
+        case "int_type" | "float_type", str() if (plain := yamlfile.number(given)) is not None:
+            return f"; write {plain} without quotes"
+        case "bool_type", str() if given.lower() in _MEANT:
+            return f"; write {_MEANT[given.lower()]}"
+        case "string_type", int() | float():
+            return f'; write it in quotes: "{shown(given)}"'
     return ""
 
 
@@ -129,15 +124,10 @@ def shown(value: Any) -> str:
 
 def _fields_at(kind: type[BaseModel], loc: Place) -> list[str]:
     """Return the field names of the model that `loc` leads to, for suggestions."""
-    for step in loc:
-        info = kind.model_fields.get(str(step))
-        if info is None:
-            continue  # a key of a mapping, or an index: its type was reached with the field
-        candidates = [info.annotation, *getattr(info.annotation, "__args__", ())]
-        for candidate in candidates:
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                kind = candidate
-                break
-        else:
-            return []
-    return [*kind.model_fields]
+    found: type[BaseModel] | None = kind
+    for step in map(str, loc):
+        if found is not None and step in found.model_fields:  # else a key or an index
+            kinds = found.model_fields[step].annotation
+            types = (t for t in (kinds, *get_args(kinds)) if isinstance(t, type))
+            found = next((t for t in types if issubclass(t, BaseModel)), None)
+    return [] if found is None else [*found.model_fields]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from bench.suite.evaluations import Evaluation
 from maect.settings import (
@@ -22,12 +22,35 @@ from maect.settings import (
     TuneSettings,
 )
 
+#: more seeds than this are a slip of the keyboard
+MAX_SEEDS = 1000
+#: of a suite or a profile: it becomes part of a file's name
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
+#: of an evaluation: the beginning of its columns' names
+ColumnName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$")]
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"{value!r} stands twice; keep one")
+    return values
+
+
+#: of a list of names or numbers
+Once = AfterValidator(_each_once)
+
 
 class RowSettings(Settings):
     """Everything one row's stages depend on, after merging."""
 
     #: one plain line on what this profile is
     about: str = ""
+    #: training stages in order; none: what `init` gives is evaluated as it is
+    stages: list[TrainingStage] = []
+    #: where an encoder without an earlier stage starts: random weights, no encoder at all (pixels),
+    #: or a checkpoint file. A profile's or `--set`'s is of the rows that name none themselves
+    init: str = "random"
     data: DataSettings
     model: ModelSettings
     numerics: NumericsSettings = NumericsSettings()
@@ -36,11 +59,12 @@ class RowSettings(Settings):
     tune: TuneSettings
     #: the pipelines by name; `mae` is the one of MAE pretraining
     augment: dict[str, AugmentSettings]
-    #: the split that evaluations report on; choose settings on `selection`, look at `test` once
+    #: the split that evaluations report on; choose settings on `selection`, look at `test` once.
+    #: Of a suite with a search `selection` is the default
     report_on: Literal["test", "selection"] = "test"
     #: settings of the evaluations by name; those left out have their defaults. `block` and `pool`
     #: choose other tokens; `evaluation: knn` makes a further one under a name of its own
-    evaluations: dict[str, dict[str, Any]] = {}
+    evaluations: dict[ColumnName, dict[str, Any]] = {}
     #: factor on the learning rate of a row's last stage: the same search for rows that are unlike
     lr_scale: Positive = 1.0
 
@@ -48,10 +72,9 @@ class RowSettings(Settings):
 class VariantSettings(Settings):
     """One row of the tables: a chain of training stages."""
 
-    #: training stages in order; none: what `init` gives is evaluated as it is
+    #: as in `RowSettings`; a profile's or a search's `stages` go before
     stages: list[TrainingStage] = []
-    #: where the encoder starts: random weights, no encoder at all (pixels), or a checkpoint file
-    init: str = "random"
+    init: str | None = None
     #: pipeline of the head and tuning stages
     augment: str = "min"
     #: a row of `mae` alone trains for as many more steps as that variant's head and tuning cost in
@@ -83,6 +106,12 @@ class ComparisonSettings(Settings):
     metric: str
     row: str
     against: str
+
+    @model_validator(mode="after")
+    def _two(self) -> Self:
+        if self.row == self.against:
+            raise ValueError("a comparison is of two rows; name another one as against")
+        return self
 
 
 class SearchSettings(Settings):
@@ -128,16 +157,27 @@ class SearchSettings(Settings):
         return self.asha or self.method == "optuna"
 
 
+class ProfileSettings(Settings):
+    """A profile: settings of all rows, and what it says of single rows and of the suite."""
+
+    model_config = ConfigDict(extra="allow")
+
+    #: settings of single rows; null: the profile does without that row
+    variants: dict[str, dict[str, Any] | None] = {}
+    #: keys in place of the suite's own
+    search: dict[str, Any] = {}
+
+
 class SuiteSettings(Settings):
     """A suite file, all profiles in it."""
 
-    suite: Annotated[str, Field(min_length=1)]
+    suite: FileName
     title: str = ""
     notes: list[str] = []
     #: the profile used where none is named
     profile: str
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
-    evaluate: Annotated[list[str], Field(min_length=1)]
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1, max_length=MAX_SEEDS), Once]
+    evaluate: Annotated[list[str], Field(min_length=1), Once]
     variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
     tables: list[TableSettings] = []
     #: the one comparison that is tested by itself at 5 %; the report opens with its effect
@@ -149,7 +189,7 @@ class SuiteSettings(Settings):
     search: SearchSettings | None = None
     #: suite files whose profiles this one takes over; its own are laid over them
     profiles_from: str | list[str] | None = None
-    profiles: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    profiles: Annotated[dict[FileName, ProfileSettings], Field(min_length=1)]
 
 
 class Choice(NamedTuple):
@@ -220,7 +260,7 @@ class Suite:
                     "init": v.init,
                     "augment": v.augment,
                     "match_compute": v.match_compute,
-                    "settings": v.row.resolved()
+                    "settings": v.row.model_dump(mode="json", exclude={"stages", "init"})
                     | {"evaluations": {n: e.plain(n) for n, e in v.evaluations.items()}},
                 }
                 for v in self.variants.values()

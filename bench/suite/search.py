@@ -8,36 +8,15 @@ from math import prod
 from typing import Any
 
 from bench.errors import short
-from bench.suite.messages import Place, check, fault, require, shown
+from bench.suite.messages import Place, fault, require, shown
 from bench.suite.schema import Choice, Choices, SearchSettings
 from bench.suite.yamlfile import Map
-from maect.settings import TRAINING_STAGES
 from maect.streams import Stream
 
 #: more cells than this are a slip of the keyboard
 MAX_CELLS = 1000
 #: cells that `random` draws from
 MAX_DRAWN_FROM = 100_000
-
-
-def of_profile(search: SearchSettings | None, tree: Map, profile: str) -> SearchSettings | None:
-    """Return the suite's search, each key that its profile has in place of the suite's.
-
-    Puts the whole into the `tree`, for messages. Raises `UserError`.
-    """
-    own = tree["profiles"][profile].get("search")
-    if own is None:
-        return search
-    if not isinstance(own, Map):
-        message = "'search' should be a mapping, e.g. {grid: {tune.topk: [1, 5]}}"
-        raise fault(message, tree, ("profiles", profile, "search"))
-    merged = Map(*own.place)
-    for part in (tree.get("search"), own):
-        if isinstance(part, Map):
-            for key, value in part.items():
-                merged.put(key, value, *part.places[key])
-    tree["search"] = merged
-    return check(SearchSettings, merged, ("search",), tree)
 
 
 def cells_of(
@@ -92,31 +71,20 @@ def _axis(path: str, values: Any, tree: Map, at: Place) -> list[Choice]:
     if not values or not isinstance(values, list | dict) or not all(path.split(".")):
         message = f"'{short(path)}' should name a setting and list values, e.g. [1, 2]"
         raise fault(message, tree, at)
-    choices: list[Choice] = []
-    named = isinstance(values, dict)
-    listed: Any = values.items() if isinstance(values, dict) else enumerate(values)
-    for place, value in listed:
-        problem = _problem(path, value, named, [choice.value for choice in choices])
-        if problem is not None:
-            raise fault(problem, tree, (*at, place))
-        name = place if named else value if isinstance(value, str) else shown(value)
-        choices.append(Choice(name, value))
+    named, choices = isinstance(values, dict), list[Choice]()
+    for place, value in values.items() if isinstance(values, dict) else enumerate(values):
+        if isinstance(value, dict) and not named:
+            problem = "a mapping needs a name; write {name: {...}, other: {...}}"
+        elif value in [choice.value for choice in choices]:
+            problem = f"{shown(value)} stands twice; keep one"
+        elif path == "augment" and not isinstance(value, str):
+            problem = f"{shown(value)} is no pipeline; write the names of pipelines"
+        else:
+            name = str(place) if named else value if isinstance(value, str) else shown(value)
+            choices.append(Choice(name, value))
+            continue
+        raise fault(problem, tree, (*at, place))
     return choices
-
-
-def _problem(path: str, value: Any, named: bool, before: list[Any]) -> str | None:
-    """Return what is wrong with a value of a setting; `before` are the ones listed before it."""
-    if isinstance(value, dict) and not named:
-        return "a mapping needs a name; write {name: {...}, other: {...}}"
-    if value in before:
-        return f"{shown(value)} stands twice; keep one"
-    if path == "augment" and not isinstance(value, str):
-        return f"{shown(value)} is no pipeline; write the names of pipelines"
-    if path == "stages":
-        known = isinstance(value, list) and {*map(str, value)} <= {*TRAINING_STAGES}
-        if not known:
-            return f"{shown(value)} is no list of stages; write e.g. [mae, head, tune]"
-    return None
 
 
 def setting_names(axes: Collection[str]) -> dict[str, str]:

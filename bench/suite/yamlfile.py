@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from bench.errors import UserError, reason, short
+from bench.errors import UserError, nearest_file, reason, short
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 20_000
@@ -70,17 +70,6 @@ class Seq(list[Any]):
         self.places: list[Place] = []
 
 
-class _Loader(yaml.SafeLoader):
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
-        tag = getattr(event, "tag", None)
-        if tag is not None:
-            problem = f"the tag '{short(tag)}' is not allowed; write plain values"
-            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
-        node: yaml.Node | None = super().compose_node(parent, index)
-        return node
-
-
 def load(path: Path) -> Map:
     """Return the mapping a YAML file holds. Raises `UserError` naming file and line."""
     value = _parse(_text(path), str(path), lines=True)
@@ -109,34 +98,36 @@ def _text(path: Path) -> str:
     try:
         if path.exists() and not path.is_file():
             raise UserError("is no file; give the path of a suite's .yaml file", file=path)
-        if path.stat().st_size > MAX_BYTES:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
             raise UserError(f"is larger than {MAX_BYTES} bytes, so no suite file", file=path)
-        data = path.read_bytes()
+        return data.decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        near = nearest_file(path, Path("suites"), path.parent / "suites", pattern="*.y*ml")
+        raise UserError(f"there is no suite file '{short(str(path), 240)}'{near}") from None
     except OSError as error:
         raise UserError(f"cannot be read: {reason(error)}; check the path", file=path) from None
-    try:
-        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError("is not UTF-8 text; save it as UTF-8", file=path, line=line) from None
 
 
 def _parse(text: str, file: str, *, lines: bool) -> Any:
+    line = None
     try:
-        root = yaml.compose(text, Loader=_Loader)
+        return _Reader(text, file, lines).read()
     except yaml.MarkedYAMLError as error:
         message, line = _complaint(error)
-        raise UserError(message, file=file, line=line if lines else None) from None
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1 if lines else None
+        line = text.count("\n", 0, error.position) + 1
         message = f"not valid YAML: the character U+{error.character:04X} is not allowed"
-        raise UserError(f"{message}; take it out", file=file, line=line) from None
+        message += "; take it out"
     except RecursionError:
-        raise UserError("nested too deeply; write it flatter", file=file) from None
+        message = "nested too deeply; write it flatter"
     except (ValueError, OverflowError):  # an escape such as "\U00110000"
         message = "not valid YAML: an escape (\\x.., \\u..) in quotes names no character"
-        raise UserError(message, file=file) from None
-    return None if root is None else _Builder(file, lines).build(root, 0)
+    raise UserError(message, file=file, line=line if lines else None)
 
 
 def _complaint(error: yaml.MarkedYAMLError) -> tuple[str, int | None]:
@@ -157,15 +148,30 @@ def _complaint(error: yaml.MarkedYAMLError) -> tuple[str, int | None]:
     return f"not valid YAML: {problem}; {cure}", line
 
 
-class _Builder:
-    """Turns YAML nodes into values. Raises `UserError` past the limits."""
+class _Reader(yaml.SafeLoader):
+    """Turns YAML text into values that know their places. Raises `UserError` past the limits."""
 
-    def __init__(self, file: str, lines: bool) -> None:
-        self.file, self.lines = file, lines
+    def __init__(self, text: str, file: str, numbered: bool) -> None:
+        super().__init__(text)
+        self.file, self.numbered = file, numbered
         self.count = self.size = 0
 
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            problem = f"the tag '{short(tag)}' is not allowed; write plain values"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+    def read(self) -> Any:
+        """Return the value of the only document, or None where there is none."""
+        root = self.get_single_node()
+        return None if root is None else self.build(root, 0)
+
     def place(self, node: yaml.Node) -> Place:
-        return self.file, node.start_mark.line + 1 if self.lines else None
+        return self.file, node.start_mark.line + 1 if self.numbered else None
 
     def fail(self, message: str, node: yaml.Node) -> UserError:
         return UserError(message, file=self.file, line=self.place(node)[1])
@@ -196,18 +202,13 @@ class _Builder:
         text = self._text(node)
         if node.style is not None:  # quoted, or a block
             return text
-        if text in _WORDS:
-            return self._finite(_WORDS[text], node)
-        found = number(text)
-        return text if found is None else self._finite(found, node)
-
-    def _finite(self, found: Any, node: yaml.ScalarNode) -> Any:
+        found = _WORDS[text] if text in _WORDS else number(text)
         if isinstance(found, int | float):
             limit = MAX_INT if isinstance(found, int) else MAX_FLOAT
             if not abs(found) <= limit:
-                shown = short(node.value)
-                raise self.fail(f"{shown} is no usable number; write a finite, smaller one", node)
-        return found
+                message = f"{short(text)} is no usable number; write a finite, smaller one"
+                raise self.fail(message, node)
+        return text if found is None and text not in _WORDS else found
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> Map:
         result = Map(*self.place(node))
@@ -218,7 +219,7 @@ class _Builder:
             if key == "<<":
                 raise self.fail("merge keys (<<) are not supported; write the values out", key_node)
             if key in result:
-                first = f" (first on line {result.places[key][1]})" if self.lines else ""
+                first = f" (first on line {result.places[key][1]})" if self.numbered else ""
                 raise self.fail(f"'{short(key)}' stands twice{first}; keep one", key_node)
             result.put(key, self.build(value_node, depth + 1), *self.place(key_node))
         return result
@@ -260,11 +261,7 @@ def undotted(tree: Map) -> Map:
     result = Map(*tree.place)
     for key, given in tree.items():
         place = tree.places[key]
-        new = undotted(given) if isinstance(given, Map) else given
-        if "." not in key and key not in result:
-            result.put(key, new, *place)
-            continue
-        whole = overlay(key, new, place)
+        whole = overlay(key, undotted(given) if isinstance(given, Map) else given, place)
         if _clash(result, whole):
             message = f"'{short(key)}' stands twice; keep one"
             raise UserError(message, file=place[0], line=place[1])

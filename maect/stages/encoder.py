@@ -8,7 +8,7 @@ import numpy as np
 
 from maect.datasets import Split
 from maect.files import sha256
-from maect.models import Encoder, encoder_from
+from maect.models import Encoder, build_encoder
 from maect.stages.job import Job
 
 
@@ -18,10 +18,10 @@ def encoder_of(job: Job, channels: int, *, averaged: bool = False) -> Encoder:
     `averaged`: take the input's moving average where it has one. Raises
     `maect.weights.CheckpointError` for a file of weights other than the planned one.
     """
-    encoder = encoder_from(
+    encoder = build_encoder(
         job.model,
-        job.data.image_size,
-        channels,
+        image_size=job.data.image_size,
+        in_chans=channels,
         checkpoint_activations=job.numerics.checkpoint_activations,
         seed=job.settings.get("seed", 0),
     )

@@ -15,7 +15,7 @@ from maect.datasets import Split
 from maect.evals.nearest import standardized
 from maect.evals.neighbors import nearest, normalize_rows
 from maect.losses import patchify, unpatchify
-from maect.models import decoder_from, random_masking
+from maect.models import build_decoder, random_masking
 from maect.stages.encoder import encoder_of
 from maect.stages.features import prepared
 from maect.stages.job import Job, Output
@@ -95,7 +95,7 @@ def _reconstructions(job: Job, split: Split, rows: np.ndarray) -> dict[str, Tens
     mean = torch.tensor(split.mean, dtype=job.dtype, device=job.device).view(-1, 1, 1)
     std = torch.tensor(split.std, dtype=job.dtype, device=job.device).view(-1, 1, 1)
     encoder = encoder_of(job, channels).eval()
-    decoder = decoder_from(job.model, size, channels)
+    decoder = build_decoder(job.model, size, channels)
     decoder.load_state_dict(job.tensors("encoder", "decoder"))
     decoder.to(job.device, job.dtype).eval()
     count, patch = encoder.grid[0] * encoder.grid[1], encoder.patch_size

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maect.losses import mae_loss_per_image
-from maect.models import decoder_from, random_masking
+from maect.models import build_decoder, random_masking
 from maect.optim import adamw, parameter_groups
 from maect.parallel import GradientSum
 from maect.settings import MAESettings
@@ -26,7 +26,7 @@ class MAETraining(Training[MAESettings]):
     def __init__(self, job: Job) -> None:
         super().__init__(job, MAESettings.parse(job.settings["train"]))
         channels, size = len(self.train.mean), job.data.image_size
-        self.decoder = decoder_from(job.model, size, channels, seed=job.seed)
+        self.decoder = build_decoder(job.model, size, channels, seed=job.seed)
         self.modules["decoder"] = self.decoder.to(job.device, job.dtype)
         named = [
             (f"{part}.{name}", parameter)

@@ -35,7 +35,7 @@ class Comparison:
     sd: float | None
     #: whether the mean points to where the metric is better
     better: bool
-    #: the baseline is the same for all seeds, a constant
+    #: one of the rows is the same for all seeds, a constant
     constant: bool
     t: float | None = None
     p: float | None = None

@@ -37,7 +37,7 @@ def add(table: Table, facts: Facts) -> None:
     own = facts.view.model if facts.view.model in PUBLISHED["models"] else None
     model = own or PUBLISHED["reference_model"]
     name = PUBLISHED["models"][model]
-    fields = {metric: field for field, metric in PUBLISHED["fields"].items()}
+    fields = {one: field for field, metrics in PUBLISHED["fields"].items() for one in metrics}
     columns: list[Column] = []
     shown: dict[str, str] = {}
     for column in table.columns:

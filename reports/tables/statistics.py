@@ -81,7 +81,7 @@ def paired(
 ) -> Comparison | None:
     """Return the difference of two rows over their common seeds; None where it cannot be had.
 
-    Against a row that is the same for all seeds this is the one-sample test against its value.
+    Where one row is the same for all seeds this is the one-sample test against its value.
     """
     ours, theirs = (cells.get((name, column.id), Cell("none")) for name in (variant, baseline))
     seeds = sorted(ours.by_seed.keys() & theirs.by_seed.keys())
@@ -94,7 +94,8 @@ def paired(
     mean = math.fsum(differences) / n
     sd = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1)) if n > 1 else None
     better = mean > 0 if column.higher_is_better else mean < 0
-    found = Comparison(variant, baseline, column.id, n, mean, sd, better, theirs.fixed)
+    constant = ours.fixed or theirs.fixed
+    found = Comparison(variant, baseline, column.id, n, mean, sd, better, constant)
     # equal differences up to rounding have no spread, and a t-test nothing to divide by
     if not sd or sd < 1e-9 * max(1.0, abs(mean)):
         return found

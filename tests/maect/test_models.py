@@ -12,9 +12,8 @@ from maect.losses import mae_loss
 from maect.models import (
     Decoder,
     Encoder,
+    build_decoder,
     build_encoder,
-    decoder_from,
-    encoder_from,
     initialize,
     pool,
     random_masking,
@@ -33,7 +32,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture
 def encoder() -> Encoder:
-    return encoder_from(SETTINGS, image_size=16, in_chans=3)
+    return build_encoder(SETTINGS, image_size=16)
 
 
 def test_positions_of_a_rectangle_tell_row_from_column() -> None:
@@ -140,13 +139,13 @@ def test_bad_sizes_are_named() -> None:
     with pytest.raises(ValueError, match="size 'custom' needs depth, heads"):
         build_encoder("custom", dim=8)
     with pytest.raises(ValueError, match="15x15 have no whole patches of 4"):
-        encoder_from(SETTINGS, image_size=15, in_chans=3)
+        build_encoder(SETTINGS, image_size=15)
 
 
 def test_initial_weights_depend_on_seed_role_and_name_alone() -> None:
     def weights(seed: int, role: str = "encoder", dtype: torch.dtype = torch.float32) -> Tensor:
         torch.manual_seed(seed + 7)  # of no consequence
-        model = encoder_from(SETTINGS, 16, 3).to(dtype)
+        model = build_encoder(SETTINGS, image_size=16).to(dtype)
         initialize(model, seed, role)
         return model.blocks[1].mlp.fc1.weight.detach().clone()
 
@@ -199,7 +198,7 @@ def test_initial_head() -> None:
 
 
 def test_other_precisions_agree_with_single(encoder: Encoder) -> None:
-    decoder = decoder_from(SETTINGS, 16, 3)
+    decoder = build_decoder(SETTINGS, 16, 3)
     images = numbers(2, 3, 16, 16)
     keep, ids_restore, mask = random_masking(numbers(2, 16, seed=1), 0.75)
 

@@ -289,7 +289,7 @@ def test_features_are_those_that_the_file_states(
 @pytest.mark.parametrize(
     ("predictions", "says"),
     [
-        ("nowhere/p.safetensors", "there is no folder"),
+        ("nowhere/p.safetensors", "no such file or directory"),
         (".", "it is a folder"),
         ("encoder/encoder.safetensors", "is read and would be lost"),
     ],

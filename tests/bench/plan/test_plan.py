@@ -217,6 +217,37 @@ def test_each_setting_of_the_method_can_be_swept(plan_of, tmp_path: Path):
         assert changed[-1] == "tune", label
 
 
+def test_released_weights_can_be_set_and_swept(plan_of, tmp_path: Path):
+    """For the rows that name no start themselves."""
+    files = [tmp_path / "one.pth", tmp_path / "other.pth"]
+    for file in files:
+        file.write_text(file.name)
+    plan = plan_of(sets=[f"init={files[0]}"])
+    for name, start in (
+        ("raw pixels", "init"),
+        ("random encoder", "init"),
+        ("NNCLR without MAE", "init"),
+        ("MAE", "weights"),
+        ("MAE-CT", "weights"),
+    ):
+        assert start in next(row_of(plan, name).stages()).settings, name
+    grid = f"  grid: {{init: {{one: {files[0]}, other: {files[1]}}}}}\n"
+    plan = plan_of(searched(tmp_path, grid), seeds=1)
+    names = ["MAE-CT init=one", "MAE-CT init=other"]
+    weights = [row_of(plan, name).chain[0].settings["weights"] for name in names]
+    assert [*plan.suite.variants] == names
+    assert len({*weights}) == 2
+
+
+def test_a_profile_may_do_without_a_row_or_give_it_another_chain(plan_of, tmp_path: Path):
+    path, text = tmp_path / "suite.yaml", SMOKE.read_text()
+    own = "    variants: {MAE-CT_aug: null, MAE-CT: {stages: [mae, tune]}}\n"
+    path.write_text(text.replace("    numerics:", f"{own}    numerics:"))
+    plan = plan_of(path)
+    assert "MAE-CT_aug" not in plan.suite.variants
+    assert [stage.kind for stage in row_of(plan, "MAE-CT").chain] == ["mae", "tune"]
+
+
 def test_a_named_choice_may_change_several_settings(plan_of, tmp_path: Path):
     grid = "    model: {small: {dim: 16}, deep: {depth: 3, dim: 48}}\n"
     plan = plan_of(searched(tmp_path, f"  grid:\n{grid}"), seeds=1)
@@ -261,7 +292,7 @@ def test_a_random_search_draws_its_cells_once_and_for_all(plan_of, tmp_path: Pat
 
 def explored(tmp_path: Path, plan_of) -> Plan:
     path = searched(tmp_path, "  asha: true\n  grid: {tune.topk: [1, 2, 3]}\n")
-    return plan_of(path, seeds=2, sets=["report_on=selection"])
+    return plan_of(path, seeds=2)
 
 
 def test_what_a_search_left_out_stays_out(plan_of, tmp_path: Path):
@@ -307,20 +338,30 @@ def test_what_a_search_left_out_stays_out(plan_of, tmp_path: Path):
     reasons = {s["reason"] for s in view.stages.to_dicts() if s["status"] == "pruned"}
     assert reasons == {"stopped after 1 of 2 seeds by ASHA, others did better"}
     # another search, even one with a seed more, decides for itself
-    other = load_suite(plan.suite.path, seeds=3, sets=["report_on=selection"])
+    other = load_suite(plan.suite.path, seeds=3)
     assert make_plan(other, store).with_status("pruned") == []
 
 
-def test_a_search_that_goes_by_results_sees_the_selection_split_only(plan_of, tmp_path: Path):
+def splits(plan: Plan) -> set[str]:
+    return {s.settings["split"] for s in plan.stages.values() if s.kind == "knn"}
+
+
+def test_a_search_compares_on_the_selection_split_unless_told_otherwise(plan_of, tmp_path: Path):
+    """One that goes by results must not be told otherwise."""
+    assert splits(plan_of()) == {"test"}
+    assert splits(plan_of(SWEEP, profile="tiny")) == {"selection"}
+    assert splits(plan_of(SWEEP, profile="tiny", sets=["report_on=test"])) == {"test"}
+    store = Store(tmp_path / "none")
+    for split, said in (
+        ("selection", "compared on the selection split"),
+        ("test", "printed on the test split, so 8 cells were looked at there"),
+    ):
+        plan = plan_of(SWEEP, profile="tiny", sets=[f"report_on={split}"])
+        assert said in build_view(plan, store, "").notes[-1]
     plan = explored(tmp_path, plan_of)
-    splits = {s.settings["split"] for s in plan.stages.values() if s.kind == "knn"}
-    assert splits == {"selection"}
-    path = plan.suite.path
+    assert splits(plan) == {"selection"}
     with pytest.raises(UserError, match="must not see the test split"):
-        load_suite(path)
-    path.write_text(path.read_text().replace("asha: true", "asha: true\n  metric: probe"))
-    with pytest.raises(UserError, match="'evaluate' does not have"):
-        load_suite(path, sets=["report_on=selection"])
+        load_suite(plan.suite.path, sets=["report_on=test"])
 
 
 # ------------------------------------------------------------------- what the store already has

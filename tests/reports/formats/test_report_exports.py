@@ -36,12 +36,6 @@ NASTY = (
 )
 
 
-def nasty_view():
-    rows = [stage(key_of(v), "knn", v, 0) for v in (NASTY, "x" * 10_000)]
-    metrics = [metric(r["variant"], 0, r["key"], 90.0, label=NASTY) for r in rows]
-    return view_of(rows, metrics, tables=[{"title": NASTY, "columns": ["knn"]}], title=NASTY)
-
-
 def printed(view) -> list[str]:
     """The numbers of the first table, row by row."""
     table = build_tables(view)[0]
@@ -152,7 +146,8 @@ def wide_view():
 
 @pytest.mark.needs("pdflatex")
 @pytest.mark.parametrize(
-    "make", [full_view, nasty_view, wide_view, lambda: foreign_view("[2pt]*`x")]
+    "make",
+    [full_view, wide_view, lambda: foreign_view(NASTY), lambda: foreign_view("[2pt]*`x")],
 )
 def test_latex_compiles_and_fits_the_page(make, tmp_path: Path) -> None:
     (tmp_path / "t.tex").write_text(to_latex(build_tables(make())), encoding="utf-8")
