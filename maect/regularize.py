@@ -81,7 +81,7 @@ def mix(
     wanted each takes half of the batches. `key` is the batch's.
     """
     kinds = [kind(alpha=a) for kind, a in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if a]
-    targets = nn.functional.one_hot(labels, classes).to(views.dtype)
+    targets = (labels[:, None] == torch.arange(classes, device=labels.device)).to(views.dtype)
     with seeded(*key):
         chosen = kinds[int(torch.randint(len(kinds), ()))]
         views, targets = chosen(views, targets)

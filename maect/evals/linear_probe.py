@@ -116,13 +116,22 @@ class Probes:
             velocity.mul_(self.momentum).add_(change)
             value.addcmul_(self.lrs, velocity, value=-factor)
 
-    def evaluate(self, split: Features) -> tuple[np.ndarray, np.ndarray]:
-        """With the running statistics: predicted classes [M, L] and mean cross entropy [L]."""
+    def evaluate(
+        self, split: Features, *, restricted: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """With the running statistics: predicted classes [M, L] and mean cross entropy [L].
+
+        `restricted`: logits of classes that no image of the split has count for nothing.
+        """
         import torch
 
+        counts = np.bincount(labels_of(split.y), minlength=self.classes)
+        absent = torch.from_numpy(counts == 0)[:, None].to(split.x.device)
         classes, losses = [], torch.zeros(self.count, dtype=torch.float64)
         for x, y in zip(split.x.split(_ROWS), split.y.split(_ROWS), strict=True):
             logits = self.logits(self.normalize(x, training=False))
+            if restricted:
+                logits = logits.masked_fill(absent, -math.inf)
             classes.append(logits.max(1).indices.T.cpu())  # much faster than argmax
             picked = logits.gather(1, y.expand(self.count, 1, -1)).squeeze(1)
             losses += (logits.logsumexp(1) - picked).double().sum(1).cpu()
@@ -164,20 +173,29 @@ def derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[st
     }
 
 
-def _compute(data: EvalInput, settings: ProbeSettings) -> EvalResult:
+def stored(data: EvalInput) -> TrainFeatures:
+    """Return what gives the stored features of the training images in every epoch."""
     import torch
 
     def cached(epoch: int, rows: np.ndarray) -> Tensor:
         place = torch.from_numpy(rows).to(data.train.x.device)
         return data.train.x.index_select(0, place)
 
-    return run_probe(data, settings, cached, "cached")
+    return cached
 
 
 def run_probe(
-    data: EvalInput, settings: ProbeSettings, features: TrainFeatures, name: str
+    data: EvalInput,
+    settings: ProbeSettings,
+    features: TrainFeatures,
+    name: str,
+    *,
+    restricted: bool = False,
 ) -> EvalResult:
-    """Train the probes on `features`, choose, predict; the protocol calls these `name`."""
+    """Train the probes on `features`, choose, predict; the protocol calls these `name`.
+
+    `restricted`: predict among the classes of the test images only.
+    """
     import torch
 
     train, (images, dim) = data.train, data.train.x.shape
@@ -205,7 +223,7 @@ def run_probe(
             y = train.y.index_select(0, torch.from_numpy(chosen_rows).to(train.y.device))
             factor = rate(epoch * an_epoch + i, total, warmup)
             probes.step(features(epoch, chosen_rows), y, factor)
-        predicted, loss = probes.evaluate(data.test)
+        predicted, loss = probes.evaluate(data.test, restricted=restricted)
         accuracy = _accuracy(predicted, labels, loss)
         if accuracy.max() > official_accuracy:
             official_accuracy, at = accuracy.max(), int(accuracy.argmax())
@@ -237,6 +255,7 @@ def run_probe(
         "choice": "base_lr by selection accuracy after the last epoch, then by its cross entropy",
         "train_images": images,
         "selection_images": len(data.selection.y),
+        **({"predicted": "classes of the test images"} if restricted else {}),
     }
     notes = []
     if size < settings.batch_size:
@@ -254,7 +273,7 @@ EVALUATOR = Evaluator(
     label="linear probe",
     settings=ProbeSettings,
     metrics=lambda settings: probe_metrics("linear probe"),
-    compute=_compute,
+    compute=lambda data, settings: run_probe(data, settings, stored(data), "cached"),
     derive=derive,
     uses_seed=True,
     chooses=lambda settings: True,

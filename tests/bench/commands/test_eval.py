@@ -207,6 +207,7 @@ def test_names_may_have_spaces_between(encoder: Encoder, bench: Bench, tmp_path:
 #: what makes the evaluations short, in a suite and on the command line alike
 SHORT = {
     "probe": {"epochs": 2, "batch_size": 256},
+    "probe_restricted": {"epochs": 2, "batch_size": 256},
     "probe_augmented": {"epochs": 1, "batch_size": 256},
     "low_shot_finetune": {"epochs": 1, "budgets": ["1%"]},
     "cluster": {"runs": 2},

@@ -176,8 +176,8 @@ def test_a_plan_predicts_gpu_hours_and_says_what_it_assumes(
     counted = [s["assumed_gpu_hours"] for s in stages if s["assumed_gpu_hours"]]
     rows = len({stage["title"] for stage in stages if stage["kind"] == "features"})
     assert rows == (3 if profile == "huge14" else 6)
-    # two heads and two tunings; else four more that train; features and the probe of each row
-    assert len(counted) == (4 if profile == "huge14" else 8) + 2 * rows
+    # two heads and two tunings, else four more that train; features, probe, fine-tuning of each row
+    assert len(counted) == (4 if profile == "huge14" else 8) + 3 * rows
     for name in ("hours", "low", "high"):
         assert total[name] == pytest.approx(sum(one[name] for one in counted))
     assert total["low"] < total["hours"] < total["high"]

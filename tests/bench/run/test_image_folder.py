@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from bench_helpers import SMOKE, Bench, completed, run_bench
 from PIL import Image
+from safetensors.torch import load_file
 
 from bench.commands.data import prepare_data
 from bench.plan.planner import make_plan
@@ -110,6 +112,46 @@ profiles:
         assert records[1].metrics[0].label == "k-NN, k=10, on image_folder"
     tuned = store.state(row.evaluations["finetune_there"].key).record
     assert tuned.summary["chosen"]["accuracy_2"][0]["images"] == 4
+
+
+def test_robustness_is_a_set_with_the_training_images_and_other_test_images(
+    folder: Path, tmp_path: Path
+):
+    """As ImageNet-A: classes are matched by their folders' names, test images have some of them."""
+    shutil.copytree(folder / "train" / "cat", folder / "train" / "ant")
+    shifted = tmp_path / "shifted"
+    shifted.mkdir()
+    (shifted / "train").symlink_to(folder / "train")
+    (shifted / "val").mkdir()
+    for label in ("cat", "dog"):
+        (shifted / "val" / label).symlink_to(folder / "val" / label)
+    path = tmp_path / "robust.yaml"
+    path.write_text(
+        f"""
+suite: robust
+profile: tiny
+profiles_from: {SMOKE}
+seeds: [0]
+evaluate: [probe_shifted]
+variants: {{raw pixels: {{init: pixels}}}}
+tables: [{{title: Robustness, columns: [probe_shifted]}}]
+profiles:
+  tiny:
+    evaluations:
+      probe_shifted: {{evaluation: probe_restricted, epochs: 2, batch_size: 16,
+                      data: {{name: image_folder, path: '{shifted}'}}}}
+"""
+    )
+    prepare_data(load_suite(path))
+    store = Store(tmp_path / "store")
+    store.create()
+    (row,) = make_plan(load_suite(path), store).rows
+    stage = row.evaluations["probe_shifted"]
+    for one in (stage.inputs["features"], stage):
+        run_stage(one, store, "test", lambda event: None)
+    found = load_file(store.folder(stage.key) / "predictions.safetensors")
+    assert {*found["labels"].tolist()} == {1, 2}  # ant, cat, dog
+    assert {*found["class"].tolist()} <= {1, 2}
 
 
 def test_channels_are_repeated_or_averaged():

@@ -23,6 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "low_shot_finetune": {"budgets": ["2"], "epochs": 2, "lrs": [1e-4, 1e-2], "view": VIEW},
     "cluster": {},
     "histogram": {},
+    "probe_restricted": {"epochs": 3, "batch_size": 256},
 }
 
 

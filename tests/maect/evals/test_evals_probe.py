@@ -143,6 +143,21 @@ def test_a_batch_larger_than_the_data_takes_all_of_it_and_says_so() -> None:
     assert any("3 steps" in note for note in result.notes)
 
 
+def test_a_restricted_probe_predicts_the_classes_of_the_reported_images() -> None:
+    data = problem()
+    shifted = data.test.y.remainder(2) == 0  # two of the four classes, as in ImageNet-A and -R
+    data.test = evals.Features(data.test.x[shifted], data.test.y[shifted])
+    free = evals.get("probe").run(data, QUICK)
+    kind = evals.get("probe_restricted")
+    bound = kind.run(data, kind.settings(**QUICK.model_dump()))
+    assert {*free.predictions["class"].tolist()} == {0, 1, 2, 3}
+    assert {*bound.predictions["class"].tolist()} == {0, 2}
+    kept = np.isin(free.predictions["class"], [0, 2])
+    np.testing.assert_array_equal(bound.predictions["class"][kept], free.predictions["class"][kept])
+    assert bound.chosen["base_lr"] == free.chosen["base_lr"]
+    assert bound.values["accuracy"] > free.values["accuracy"]
+
+
 class AsTheyAre:
     """Images whose augmented views are the features as they are."""
 

@@ -23,6 +23,7 @@ SHORT = {
     "low_shot": {"budgets": ["1", "10%"]},
     "cluster": {"runs": 2},
     "histogram": {"bins": 4},
+    "probe_restricted": {"epochs": 2, "batch_size": 50, "base_lrs": [0.1, 0.4]},
     "low_shot_finetune": {"budgets": ["10%"], "epochs": 10, "lrs": [1e-4, 1e-2], "batch_size": 6},
     "probe_augmented": {"epochs": 2, "batch_size": 50, "base_lrs": [0.1, 0.4]},
 }
@@ -82,15 +83,8 @@ def settings(name: str) -> Settings:
 
 
 def test_the_protocols_are_there() -> None:
-    known = [
-        "cluster",
-        "histogram",
-        "knn",
-        "low_shot",
-        "low_shot_finetune",
-        "probe",
-        "probe_augmented",
-    ]
+    known = ["cluster", "histogram", "knn", "low_shot", "low_shot_finetune"]
+    known += ["probe", "probe_augmented", "probe_restricted"]
     assert evals.names() == known
 
 
