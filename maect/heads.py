@@ -162,24 +162,30 @@ class NNCLRHead(nn.Module):
         *,
         topk: int,
         temperature: float,
-        draws: Tensor,
-        labels: Tensor,
+        draws: Tensor | None = None,
         use_target: bool = False,
         exclude_own: bool = True,
         positive: Positive = "neighbor",
+        labels: Tensor | None = None,
     ) -> HeadOutput:
         """Return the loss of the global batch; then view 0's projections enter the queue.
 
         `view0`, `view1` [B, D] pooled features of the two views; `ids` [B] int64; `labels` [B]
         int64 (for diagnostics, and for `positive` "oracle"); `draws` [2, B] uniform in [0, 1), of
-        each view's draw among the `topk`. `use_target`: lookups and queue take the projections of
-        the EMA target projector (tuning), else those of the online one (head stage).
+        each view's draw among the `topk` (not needed for 1). `use_target`: lookups and queue take
+        the projections of the EMA target projector (tuning), else those of the online one (head
+        stage).
 
         `positive`: "neighbor", the loss is `(L(pred_0, nn_1) + L(pred_1, nn_0)) / 2`; "no_swap",
         `(L(pred_0, nn_0) + L(pred_1, nn_1)) / 2`; "oracle", neighbours of the sample's own label
         only, while the queue holds any; "no_queue", in the place of nn_i stands view i's own
         online projection, through which gradient flows (the published ablation).
+
+        Raises ValueError if draws or labels are needed and missing.
         """
+        if positive == "oracle" and labels is None:
+            raise ValueError("positive 'oracle' needs labels")
+
         # ---- each view passes the head by itself, so batch statistics are per view
         views = (view0, view1)
         projected = [self.projector(view) for view in views]  # 2 x [B, O]
@@ -221,11 +227,15 @@ class NNCLRHead(nn.Module):
         keys: list[Tensor],
         ids: Tensor,
         topk: int,
-        draws: Tensor,
+        draws: Tensor | None,
         exclude_own: bool,
         labels: Tensor | None,
     ) -> Tensor:
         """Return the queue row of one neighbour for each sample of both views: [2, B]."""
+        if draws is None:
+            if topk > 1:
+                raise ValueError(f"a draw among the top {topk} needs draws [2, B]")
+            draws = torch.zeros(2, len(ids))
         chosen = []
         for key, draw in zip(keys, draws, strict=True):
             indices, similarities = self.queue.lookup(key, ids, topk, exclude_own, labels)  # [B, k]
@@ -237,15 +247,17 @@ class NNCLRHead(nn.Module):
         return torch.stack(chosen)
 
     @torch.no_grad()
-    def _diagnosis(self, keys: list[Tensor], found: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _diagnosis(
+        self, keys: list[Tensor], found: Tensor, labels: Tensor | None
+    ) -> dict[str, Tensor]:
         """Return what `HeadOutput` says of the neighbours `found` [2, B]."""
-        queue = self.queue
+        queue, known = self.queue, {}
+        if labels is not None:
+            known["neighbor_accuracy"] = (queue.labels[found[0]] == labels).float().mean()
         cosines = [
             F.cosine_similarity(key.to(queue.embeddings.dtype), queue.embeddings[rows])
             for key, rows in zip(keys, found, strict=True)
         ]
-        return {
-            "neighbor_accuracy": (queue.labels[found[0]] == labels).float().mean(),
-            "neighbor_similarity": torch.cat(cosines).mean(),
-            "queue_age": queue.age(found).float().mean() / len(queue.embeddings),
-        }
+        known["neighbor_similarity"] = torch.cat(cosines).mean()
+        known["queue_age"] = queue.age(found).float().mean() / len(queue.embeddings)
+        return known

@@ -241,7 +241,7 @@ class Decoder(nn.Module):
 
 
 def build_encoder(
-    size: str | ModelSettings = "base",
+    name: str | ModelSettings = "base",
     *,
     image_size: int | tuple[int, int] = 224,
     in_chans: int = 3,
@@ -251,14 +251,14 @@ def build_encoder(
 ) -> Encoder:
     """Return an encoder with initial weights of `seed`.
 
-    `size` is one of `maect.settings.SIZES`, "custom", or a model's settings. `sizes` are
+    `name` is a size of `maect.settings.SIZES`, "custom", or a model's settings. `sizes` are
     `patch_size`, `dim`, `depth`, `heads` and `mlp_ratio`; they override the size's, and "custom"
     needs all of dim, depth and heads. Raises ValueError for an unknown name, a missing or bad size,
     or an image that has no whole number of patches.
     """
-    if isinstance(size, str):
-        size = ModelSettings.model_validate({"size": size, **sizes})
-    given = size.model_dump(include={"patch_size", "dim", "depth", "heads", "mlp_ratio"})
+    if isinstance(name, str):
+        name = ModelSettings.model_validate({"size": name, **sizes})
+    given = name.model_dump(include={"patch_size", "dim", "depth", "heads", "mlp_ratio"})
     given["checkpoint_activations"] = checkpoint_activations
     encoder = Encoder(image_size, in_chans=in_chans, **given)
     initialize(encoder, seed, "encoder")

@@ -118,7 +118,6 @@ def test_age_counts_entries_written_since() -> None:
 
 IDS = torch.arange(100, 106)
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
-USUAL = {"topk": 1, "temperature": 0.2, "labels": LABELS, "draws": torch.zeros(2, 6)}
 
 
 def make_head(seed: int = 0) -> NNCLRHead:
@@ -129,8 +128,8 @@ def make_head(seed: int = 0) -> NNCLRHead:
 
 
 def run(head: NNCLRHead, **settings: Any) -> HeadOutput:
-    views = numbers(6, 8, seed=1), numbers(6, 8, seed=2)
-    return head(*views, IDS, **USUAL | settings)
+    values = {"topk": 1, "temperature": 0.2, "labels": LABELS, **settings}
+    return head(numbers(6, 8, seed=1), numbers(6, 8, seed=2), IDS, **values)
 
 
 def parts(head: NNCLRHead) -> tuple[list[Tensor], list[Tensor]]:
@@ -170,6 +169,7 @@ def test_diagnostics() -> None:
     similarities = [NeighborQueue.lookup(make_head().queue, key, IDS)[1].mean() for key in keys]
     assert output.neighbor_similarity.item() == pytest.approx(float(sum(similarities) / 2))
     assert output.queue_age.item() == pytest.approx(ages[output.indices].float().mean().item() / 24)
+    assert run(head, labels=None).neighbor_accuracy is None
 
 
 def test_draws_choose_among_the_nearest() -> None:
@@ -179,6 +179,8 @@ def test_draws_choose_among_the_nearest() -> None:
     output = run(make_head(), topk=4, draws=draws)
     for rank, sample in zip((0, 0, 1, 2, 3, 3), range(6), strict=True):
         assert torch.equal(output.indices[:, sample], nearest[:, sample, rank])
+    with pytest.raises(ValueError, match=r"top 4 needs draws"):
+        run(make_head(), topk=4)
 
 
 def test_oracle_draws_among_its_own_label_only() -> None:
@@ -188,6 +190,8 @@ def test_oracle_draws_among_its_own_label_only() -> None:
     output = run(head, positive="oracle", topk=20, draws=draws)
     assert (labels[output.indices] == LABELS).all()
     assert output.neighbor_accuracy.item() == 1.0
+    with pytest.raises(ValueError, match="'oracle' needs labels"):
+        run(head, positive="oracle", labels=None)
 
 
 @pytest.mark.parametrize("use_target", [False, True])
@@ -234,7 +238,7 @@ def test_tuning_finds_neighbours_and_fills_the_queue_by_the_target() -> None:
 def test_views_have_their_own_batch_statistics() -> None:
     head = make_head()
     views = numbers(6, 8, seed=1), numbers(6, 8, seed=2)
-    shifted = head(views[0], views[1] + 100.0, IDS, **USUAL)
+    shifted = head(views[0], views[1] + 100.0, IDS, topk=1, temperature=0.2)
     assert shifted.loss.item() == pytest.approx(run(make_head()).loss.item(), rel=1e-4)
 
 
@@ -268,11 +272,11 @@ def test_double_precision_agrees_with_single() -> None:
     single = run(make_head())
     views = numbers(6, 8, seed=1).double(), numbers(6, 8, seed=2).double()
     head = make_head().double()
-    double = head(*views, IDS, **USUAL)
+    double = head(*views, IDS, topk=1, temperature=0.2)
     assert double.loss.dtype == head.queue.embeddings.dtype == torch.float64
     assert single.loss.item() == pytest.approx(double.loss.item(), rel=1e-5)
     for positive in ("no_queue", "no_swap"):
-        assert head(*views, IDS, **USUAL, positive=positive).loss.isfinite()
+        assert head(*views, IDS, topk=1, temperature=0.2, positive=positive).loss.isfinite()
 
 
 def test_bfloat16_autocast_keeps_lookups_in_full_precision() -> None:
