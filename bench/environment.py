@@ -15,10 +15,10 @@ PACKAGES = ("torch", "torchvision", "timm", "ray", "numpy", "polars", "scikit-le
 
 
 def _numpy_features() -> str:
-    """Return numpy's names of what a processor has beyond AVX2: others since version 2.4."""
-    new = tuple(map(int, version("numpy").split(".")[:2])) >= (2, 4)
-    older = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL"
-    return f"{'X86_V4' if new else older} AVX512_ICL AVX512_SPR"
+    """Return numpy's names of what a processor has beyond AVX2, as its version has them."""
+    numpy = tuple(map(int, version("numpy").split(".")[:2]))
+    first = "X86_V4" if numpy >= (2, 4) else "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL"
+    return f"{first} AVX512_ICL{' AVX512_SPR' if numpy >= (2, 3) else ''}"
 
 
 #: variables with which the libraries compute with AVX2 on a machine that has more, too

@@ -16,6 +16,7 @@ import secrets
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -293,6 +294,8 @@ def _start(address: str | None, cores: int, waiting: Callable[[float], None]) ->
     for name, level in (("ray", logging.ERROR), ("ray.tune", logging.CRITICAL)):
         # a trial that ends with a failed stage is told of by the driver
         logging.getLogger(name).setLevel(level)
+    # what Ray plans to do about GPUs in a later version
+    warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
     # it would print what it hears of dead workers, in colour, among our own lines
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     open_still = True

@@ -206,7 +206,7 @@ def measured(root: Path) -> dict[str, float]:
 
 def printed_metrics(out: str) -> dict[str, tuple[str, ...]]:
     """Row -> its k-NN and probe cells, as the terminal's table has them; costs left out."""
-    row = re.compile(r"^(\S.*?)((?:\s{2,}\d+\.\d(?: ± \d+\.\d)?){2})(?:\s{2,}[\d.–]+)+$")
+    row = re.compile(r"^(\S[^\[]*?)((?:\s{2,}\d+\.\d(?: ± \d+\.\d)?){2})(?:\s{2,}[\d.–]+)+$")
     return {
         found[1]: tuple(re.split(r"\s{2,}", found[2].strip()))
         for line in out.splitlines()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from stage_helpers import TRAININGS, chain, trained_inputs, training_of
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.store.store import Store
@@ -29,7 +30,7 @@ def test_a_training_step_costs_what_is_counted(kind: str, inputs: dict[str, Path
     stage = next(s for s in chain(Store(Path("none"))) if s.kind == kind)
     training = training_of(stage, inputs)
     epoch, indices = training.batches.at(0)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         training.gradients(epoch, indices)
     assert stage.steps
     assert stage.flops / stage.steps == pytest.approx(counter.get_total_flops(), rel=0.03)
@@ -41,7 +42,7 @@ def test_frozen_blocks_cost_their_forward_pass_only(frozen: int, inputs: dict[st
     stage = chain(Store(Path("none")), sets)[2]
     training = training_of(stage, inputs)
     epoch, indices = training.batches.at(0)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         training.gradients(epoch, indices)
     assert stage.steps
     assert stage.flops / stage.steps == pytest.approx(counter.get_total_flops(), rel=0.05)
@@ -51,7 +52,11 @@ def test_frozen_blocks_cost_their_forward_pass_only(frozen: int, inputs: dict[st
 def test_a_forward_pass_of_the_usual_sizes(size: str, patch: int):
     model = ModelSettings.parse({"size": size, "patch_size": patch})
     encoder = build_encoder(size, image_size=96, patch_size=patch)
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.inference_mode(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         encoder(torch.zeros(2, 3, 96, 96))
     assert flops.forward_pass(model, 96, 3, 2) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
