@@ -24,6 +24,8 @@ from reports.tables.model import Cell, Column, Comparison, Row, Table, remark_in
 _SAID = ("failed", "short", "interrupted", "stale", "missing", "not finite", "mixed protocols")
 #: what the encoder's tokens become, as settings and as tables call it
 _TOKENS = {"cls": "class token", "mean": "mean of patches", "both": "class token and mean"}
+#: how the label of a column ends whose rows read different tokens
+_BY_ROW = ", tokens by row"
 #: what a column without a metric holds
 _NOT_PLANNED = Cell("not planned", reason="the suite does not plan this evaluation for this row")
 
@@ -137,11 +139,11 @@ def _with_tokens(
         pool = lookup(source, "settings", "pool")
         if pool in _TOKENS:
             rows.setdefault(_TOKENS[pool], []).append(short(variant))
-    if len(rows) < 2:
+    if len(rows) < 2 or column.label.endswith(_BY_ROW):  # the suite's plan has said so
         return column
     told = "; ".join(f"{tokens} in {', '.join(variants)}" for tokens, variants in rows.items())
     table.notes.append(f"{short(column.label)}: {told}.")
-    return replace(column, label=f"{column.label}, tokens by row")
+    return replace(column, label=column.label + _BY_ROW)
 
 
 def _notes(table: Table) -> list[str]:

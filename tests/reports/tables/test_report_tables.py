@@ -167,6 +167,12 @@ def test_a_column_says_that_its_rows_read_different_tokens() -> None:
     table = build_tables(view_of(rows, metrics, tables=TABLE))[0]
     assert table.columns[0].label == "k-NN (k=10), tokens by row"
     assert table.notes[0] == "k-NN (k=10): class token in A; mean of patches in B, C."
+    for told in metrics:  # as a plan whose rows differ names the column
+        told["label"] = table.columns[0].label
+    again = build_tables(view_of(rows, metrics, tables=TABLE))[0]
+    assert again.columns[0].label == "k-NN (k=10), tokens by row"
+    for told in metrics:
+        told["label"] = "k-NN (k=10)"
     same = build_tables(view_of(rows[2:], metrics[1:], tables=TABLE))[0]
     assert (same.columns[0].label, same.notes) == ("k-NN (k=10)", [])
 
