@@ -167,6 +167,7 @@ def unequal(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str
 
 
 def values(record: Record) -> dict[str, float]:
+    """Return the values of a record's metrics, by name."""
     return {metric.name: metric.value for metric in record.metrics}
 
 

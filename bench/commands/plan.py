@@ -118,7 +118,8 @@ def _text(plan: Plan) -> str:
     """Return the whole plan, a line a stage."""
     known = estimate.rates(plan.stages.values())
     # where all is cached there is no more to say
-    shown = [stage for stage in plan.stages.values() if _todo(plan) or stage.reason]
+    todo = _todo(plan)
+    shown = [stage for stage in plan.stages.values() if todo or stage.reason]
     return "\n\n".join(
         [plan_summary(plan)]
         + ([common.lines_of(_line(stage, plan, known) for stage in shown)] if shown else [])

@@ -286,9 +286,11 @@ class _Driver:
         return limits.get(held)
 
     def _check_budget(self, cluster: Cluster) -> None:
+        if self.limit is None:
+            return
         begun = [self.plan.stages[key] for key in self.state.begun]
         hours = spent(begun, self.run_id, self._began)
-        if self.limit is not None and hours >= self.limit:
+        if hours >= self.limit:
             unit = "GPU-hours" if cluster.gpu else "core-hours"
             told = f"the budget of {self.limit:g} {unit} is spent ({hours:.4g})"
             raise Interrupted(told, INTERRUPTED)

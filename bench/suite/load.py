@@ -215,10 +215,10 @@ class _Loader:
         variant = Variant(
             label, tuple(row.stages), row.init, augment, spec.match_compute, row, evaluations
         )
-        others = ((("evaluations", n, "data"), e.data) for n, e in evaluations.items())
+        others = [(("evaluations", n, "data"), e.data) for n, e in evaluations.items() if e.data]
         for at, data in ((("data",), row.data), *others):
             try:
-                data_info(data or row.data)
+                data_info(data)
             except DataError as error:
                 raise fault(str(error), tree, at) from None
         rules.check_row(variant, data_info(row.data), tree)

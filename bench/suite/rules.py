@@ -199,8 +199,9 @@ def _together(spec: SuiteSettings, variants: dict[str, Variant]) -> Faults:
 
 def check_search(search: SearchSettings | None, rows: list[Variant], tree: Map) -> None:
     """Check that a search that goes by results has some, and not of the test split."""
-    for variant in rows if search is not None and search.explores else ():
-        assert search is not None
+    if search is None or not search.explores:
+        return
+    for variant in rows:
         if search.metric not in variant.evaluations:
             hint = suggestion(search.metric, variant.evaluations)
             message = f"the search goes by '{short(search.metric)}', which 'evaluate' does not have"
