@@ -214,5 +214,5 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 def _unflatten(flat: Tensor, targets: Sequence[Tensor]) -> None:
     """Write the numbers of `flat` into `targets`, one after the other."""
     parts = flat.split([target.numel() for target in targets])
-    for target, part in zip(targets, parts, strict=True):
-        target.copy_(part.view_as(target))
+    shaped = [part.view_as(target) for target, part in zip(targets, parts, strict=True)]
+    torch._foreach_copy_(list(targets), shaped)

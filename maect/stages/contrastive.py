@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from maect.collapse import effective_rank
+from maect.device import moved
 from maect.finite import is_finite
 from maect.heads import HeadOutput, NNCLRHead
 from maect.models import initialize, pool
@@ -46,7 +47,7 @@ class ContrastiveTraining(Training[S]):
             for v in (0, 1)
         ]
         with job.autocast():
-            tokens = self.forward(torch.cat(views), frozen_blocks=frozen_blocks)
+            tokens = self.encoder(torch.cat(views), frozen_blocks=frozen_blocks)
             pooled = pool(tokens, job.settings["pool"])
         return pooled.to(job.dtype).unflatten(0, (2, len(ids)))
 
@@ -59,16 +60,16 @@ class ContrastiveTraining(Training[S]):
         """Back-propagate the head's loss on the global batch [2, B, D]; return what to log."""
         self.pooled = features.detach()[0]
         device = self.job.device
-        draws = torch.from_numpy(self.draws.uniform(epoch, indices, 2).T.copy())  # [2, B]
+        draws = self.draws.uniform(epoch, indices, 2).T.copy()  # [2, B]
         for _, parameter in self.head_parameters:
             parameter.grad = None
         with self.job.autocast():
             output: HeadOutput = self.head(
                 features[0],
                 features[1],
-                torch.from_numpy(indices).to(device),
-                draws=draws.to(device),
-                labels=torch.from_numpy(self.train.labels[indices]).to(device),
+                moved(indices, device),
+                draws=moved(draws, device),
+                labels=moved(self.train.labels[indices], device),
                 **self.options,
             )
         output.loss.backward()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from maect.augment import Augment
 from maect.finite import is_finite
+from maect.models import compile_blocks
 from maect.optim import learning_rate, set_learning_rate, update_average
 from maect.settings import ScheduleSettings, ViewSettings
 from maect.stages.encoder import encoder_document, encoder_of, usage_notes
@@ -90,7 +91,8 @@ class Training(ABC, Generic[S]):
 
         # ---- encoder, and its moving average for evaluation
         self.encoder = encoder_of(job, len(self.train.mean))
-        self.forward = torch.compile(self.encoder) if job.numerics.compile else self.encoder
+        if job.numerics.compile:
+            compile_blocks(self.encoder)
         #: everything with weights or buffers that steps change, by the name of its file
         self.modules: dict[str, nn.Module] = {"encoder": self.encoder}
         if settings.encoder_ema and self.trains_encoder:
