@@ -103,10 +103,10 @@ def _measure(
     stages = _worth(plan)
     for index, stage in enumerate(stages):
         left_s = end - time.monotonic()
-        if left_s <= 0:
+        if left_s <= 0 and found.paces:
             say(f"the time is up; not measured: {', '.join(s.title for s in stages[index:])}")
             break
-        share_s = left_s / (len(stages) - index)
+        share_s = max(0.0, left_s) / (len(stages) - index)
         pace = calibrate.measure(stage, share_s / 2, peak, folder)  # the rest is for its start
         found.paces.append(pace)
         write_json(store.root / FILE, found.model_dump())
