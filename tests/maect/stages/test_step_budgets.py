@@ -99,8 +99,12 @@ def operations_at_24(kind: str) -> Counter[str]:
     return Counter({name: two[name] + 11 * (four[name] - two[name]) for name in four | two})
 
 
-@pytest.mark.xfail(strict=True, reason="casts of each weight, moving average of each tensor")
-@pytest.mark.parametrize(("kind", "budget"), [("mae", 1250), ("tune", 1300)])
+CASTS = pytest.mark.xfail(strict=True, reason="each weight is cast by itself, and its gradient")
+
+
+@pytest.mark.parametrize(
+    ("kind", "budget"), [pytest.param("mae", 1250, marks=CASTS), ("tune", 1300)]
+)
 def test_a_step_of_vit_l_takes_few_operations(kind: str, budget: int) -> None:
     found = operations_at_24(kind)
     table = "\n".join(f"{count:5} {name}" for name, count in found.most_common())
