@@ -46,6 +46,9 @@ from bench.store.store import Store
 START_S, ANSWER_S = 120.0, 60.0
 #: how long the worker groups may take to end once there is nothing more to do
 JOIN_S = 60.0
+#: times that Ray waits a minute more for the devices of a group, or for a node that it lost; the
+#: driver gives a group up after as long (`bench.run.scheduler.PATIENCE_S`)
+STARTS = 4
 #: seconds between two signs of life of a worker
 BEAT_S = 3.0
 #: seconds between two looks at whether Ray's own processes are there
@@ -86,7 +89,8 @@ class Cluster:
         self.shared = _start(address, workers * threads, waiting)
         #: group -> the thread that waits for its end
         self._groups: dict[int, threading.Thread] = {}
-        self.gpu = ray.cluster_resources().get("GPU", 0) >= 1
+        #: that each worker is given
+        self.gpus = float(ray.cluster_resources().get("GPU", 0) >= 1)
         context = ray.get_runtime_context()
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         self.mailbox: Any = (
@@ -122,7 +126,7 @@ class Cluster:
 
     def _held(self) -> dict[str, float]:
         """Return what each worker holds."""
-        return {"CPU": float(self.threads), **({"GPU": 1.0} if self.gpu else {})}
+        return {"CPU": float(self.threads), **({"GPU": self.gpus} if self.gpus else {})}
 
     # -------------------------------------------------------------------------------- worker groups
 
@@ -133,31 +137,38 @@ class Cluster:
         self._groups[number].start()
 
     def _fit(self, number: int, width: int, store: Store, run_id: str) -> None:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.config import FailureConfig
 
         config = {"mailbox": self.mailbox, "group": number, "store": store, "run_id": run_id}
+        config["gpus"] = self.gpus
         trainer = TorchTrainer(
             _serve,
             train_loop_config=config,
+            torch_config=_torch_config(self.gpus, width),
             scaling_config=ScalingConfig(
                 num_workers=width if self.workers else 0,
-                use_gpu=self.gpu,
+                use_gpu=bool(self.gpus),
                 resources_per_worker=self._held(),
             ),
             run_config=RunConfig(
                 name=f"{run_id}-{number}",
                 storage_path=str(store.root / "ray"),
                 # the driver starts a new group itself, so that every attempt is in the ledger
-                failure_config=FailureConfig(max_failures=0),
+                failure_config=FailureConfig(
+                    max_failures=0, max_preemption_failures=0, controller_failure_limit=STARTS
+                ),
             ),
         )
-        problem = None
+        problem, hopeless = None, False
         try:
             trainer.fit()
         except Exception as error:  # the group died; the driver decides what becomes of its stage
             problem = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
-        self.mailbox.tell.remote(GroupEnded(number, problem))
+            _, ours, told = problem.partition(f"{MachineError.__name__}: ")
+            problem, hopeless = told or problem, isinstance(error, MachineError) or bool(ours)
+        self.mailbox.tell.remote(GroupEnded(number, problem, hopeless))
 
     def give(self, group: int, stage: Stage | None) -> None:
         """Give a stage to a group that waits; None ends the group."""
@@ -243,11 +254,29 @@ class Cluster:
         open_still = False
 
 
+def _torch_config(gpus: float, width: int) -> Any:
+    """Return how the workers of a group are joined, each of which must be able to use its GPU."""
+    from ray.train.torch.config import TorchConfig, _TorchBackend
+
+    class Backend(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            from bench.run.worker import require_gpu
+
+            if gpus:
+                worker_group.execute(require_gpu)
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):
+        backend_cls = Backend
+
+    return Config(backend=None if width > 1 else "gloo")  # alone it sends nothing
+
+
 def _serve(config: dict[str, Any]) -> None:
     """The train function of a group, on each of its workers."""
     from bench.run.worker import serve  # imports torch
 
-    mailbox, group = config["mailbox"], config["group"]
+    mailbox, group, store = config["mailbox"], config["group"], config["store"]
     context = ray.get_runtime_context()
     if context.get_actor_id():  # else it is the run's own process
         mailbox.tell.remote(_Worker(group, context.current_actor))
@@ -256,7 +285,8 @@ def _serve(config: dict[str, Any]) -> None:
     beats.start()
     try:
         take = mailbox.take.remote
-        serve(lambda: ray.get(take(group)), mailbox.tell.remote, config["store"], config["run_id"])
+        given = (store, config["run_id"], config["gpus"])
+        serve(lambda: ray.get(take(group)), mailbox.tell.remote, *given)
     finally:  # without a worker process this is the run's own: Ray may be left next
         ended.set()
         beats.join()

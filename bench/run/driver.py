@@ -278,7 +278,7 @@ class _Driver:
     def _limit(self, cluster: Cluster) -> float | None:
         """Return the device-hours that the run may spend. Raises `UserError` for other devices."""
         limits = self.options.max_hours
-        held, other = ("gpu", "cpu") if cluster.gpu else ("cpu", "gpu")
+        held, other = ("gpu", "cpu") if cluster.gpus else ("cpu", "gpu")
         if held not in limits and limits:
             raise UserError(
                 f"--max-{other}-hours: this run holds {held.upper()}s; write --max-{held}-hours"
@@ -291,7 +291,7 @@ class _Driver:
         begun = [self.plan.stages[key] for key in self.state.begun]
         hours = spent(begun, self.run_id, self._began)
         if hours >= self.limit:
-            unit = "GPU-hours" if cluster.gpu else "core-hours"
+            unit = "GPU-hours" if cluster.gpus else "core-hours"
             told = f"the budget of {self.limit:g} {unit} is spent ({hours:.4g})"
             raise Interrupted(told, INTERRUPTED)
 
@@ -323,8 +323,10 @@ class _Driver:
                 self._failed(key, problem)
             case mailbox.Wanted(keys):
                 self.state.held -= set(keys)
-            case mailbox.GroupEnded(group, problem):
+            case mailbox.GroupEnded(group, problem, hopeless):
                 self._group_ended(group, problem or "the worker group ended")
+                if hopeless:
+                    raise MachineError(problem)
 
     def _completed(self, stage: Stage) -> None:
         """Take note of the record that the store now holds of a stage."""

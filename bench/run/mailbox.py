@@ -69,6 +69,8 @@ class GroupEnded:
 
     group: int
     problem: str | None
+    #: whether another group would end like it
+    hopeless: bool = False
 
 
 Event = Waiting | Began | Stepped | Ended | Wanted | Alive | GroupEnded

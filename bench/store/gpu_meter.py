@@ -46,6 +46,18 @@ def names() -> list[str]:
             pynvml.nvmlShutdown()
 
 
+def driver_version() -> str:
+    """Return the version of the GPUs' driver, or why NVML does not tell it."""
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError as error:
+        return f"unknown (NVML: {error})"
+    finally:
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
 class Meter:
     """Samples one device while its block runs, in a thread that harms nothing when it fails.
 
