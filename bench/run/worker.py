@@ -232,12 +232,10 @@ class Attempt:
 
     def progress(self, progress: Progress) -> None:
         """Pass a stage's progress on, to the driver and now and then to the log."""
+        told = Stepped(self.stage.key, **vars(progress))
         if time.monotonic() - self._logged > LOG_EVERY_S:
-            self.log(
-                f"step {progress.step}/{progress.steps} epoch {progress.epoch} "
-                f"loss {progress.loss:.4f} {progress.images_per_s:.0f} images/s"
-            )
-        self.tell(Stepped(self.stage.key, **vars(progress)))
+            self.log(f"step {told}")
+        self.tell(told)
 
     def complete(self, output: Output, used_s: float) -> None:
         """Write the artifact, then the record. Raises `StageFailed` if it came too late.
