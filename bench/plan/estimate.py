@@ -72,7 +72,7 @@ class Rates(NamedTuple):
     #: per device-second, in order: FLOPs, or of evaluations of stored features, evaluations
     speeds: list[float]
     #: the median of how many a stage held
-    devices: int
+    devices: float
 
 
 def last_device(stages: Collection[Stage]) -> str | None:

@@ -36,11 +36,12 @@ import ray  # not ray.train: this module starts Ray, and what trains is imported
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bench import environment
-from bench.errors import MachineError, UserError
+from bench.errors import MachineError, UserError, suggestion
 from bench.plan.stage import Stage
 from bench.run import signals
 from bench.run.mailbox import Alive, Event, GroupEnded, Mailbox
 from bench.store.store import Store
+from bench.suite.schema import DeviceSettings
 
 #: how long Ray may take to start, and how long the mailbox may leave a question unanswered
 START_S, ANSWER_S = 120.0, 60.0
@@ -53,6 +54,8 @@ STARTS = 4
 BEAT_S = 3.0
 #: seconds between two looks at whether Ray's own processes are there
 LOOK_S = 2.0
+#: how Ray names the resource of a type of GPU
+TYPE = "accelerator_type:"
 #: bytes that Ray adds to its folder in the names of its sockets, and that such a name may have
 SOCKET, LONGEST = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"), 103
 
@@ -74,23 +77,32 @@ class Cluster:
     """A Ray instance for one run: this machine's own, or a running cluster that it joins.
 
     `workers` is the width of the groups that run the encoder, each worker with `threads` cores and,
-    where the cluster has GPUs, one of those; 0 workers train without a worker process.
+    where the cluster has GPUs, one of those or the share of one that `devices` tell; without
+    `devices` none holds any. 0 workers train without a worker process.
     """
 
     def __init__(
-        self, address: str | None, workers: int, threads: int, waiting: Callable[[float], None]
+        self,
+        address: str | None,
+        workers: int,
+        threads: int,
+        waiting: Callable[[float], None],
+        devices: DeviceSettings | None,
     ) -> None:
         """Start Ray or join it; `waiting` is told now and then how many seconds that takes.
 
-        Raises `UserError` where no cluster answers, `MachineError` where Ray does not start,
-        KeyboardInterrupt after a signal.
+        Raises `UserError` where no cluster answers or none has such devices, `MachineError` where
+        Ray does not start, KeyboardInterrupt after a signal.
         """
         self.workers, self.threads = workers, threads
         self.shared = _start(address, workers * threads, waiting)
         #: group -> the thread that waits for its end
         self._groups: dict[int, threading.Thread] = {}
+        #: resources of each node that workers may run on
+        self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self._type = devices.accelerator_type if devices else None
         #: that each worker is given
-        self.gpus = float(ray.cluster_resources().get("GPU", 0) >= 1)
+        self.gpus = self._share(devices) if devices else 0.0
         context = ray.get_runtime_context()
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         self.mailbox: Any = (
@@ -112,21 +124,47 @@ class Cluster:
 
     def capacity(self) -> int:
         """Return for how many workers there are devices. Raises `UserError` if a group has none."""
-        total, wanted = ray.cluster_resources(), max(self.workers, 1)
-        held = {name: int(total.get(name, 0) // each) for name, each in self._held().items()}
-        for name, most in held.items():
-            if most < wanted:
-                each = "1 GPU" if name == "GPU" else f"{self.threads} core(s)"
-                raise UserError(
-                    f"{wanted} workers with {each} each are more than Ray has "
-                    f"({total.get(name, 0):.0f}). Lower --workers or join a larger cluster with "
-                    f"--address"
-                )
-        return min(held.values()) if self.workers else 1
+        wanted, room = max(self.workers, 1), sum(map(self._room, self._nodes))
+        if room < wanted:
+            each = f"{self.threads} core(s)" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+            has = {name: sum(node.get(name, 0) for node in self._nodes) for name in self._held()}
+            raise UserError(
+                f"{wanted} workers with {each} each are more than Ray has room for: {room}, with "
+                f"{' and '.join(f'{count:.0f} {name}s' for name, count in has.items())}. Lower "
+                "--workers or join a larger cluster with --address"
+            )
+        return room if self.workers else 1
 
     def _held(self) -> dict[str, float]:
         """Return what each worker holds."""
         return {"CPU": float(self.threads), **({"GPU": self.gpus} if self.gpus else {})}
+
+    def _room(self, node: dict[str, float]) -> int:
+        """Return for how many workers a node has devices; no share of a GPU lies on two."""
+        room = node.get("CPU", 0) // self.threads
+        if self.gpus:
+            room = min(room, int(node.get("GPU", 0)) * (10_000 // round(10_000 * self.gpus)))
+        return int(room)
+
+    def _share(self, devices: DeviceSettings) -> float:
+        """Return how much of a GPU each worker is given. Raises `UserError`."""
+        nodes = [node for node in self._nodes if node.get("GPU", 0) >= 1]
+        if (kind := self._type) is not None:
+            names = {name.partition(TYPE)[2] for node in nodes for name in node if TYPE in name}
+            if kind not in names:
+                there = suggestion(kind, names) or "; it has no GPU of any type"
+                asked = f"devices.accelerator_type: Ray has no GPU of type '{kind}'"
+                raise UserError(f"{asked}{there}. With --cpu the run needs none")
+            nodes = [node for node in nodes if TYPE + kind in node]
+        if not nodes:
+            return 0.0
+        self._nodes, share = nodes, devices.gpu_share
+        if share < 1 and self.workers > 1:
+            raise UserError(
+                f"--workers {self.workers}: devices.gpu_share is {share:g}, and NCCL joins no two "
+                "workers on one GPU; give --workers 1, or gpu_share 1"
+            )
+        return share if self.workers else 1.0
 
     # -------------------------------------------------------------------------------- worker groups
 
@@ -150,6 +188,7 @@ class Cluster:
             scaling_config=ScalingConfig(
                 num_workers=width if self.workers else 0,
                 use_gpu=bool(self.gpus),
+                accelerator_type=self._type,
                 resources_per_worker=self._held(),
             ),
             run_config=RunConfig(

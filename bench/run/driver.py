@@ -39,6 +39,8 @@ class RunOptions:
     workers: int = 1
     #: of a running Ray cluster
     address: str | None = None
+    #: hold no GPU, also where there are some
+    cpu: bool = False
     keep_stale: bool = False
     command: str = ""
     #: run through Ray Tune the rows that a search made
@@ -219,7 +221,11 @@ class _Driver:
 
         threads = max(s.settings["numerics"]["threads"] for s in self.plan.stages.values())
         self.cluster = cluster = Cluster(
-            self.options.address, self.options.workers, threads, self.display.starting
+            self.options.address,
+            self.options.workers,
+            threads,
+            self.display.starting,
+            None if self.options.cpu else self.plan.suite.devices,
         )
         if cluster.shared:
             self.display.say(f"{self.options.workers} workers share this machine's cores")

@@ -97,11 +97,11 @@ def run_stage(
         importlib.import_module(module)  # not part of the stage's time
     _forget_memory()
     group, device, began_s = Group(), _device(gpus), time.process_time()
-    attempt = Attempt(stage, store, run_id, tell, device, group) if group.rank == 0 else None
+    attempt = Attempt(stage, store, run_id, tell, device, group, gpus) if group.rank == 0 else None
     folder = group.share(attempt.folder if attempt is not None else None)
     uuid = _uuid(device)
     try:
-        with Meter(uuid, folder, group.rank) if uuid else nullcontext():
+        with Meter(uuid, folder, group.rank, share=gpus) if uuid else nullcontext():
             _check(stage, modules)
             job = _job(stage, store, device)
             if attempt is not None:
@@ -184,10 +184,11 @@ class Attempt:
         tell: Tell,
         device: torch.device,
         group: Group,
+        gpus: float,
     ) -> None:
         self.stage, self.store, self.tell = stage, store, tell
         self.clock, began = time.monotonic(), time.time()
-        cost = _held(device, group, stage.settings["numerics"]["threads"])
+        cost = _held(device, group, stage.settings["numerics"]["threads"], gpus)
         here = {
             "workers": group.size,
             "backend": str(dist.get_backend()) if group.size > 1 else None,
@@ -283,14 +284,15 @@ class Attempt:
         self.tell(Ended(self.stage.key, record.error.message if record.error else None))
 
 
-def _held(device: torch.device, group: Group, threads: int) -> Cost:
-    """Return the devices that a stage holds.
+def _held(device: torch.device, group: Group, threads: int, gpus: float) -> Cost:
+    """Return the devices that a stage holds, whose workers were given `gpus` each.
 
     A CPU stage holds its threads' cores, or all there are where more threads share them.
     """
-    if device.type == "cuda":
+    if gpus:
         model = torch.cuda.get_device_name(device)
-        return Cost(devices=group.size, device_kind="gpu", device_model=model)
+        held = gpus if gpus < 1 else group.size
+        return Cost(devices=held, device_kind="gpu", device_model=model)
     processor = environment.processor()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * threads
     return Cost(
