@@ -108,7 +108,7 @@ def _training(stage: Stage, job: Job, batch: int, seconds: float, peak: float) -
     def step() -> None:
         nonlocal number
         if number == first:
-            training.train.expect(training.own_batches(first))
+            training.train.expect(training.own_crops(first))
         log.add(number, training.step(number))
         number = number + 1 if number + 1 < steps else first
 
@@ -116,10 +116,10 @@ def _training(stage: Stage, job: Job, batch: int, seconds: float, peak: float) -
     times = _windows(step, seconds / 2)
     waits = _waits(step)
     # from here on without data: the images of one batch again and again
-    rows = [training.batches.at(number)[1][piece] for piece in training.pieces]
-    held = [training.train.batch(ids) for ids in rows]
-    training.train.batch = lambda ids: held[0][: len(ids)]
-    training.train.expect = lambda batches: None
+    epoch, rows = training.batches.at(number)
+    held = training.augment.images(training.train, epoch, rows[training.pieces[0]])
+    training.augment.images = lambda split, epoch, ids: held
+    training.train.expect = lambda requests: None
     without_s = median(_windows(step, seconds / 4))
     step_s, done = median(times), stage.flops / stage.steps * batch / whole
     waiting = max(0.0, 1 - without_s / step_s)
