@@ -120,16 +120,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> str:
     return "meta"
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param("mae"),
-        pytest.param(
-            "tune",
-            marks=pytest.mark.xfail(strict=True, reason="ids, draws and labels go one by one"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("kind", ["mae", "tune"])
 def test_a_step_waits_for_nothing_and_copies_once_besides_the_images(
     kind: str, elsewhere: str
 ) -> None:
