@@ -9,9 +9,7 @@ these sizes, so conditions are written as arithmetic and chosen images are sorte
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,13 +161,15 @@ def crop_resize(
             horizontal = _crop_weights(left, widths, flip, width, out, device)
             return _resize(images.to(device), vertical, horizontal)
 
-    def cut(row: int) -> Tensor:
-        top, left, height, width = boxes[row].tolist()
-        inside = images[row][:, top : top + height, left : left + width]
-        resized = _interpolate(inside.cpu(), (out, out))
-        return resized.flip(2) if flip[row] else resized
+    cut = [crop(image.cpu(), box, out) for image, box in zip(images, boxes, strict=True)]
+    cut = [image.flip(2) if turned else image for image, turned in zip(cut, flip, strict=True)]
+    return torch.stack(cut).to(device).float()
 
-    return _each(cut, len(images), device)
+
+def crop(image: Tensor, box: np.ndarray, out: int) -> Tensor:
+    """Return a box (top, left, height, width), resized: uint8 [C, h, w] -> [C, out, out]."""
+    top, left, height, width = box.tolist()
+    return _interpolate(image[:, top : top + height, left : left + width], (out, out))
 
 
 def center_crop_resize(
@@ -184,16 +184,17 @@ def center_crop_resize(
     if isinstance(images, Tensor) and images.shape[2:] == (size, size):
         return images.to(device).float()
 
-    def centre(row: int) -> Tensor:
-        image = images[row].cpu()
-        if image.shape[1:] == (size, size):
-            return image
-        sides, short = image.shape[1:], size * 256 // 224
-        height, width = (short * side // min(sides) for side in sides)
-        top, left = round((height - size) / 2), round((width - size) / 2)
-        return _interpolate(image, (height, width))[:, top : top + size, left : left + size]
+    return torch.stack([center_crop(image.cpu(), size) for image in images]).to(device).float()
 
-    return _each(centre, len(images), device)
+
+def center_crop(image: Tensor, size: int) -> Tensor:
+    """Return the centre of one image as `center_crop_resize` does: uint8 [C, h, w] -> the same."""
+    if image.shape[1:] == (size, size):
+        return image
+    sides, short = image.shape[1:], size * 256 // 224
+    height, width = (short * side // min(sides) for side in sides)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return _interpolate(image, (height, width))[:, top : top + size, left : left + size]
 
 
 def _interpolate(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -201,20 +202,6 @@ def _interpolate(image: Tensor, size: tuple[int, int]) -> Tensor:
     if image.shape[1:] == size:
         return image
     return interpolate(image[None], size, mode="bicubic", antialias=True)[0]
-
-
-def _each(one: Callable[[int], Tensor], count: int, device: torch.device) -> Tensor:
-    """Return uint8 results of `one` for 0..count-1, stacked, as float32 on `device`.
-
-    Beside a GPU the CPU's cores are free and share the work; else one thread does it, because
-    how many a worker uses is a setting.
-    """
-    if device.type == "cpu":
-        results = [one(row) for row in range(count)]
-    else:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            results = list(threads.map(one, range(count)))
-    return torch.stack(results).to(device).float()
 
 
 def greyscale(images: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def _measure(
 ) -> Calibration:
     """Return what was measured until the time `end`, written after each stage."""
     from bench.run import calibrate
-    from bench.run.worker import device_here, held
+    from bench.run.worker import device_of, held
     from maect.parallel import Group
 
     def say(line: str) -> None:
@@ -87,7 +87,7 @@ def _measure(
     numerics = next(iter(plan.stages.values())).settings["numerics"]
     threads, precision = numerics["threads"], numerics["precision"]
     peak = calibrate.matrix_product(precision, threads)
-    cost = held(device_here(), Group(), threads)
+    cost = held(device_of(calibrate.gpus()), Group(), threads, calibrate.gpus())
     found = Calibration(
         device_kind=cost.device_kind,
         device_model=cost.device_model,

@@ -73,7 +73,7 @@ class Rates(NamedTuple):
     #: per device-second, in order: FLOPs, or of evaluations of stored features, evaluations
     speeds: list[float]
     #: the median of how many a stage held
-    devices: int
+    devices: float
     #: device-seconds before the first step, where the speeds leave them out
     start_s: float = 0.0
 

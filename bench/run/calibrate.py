@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from bench.plan.estimate import like
 from bench.plan.stage import Stage
-from bench.run.worker import device_here, forget_memory, job_of, peak_memory_mib
+from bench.run.worker import device_of, forget_memory, job_of, peak_memory_mib
 from bench.store.calibration import Pace
 from maect.stages import evaluate
 from maect.stages.features import BATCH, SPLITS, JobImages, extract
@@ -38,10 +38,15 @@ _EXPECTED = 0.2
 _WAITS, _LAUNCHES = 0.1, 0.9
 
 
+def gpus() -> float:
+    """Return how many GPUs are measured: one where torch sees any."""
+    return float(torch.cuda.is_available())
+
+
 def matrix_product(precision: str, threads: int) -> float:
     """Return the FLOP/s of a large matrix product of this precision, the best of five."""
     torch.set_num_threads(threads)
-    device = device_here()
+    device = device_of(gpus())
     many = device.type == "cuda"
     dtype = {"bf16": torch.bfloat16, "fp64": torch.float64}.get(precision, torch.float32)
     side = 8192 if many else 1024
@@ -59,7 +64,7 @@ def measure(stage: Stage, seconds: float, peak: float, folder: Path) -> Pace:
     forget_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    job = job_of(stage, None, device_here())
+    job = job_of(stage, None, device_of(gpus()))
     if stage.trains:
         found = _fitting(stage, job, seconds, peak)
     elif stage.kind == "features":

@@ -46,7 +46,7 @@ class Calibration(BaseModel):
     device_kind: Literal["cpu", "gpu"]
     device_model: str
     #: devices that a worker holds
-    devices: int
+    devices: float
     made: str
     command: str
     env: dict[str, Any]

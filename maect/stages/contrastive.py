@@ -41,7 +41,7 @@ class ContrastiveTraining(Training[S]):
 
     def features(self, epoch: int, ids: np.ndarray, frozen_blocks: int) -> Tensor:
         """Return pooled features [2, b, D] of both views of a piece of images `ids` [b]."""
-        job, images = self.job, self.train.batch(ids)
+        job, images = self.job, self.augment.images(self.train, epoch, ids)
         views = [
             self.augment(images, epoch, ids, view=v, dtype=job.dtype, device=job.device)
             for v in (0, 1)

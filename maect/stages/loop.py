@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from maect.augment import Augment
+from maect.datasets.decoders import Request
 from maect.finite import is_finite
 from maect.models import compile_blocks
 from maect.optim import learning_rate, set_learning_rate, update_average
@@ -175,12 +176,12 @@ class Training(ABC, Generic[S]):
                 moments.setdefault(int(parameter), {})[key] = tensor
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
-    def own_batches(self, began: int) -> Iterator[np.ndarray]:
-        """Yield the sample indices [b] of this worker's pieces, in the order of the steps."""
+    def own_crops(self, began: int) -> Iterator[Request]:
+        """Yield what this worker's pieces need of images, in the order of the steps."""
         for number in range(began, self.steps):
-            _, indices = self.batches.at(number)
+            epoch, indices = self.batches.at(number)
             for piece in self.pieces:
-                yield indices[piece]
+                yield self.augment.request(self.train, epoch, indices[piece])
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -266,7 +267,7 @@ def train(training: Training[S]) -> Output:
         training.restore(state.tensors)
         log.curves = state.curves
         log.loss = [math.nan, *state.curves.get("loss", [])][-1]
-    training.train.expect(training.own_batches(began))
+    training.train.expect(training.own_crops(began))
 
     held: dict[str, Tensor] = {}  # where states are copied to
     last, last_step = time.monotonic(), began

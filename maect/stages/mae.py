@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from maect.augment import Images
 from maect.device import moved
 from maect.losses import mae_loss_per_image
 from maect.models import build_decoder, compile_blocks, random_masking
@@ -50,7 +49,7 @@ class MAETraining(Training[MAESettings]):
         losses = []
         for piece in self.pieces:
             ids = indices[piece]
-            images = self.train.batch(ids)
+            images = self.augment.images(self.train, epoch, ids)
             # view after view, so that the activations of one are held
             for view in range(self.settings.views):
                 loss = self._share_of_loss(images, epoch, ids, view)
@@ -60,9 +59,7 @@ class MAETraining(Training[MAESettings]):
         self.sums.finish()
         return {"loss": self.group.gather(torch.stack(losses)).sum()}
 
-    def _share_of_loss(
-        self, images: Tensor | Sequence[Tensor], epoch: int, ids: np.ndarray, view: int
-    ) -> Tensor:
+    def _share_of_loss(self, images: Images, epoch: int, ids: np.ndarray, view: int) -> Tensor:
         """Return what one crop of images `ids` [b] adds to the global batch's loss, a scalar."""
         job, settings = self.job, self.settings
         crops = self.augment(
