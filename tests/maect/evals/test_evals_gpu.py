@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maect import evals
 from maect.datasets import data_root
-from maect.evals.kmeans import kmeans
+from maect.evals.kmeans import kmeans, silhouettes
 from maect.evals.neighbors import nearest, normalize_rows
 from maect.parallel import make_deterministic
 from maect.stages import evaluate, evaluate_encoder, features
@@ -137,7 +137,7 @@ def test_neighbours_of_many_rows_are_exact() -> None:
     torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-6)
 
 
-def test_means_of_many_clusters_repeat() -> None:
+def test_many_clusters_repeat() -> None:
     """As many as ImageNet's classes; with an empty cluster now and then."""
     make_deterministic(1)
     draws = torch.randn(5_000, 128, generator=torch.manual_seed(0))
@@ -146,3 +146,6 @@ def test_means_of_many_clusters_repeat() -> None:
     assert torch.equal(first.label, second.label)
     assert torch.equal(first.inertia, second.inertia)
     assert len(first.label[0].unique()) > 990
+    width = silhouettes(x, first.label[0], 1_000)
+    expected = silhouettes(x.cpu(), first.label[0].cpu(), 1_000)
+    torch.testing.assert_close(width.cpu(), expected, rtol=0, atol=1e-5)
