@@ -20,6 +20,7 @@ from torch import Tensor
 from maect import image_ops as ops
 from maect.datasets.base import Split
 from maect.datasets.decoders import Crops, Cut, Request
+from maect.device import moved
 from maect.settings import ViewSettings
 from maect.streams import Stream
 
@@ -212,7 +213,7 @@ def _cropped(
     if parameters.boxes is not None:
         return ops.crop_resize(images, parameters.boxes, parameters.flip, size, place)
     result = ops.center_crop_resize(images, size, place)
-    mirrored = torch.from_numpy(parameters.flip).to(place)[:, None, None, None]
+    mirrored = moved(parameters.flip, place)[:, None, None, None]
     return torch.where(mirrored, result.flip(3), result)
 
 

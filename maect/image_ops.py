@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from maect.device import moved
+
 #: largest table of crop matrices kept for a size of image, numbers
 _TABLE_LIMIT = 20_000_000
 _GREY = (0.299, 0.587, 0.114)
@@ -39,7 +41,7 @@ class Batch:
 
     def _reorder(self, order: np.ndarray) -> None:
         if (order[1:] < order[:-1]).any():
-            at = torch.from_numpy(order).to(self.images.device)
+            at = moved(order, self.images.device)
             self.images, self.rows = self.images.index_select(0, at), self.rows[order]
 
     def sort(self, kinds: np.ndarray, count: int) -> list[int]:
@@ -70,7 +72,7 @@ def cached(images: Tensor, start: int, end: int) -> Iterator[slice]:
 
 def _column(values: np.ndarray, like: Tensor) -> Tensor:
     """Return values [n] as float32 [n, 1, 1, 1] on the device of `like`."""
-    return torch.from_numpy(values.astype(np.float32)).to(like.device)[:, None, None, None]
+    return moved(values.astype(np.float32), like.device)[:, None, None, None]
 
 
 def resample_weights(
@@ -118,7 +120,7 @@ def _crop_weights(
     # there are size + 1 - l intervals of each length l; this many are of a smaller one
     shorter = (lengths - 1) * (size + 1) - (lengths - 1) * lengths // 2
     rows = shorter + starts + mirror * (len(table) // 2)
-    return table.index_select(0, torch.from_numpy(rows).to(device))
+    return table.index_select(0, moved(rows, device))
 
 
 def _resize(images: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
@@ -159,11 +161,11 @@ def crop_resize(
             top, left, heights, widths = boxes.T
             vertical = _crop_weights(top, heights, np.zeros_like(flip), height, out, device)
             horizontal = _crop_weights(left, widths, flip, width, out, device)
-            return _resize(images.to(device), vertical, horizontal)
+            return _resize(moved(images, device), vertical, horizontal)
 
     cut = [crop(image.cpu(), box, out) for image, box in zip(images, boxes, strict=True)]
     cut = [image.flip(2) if turned else image for image, turned in zip(cut, flip, strict=True)]
-    return torch.stack(cut).to(device).float()
+    return moved(torch.stack(cut), device).float()
 
 
 def crop(image: Tensor, box: np.ndarray, out: int) -> Tensor:
@@ -182,9 +184,10 @@ def center_crop_resize(
     of `size` x `size` stay as they are.
     """
     if isinstance(images, Tensor) and images.shape[2:] == (size, size):
-        return images.to(device).float()
+        return moved(images, device).float()
 
-    return torch.stack([center_crop(image.cpu(), size) for image in images]).to(device).float()
+    centres = torch.stack([center_crop(image.cpu(), size) for image in images])
+    return moved(centres, device).float()
 
 
 def center_crop(image: Tensor, size: int) -> Tensor:

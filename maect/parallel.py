@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,14 @@ class Group:
         first = self.rank * own
         return [slice(ends[i], ends[i + 1]) for i in range(first, first + own)]
 
+    def dealt(self, count: int, size: int) -> list[slice]:
+        """Return the slices that this worker computes of what is `shared`, in order; the last one
+        again where the others have one more."""
+        starts = range(0, count, size)
+        turns = range(self.rank, len(starts) + self.rank, self.size)
+        own = [starts[min(turn, len(starts) - 1)] for turn in turns]
+        return [slice(start, min(start + size, count)) for start in own]
+
     def shared(self, count: int, size: int, compute: Callable[[slice], Tensor]) -> Iterator[Tensor]:
         """Yield `compute(rows)` for consecutive slices of at most `size` of `count` rows, in order.
 
@@ -116,15 +124,15 @@ class Group:
         The slices do not depend on the number of workers, and so neither do the results.
         """
         starts = range(0, count, size)
-        for first in range(0, len(starts), self.size):
-            start = starts[min(first + self.rank, len(starts) - 1)]
-            found = compute(slice(start, min(start + size, count)))
+        for turn, rows in enumerate(self.dealt(count, size)):
+            found = compute(rows)
             if self.size == 1:
                 yield found
                 continue
             room = found.new_zeros(size, *found.shape[1:])
             room[: len(found)] = found
-            for own, part in zip(starts[first:], self.gather(room).split(size), strict=False):
+            together = zip(starts[turn * self.size :], self.gather(room).split(size), strict=False)
+            for own, part in together:
                 yield part[: count - own]
 
     def gather(self, local: Tensor) -> Tensor:
@@ -143,6 +151,18 @@ class Group:
         dist.broadcast_object_list(box, src=0)
         dist.barrier()
         return box[0]
+
+    def share_tensors(self, tensors: Mapping[str, Tensor], device: Any) -> Mapping[str, Tensor]:
+        """Return the first worker's tensors on every worker; of the others they may be missing."""
+        if self.size == 1:
+            return tensors
+        kinds = self.share({name: (one.shape, one.dtype) for name, one in tensors.items()})
+        found = {}
+        for name, (shape, dtype) in kinds.items():
+            own = tensors[name].to(device) if self.rank == 0 else None
+            found[name] = torch.empty(shape, dtype=dtype, device=device) if own is None else own
+            dist.broadcast(found[name], src=0)
+        return found
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Make `tensors` those of the first worker, in place."""
@@ -187,15 +207,27 @@ class GradientSum:
         if self.group.size > 1 and self.group.shards == 1:
             dist.all_reduce(total)
         elif self.group.size > 1:
-            parts = self.group.gather(total[None])
-            self._tree.clear()
-            for part in parts:
-                self._push(level, part)
-            ((_, total),) = self._tree
+            total = self._sum_of_workers(level, total)
         for parameter in self.parameters:
             parameter.grad = torch.empty_like(parameter)
         _unflatten(total, [_gradient(p) for p in self.parameters])
         self._tree.clear()
+
+    def _sum_of_workers(self, level: int, own: Tensor) -> Tensor:
+        """Return the sum [n] of all workers' sums, which stand at a level of the tree.
+
+        Each worker adds one slice of all, so that the memory does not grow with their number.
+        """
+        size, length = self.group.size, len(own)
+        whole = torch.nn.functional.pad(own, (0, -length % size))
+        slices = torch.empty_like(whole)
+        dist.all_to_all_single(slices, whole)
+        self._tree.clear()
+        for part in slices.view(size, -1):
+            self._push(level, part)
+        ((_, total),) = self._tree
+        dist.all_gather_into_tensor(whole, total)
+        return whole[:length]
 
     def _push(self, level: int, value: Tensor) -> None:
         """Merge equal levels as they meet: a binary tree over the pieces in their order."""

@@ -80,9 +80,11 @@ def device_word(kind: str | None) -> str:
     return {"gpu": "GPU", "cpu": "core"}.get(kind or "", "device")
 
 
-def held(devices: int, kind: str | None, model: str | None) -> str:
-    """Return the devices that an attempt held: "2 cores (AMD EPYC)"."""
-    return plural(devices, device_word(kind)) + (f" ({model})" if model else "")
+def held(devices: float, kind: str | None, model: str | None) -> str:
+    """Return the devices that an attempt held: "2 cores (AMD EPYC)", "0.25 GPU (L4)"."""
+    word = device_word(kind)
+    told = f"{devices:g} {word}" if devices < 1 else plural(int(devices), word)
+    return told + (f" ({model})" if model else "")
 
 
 def duration(seconds: float | None) -> str:

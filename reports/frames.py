@@ -39,7 +39,7 @@ STAGES: dict[str, Any] = {
     "own": pl.Boolean,  # among this row's own last stages, not its ancestors'
     "reason": pl.String,
     "steps": pl.Int64,
-    "devices": pl.Int64,
+    "devices": pl.Float64,  # below 1 a share of a GPU
     "device_model": pl.String,
     "worker": pl.String,
     "code": pl.String,  # hash of the code that ran

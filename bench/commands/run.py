@@ -26,6 +26,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     address = "join a running Ray cluster (default: $RAY_ADDRESS, else a Ray of this run's own)"
     default = os.environ.get("RAY_ADDRESS")
     parser.add_argument("--address", default=default, metavar="A", help=address)
+    cpu = "compute on the CPU and hold no GPU, also where there are some"
+    parser.add_argument("--cpu", action="store_true", help=cpu)
     for kind, device in (("gpu", "GPU"), ("cpu", "core")):
         limit = f"stop at H {device}-hours ({device}s held × wall time); the same command goes on"
         parser.add_argument(f"--max-{kind}-hours", type=_hours, metavar="H", help=limit)
@@ -86,6 +88,7 @@ def run(options: argparse.Namespace) -> int:
         run_options = RunOptions(
             workers=options.workers,
             address=options.address,
+            cpu=options.cpu,
             keep_stale=options.keep_stale,
             command=options.command_line,
             tune=tune,

@@ -36,20 +36,26 @@ import ray  # not ray.train: this module starts Ray, and what trains is imported
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bench import environment
-from bench.errors import MachineError, UserError
+from bench.errors import MachineError, UserError, suggestion
 from bench.plan.stage import Stage
 from bench.run import signals
 from bench.run.mailbox import Alive, Event, GroupEnded, Mailbox
 from bench.store.store import Store
+from bench.suite.schema import DeviceSettings
 
 #: how long Ray may take to start, and how long the mailbox may leave a question unanswered
 START_S, ANSWER_S = 120.0, 60.0
 #: how long the worker groups may take to end once there is nothing more to do
 JOIN_S = 60.0
+#: times that Ray waits a minute more for the devices of a group, or for a node that it lost; the
+#: driver gives a group up after as long (`bench.run.scheduler.PATIENCE_S`)
+STARTS = 4
 #: seconds between two signs of life of a worker
 BEAT_S = 3.0
 #: seconds between two looks at whether Ray's own processes are there
 LOOK_S = 2.0
+#: how Ray names the resource of a type of GPU
+TYPE = "accelerator_type:"
 #: bytes that Ray adds to its folder in the names of its sockets, and that such a name may have
 SOCKET, LONGEST = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"), 103
 
@@ -71,22 +77,32 @@ class Cluster:
     """A Ray instance for one run: this machine's own, or a running cluster that it joins.
 
     `workers` is the width of the groups that run the encoder, each worker with `threads` cores and,
-    where the cluster has GPUs, one of those; 0 workers train without a worker process.
+    where the cluster has GPUs, one of those or the share of one that `devices` tell; without
+    `devices` none holds any. 0 workers train without a worker process.
     """
 
     def __init__(
-        self, address: str | None, workers: int, threads: int, waiting: Callable[[float], None]
+        self,
+        address: str | None,
+        workers: int,
+        threads: int,
+        waiting: Callable[[float], None],
+        devices: DeviceSettings | None,
     ) -> None:
         """Start Ray or join it; `waiting` is told now and then how many seconds that takes.
 
-        Raises `UserError` where no cluster answers, `MachineError` where Ray does not start,
-        KeyboardInterrupt after a signal.
+        Raises `UserError` where no cluster answers or none has such devices, `MachineError` where
+        Ray does not start, KeyboardInterrupt after a signal.
         """
         self.workers, self.threads = workers, threads
         self.shared = _start(address, workers * threads, waiting)
         #: group -> the thread that waits for its end
         self._groups: dict[int, threading.Thread] = {}
-        self.gpu = ray.cluster_resources().get("GPU", 0) >= 1
+        #: resources of each node that workers may run on
+        self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self._type = devices.accelerator_type if devices else None
+        #: that each worker is given
+        self.gpus = self._share(devices) if devices else 0.0
         context = ray.get_runtime_context()
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         self.mailbox: Any = (
@@ -108,21 +124,47 @@ class Cluster:
 
     def capacity(self) -> int:
         """Return for how many workers there are devices. Raises `UserError` if a group has none."""
-        total, wanted = ray.cluster_resources(), max(self.workers, 1)
-        held = {name: int(total.get(name, 0) // each) for name, each in self._held().items()}
-        for name, most in held.items():
-            if most < wanted:
-                each = "1 GPU" if name == "GPU" else f"{self.threads} core(s)"
-                raise UserError(
-                    f"{wanted} workers with {each} each are more than Ray has "
-                    f"({total.get(name, 0):.0f}). Lower --workers or join a larger cluster with "
-                    f"--address"
-                )
-        return min(held.values()) if self.workers else 1
+        wanted, room = max(self.workers, 1), sum(map(self._room, self._nodes))
+        if room < wanted:
+            each = f"{self.threads} core(s)" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+            has = {name: sum(node.get(name, 0) for node in self._nodes) for name in self._held()}
+            raise UserError(
+                f"{wanted} workers with {each} each are more than Ray has room for: {room}, with "
+                f"{' and '.join(f'{count:.0f} {name}s' for name, count in has.items())}. Lower "
+                "--workers or join a larger cluster with --address"
+            )
+        return room if self.workers else 1
 
     def _held(self) -> dict[str, float]:
         """Return what each worker holds."""
-        return {"CPU": float(self.threads), **({"GPU": 1.0} if self.gpu else {})}
+        return {"CPU": float(self.threads), **({"GPU": self.gpus} if self.gpus else {})}
+
+    def _room(self, node: dict[str, float]) -> int:
+        """Return for how many workers a node has devices; no share of a GPU lies on two."""
+        room = node.get("CPU", 0) // self.threads
+        if self.gpus:
+            room = min(room, int(node.get("GPU", 0)) * (10_000 // round(10_000 * self.gpus)))
+        return int(room)
+
+    def _share(self, devices: DeviceSettings) -> float:
+        """Return how much of a GPU each worker is given. Raises `UserError`."""
+        nodes = [node for node in self._nodes if node.get("GPU", 0) >= 1]
+        if (kind := self._type) is not None:
+            names = {name.partition(TYPE)[2] for node in nodes for name in node if TYPE in name}
+            if kind not in names:
+                there = suggestion(kind, names) or "; it has no GPU of any type"
+                asked = f"devices.accelerator_type: Ray has no GPU of type '{kind}'"
+                raise UserError(f"{asked}{there}. With --cpu the run needs none")
+            nodes = [node for node in nodes if TYPE + kind in node]
+        if not nodes:
+            return 0.0
+        self._nodes, share = nodes, devices.gpu_share
+        if share < 1 and self.workers > 1:
+            raise UserError(
+                f"--workers {self.workers}: devices.gpu_share is {share:g}, and NCCL joins no two "
+                "workers on one GPU; give --workers 1, or gpu_share 1"
+            )
+        return share if self.workers else 1.0
 
     # -------------------------------------------------------------------------------- worker groups
 
@@ -133,31 +175,39 @@ class Cluster:
         self._groups[number].start()
 
     def _fit(self, number: int, width: int, store: Store, run_id: str) -> None:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.config import FailureConfig
 
         config = {"mailbox": self.mailbox, "group": number, "store": store, "run_id": run_id}
+        config["gpus"] = self.gpus
         trainer = TorchTrainer(
             _serve,
             train_loop_config=config,
+            torch_config=_torch_config(self.gpus, width),
             scaling_config=ScalingConfig(
                 num_workers=width if self.workers else 0,
-                use_gpu=self.gpu,
+                use_gpu=bool(self.gpus),
+                accelerator_type=self._type,
                 resources_per_worker=self._held(),
             ),
             run_config=RunConfig(
                 name=f"{run_id}-{number}",
                 storage_path=str(store.root / "ray"),
                 # the driver starts a new group itself, so that every attempt is in the ledger
-                failure_config=FailureConfig(max_failures=0),
+                failure_config=FailureConfig(
+                    max_failures=0, max_preemption_failures=0, controller_failure_limit=STARTS
+                ),
             ),
         )
-        problem = None
+        problem, hopeless = None, False
         try:
             trainer.fit()
         except Exception as error:  # the group died; the driver decides what becomes of its stage
             problem = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
-        self.mailbox.tell.remote(GroupEnded(number, problem))
+            _, ours, told = problem.partition(f"{MachineError.__name__}: ")
+            problem, hopeless = told or problem, isinstance(error, MachineError) or bool(ours)
+        self.mailbox.tell.remote(GroupEnded(number, problem, hopeless))
 
     def give(self, group: int, stage: Stage | None) -> None:
         """Give a stage to a group that waits; None ends the group."""
@@ -243,11 +293,29 @@ class Cluster:
         open_still = False
 
 
+def _torch_config(gpus: float, width: int) -> Any:
+    """Return how the workers of a group are joined, each of which must be able to use its GPU."""
+    from ray.train.torch.config import TorchConfig, _TorchBackend
+
+    class Backend(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            from bench.run.worker import require_gpu
+
+            if gpus:
+                worker_group.execute(require_gpu)
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):
+        backend_cls = Backend
+
+    return Config(backend=None if width > 1 else "gloo")  # alone it sends nothing
+
+
 def _serve(config: dict[str, Any]) -> None:
     """The train function of a group, on each of its workers."""
     from bench.run.worker import serve  # imports torch
 
-    mailbox, group = config["mailbox"], config["group"]
+    mailbox, group, store = config["mailbox"], config["group"], config["store"]
     context = ray.get_runtime_context()
     if context.get_actor_id():  # else it is the run's own process
         mailbox.tell.remote(_Worker(group, context.current_actor))
@@ -256,7 +324,8 @@ def _serve(config: dict[str, Any]) -> None:
     beats.start()
     try:
         take = mailbox.take.remote
-        serve(lambda: ray.get(take(group)), mailbox.tell.remote, config["store"], config["run_id"])
+        given = (store, config["run_id"], config["gpus"])
+        serve(lambda: ray.get(take(group)), mailbox.tell.remote, *given)
     finally:  # without a worker process this is the run's own: Ray may be left next
         ended.set()
         beats.join()

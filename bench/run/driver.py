@@ -39,6 +39,8 @@ class RunOptions:
     workers: int = 1
     #: of a running Ray cluster
     address: str | None = None
+    #: hold no GPU, also where there are some
+    cpu: bool = False
     keep_stale: bool = False
     command: str = ""
     #: run through Ray Tune the rows that a search made
@@ -219,7 +221,11 @@ class _Driver:
 
         threads = max(s.settings["numerics"]["threads"] for s in self.plan.stages.values())
         self.cluster = cluster = Cluster(
-            self.options.address, self.options.workers, threads, self.display.starting
+            self.options.address,
+            self.options.workers,
+            threads,
+            self.display.starting,
+            None if self.options.cpu else self.plan.suite.devices,
         )
         if cluster.shared:
             self.display.say(f"{self.options.workers} workers share this machine's cores")
@@ -278,7 +284,7 @@ class _Driver:
     def _limit(self, cluster: Cluster) -> float | None:
         """Return the device-hours that the run may spend. Raises `UserError` for other devices."""
         limits = self.options.max_hours
-        held, other = ("gpu", "cpu") if cluster.gpu else ("cpu", "gpu")
+        held, other = ("gpu", "cpu") if cluster.gpus else ("cpu", "gpu")
         if held not in limits and limits:
             raise UserError(
                 f"--max-{other}-hours: this run holds {held.upper()}s; write --max-{held}-hours"
@@ -291,7 +297,7 @@ class _Driver:
         begun = [self.plan.stages[key] for key in self.state.begun]
         hours = spent(begun, self.run_id, self._began)
         if hours >= self.limit:
-            unit = "GPU-hours" if cluster.gpu else "core-hours"
+            unit = "GPU-hours" if cluster.gpus else "core-hours"
             told = f"the budget of {self.limit:g} {unit} is spent ({hours:.4g})"
             raise Interrupted(told, INTERRUPTED)
 
@@ -323,8 +329,10 @@ class _Driver:
                 self._failed(key, problem)
             case mailbox.Wanted(keys):
                 self.state.held -= set(keys)
-            case mailbox.GroupEnded(group, problem):
+            case mailbox.GroupEnded(group, problem, hopeless):
                 self._group_ended(group, problem or "the worker group ended")
+                if hopeless:
+                    raise MachineError(problem)
 
     def _completed(self, stage: Stage) -> None:
         """Take note of the record that the store now holds of a stage."""

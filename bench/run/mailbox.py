@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,8 +36,14 @@ class Stepped:
     step: int
     steps: int
     epoch: int
+    #: NaN while none was read: a GPU is not asked after each step
     loss: float
     images_per_s: float
+
+    def __str__(self) -> str:
+        """Return "40/200 epoch 3 loss 0.6931 310 images/s"."""
+        loss = "" if math.isnan(self.loss) else f" loss {self.loss:.4f}"
+        return f"{self.step}/{self.steps} epoch {self.epoch}{loss} {self.images_per_s:.0f} images/s"
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,8 @@ class GroupEnded:
 
     group: int
     problem: str | None
+    #: whether another group would end like it
+    hopeless: bool = False
 
 
 Event = Waiting | Began | Stepped | Ended | Wanted | Alive | GroupEnded

@@ -94,10 +94,7 @@ class Display:
         images = (told.steps - told.step) * stage.settings["train"]["batch_size"]
         left_s = images / max(told.images_per_s, 1e-9)  # a stage may have resumed
         self.training[stage.key] = left_s
-        detail = (
-            f"{told.step}/{told.steps} epoch {told.epoch} loss {told.loss:.4f} "
-            f"{told.images_per_s:.0f} images/s, {duration(left_s)} left"
-        )
+        detail = f"{told}, {duration(left_s)} left"
         if bar is not None:
             self.bars.update(bar, completed=told.step, detail=detail)
         if not self.live and now - self._printed.get(stage.key, 0.0) >= PLAIN_EVERY_S:

@@ -9,6 +9,7 @@ import gc
 import importlib
 import json
 import os
+import platform
 import resource
 import shutil
 import time
@@ -23,11 +24,12 @@ import torch.distributed as dist
 from safetensors.torch import save
 
 from bench import environment
+from bench.errors import MachineError
 from bench.plan.identity import code
 from bench.plan.stage import Stage, entry_modules
 from bench.run.mailbox import Began, Ended, Stepped, Tell
 from bench.store.files import iso
-from bench.store.gpu_meter import Meter
+from bench.store.gpu_meter import Meter, driver_version
 from bench.store.record import Cost, Data, Failure, Input, Record, Status
 from bench.store.resume import StageCheckpoints
 from bench.store.store import Store
@@ -45,15 +47,20 @@ class StageFailed(Exception):
     """A stage failed and its record says why."""
 
 
-def serve(take: Callable[[], Stage | None], tell: Tell, store: Store, run_id: str) -> None:
+def serve(
+    take: Callable[[], Stage | None], tell: Tell, store: Store, run_id: str, gpus: float
+) -> None:
     """Run stage after stage until `take` gives none. Every worker of a group calls this.
 
-    Raises `StageFailed` where the group must not go on after a stage that failed.
+    `gpus` is what each worker was given of them. Raises `StageFailed` where the group must not go
+    on after a stage that failed, `MachineError` where torch cannot use the GPU that was given.
     """
+    if gpus:
+        require_gpu()
     group = Group()
     while (stage := group.share(take() if group.rank == 0 else None)) is not None:
         try:
-            run_stage(stage, store, run_id, tell)
+            run_stage(stage, store, run_id, tell, gpus)
         except StageFailed:
             if group.size > 1:  # the others may hang in a collective call
                 raise
@@ -61,23 +68,42 @@ def serve(take: Callable[[], Stage | None], tell: Tell, store: Store, run_id: st
                 return
 
 
-def run_stage(stage: Stage, store: Store, run_id: str, tell: Tell) -> None:
+def require_gpu() -> None:
+    """Raise `MachineError` where torch cannot use the GPU that this process was given.
+
+    It would compute on the CPU, and nobody would notice but for the time.
+    """
+    if not torch.cuda.is_available():
+        wheel = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs only"
+        raise MachineError(
+            f"Ray gave a worker a GPU that its torch cannot use: torch {torch.__version__} is "
+            f"built {wheel}, the driver is {driver_version()} on {platform.node()}. Run on the CPU "
+            "with --cpu, or install a torch that is built for this driver"
+        )
+
+
+def run_stage(
+    stage: Stage, store: Store, run_id: str, tell: Tell, gpus: float | None = None
+) -> None:
     """Run a stage in this process, leaving its artifact and record. Raises `StageFailed`.
 
-    Every worker of a group calls this; the first one writes.
+    Every worker of a group calls this; the first one writes. `gpus` is what each worker was given
+    of them: 0 computes on the CPU, None on a GPU where torch has one.
     """
+    if gpus is None:
+        gpus = float(torch.cuda.is_available())
     modules = entry_modules(stage.kind)
     for module in modules:
         importlib.import_module(module)  # not part of the stage's time
-    _forget_memory()
-    group, device, began_s = Group(), _device(), time.process_time()
-    attempt = Attempt(stage, store, run_id, tell, device, group) if group.rank == 0 else None
+    forget_memory()
+    group, device, began_s = Group(), device_of(gpus), time.process_time()
+    attempt = Attempt(stage, store, run_id, tell, device, group, gpus) if group.rank == 0 else None
     folder = group.share(attempt.folder if attempt is not None else None)
     uuid = _uuid(device)
     try:
-        with Meter(uuid, folder, group.rank) if uuid else nullcontext():
+        with Meter(uuid, folder, group.rank, share=gpus) if uuid else nullcontext():
             _check(stage, modules)
-            job = _job(stage, store, device)
+            job = job_of(stage, store, device)
             if attempt is not None:
                 job.on_progress = attempt.progress
             output = importlib.import_module(modules[0]).run(job)
@@ -105,28 +131,32 @@ def _check(stage: Stage, modules: list[str]) -> None:
         raise RuntimeError("the code was edited since the run began; start the run again")
 
 
-def _job(stage: Stage, store: Store, device: torch.device) -> Job:
-    """Return a stage as maect takes it."""
-    places = stage.places
+def job_of(stage: Stage, store: Store | None, device: torch.device) -> Job:
+    """Return a stage as maect takes it; without a store, with random weights and no inputs."""
+    places, settings, inputs, kept = stage.places, stage.settings, {}, None
+    if store is None:
+        settings = {name: value for name, value in settings.items() if name != "weights"}
+    else:
+        inputs = {name: store.folder(source.key) for name, source in stage.inputs.items()}
+        if stage.steps:
+            kept = StageCheckpoints(store, stage.key, stage.code.hash)
     return Job(
         kind=stage.kind,
-        settings=stage.settings,
-        inputs={name: store.folder(source.key) for name, source in stage.inputs.items()},
+        settings=settings,
+        inputs=inputs,
         data_name=stage.data.name,
         data_root=Path(str(places["data_root"])),
         data_path=places["data_path"],
         lists=places.get("low_shot"),
         weights=Path(str(places["weights"])) if "weights" in places else None,
         device=device,
-        checkpoints=StageCheckpoints(store, stage.key, stage.code.hash) if stage.steps else None,
+        checkpoints=kept,
     )
 
 
-def _device() -> torch.device:
+def device_of(gpus: float) -> torch.device:
     """Return the device that this worker computes on."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cuda", torch.cuda.current_device()) if gpus else torch.device("cpu")
 
 
 def _uuid(device: torch.device) -> str | None:
@@ -134,7 +164,7 @@ def _uuid(device: torch.device) -> str | None:
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
-def _forget_memory() -> None:
+def forget_memory() -> None:
     """Give back what earlier stages of this process left, so that peaks are of this one."""
     if torch.cuda.is_initialized():
         gc.collect()  # takes a quarter of a second
@@ -160,10 +190,11 @@ class Attempt:
         tell: Tell,
         device: torch.device,
         group: Group,
+        gpus: float,
     ) -> None:
         self.stage, self.store, self.tell = stage, store, tell
         self.clock, began = time.monotonic(), time.time()
-        cost = _held(device, group, stage.settings["numerics"]["threads"])
+        cost = held(device, group, stage.settings["numerics"]["threads"], gpus)
         here = {
             "workers": group.size,
             "backend": str(dist.get_backend()) if group.size > 1 else None,
@@ -208,12 +239,10 @@ class Attempt:
 
     def progress(self, progress: Progress) -> None:
         """Pass a stage's progress on, to the driver and now and then to the log."""
+        told = Stepped(self.stage.key, **vars(progress))
         if time.monotonic() - self._logged > LOG_EVERY_S:
-            self.log(
-                f"step {progress.step}/{progress.steps} epoch {progress.epoch} "
-                f"loss {progress.loss:.4f} {progress.images_per_s:.0f} images/s"
-            )
-        self.tell(Stepped(self.stage.key, **vars(progress)))
+            self.log(f"step {told}")
+        self.tell(told)
 
     def complete(self, output: Output, used_s: float) -> None:
         """Write the artifact, then the record. Raises `StageFailed` if it came too late.
@@ -252,7 +281,7 @@ class Attempt:
         """Write the record and tell the driver."""
         used: dict[str, Any] = {"cpu_s": used_s}
         if self.record.cost.device_kind == "cpu":
-            used["peak_memory_mib"] = _peak_memory_mib()
+            used["peak_memory_mib"] = peak_memory_mib()
         cost = self.record.cost.model_copy(update=used)
         record = self.record.model_copy(update={"cost": cost, "status": status, **end})
         ended_s = record.started_s + time.monotonic() - self.clock
@@ -261,14 +290,15 @@ class Attempt:
         self.tell(Ended(self.stage.key, record.error.message if record.error else None))
 
 
-def _held(device: torch.device, group: Group, threads: int) -> Cost:
-    """Return the devices that a stage holds.
+def held(device: torch.device, group: Group, threads: int, gpus: float) -> Cost:
+    """Return the devices that a stage holds, whose workers were given `gpus` each.
 
     A CPU stage holds its threads' cores, or all there are where more threads share them.
     """
-    if device.type == "cuda":
+    if gpus:
         model = torch.cuda.get_device_name(device)
-        return Cost(devices=group.size, device_kind="gpu", device_model=model)
+        held = gpus if gpus < 1 else group.size
+        return Cost(devices=held, device_kind="gpu", device_model=model)
     processor = environment.processor()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * threads
     return Cost(
@@ -279,7 +309,7 @@ def _held(device: torch.device, group: Group, threads: int) -> Cost:
     )
 
 
-def _peak_memory_mib() -> float:
+def peak_memory_mib() -> float:
     """Return this process's peak since the stage began; of its whole life where Linux is mute."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()

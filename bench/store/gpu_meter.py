@@ -46,20 +46,39 @@ def names() -> list[str]:
             pynvml.nvmlShutdown()
 
 
+def driver_version() -> str:
+    """Return the version of the GPUs' driver, or why NVML does not tell it."""
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError as error:
+        return f"unknown (NVML: {error})"
+    finally:
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
 class Meter:
     """Samples one device while its block runs, in a thread that harms nothing when it fails.
 
-    `uuid` is the device's, with or without "GPU-" or "MIG-"; `clock` gives seconds.
+    `uuid` is the device's, with or without "GPU-" or "MIG-"; `clock` gives seconds. Of a device
+    that the worker was given a `share` of, nothing can be told.
     """
 
     def __init__(
-        self, uuid: str, folder: Path, worker: int = 0, clock: Callable[[], float] = time.monotonic
+        self,
+        uuid: str,
+        folder: Path,
+        worker: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        share: float = 1.0,
     ) -> None:
         self.uuid, self.path, self.worker = uuid, folder / f"gpu-{worker}.json", worker
         self.clock = clock
         self.model: str | None = None
         #: quantity -> why it is blank
-        self.blank: dict[str, str] = {}
+        why = f"shared: the worker held {share:g} of the device"
+        self.blank: dict[str, str] = dict.fromkeys(QUANTITIES, why) if share < 1 else {}
         self.samples = 0
         #: of the first and the newest sample, seconds
         self.times = (clock(), clock())

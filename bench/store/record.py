@@ -159,7 +159,8 @@ class Gpu(_Part):
 class Cost(_Part):
     """Devices held and what they did; None where it was not measured, with the reason."""
 
-    devices: Count
+    #: GPUs or cores; below 1 a share of a GPU
+    devices: Count | Annotated[float, Field(gt=0, lt=1)]
     device_kind: Literal["cpu", "gpu"]
     device_model: str
     wall_s: float | None = None
@@ -294,12 +295,13 @@ def parsed(content: Any) -> Record:
 # ------------------------------------------------------------------------ the cost of an attempt
 
 
-def collect(folder: Path, held: int) -> dict[str, Any]:
+def collect(folder: Path, held: float) -> dict[str, Any]:
     """Return what the meters of an attempt's GPUs left in its folder, as fields of `Cost`.
 
     Energy is the devices' sum, utilisation their mean over time, memory the largest peak. Each is
     blank, with its reason, unless all of the `held` devices have it.
     """
+    held = math.ceil(held)
     gpus = []
     for path in folder.glob("gpu-*.json"):
         with suppress(OSError, ValueError):

@@ -32,7 +32,7 @@ from maect.datasets import DataError, DataInfo
 from maect.settings import DataSettings
 
 #: parts of the suite that a profile may replace
-_OWN = ("evaluate", "tables", "primary", "secondary")
+_OWN = ("evaluate", "tables", "primary", "secondary", "devices")
 #: two ways to say the same, of which a worker looks at the second where it is there
 _FROZEN = ("frozen", "frozen_blocks")
 
@@ -149,6 +149,7 @@ class _Loader:
             gallery=tuple(spec.gallery),
             primary=spec.primary,
             secondary=spec.secondary,
+            devices=spec.devices,
         )
 
     def _seeds(self, count: int | None) -> list[int]:

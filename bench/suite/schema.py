@@ -157,6 +157,23 @@ class SearchSettings(Settings):
         return self.asha or self.method == "optuna"
 
 
+def _ray_counts(share: float) -> float:
+    if share != round(share, 4):
+        raise ValueError(f"Ray counts GPUs in ten-thousandths; write {max(share, 1e-4):.4f}")
+    return share
+
+
+class DeviceSettings(Settings):
+    """The GPUs that workers are given, where there are any; part of no key."""
+
+    #: as Ray names it: A100, H100, L4, ...; none: any
+    accelerator_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$")] | None = (
+        None
+    )
+    #: of a GPU that each worker holds; below 1 several small stages run side by side on one
+    gpu_share: Annotated[float, Field(gt=0, le=1), AfterValidator(_ray_counts)] = 1.0
+
+
 class ProfileSettings(Settings):
     """A profile: settings of all rows, and what it says of single rows and of the suite."""
 
@@ -187,6 +204,7 @@ class SuiteSettings(Settings):
     #: two rows whose encoders are shown beside each other in pictures, e.g. [MAE, MAE-CT]
     gallery: list[str] = []
     search: SearchSettings | None = None
+    devices: DeviceSettings = DeviceSettings()
     #: suite files whose profiles this one takes over; its own are laid over them
     profiles_from: str | list[str] | None = None
     profiles: Annotated[dict[FileName, ProfileSettings], Field(min_length=1)]
@@ -237,6 +255,7 @@ class Suite:
     #: comparisons named before the run, the primary one and the others
     primary: ComparisonSettings | None = None
     secondary: list[ComparisonSettings] = field(default_factory=list)
+    devices: DeviceSettings = field(default_factory=DeviceSettings)
 
     @property
     def explores(self) -> bool:
@@ -269,4 +288,5 @@ class Suite:
             "primary": self.primary and self.primary.resolved(),
             "secondary": [comparison.resolved() for comparison in self.secondary],
             "gallery": list(self.gallery),
+            "devices": self.devices.resolved(),
         }

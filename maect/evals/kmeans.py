@@ -11,8 +11,8 @@ from maect.streams import generator
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: numbers of a block of similarities of centres and images
-_BLOCK = 2**20
+#: numbers of a block of similarities of centres and images: on a CPU what its caches hold
+_BLOCK, _GPU_BLOCK = 2**20, 2**27
 
 
 class Clusters(NamedTuple):
@@ -106,7 +106,7 @@ def _assign(x: Tensor, norm: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
     flat = center.flatten(0, 1)
     half = flat.square().sum(1, keepdim=True) / 2
     label, distance = [], []
-    size = max(256, _BLOCK // len(flat))
+    size = max(256, (_BLOCK if x.device.type == "cpu" else _GPU_BLOCK) // len(flat))
     for rows, squared in zip(x.split(size), norm.split(size), strict=True):
         # the nearest centre has the largest x.c - |c|^2 / 2
         score, index = torch.addmm(half, flat, rows.T, beta=-1).view(runs, k, -1).max(1)
@@ -129,10 +129,10 @@ def _filled(label: Tensor, distance: Tensor, k: int) -> Tensor:
     label = label.clone()
     for run in (counts == 0).any(1).nonzero().flatten().tolist():
         size, farthest = counts[run].tolist(), distance[run].argsort(descending=True, stable=True)
-        candidates = iter(farthest.tolist())
+        candidates, own = iter(farthest.tolist()), label[run].tolist()
         for cluster in [c for c in range(k) if size[c] == 0]:
-            image = next(i for i in candidates if size[label[run, i]] > 1)
-            size[label[run, image]] -= 1
+            image = next(i for i in candidates if size[own[i]] > 1)
+            size[own[image]] -= 1
             label[run, image] = cluster
     return label
 
@@ -153,3 +153,25 @@ def _means(x: Tensor, label: Tensor, k: int) -> Tensor:
     offsets = counts.cumsum(0) - counts
     sums = functional.embedding_bag(order, x, offsets, mode="sum")
     return (sums / counts[:, None]).view(runs, k, -1)
+
+
+def silhouettes(x: Tensor, label: Tensor, k: int) -> Tensor:
+    """Return each image's silhouette: x [N, D], clusters [N] of `k` -> [N] float64.
+
+    scikit-learn's `silhouette_samples`, on a device: (b - a) / max(a, b), a the mean distance to
+    the others of the cluster, b that to the images of the nearest other one; 0 if it is alone.
+    """
+    import torch
+
+    x, own = x.double(), label[:, None]
+    member = (own == torch.arange(k, device=x.device)).double()  # [N, K]
+    size, found = member.sum(0), []
+    step = max(1, _GPU_BLOCK // len(x))
+    for rows, mine in zip(x.split(step), own.split(step), strict=True):
+        total = torch.cdist(rows, x) @ member  # [b, K]
+        inside = total.gather(1, mine) / (size[mine] - 1).clamp_min(1)
+        means = (total / size).masked_fill(size == 0, math.inf).scatter_(1, mine, math.inf)
+        other = means.min(1, keepdim=True).values
+        width = (other - inside) / torch.maximum(inside, other)
+        found.append(width.nan_to_num(0.0).masked_fill(size[mine] == 1, 0.0)[:, 0])
+    return torch.cat(found)

@@ -59,17 +59,19 @@ class ContrastiveTraining(Training[S]):
     def head_gradients(self, features: Tensor, epoch: int, indices: np.ndarray) -> Values:
         """Back-propagate the head's loss on the global batch [2, B, D]; return what to log."""
         self.pooled = features.detach()[0]
-        device = self.job.device
-        draws = self.draws.uniform(epoch, indices, 2).T.copy()  # [2, B]
+        draws = self.draws.uniform(epoch, indices, 2).T.astype(np.float64)  # [2, B]
+        # one copy to the device: ids, labels, and the draws' bits
+        numbers = np.stack([indices, self.train.labels[indices], *draws.view(np.int64)])
+        ids, labels, *bits = moved(numbers, self.job.device)
         for _, parameter in self.head_parameters:
             parameter.grad = None
         with self.job.autocast():
             output: HeadOutput = self.head(
                 features[0],
                 features[1],
-                moved(indices, device),
-                draws=moved(draws, device),
-                labels=moved(self.train.labels[indices], device),
+                ids,
+                draws=torch.stack(bits).view(torch.float64),
+                labels=labels,
                 **self.options,
             )
         output.loss.backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 
 import pytest
@@ -50,3 +51,10 @@ def test_what_is_left_of_a_resumed_stage_goes_by_its_pace(display: Display):
     display.step(stage, Stepped(stage.key, 30, 40, 1, 0.5, 32.0))
     assert display.training == {stage.key: pytest.approx(10 * 64 / 32)}
     assert "30/40 epoch 1 loss 0.5000 32 images/s, 20.0 s left" in written(display)
+
+
+def test_a_loss_that_was_not_read_yet_is_not_shown(display: Display):
+    stage = next(s for s in display.plan.stages.values() if s.title == "MAE, seed 0")
+    display.begin(stage)
+    display.step(stage, Stepped(stage.key, 3, 40, 0, math.nan, 32.0))
+    assert "3/40 epoch 0 32 images/s, " in written(display)

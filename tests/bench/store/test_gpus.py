@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_helpers import SMOKE, Bench, write_record
+from bench_helpers import SMOKE, Bench, write_record, write_run
 
 from bench.plan.planner import make_plan
 from bench.run.recovery import close_running
@@ -57,14 +57,15 @@ print(meter.reading().model_dump_json())
 STAGE = """
 import sys, time
 from pathlib import Path
+import torch
 from bench.run import worker
-from bench.store.record import Cost
 from bench.plan.planner import make_plan
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.stages import features
+worker._device = lambda gpus: torch.device("cpu")
 worker._uuid = lambda device: "aaaa"
-worker._held = lambda *given: Cost(devices=1, device_kind="gpu", device_model="Stand-in-1")
+torch.cuda.get_device_name = lambda device: "Stand-in-1"
 if sys.argv[3] == "fail":
     def broken(*given):
         time.sleep(0.5)
@@ -75,7 +76,7 @@ store.create()
 stages = make_plan(load_suite(Path(sys.argv[1]), seeds=1), store).stages.values()
 stage = next(s for s in stages if s.kind == "features" and not s.inputs)
 try:
-    worker.run_stage(stage, store, "run", lambda event: None)
+    worker.run_stage(stage, store, "run", lambda event: None, float((sys.argv + ["1"])[4]))
 except worker.StageFailed:
     assert sys.argv[3] == "fail"
 """
@@ -212,6 +213,24 @@ def test_a_stage_records_its_devices_and_their_cost(
     assert f"GPU-aaaa (Stand-in-1, {gpu['host']})" in page
     for shown in ("60.0 %", "1,024 MiB", '<code>GPU-aaaa</code></th><td class="row">Stand-in-1'):
         assert shown in page, shown
+
+
+def test_a_share_of_a_device_is_counted_exactly_and_the_rest_is_blank(
+    driver: StandIn, tmp_path: Path, bench: Bench
+) -> None:
+    """The device's meters tell of all who share it."""
+    driver.run(STEADY, STAGE, SMOKE, tmp_path / "store", "run", 0.25)
+    cost = only_record(tmp_path / "store")["cost"]
+    assert cost["devices"] == 0.25
+    assert cost["device_hours"] == 0.25 * cost["wall_s"] / 3600
+    assert [cost[name] for name in EVERY] == [None, None, None]
+    assert cost["energy_reason"] == "shared: the worker held 0.25 of the device"
+    bench("report", SMOKE, "--seeds", 1, "--store", tmp_path / "store")
+    page = (tmp_path / "store" / "reports" / "smoke-tiny.html").read_text(encoding="utf-8")
+    assert "shared: the worker held 0.25 of the device" in page
+    assert "0.25 GPU (Stand-in-1)" in page
+    write_run(Store(tmp_path / "store"), "run")
+    assert bench("verify", SMOKE, "--seeds", 1, "--store", tmp_path / "store").code == 0
 
 
 def test_a_failed_stage_has_its_cost_too(driver: StandIn, tmp_path: Path) -> None:

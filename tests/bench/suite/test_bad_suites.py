@@ -35,6 +35,15 @@ NUMERICS = "    numerics: {precision: fp32, threads: 1, shards: 4, isa: avx2}"
 TUNE = "    tune: {steps: 20, batch_size: 64, lr: 4.0e-3, warmup: 0.2, topk: 5, frozen: 0.5}\n"
 
 CASES = [
+    case("evaluate:", "devices: {gpu_share: 0}\nevaluate:", "devices.gpu_share", "greater than 0"),
+    case("evaluate:", "devices: {gpu_share: 2}\nevaluate:", "devices.gpu_share", "equal to 1"),
+    case(
+        "evaluate:",
+        "devices: {gpu_share: 0.33333}\nevaluate:",
+        "devices.gpu_share",
+        "Ray counts GPUs in ten-thousandths; write 0.3333",
+    ),
+    case("evaluate:", "devices: {accelerator_type: '?'}\nevaluate:", "devices.accelerator_type"),
     # ---------------------------------------------------------------------------- unknown names
     case("evaluate:", "evalute:", "'evalute'", "did you mean 'evaluate'?"),
     case("], augment: min", "], augmnet: min", "MAE-CT.augmnet'; did you mean 'augment'?"),

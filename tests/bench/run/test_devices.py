@@ -1,0 +1,148 @@
+"""The devices that a run is given: used or told why not, held by whom, and for how long."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from bench_helpers import SMOKE
+
+from bench.errors import MachineError, UserError
+from bench.plan.stage import Plan
+from bench.run import cluster, worker
+from bench.run.cluster import Cluster
+from bench.store.store import Store
+from bench.suite.schema import DeviceSettings
+from maect.parallel import Group
+from reports.display import held
+
+
+@pytest.mark.parametrize(
+    ("cuda", "built"), [("13.2", "for CUDA 13.2"), (None, "for CPUs only")], ids=["driver", "wheel"]
+)
+def test_a_gpu_that_torch_cannot_use_is_an_error(
+    cuda: str | None, built: str, store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """As where the driver is older than the wheel needs: Ray counts the GPU all the same."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(worker, "driver_version", lambda: "535.104")
+    with pytest.raises(MachineError) as told:
+        worker.serve(lambda: None, lambda event: None, store, "run", 1.0)
+    assert f"torch {torch.__version__} is built {built}, the driver is 535.104 on " in str(
+        told.value
+    )
+    assert "with --cpu, or install a torch that is built for this driver" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_worker_without_a_gpu_computes_on_the_cpu(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """Also where torch sees one: `--cpu` holds none."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    worker.serve(lambda: None, lambda event: None, store, "run", 0.0)
+    assert worker._device(0.0) == torch.device("cpu")
+
+
+# ----------------------------------------------------------------- who is given what, without a Ray
+
+
+def cluster_of(
+    *nodes: dict[str, float], monkeypatch: pytest.MonkeyPatch, workers: int = 1, **asked: Any
+) -> Cluster:
+    """What a run would make of a cluster with these nodes, whose workers have two threads."""
+    monkeypatch.setattr(cluster, "_start", lambda *_: False)
+    monkeypatch.setattr(cluster.ray, "remote", lambda _: MagicMock())
+    me = MagicMock(gcs_address="here:1", **{"get_node_id.return_value": f"{1:056x}"})
+    monkeypatch.setattr(cluster.ray, "get_runtime_context", lambda: me)
+    listed = [
+        {"NodeID": f"{number:056x}", "Alive": True, "Resources": node}
+        | {"NodeManagerAddress": "here", "NodeManagerPort": 2}
+        for number, node in enumerate(nodes, 1)
+    ]
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: listed)
+    devices = None if asked.pop("cpu", False) else DeviceSettings(**asked)
+    return Cluster(None, workers, 2, lambda seconds: None, devices)
+
+
+A100: dict[str, float] = {"CPU": 16, "GPU": 8, "accelerator_type:A100": 1}
+L4: dict[str, float] = {"CPU": 16, "GPU": 2, "accelerator_type:L4": 1}
+HEAD: dict[str, float] = {"CPU": 4}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "each", "room"),
+    [
+        ([HEAD], {}, {"CPU": 2}, 2),
+        ([HEAD, A100, L4], {}, {"CPU": 2, "GPU": 1}, 10),
+        ([HEAD, A100, L4], {"accelerator_type": "L4"}, {"CPU": 2, "GPU": 1}, 2),
+        ([HEAD, L4], {"gpu_share": 0.4}, {"CPU": 2, "GPU": 0.4}, 4),  # not 5: none lies on two GPUs
+        ([HEAD, L4], {"gpu_share": 0.3333}, {"CPU": 2, "GPU": 0.3333}, 6),
+        ([HEAD, L4], {"gpu_share": 0.1}, {"CPU": 2, "GPU": 0.1}, 8),  # as cores go
+        ([HEAD, A100], {"cpu": True}, {"CPU": 2}, 10),
+        ([HEAD], {"gpu_share": 0.5}, {"CPU": 2}, 2),
+        ([HEAD], {"gpu_share": 0.5, "workers": 2}, {"CPU": 2}, 2),
+        ([A100], {"gpu_share": 0.5, "workers": 0}, {"CPU": 2, "GPU": 1}, 1),
+    ],
+)
+def test_what_each_worker_holds_and_how_many_there_is_room_for(
+    nodes: list[dict[str, float]],
+    options: dict[str, Any],
+    each: dict[str, float],
+    room: int,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    made = cluster_of(*nodes, monkeypatch=monkeypatch, **options)
+    assert (made._held(), made.capacity()) == (each, room)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "told"),
+    [
+        ([A100], {"accelerator_type": "a100"}, "no GPU of type 'a100'; did you mean 'A100'?"),
+        ([A100, L4], {"accelerator_type": "H200"}, "no GPU of type 'H200'; known: A100, L4. With"),
+        ([HEAD], {"accelerator_type": "L4"}, "no GPU of type 'L4'; it has no GPU of any type. Wit"),
+        ([A100], {"gpu_share": 0.5, "workers": 2}, "--workers 2: devices.gpu_share is 0.5, and NC"),
+        ([HEAD, L4], {"workers": 3}, "3 workers with 2 core(s) and 1 GPU each are more than Ray h"),
+        ([HEAD, L4], {"workers": 3}, "has room for: 2, with 16 CPUs and 2 GPUs. Lower --workers"),
+        ([HEAD], {"workers": 3}, "3 workers with 2 core(s) each are more than Ray has room for: 2"),
+    ],
+)
+def test_devices_that_are_not_there_are_told_in_a_sentence(
+    nodes: list[dict[str, float]],
+    options: dict[str, Any],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    with pytest.raises(UserError) as error:
+        cluster_of(*nodes, monkeypatch=monkeypatch, **options).capacity()
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_share_of_a_gpu_is_counted_as_such(store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "L4")
+    cost = worker._held(torch.device("cuda"), Group(), 2, 0.25)
+    assert (cost.devices, cost.device_kind) == (0.25, "gpu")
+    assert cost.after(3600.0, store.root).device_hours == 0.25
+    assert held(cost.devices, "gpu", "L4") == "0.25 GPU (L4)"
+    whole = worker._held(torch.device("cuda"), Group(), 2, 1.0)
+    assert json.dumps(whole.model_dump()["devices"]) == "1"
+
+
+def test_devices_are_part_of_no_key(plan_of: Callable[..., Plan], tmp_path: Path):
+    """And a profile may replace the suite's."""
+    asked = "devices: {accelerator_type: L4, gpu_share: 0.25}\n"
+    suite, profile = tmp_path / "suite.yaml", tmp_path / "profile.yaml"
+    text = SMOKE.read_text(encoding="utf-8")
+    suite.write_text(asked + text, encoding="utf-8")
+    profile.write_text(text.replace("  tiny:\n", f"  tiny:\n    {asked}"), encoding="utf-8")
+    plain = plan_of()
+    for path in (suite, profile):
+        plan = plan_of(path)
+        assert plan.suite.devices == DeviceSettings(accelerator_type="L4", gpu_share=0.25)
+        assert plan.stages.keys() == plain.stages.keys()
