@@ -139,6 +139,13 @@ class Cluster:
         """Return what each worker holds."""
         return {"CPU": float(self.threads), **({"GPU": self.gpus} if self.gpus else {})}
 
+    def devices(self, width: int) -> float:
+        """Return the GPUs, or else the cores, that a group of so many workers holds."""
+        if self.gpus:
+            return width * self.gpus
+        cores = width * self.threads
+        return min(cores, environment.processor()["cores"]) if self.shared else cores
+
     def _room(self, node: dict[str, float]) -> int:
         """Return for how many workers a node has devices; no share of a GPU lies on two."""
         room = node.get("CPU", 0) // self.threads

@@ -30,7 +30,7 @@ from bench.plan.stage import Stage, entry_modules
 from bench.run.mailbox import Began, Ended, Stepped, Tell
 from bench.store.files import iso
 from bench.store.gpu_meter import Meter, driver_version
-from bench.store.record import Cost, Data, Failure, Input, Record, Status
+from bench.store.record import Cost, Data, Failure, Gpu, Input, Record, Status
 from bench.store.resume import StageCheckpoints
 from bench.store.store import Store
 from bench.suite.evaluations import Evaluation
@@ -100,18 +100,17 @@ def run_stage(
     attempt = Attempt(stage, store, run_id, tell, device, group, gpus) if group.rank == 0 else None
     folder = group.share(attempt.folder if attempt is not None else None)
     uuid = _uuid(device)
+    meter = Meter(uuid, folder, group.rank, share=gpus) if uuid else None
     try:
-        with Meter(uuid, folder, group.rank, share=gpus) if uuid else nullcontext():
+        with meter or nullcontext():
             _check(stage, modules)
             job = _job(stage, store, device)
             if attempt is not None:
                 job.on_progress = attempt.progress
             output = importlib.import_module(modules[0]).run(job)
-        # of all workers, whose meters have left their last word when they come here
-        used_s = torch.tensor([time.process_time() - began_s], dtype=torch.float64, device=device)
-        used_s = group.gather(used_s)
+        used = _of_all(group, (time.process_time() - began_s, meter and _reading(meter, device)))
         if attempt is not None:
-            attempt.complete(output, float(used_s.sum()))
+            attempt.complete(output, sum(s for s, _ in used), [gpu for _, gpu in used if gpu])
             shutil.rmtree(store.checkpoints(stage.key), ignore_errors=True)
     except Exception as error:
         if attempt is not None:
@@ -158,11 +157,26 @@ def _uuid(device: torch.device) -> str | None:
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
+def _reading(meter: Meter, device: torch.device) -> Gpu:
+    """Return what a meter that has ended told, with what torch held of the device's memory."""
+    held = torch.cuda.max_memory_reserved(device) / 2**20
+    return meter.reading().model_copy(update={"reserved_memory_mib": held})
+
+
+def _of_all(group: Group, value: Any) -> list[Any]:
+    """Return the values of all workers, in their order."""
+    found = [value] * group.size
+    if group.size > 1:
+        dist.all_gather_object(found, value)
+    return found
+
+
 def _forget_memory() -> None:
     """Give back what earlier stages of this process left, so that peaks are of this one."""
     if torch.cuda.is_initialized():
         gc.collect()  # takes a quarter of a second
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # Linux: start the peak of resident memory anew
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -238,10 +252,10 @@ class Attempt:
             self.log(f"step {told}")
         self.tell(told)
 
-    def complete(self, output: Output, used_s: float) -> None:
+    def complete(self, output: Output, used_s: float, gpus: list[Gpu]) -> None:
         """Write the artifact, then the record. Raises `StageFailed` if it came too late.
 
-        `used_s` is the processor time of all workers.
+        `used_s` is the processor time of all workers, `gpus` what their meters told.
         """
         stage, content = self.stage, {}
         for name, tensors in output.tensors.items():
@@ -263,7 +277,7 @@ class Attempt:
                 "protocol_fingerprint": digest(protocol, 16),
             }
         self.log(f"{stage.title} is complete")
-        self._close("complete", end, used_s)
+        self._close("complete", end, used_s, gpus)
 
     def fail(self, error: BaseException, used_s: float | None) -> None:
         """Write the record of an attempt that ended with an error."""
@@ -271,9 +285,15 @@ class Attempt:
         why = Failure(kind=type(error).__name__, message=str(error) or type(error).__name__)
         self._close("failed", {"error": why}, used_s)
 
-    def _close(self, status: Status, end: dict[str, Any], used_s: float | None) -> None:
+    def _close(
+        self,
+        status: Status,
+        end: dict[str, Any],
+        used_s: float | None,
+        gpus: list[Gpu] | None = None,
+    ) -> None:
         """Write the record and tell the driver."""
-        used: dict[str, Any] = {"cpu_s": used_s}
+        used: dict[str, Any] = {"cpu_s": used_s, "gpus": gpus or None}
         if self.record.cost.device_kind == "cpu":
             used["peak_memory_mib"] = _peak_memory_mib()
         cost = self.record.cost.model_copy(update=used)

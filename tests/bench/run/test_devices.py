@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 import torch
-from bench_helpers import SMOKE
+from bench_helpers import SMOKE, write_record
 
 from bench.errors import MachineError, UserError
 from bench.plan.stage import Plan
-from bench.run import cluster, worker
+from bench.run import cluster, driver, mailbox, worker
 from bench.run.cluster import Cluster
+from bench.store.record import Cost
 from bench.store.store import Store
 from bench.suite.schema import DeviceSettings
 from maect.parallel import Group
@@ -146,3 +149,41 @@ def test_devices_are_part_of_no_key(plan_of: Callable[..., Plan], tmp_path: Path
         plan = plan_of(path)
         assert plan.suite.devices == DeviceSettings(accelerator_type="L4", gpu_share=0.25)
         assert plan.stages.keys() == plain.stages.keys()
+
+
+# --------------------------------------------------------------------------- what groups hold apart
+
+
+def test_what_a_group_holds_outside_attempts_counts_apart_and_in_the_budget(
+    plan_of: Callable[..., Plan], store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """Two GPUs for 100 s, of which a stage ran 60 s."""
+    plan, now = plan_of(seeds=1, store=store.root), [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    run = SimpleNamespace(id="run", reserved_hours=None)
+    options = driver.RunOptions(max_hours={"gpu": 0.055})
+    steered = driver._Driver(plan, store, options, run)
+    steered.cluster = MagicMock(gpus=1.0, **{"devices.return_value": 2.0})
+    steered.limit = steered._limit(steered.cluster)
+    steered._act(steered.cluster)  # starts a group
+    now[0] += 30.0
+    stage = steered.state.ready()[0]
+    steered.state.wait(1, 0.0)
+    steered.state.begin(1, stage.key)
+    gpus = Cost(devices=2, device_kind="gpu", device_model="G")
+    write_record(store, stage, cost=gpus, wall_s=60.0)
+    now[0] += 60.0
+    steered._completed(stage)
+    steered._check_budget(steered.cluster)
+    now[0] += 10.0
+    assert steered._hours() == (pytest.approx(2 * 60 / 3600), pytest.approx(2 * 40 / 3600))
+    with pytest.raises(driver.Interrupted) as stopped:
+        steered._check_budget(steered.cluster)
+    assert str(stopped.value) == (
+        "the budget of 0.055 GPU-hours is spent (0.05556, of it 0.02222 while groups started, "
+        "waited and ended)"
+    )
+    steered._hear(mailbox.GroupEnded(1, None))
+    now[0] += 1000.0
+    steered.close()
+    assert run.reserved_hours == {"gpu": pytest.approx(2 * 40 / 3600)}
