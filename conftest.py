@@ -3,6 +3,8 @@
 pytest-benchmark has only `--benchmark-...` options; the bare flag is ours. With it only the
 benchmarks run, and a step that has become slower than its committed bound fails the run.
 
+`@pytest.mark.gpu`: what only a GPU shows; `pytest -m gpu` runs it, elsewhere it is skipped.
+
 `@pytest.mark.needs("gcc", "cc")`: the test needs one of these programs. Without any it is skipped,
 or fails where MAECT_REQUIRE_PROGRAMS is set: where continuous integration has installed them.
 """
@@ -43,7 +45,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test whose program is missing, or fail it where the program must be there."""
+    """Skip a test whose program or GPU is missing; fail it where the program must be there."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("torch sees no GPU")
     for mark in item.iter_markers("needs"):
         if not any(map(shutil.which, mark.args)):
             message = f"needs {' or '.join(mark.args)} on the PATH"

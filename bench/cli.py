@@ -19,6 +19,7 @@ COMMANDS = {
     "run": ("run", "run what a suite lacks, then print its table"),
     "sweep": ("run", "run the search a suite declares, through Ray Tune"),
     "plan": ("plan", "show what would run, and why; start nothing"),
+    "calibrate": ("calibrate", "measure how fast a suite's stages go on this machine"),
     "report": ("report", "render a suite's report from the store alone"),
     "verify": ("verify", "derive a suite's numbers again from what is stored"),
     "eval": ("eval", "evaluate a ViT checkpoint without a suite"),

@@ -10,13 +10,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from maect import image_ops as ops
+from maect.datasets.base import Split
+from maect.datasets.decoders import Crops, Cut, Request
+from maect.device import moved
 from maect.settings import ViewSettings
 from maect.streams import Stream
 
@@ -24,14 +28,14 @@ from maect.streams import Stream
 _CPU_PIECE = 3 << 18
 _CROP_TRIES = 10
 
+#: of one size, uint8 [B, C, H, W]; or B of [C, h, w]; or cut out already
+Images = Tensor | Sequence[Tensor] | Crops
+
 
 @dataclass(frozen=True)
-class ViewParameters:
+class ViewParameters(Cut):
     """What is done to each of B images; NumPy arrays of length B."""
 
-    #: top, left, height, width [B, 4]; null: resize and centre crop
-    boxes: np.ndarray | None
-    flip: np.ndarray
     #: whether to jitter; the order of its four parts and their factors, both [B, 4]
     jitter: np.ndarray
     order: np.ndarray
@@ -40,11 +44,6 @@ class ViewParameters:
     sigma: np.ndarray
     grey: np.ndarray
     solarise: np.ndarray
-
-    def piece(self, part: slice) -> ViewParameters:
-        """Return the parameters of some of the images."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(self, **{name: value[part] for name, value in given.items()})
 
 
 def _uniform(draws: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -120,7 +119,7 @@ class Augment:
 
     def __call__(
         self,
-        images: Tensor | Sequence[Tensor],
+        images: Images,
         epoch: int,
         indices: np.ndarray,
         view: int = 0,
@@ -128,18 +127,24 @@ class Augment:
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Return a view: uint8 [B, C, H, W], or B of [C, h, w] -> [B, C, S, S].
+        """Return a view: uint8 [B, C, H, W], or B of [C, h, w], or crops -> [B, C, S, S].
 
         `indices` int64 [B] are the samples' rows in their split. Work is done on `device`, by
         default the images'.
         """
-        if isinstance(images, Tensor):
-            sizes = np.tile(images.shape[2:], (len(images), 1))
+        cut = isinstance(images, Crops)
+        if isinstance(images, Crops):
+            place = torch.device(device or "cpu")
+            parameters = cast(ViewParameters, images.cuts[view])
+            images = images.view(view, place)
         else:
-            sizes = np.array([image.shape[1:] for image in images])
-        parameters = self.sample_parameters(epoch, indices, view, sizes[:, 0], sizes[:, 1])
+            place = torch.device(device) if device is not None else images[0].device
+            if isinstance(images, Tensor):
+                sizes = np.tile(images.shape[2:], (len(images), 1))
+            else:
+                sizes = np.array([image.shape[1:] for image in images])
+            parameters = self.sample_parameters(epoch, indices, view, sizes[:, 0], sizes[:, 1])
         threshold = self.views[view].solarise_threshold
-        place = torch.device(device) if device is not None else images[0].device
         shape = (len(self.mean), self.image_size, self.image_size)
         result = torch.empty(len(images), *shape, dtype=dtype, device=place)
         step = max(1, _CPU_PIECE // math.prod(shape)) if place.type == "cpu" else len(images)
@@ -147,10 +152,27 @@ class Augment:
             part = slice(start, start + step)
             chosen = parameters.piece(part)
             with torch.no_grad(), torch.autocast(place.type, enabled=False):
-                piece = _cropped(images[part], chosen, self.image_size, place)
+                if cut:
+                    piece = cast(Tensor, images)[part].float()
+                else:
+                    piece = _cropped(images[part], chosen, self.image_size, place)
                 piece = _colors(piece, chosen, threshold)
                 normalise(piece, self.mean, self.std, out=result[part])
         return result
+
+    def images(self, split: Split, epoch: int, indices: np.ndarray) -> Images:
+        """Return images of a split for calls: whole ones held decoded, or crops of all views."""
+        if split.sizes is None:
+            return split.batch(indices)
+        return split.crops(indices, lambda: self.request(split, epoch, indices))
+
+    def request(self, split: Split, epoch: int, indices: np.ndarray) -> Request:
+        """Return the crops of all views of images of a split."""
+        assert split.sizes is not None
+        heights, widths = split.sizes[indices].T
+        views = range(len(self.views))
+        cuts = [self.sample_parameters(epoch, indices, v, heights, widths) for v in views]
+        return Request(indices, cuts, self.image_size)
 
     def sample_parameters(
         self, epoch: int, indices: np.ndarray, view: int, heights: np.ndarray, widths: np.ndarray
@@ -191,7 +213,7 @@ def _cropped(
     if parameters.boxes is not None:
         return ops.crop_resize(images, parameters.boxes, parameters.flip, size, place)
     result = ops.center_crop_resize(images, size, place)
-    mirrored = torch.from_numpy(parameters.flip).to(place)[:, None, None, None]
+    mirrored = moved(parameters.flip, place)[:, None, None, None]
     return torch.where(mirrored, result.flip(3), result)
 
 
@@ -228,7 +250,7 @@ def normalise(
 
 @torch.no_grad()
 def evaluation_transform(
-    images: Tensor | Sequence[Tensor],
+    images: Images,
     *,
     image_size: int,
     mean: Sequence[float],
@@ -236,10 +258,16 @@ def evaluation_transform(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Return evaluation's views: uint8 [B, C, H, W], or B of [C, h, w] -> [B, C, S, S], normalised.
+    """Return evaluation's views, normalised: [B, C, S, S].
+
+    Of uint8 [B, C, H, W], of B of [C, h, w], or of crops made by `Request.centres`.
 
     Shorter side to 256/224 of the image size, then centre crop; images of the right size already
     are only normalised.
     """
-    place = torch.device(device) if device is not None else images[0].device
-    return normalise(ops.center_crop_resize(images, image_size, place), mean, std).to(dtype)
+    if isinstance(images, Crops):
+        crops = images.view(0, torch.device(device or "cpu")).float()
+    else:
+        place = torch.device(device) if device is not None else images[0].device
+        crops = ops.center_crop_resize(images, image_size, place)
+    return normalise(crops, mean, std).to(dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` under a temporary name, then rename: a crash leaves no half of a file.
+def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
+    """Write `data`, or its parts one after the other, under a temporary name, then rename: a crash
+    leaves no half of a file.
 
     Raises OSError, and then leaves nothing behind.
     """
@@ -24,7 +26,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     try:
         temporary.unlink(missing_ok=True)  # of a process that died, or a link that leads elsewhere
         with temporary.open("xb") as file:
-            file.write(data)
+            for part in (data,) if isinstance(data, bytes) else data:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -9,15 +9,15 @@ these sizes, so conditions are written as arithmetic and chosen images are sorte
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from maect.device import moved
 
 #: largest table of crop matrices kept for a size of image, numbers
 _TABLE_LIMIT = 20_000_000
@@ -41,7 +41,7 @@ class Batch:
 
     def _reorder(self, order: np.ndarray) -> None:
         if (order[1:] < order[:-1]).any():
-            at = torch.from_numpy(order).to(self.images.device)
+            at = moved(order, self.images.device)
             self.images, self.rows = self.images.index_select(0, at), self.rows[order]
 
     def sort(self, kinds: np.ndarray, count: int) -> list[int]:
@@ -72,7 +72,7 @@ def cached(images: Tensor, start: int, end: int) -> Iterator[slice]:
 
 def _column(values: np.ndarray, like: Tensor) -> Tensor:
     """Return values [n] as float32 [n, 1, 1, 1] on the device of `like`."""
-    return torch.from_numpy(values.astype(np.float32)).to(like.device)[:, None, None, None]
+    return moved(values.astype(np.float32), like.device)[:, None, None, None]
 
 
 def resample_weights(
@@ -120,7 +120,7 @@ def _crop_weights(
     # there are size + 1 - l intervals of each length l; this many are of a smaller one
     shorter = (lengths - 1) * (size + 1) - (lengths - 1) * lengths // 2
     rows = shorter + starts + mirror * (len(table) // 2)
-    return table.index_select(0, torch.from_numpy(rows).to(device))
+    return table.index_select(0, moved(rows, device))
 
 
 def _resize(images: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
@@ -161,15 +161,17 @@ def crop_resize(
             top, left, heights, widths = boxes.T
             vertical = _crop_weights(top, heights, np.zeros_like(flip), height, out, device)
             horizontal = _crop_weights(left, widths, flip, width, out, device)
-            return _resize(images.to(device), vertical, horizontal)
+            return _resize(moved(images, device), vertical, horizontal)
 
-    def cut(row: int) -> Tensor:
-        top, left, height, width = boxes[row].tolist()
-        inside = images[row][:, top : top + height, left : left + width]
-        resized = _interpolate(inside.cpu(), (out, out))
-        return resized.flip(2) if flip[row] else resized
+    cut = [crop(image.cpu(), box, out) for image, box in zip(images, boxes, strict=True)]
+    cut = [image.flip(2) if turned else image for image, turned in zip(cut, flip, strict=True)]
+    return moved(torch.stack(cut), device).float()
 
-    return _each(cut, len(images), device)
+
+def crop(image: Tensor, box: np.ndarray, out: int) -> Tensor:
+    """Return a box (top, left, height, width), resized: uint8 [C, h, w] -> [C, out, out]."""
+    top, left, height, width = box.tolist()
+    return _interpolate(image[:, top : top + height, left : left + width], (out, out))
 
 
 def center_crop_resize(
@@ -182,18 +184,20 @@ def center_crop_resize(
     of `size` x `size` stay as they are.
     """
     if isinstance(images, Tensor) and images.shape[2:] == (size, size):
-        return images.to(device).float()
+        return moved(images, device).float()
 
-    def centre(row: int) -> Tensor:
-        image = images[row].cpu()
-        if image.shape[1:] == (size, size):
-            return image
-        sides, short = image.shape[1:], size * 256 // 224
-        height, width = (short * side // min(sides) for side in sides)
-        top, left = round((height - size) / 2), round((width - size) / 2)
-        return _interpolate(image, (height, width))[:, top : top + size, left : left + size]
+    centres = torch.stack([center_crop(image.cpu(), size) for image in images])
+    return moved(centres, device).float()
 
-    return _each(centre, len(images), device)
+
+def center_crop(image: Tensor, size: int) -> Tensor:
+    """Return the centre of one image as `center_crop_resize` does: uint8 [C, h, w] -> the same."""
+    if image.shape[1:] == (size, size):
+        return image
+    sides, short = image.shape[1:], size * 256 // 224
+    height, width = (short * side // min(sides) for side in sides)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return _interpolate(image, (height, width))[:, top : top + size, left : left + size]
 
 
 def _interpolate(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -201,20 +205,6 @@ def _interpolate(image: Tensor, size: tuple[int, int]) -> Tensor:
     if image.shape[1:] == size:
         return image
     return interpolate(image[None], size, mode="bicubic", antialias=True)[0]
-
-
-def _each(one: Callable[[int], Tensor], count: int, device: torch.device) -> Tensor:
-    """Return uint8 results of `one` for 0..count-1, stacked, as float32 on `device`.
-
-    Beside a GPU the CPU's cores are free and share the work; else one thread does it, because
-    how many a worker uses is a setting.
-    """
-    if device.type == "cpu":
-        results = [one(row) for row in range(count)]
-    else:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            results = list(threads.map(one, range(count)))
-    return torch.stack(results).to(device).float()
 
 
 def greyscale(images: Tensor) -> Tensor:

@@ -80,6 +80,30 @@ def _take(rows: Tensor, chosen: Tensor) -> Tensor:
     return rows.gather(1, chosen[..., None].expand(-1, -1, rows.shape[-1]))
 
 
+class _Reordered(torch.autograd.Function):
+    """Rows [B, N, D] in another order [B, N]; see `_take`.
+
+    Of a plain `gather` the gradient would be a sum over rows that may be equal, which is slow where
+    it has to be deterministic. Here each row is taken once, so the inverse order gives it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return _take(rows, order)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (order,) = ctx.saved_tensors
+        return _take(gradients[0], torch.argsort(order, dim=1)), None
+
+
+def compile_blocks(network: Encoder | Decoder) -> None:
+    """Let torch.compile make fast code of a network's blocks: once for all blocks of a shape."""
+    for block in network.blocks:
+        block.compile(dynamic=False)
+
+
 def _blocks(dim: int, depth: int, heads: int, mlp_ratio: float) -> nn.ModuleList:
     """Return pre-norm transformer blocks: [B, N, dim] -> [B, N, dim] each."""
     norm: Any = partial(nn.LayerNorm, eps=1e-6)
@@ -233,7 +257,8 @@ class Decoder(nn.Module):
         tokens = self.embed(latent)  # [B, 1+n, E]
         missing = ids_restore.shape[1] + 1 - tokens.shape[1]
         masks = self.mask_token.to(tokens.dtype).expand(len(tokens), missing, -1)
-        patches = _take(torch.cat([tokens[:, 1:], masks], dim=1), ids_restore)  # [B, N, E]
+        shuffled = torch.cat([tokens[:, 1:], masks], dim=1)
+        patches = _Reordered.apply(shuffled, ids_restore)  # [B, N, E]
         tokens = torch.cat([tokens[:, :1], patches + self.pos_embed], dim=1)
         for block in self.blocks:
             tokens = block(tokens)

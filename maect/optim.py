@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _STEM = ("cls_token", "pos_embed", "patch_embed.")
 
@@ -104,7 +104,9 @@ def freeze(encoder: nn.Module, blocks: int) -> list[str]:
 @torch.no_grad()
 def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
     """Set parameters to `decay * average + (1 - decay) * module`, and copy buffers."""
-    for mean, value in zip(average.parameters(), module.parameters(), strict=True):
-        mean.mul_(decay).add_(value, alpha=1 - decay)
-    for copied, buffer in zip(average.buffers(), module.buffers(), strict=True):
-        copied.copy_(buffer)
+    means: list[Tensor] = list(average.parameters())
+    values: list[Tensor] = list(module.parameters())
+    torch._foreach_mul_(means, decay)
+    torch._foreach_add_(means, values, alpha=1 - decay)
+    if copied := list(average.buffers()):
+        torch._foreach_copy_(copied, list(module.buffers()))

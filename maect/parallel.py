@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,18 @@ class Group:
         dist.barrier()
         return box[0]
 
+    def share_tensors(self, tensors: Mapping[str, Tensor], device: Any) -> Mapping[str, Tensor]:
+        """Return the first worker's tensors on every worker; of the others they may be missing."""
+        if self.size == 1:
+            return tensors
+        kinds = self.share({name: (one.shape, one.dtype) for name, one in tensors.items()})
+        found = {}
+        for name, (shape, dtype) in kinds.items():
+            own = tensors[name].to(device) if self.rank == 0 else None
+            found[name] = torch.empty(shape, dtype=dtype, device=device) if own is None else own
+            dist.broadcast(found[name], src=0)
+        return found
+
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Make `tensors` those of the first worker, in place."""
         if self.size > 1:
@@ -187,15 +199,27 @@ class GradientSum:
         if self.group.size > 1 and self.group.shards == 1:
             dist.all_reduce(total)
         elif self.group.size > 1:
-            parts = self.group.gather(total[None])
-            self._tree.clear()
-            for part in parts:
-                self._push(level, part)
-            ((_, total),) = self._tree
+            total = self._sum_of_workers(level, total)
         for parameter in self.parameters:
             parameter.grad = torch.empty_like(parameter)
         _unflatten(total, [_gradient(p) for p in self.parameters])
         self._tree.clear()
+
+    def _sum_of_workers(self, level: int, own: Tensor) -> Tensor:
+        """Return the sum [n] of all workers' sums, which stand at a level of the tree.
+
+        Each worker adds one slice of all, so that the memory does not grow with their number.
+        """
+        size, length = self.group.size, len(own)
+        whole = torch.nn.functional.pad(own, (0, -length % size))
+        slices = torch.empty_like(whole)
+        dist.all_to_all_single(slices, whole)
+        self._tree.clear()
+        for part in slices.view(size, -1):
+            self._push(level, part)
+        ((_, total),) = self._tree
+        dist.all_gather_into_tensor(whole, total)
+        return whole[:length]
 
     def _push(self, level: int, value: Tensor) -> None:
         """Merge equal levels as they meet: a binary tree over the pieces in their order."""
@@ -214,5 +238,5 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 def _unflatten(flat: Tensor, targets: Sequence[Tensor]) -> None:
     """Write the numbers of `flat` into `targets`, one after the other."""
     parts = flat.split([target.numel() for target in targets])
-    for target, part in zip(targets, parts, strict=True):
-        target.copy_(part.view_as(target))
+    shaped = [part.view_as(target) for target, part in zip(targets, parts, strict=True)]
+    torch._foreach_copy_(list(targets), shaped)

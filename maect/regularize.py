@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from maect.augment import normalise
+from maect.device import moved
 from maect.streams import hash_key
 
 #: magnitudes 0 to 10, as the published recipes count them
@@ -63,7 +64,7 @@ def strengthen(
                 pixels = ((view * spread + offset) * 255).round().clamp(0, 255).byte()
                 view = normalise(augment(pixels).to(dtype), mean, std)
             found.append(erase(view))
-    return torch.stack(found).to(place)
+    return moved(torch.stack(found), place)
 
 
 def mix(

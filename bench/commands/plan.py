@@ -67,8 +67,9 @@ def plan_summary(plan: Plan) -> str:
             images = plan.data.counts["train"]
             lines.append(f"assumed: {images:,} training images, as the suite says")
     else:
-        lines += [_statuses(plan, todo), *_predicted(plan, todo)]
-    assumed = estimate.assumed(todo, estimate.rates(plan.stages.values()))
+        lines.append(_statuses(plan, todo))
+    lines += _predicted(plan, todo)
+    assumed = estimate.assumed(todo, estimate.rates(plan))
     if assumed is not None:
         lines.append(
             f"predicted {assumed}, each shared stage counted once. This assumes "
@@ -100,7 +101,11 @@ def _predicted(plan: Plan, todo: list[Stage]) -> list[str]:
     unit, factor = time_unit(hours.hours)
     middle, low, high = (amount(value * factor) for value in hours)
     line = f"predicted {middle} {device_word(device)}-{unit} ({low} to {high} by the middle 80 % "
-    line += "of the rates in the store)"
+    line += (
+        "of the rates in the store)"
+        if estimate.last_device(plan.stages.values())
+        else ("of the rates that `calibrate` measured)")
+    )
     return [f"{line}; not counted, as none has run: {', '.join(unknown)}" if unknown else line]
 
 
@@ -116,7 +121,7 @@ def left(plan: Plan) -> str:
 
 def _text(plan: Plan) -> str:
     """Return the whole plan, a line a stage."""
-    known = estimate.rates(plan.stages.values())
+    known = estimate.rates(plan)
     # where all is cached there is no more to say
     todo = _todo(plan)
     shown = [stage for stage in plan.stages.values() if todo or stage.reason]
@@ -144,7 +149,7 @@ def _line(stage: Stage, plan: Plan, known: dict[str, estimate.Rates]) -> str:
 
 def plan_data(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON data."""
-    known, todo = estimate.rates(plan.stages.values()), _todo(plan)
+    known, todo = estimate.rates(plan), _todo(plan)
     predicted = None
     if (found := estimate.device_hours(plan, todo)) is not None:
         device, hours, unknown = found

@@ -1,14 +1,15 @@
-"""How long what is left will take, from what the store's records say of like stages."""
+"""How long what is left will take, by the store's records of like stages, else its calibration."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from statistics import median_low
 from typing import NamedTuple
 
 from bench.plan.stage import Plan, Stage
+from maect.files import digest
 
 #: Where no record tells a rate: a device, its peak FLOP/s in dense bf16, and the share of it that
 #: training is taken to reach, low, middle and high. Of the published costs, 40 A100-hours for
@@ -40,13 +41,13 @@ def assumption() -> str:
     )
 
 
-def assumed(stages: Iterable[Stage], known: Container[str]) -> Hours | None:
-    """Return the GPU-hours of stages whose kind has no measured rate in `known`, or None.
+def assumed(stages: Iterable[Stage], known: Mapping[str, Rates]) -> Hours | None:
+    """Return the GPU-hours of stages that have no measured rate in `known`, or None.
 
     Evaluations of stored features are not counted, those that run the encoder are.
     """
     operations = sum(
-        stage.flops for stage in stages if stage.kind not in known and _fills_a_gpu(stage)
+        stage.flops for stage in stages if _of(stage, known) is None and _fills_a_gpu(stage)
     )
     if not operations:
         return None
@@ -60,19 +61,21 @@ def _fills_a_gpu(stage: Stage) -> bool:
     return bool(stage.settings["numerics"]["precision"] == "bf16" and dim >= ASSUMED_DIM)
 
 
-# ------------------------------------------------------------------------- by the store's records
+# ------------------------------------------------------------- by the store's records, calibration
 
 #: shares of the rates in order: middle, fast and slow end
 _MIDDLE, _FAST, _SLOW = 0.5, 0.9, 0.1
 
 
 class Rates(NamedTuple):
-    """What the records of a kind of stage tell of one kind of device."""
+    """What is known of a kind of stage on one kind of device."""
 
     #: per device-second, in order: FLOPs, or of evaluations of stored features, evaluations
     speeds: list[float]
     #: the median of how many a stage held
     devices: float
+    #: device-seconds before the first step, where the speeds leave them out
+    start_s: float = 0.0
 
 
 def last_device(stages: Collection[Stage]) -> str | None:
@@ -82,34 +85,65 @@ def last_device(stages: Collection[Stage]) -> str | None:
     return newest.cost.device_kind if newest else None
 
 
-def rates(stages: Collection[Stage], device: str | None = None) -> dict[str, Rates]:
-    """Return the rates of each kind of stage with a record on `device`, or on the one last used."""
-    device = device or last_device(stages)
+def like(stage: Stage) -> str:
+    """Return what stages of equal steps have in common, whatever their length, rate and seed."""
+    own, train = stage.settings, stage.settings.get("train", {})
+    told = {name: own.get(name) for name in ("model", "numerics", "views", "settings", "pool")}
+    told |= {name: train.get(name) for name in ("batch_size", "frozen_blocks", "queue_size")}
+    told["image_size"] = own.get("data", {}).get("image_size")
+    return digest([stage.kind, told], 16)
+
+
+def rates(plan: Plan) -> dict[str, Rates]:
+    """Return the rates on the kind of device last used: by kind of stage, from the records; from
+    the calibration also by `like`, for stages of a kind without a record."""
+    device, given = _device(plan), plan.calibration
     speeds, held = defaultdict(list), defaultdict(list)
-    for stage in stages:
+    start_s: defaultdict[str, float] = defaultdict(float)
+    for stage in plan.stages.values():
         if stage.record is not None and stage.record.cost.device_kind == device:
             cost = stage.record.cost
             spent_s = max(cost.devices * (cost.wall_s or 0.0), 1e-3)
             speeds[stage.kind].append((stage.flops or 1.0) / spent_s)
             held[stage.kind].append(cost.devices)
-    return {kind: Rates(sorted(speeds[kind]), median_low(held[kind])) for kind in speeds}
+    recorded = set(speeds)
+    if given is not None and given.device_kind == device:
+        for pace in given.paces:
+            for name in (pace.like, pace.kind) if pace.kind not in recorded else ():
+                speeds[name] += pace.speeds
+                held[name].append(given.devices)
+                start_s[name] = max(start_s[name], given.devices * pace.start_s)
+    return {n: Rates(sorted(speeds[n]), median_low(held[n]), start_s[n]) for n in speeds}
 
 
-def _hours(stage: Stage, speeds: list[float]) -> Hours:
+def _device(plan: Plan) -> str | None:
+    """Return the kind of device that ran last, else the one that was measured."""
+    measured = None if plan.calibration is None else plan.calibration.device_kind
+    return last_device(plan.stages.values()) or measured
+
+
+def _of(stage: Stage, known: Mapping[str, Rates]) -> Rates | None:
+    """Return the rates of stages like this one, else of its kind, or None."""
+    return known.get(like(stage)) or known.get(stage.kind)
+
+
+def _hours(stage: Stage, rates: Rates) -> Hours:
     """Return the device-hours of a stage at the middle 80 % of speeds in order."""
+    speeds = rates.speeds
 
     def at(share: float) -> float:
-        return (stage.flops or 1.0) / speeds[round(share * (len(speeds) - 1))] / 3600
+        speed = speeds[round(share * (len(speeds) - 1))]
+        return ((stage.flops or 1.0) / speed + rates.start_s) / 3600
 
     return Hours(at(_MIDDLE), at(_FAST), at(_SLOW))
 
 
-def seconds(stage: Stage, known: dict[str, Rates]) -> float | None:
+def seconds(stage: Stage, known: Mapping[str, Rates]) -> float | None:
     """Return the expected wall time of one stage, or None where no like stage has run."""
-    rates = known.get(stage.kind)
+    rates = _of(stage, known)
     if rates is None and stage.flops:  # an evaluation that runs the encoder, about as features do
         rates = known.get("features")
-    return None if rates is None else 3600 * _hours(stage, rates.speeds).hours / rates.devices
+    return None if rates is None else 3600 * _hours(stage, rates).hours / rates.devices
 
 
 def remaining(plan: Plan, left: list[Stage], slots: int, going_s: float = 0.0) -> float | None:
@@ -120,7 +154,7 @@ def remaining(plan: Plan, left: list[Stage], slots: int, going_s: float = 0.0) -
     None where a kind of training has not run yet. Kinds of evaluations that have not run yet count
     nothing: they take a second or so.
     """
-    known = rates(plan.stages.values())
+    known = rates(plan)
     expected = {stage.key: seconds(stage, known) for stage in left}
     if any(stage.trains and expected[stage.key] is None for stage in left):
         return None
@@ -128,15 +162,16 @@ def remaining(plan: Plan, left: list[Stage], slots: int, going_s: float = 0.0) -
 
 
 def device_hours(plan: Plan, todo: list[Stage]) -> tuple[str, Hours, list[str]] | None:
-    """Return the kind of device that ran last, and the expected device-hours of `todo` on it.
+    """Return the kind of device that ran last or was measured, and the expected device-hours of
+    `todo` on it.
 
-    Third come the kinds of stages that have not run on it, which are not counted. None without
-    records.
+    Third come the kinds of stages of which nothing is known on it, which are not counted. None
+    without records and calibration.
     """
-    device = last_device(plan.stages.values())
+    device = _device(plan)
     if device is None:
         return None
-    known = rates(plan.stages.values(), device)
-    each = [_hours(stage, known[stage.kind].speeds) for stage in todo if stage.kind in known]
-    unknown = sorted({stage.kind for stage in todo} - known.keys())
+    known = rates(plan)
+    each = [_hours(stage, found) for stage in todo if (found := _of(stage, known))]
+    unknown = sorted({stage.kind for stage in todo if _of(stage, known) is None})
     return device, Hours(*(math.fsum(one[i] for one in each) for i in range(3))), unknown

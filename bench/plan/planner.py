@@ -18,6 +18,7 @@ from bench.errors import UserError, short, suggestion
 from bench.plan.identity import code, stage_key
 from bench.plan.stage import Plan, Row, Stage, entry_modules
 from bench.plan.status import assess_all
+from bench.store import calibration
 from bench.store.store import Store
 from bench.suite.evaluations import Evaluation
 from bench.suite.load import data_info
@@ -42,6 +43,7 @@ def make_plan(
     plan = _Planner(suite).build(only)
     if store is not None:
         assess_all(plan, store, keep_stale=keep_stale)
+        plan.calibration = calibration.read(store.root)
     return plan
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.store.calibration import Calibration
 from bench.store.record import Code, Record
 from bench.store.store import StageState
 from bench.suite.schema import Suite, Variant
@@ -99,6 +100,8 @@ class Plan:
     #: every stage once, inputs before what needs them
     stages: dict[str, Stage]
     data: DataInfo
+    #: what was measured where the store lies
+    calibration: Calibration | None = None
 
     @property
     def unresolved(self) -> str | None:

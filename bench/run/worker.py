@@ -95,8 +95,8 @@ def run_stage(
     modules = entry_modules(stage.kind)
     for module in modules:
         importlib.import_module(module)  # not part of the stage's time
-    _forget_memory()
-    group, device, began_s = Group(), _device(gpus), time.process_time()
+    forget_memory()
+    group, device, began_s = Group(), device_of(gpus), time.process_time()
     attempt = Attempt(stage, store, run_id, tell, device, group, gpus) if group.rank == 0 else None
     folder = group.share(attempt.folder if attempt is not None else None)
     uuid = _uuid(device)
@@ -104,7 +104,7 @@ def run_stage(
     try:
         with meter or nullcontext():
             _check(stage, modules)
-            job = _job(stage, store, device)
+            job = job_of(stage, store, device)
             if attempt is not None:
                 job.on_progress = attempt.progress
             output = importlib.import_module(modules[0]).run(job)
@@ -130,24 +130,30 @@ def _check(stage: Stage, modules: list[str]) -> None:
         raise RuntimeError("the code was edited since the run began; start the run again")
 
 
-def _job(stage: Stage, store: Store, device: torch.device) -> Job:
-    """Return a stage as maect takes it."""
-    places = stage.places
+def job_of(stage: Stage, store: Store | None, device: torch.device) -> Job:
+    """Return a stage as maect takes it; without a store, with random weights and no inputs."""
+    places, settings, inputs, kept = stage.places, stage.settings, {}, None
+    if store is None:
+        settings = {name: value for name, value in settings.items() if name != "weights"}
+    else:
+        inputs = {name: store.folder(source.key) for name, source in stage.inputs.items()}
+        if stage.steps:
+            kept = StageCheckpoints(store, stage.key, stage.code.hash)
     return Job(
         kind=stage.kind,
-        settings=stage.settings,
-        inputs={name: store.folder(source.key) for name, source in stage.inputs.items()},
+        settings=settings,
+        inputs=inputs,
         data_name=stage.data.name,
         data_root=Path(str(places["data_root"])),
         data_path=places["data_path"],
         lists=places.get("low_shot"),
         weights=Path(str(places["weights"])) if "weights" in places else None,
         device=device,
-        checkpoints=StageCheckpoints(store, stage.key, stage.code.hash) if stage.steps else None,
+        checkpoints=kept,
     )
 
 
-def _device(gpus: float) -> torch.device:
+def device_of(gpus: float) -> torch.device:
     """Return the device that this worker computes on."""
     return torch.device("cuda", torch.cuda.current_device()) if gpus else torch.device("cpu")
 
@@ -171,7 +177,7 @@ def _of_all(group: Group, value: Any) -> list[Any]:
     return found
 
 
-def _forget_memory() -> None:
+def forget_memory() -> None:
     """Give back what earlier stages of this process left, so that peaks are of this one."""
     if torch.cuda.is_initialized():
         gc.collect()  # takes a quarter of a second
@@ -202,7 +208,7 @@ class Attempt:
     ) -> None:
         self.stage, self.store, self.tell = stage, store, tell
         self.clock, began = time.monotonic(), time.time()
-        cost = _held(device, group, stage.settings["numerics"]["threads"], gpus)
+        cost = held(device, group, stage.settings["numerics"]["threads"], gpus)
         here = {
             "workers": group.size,
             "backend": str(dist.get_backend()) if group.size > 1 else None,
@@ -295,7 +301,7 @@ class Attempt:
         """Write the record and tell the driver."""
         used: dict[str, Any] = {"cpu_s": used_s, "gpus": gpus or None}
         if self.record.cost.device_kind == "cpu":
-            used["peak_memory_mib"] = _peak_memory_mib()
+            used["peak_memory_mib"] = peak_memory_mib()
         cost = self.record.cost.model_copy(update=used)
         record = self.record.model_copy(update={"cost": cost, "status": status, **end})
         ended_s = record.started_s + time.monotonic() - self.clock
@@ -304,7 +310,7 @@ class Attempt:
         self.tell(Ended(self.stage.key, record.error.message if record.error else None))
 
 
-def _held(device: torch.device, group: Group, threads: int, gpus: float) -> Cost:
+def held(device: torch.device, group: Group, threads: int, gpus: float) -> Cost:
     """Return the devices that a stage holds, whose workers were given `gpus` each.
 
     A CPU stage holds its threads' cores, or all there are where more threads share them.
@@ -323,7 +329,7 @@ def _held(device: torch.device, group: Group, threads: int, gpus: float) -> Cost
     )
 
 
-def _peak_memory_mib() -> float:
+def peak_memory_mib() -> float:
     """Return this process's peak since the stage began; of its whole life where Linux is mute."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()

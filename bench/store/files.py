@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def read_json(path: Path) -> Any:
     return from_json(data)  # which refuses more than 200 levels
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file so that it is either whole or not there. Raises `UserError` if it cannot."""
     try:
         files.write_atomic(path, data)

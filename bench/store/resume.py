@@ -10,14 +10,18 @@ before it is used. They go when the stage is complete.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
+from torch import Tensor
 
 from bench.store.files import read_json, regular, write_atomic, write_json
 from bench.store.record import Count, Curves
@@ -25,9 +29,16 @@ from bench.store.store import Store
 from maect.files import sha256
 from maect.stages.job import State
 
-#: seconds between two checkpoints
-EVERY_S = 30.0
+#: seconds between two checkpoints, more where they would stop the training for longer than a share
+EVERY_S, SHARE = 60.0, 0.01
 KEPT = 2
+#: names of types in the safetensors format
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+}
 
 
 class _Note(BaseModel):
@@ -43,7 +54,9 @@ class StageCheckpoints:
 
     def __init__(self, store: Store, key: str, code: str) -> None:
         self.folder = store.checkpoints(key) / code
-        self._last = time.monotonic()
+        self._last = self._asked = time.monotonic()
+        #: seconds that the training stood still for the last one
+        self._stood_s = 0.0
         self._writer: threading.Thread | None = None
 
     def load(self) -> State | None:
@@ -66,22 +79,46 @@ class StageCheckpoints:
     def due(self) -> bool:
         """Return whether it is time for another checkpoint and the last one is written."""
         writing = self._writer is not None and self._writer.is_alive()
-        return time.monotonic() - self._last >= EVERY_S and not writing
+        self._asked = time.monotonic()
+        every_s = max(EVERY_S, self._stood_s / SHARE)
+        return self._asked - self._last >= every_s and not writing
 
     def save(self, state: State) -> None:
         """Write in the background; the training goes on meanwhile."""
-        self._last = time.monotonic()
         self._writer = threading.Thread(target=self._write, args=(state,), daemon=True)
         self._writer.start()
+        self._last = time.monotonic()
+        self._stood_s = self._last - self._asked
 
     def _write(self, state: State) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        data = save(state.tensors)
-        path = self.folder / f"{state.step}.safetensors"
-        write_atomic(path, data)
-        checksum = hashlib.sha256(data).hexdigest()
-        note = {"step": state.step, "sha256": checksum, "curves": state.curves}
+        path, checksum = self.folder / f"{state.step}.safetensors", hashlib.sha256()
+
+        def parts() -> Iterator[bytes | memoryview]:
+            for part in _safetensors(state.tensors):
+                checksum.update(part)
+                yield part
+
+        write_atomic(path, parts())
+        note = {"step": state.step, "sha256": checksum.hexdigest(), "curves": state.curves}
         write_json(path.with_suffix(".json"), note)
         for old in self._notes()[:-KEPT]:
             old.unlink(missing_ok=True)
             old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """Yield the parts of a file in the safetensors format: https://huggingface.co/docs/safetensors.
+
+    The library's own writer holds Python's lock for seconds, and the training would stand still.
+    """
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        told = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape)}
+        header[name] = told | {"data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for tensor in tensors.values():
+        yield tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
+
+    from maect.datasets.decoders import Crops, Request
 
 SPLITS = ("train", "selection", "test")
 #: how many names a message lists
@@ -91,8 +93,18 @@ class Split(ABC):
         """Return images of the given samples, on the CPU: int64 [B] -> uint8 [B, C, H, W], or where
         their sizes differ B of [C, h, w]."""
 
-    def expect(self, batches: Iterable[np.ndarray]) -> None:  # noqa: B027 - nothing to do by default
-        """Announce the batches to come, so that their images can be decoded ahead."""
+    @property
+    def sizes(self) -> np.ndarray | None:
+        """Height and width of each image [N, 2] where they differ; such images are decoded when
+        `crops` asks for them."""
+        return None
+
+    def expect(self, requests: Iterable[Request]) -> None:  # noqa: B027 - nothing to do by default
+        """Announce the crops to come, so that they can be made ahead."""
+
+    def crops(self, rows: np.ndarray, request: Callable[[], Request]) -> Crops:
+        """Return crops of images `rows` [B]: of the request announced next, else of `request`."""
+        raise NotImplementedError
 
 
 @dataclass(eq=False)
@@ -110,11 +122,17 @@ class ArraySplit(Split):
         return torch.from_numpy(self.pool[self.rows[np.asarray(indices)]])
 
 
+def workers_here() -> int:
+    """Workers of a group that share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
 def decode_threads() -> int:
-    """Threads of this process that decode: its share of the cores it may use. The number changes
-    no result."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+    """Threads or processes that decode for this one: its share of the cores that affinity and
+    control group allow. The number changes no result."""
+    from joblib import cpu_count
+
+    return max(1, cpu_count() // workers_here())
 
 
 def shown(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from maect.datasets.base import DataError, decode_threads, listed, readable
 from maect.datasets.image_index import Files, Index
-from maect.datasets.images import Inspection, inspect, read_file
+from maect.datasets.images import Inspection, Place, inspect, read_file
 
 TEST_FOLDERS = ("val", "validation", "test")
 _REPORT_EVERY = 2000
@@ -119,12 +119,12 @@ def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
     Index.build(files, found).save(_file(known))
 
 
-def load(path: Path, known: Path) -> tuple[Index, Callable[[int], bytes]]:
-    """Return the index as it was made, and what reads the encoded bytes of a row of it."""
+def load(path: Path, known: Path) -> tuple[Index, Callable[[int], Place]]:
+    """Return the index as it was made, and where the encoded bytes of a row of it are."""
     index = Index.load(_file(known))
     if index is None:
         raise DataError(f"the images in {path} have not been checked yet")
-    return index, lambda row: read_file(path / index.name(row))
+    return index, lambda row: (path / index.name(row), 0, None)
 
 
 def _file(known: Path) -> Path:

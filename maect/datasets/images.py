@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
 import os
 import stat
 import threading
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+#: where encoded bytes are: a file, and if they are a part of it the first byte and their number
+Place = tuple[Path, int, int | None]
 #: what is opened, by Pillow's names; others start programs (EPS) or are seldom tested
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 #: pixels of the largest picture that is decoded: where Pillow begins to warn
@@ -42,19 +45,26 @@ class Inspection:
     reason: str = ""
 
 
-def read_file(path: Path) -> bytes:
-    """Return a file's content. Raises OSError, also for what is no file: a pipe, a device."""
+def read_file(path: Path, first: int = 0, length: int | None = None) -> bytes:
+    """Return a file's content, or `length` bytes of it from byte `first` on.
+
+    Raises OSError, also for what is no file: a pipe, a device.
+    """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "is no regular file")
-        if status.st_size > MAX_BYTES:
-            raise OSError(0, f"has {status.st_size:,} bytes, more than {MAX_BYTES:,}")
-        return file.read()
+        size = status.st_size if length is None else length
+        if size > MAX_BYTES:
+            raise OSError(0, f"has {size:,} bytes, more than {MAX_BYTES:,}")
+        file.seek(first)
+        return file.read(size)
 
 
-def decode(data: bytes) -> tuple[np.ndarray, str]:
+def decode(data: bytes, *, fast: bool = False) -> tuple[np.ndarray, str]:
     """Return pixels uint8 [h, w, 3] and the kind of image they were converted from.
+
+    They are Pillow's; where `fast`, torchvision decodes the JPEGs of which it gives the same.
 
     16-bit values keep their upper 8 bits; transparency is dropped; palettes and CMYK are
     converted by Pillow; orientation tags are not applied and animations give their first frame,
@@ -70,7 +80,7 @@ def decode(data: bytes) -> tuple[np.ndarray, str]:
             pixels = _claimed(image)
             if pixels <= MAX_PIXELS:
                 with _one_at_a_time if pixels > _LARGE else nullcontext():
-                    return _rgb(image, data)
+                    return _rgb(image, data, fast)
     except UnidentifiedImageError:
         raise ValueError(f"not an image of these formats: {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
@@ -93,8 +103,11 @@ def _claimed(image: Image) -> int:
     return max(width * height, int(tags.get(322, 0)) * int(tags.get(323, 0)))
 
 
-def _rgb(image: Image, data: bytes) -> tuple[np.ndarray, str]:
+def _rgb(image: Image, data: bytes, fast: bool) -> tuple[np.ndarray, str]:
     kind = image.mode
+    if fast and image.format == "JPEG" and kind == "RGB" and _decoders_agree():
+        with suppress(RuntimeError):  # what is wrong with it, Pillow says
+            return _by_torchvision(data), kind
     if kind == "F":
         raise ValueError("32-bit float image, of no known range")
     if kind.startswith("I"):
@@ -103,6 +116,35 @@ def _rgb(image: Image, data: bytes) -> tuple[np.ndarray, str]:
     if image.format == "PNG" and data[24:25] == b"\x10" and kind in ("RGB", "RGBA"):
         kind = f"16-bit {kind}"  # Pillow keeps the upper 8 bits
     return np.array(image if image.mode == "RGB" else image.convert("RGB")), kind
+
+
+def _by_torchvision(data: bytes) -> np.ndarray:
+    """Return the pixels of a JPEG. Raises RuntimeError where it is damaged."""
+    import torch
+    from torchvision.io import decode_jpeg
+
+    encoded = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+    return decode_jpeg(encoded).permute(1, 2, 0).numpy()
+
+
+@functools.cache
+def _decoders_agree() -> bool:
+    """Return whether torchvision gives Pillow's pixels here: each brings a libjpeg of its own."""
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (61, 83, 3), np.uint8)
+    for sampling, progressive in itertools.product((0, 1, 2), (False, True)):
+        file = io.BytesIO()
+        Image.fromarray(noise).resize((251, 187)).save(
+            file, "JPEG", subsampling=sampling, progressive=progressive
+        )
+        try:
+            found = _by_torchvision(file.getvalue())
+        except (ImportError, OSError, RuntimeError):  # torchvision without its libraries
+            return False
+        if not np.array_equal(found, decode(file.getvalue())[0]):
+            return False
+    return True
 
 
 def inspect(data: bytes) -> Inspection:

@@ -1,25 +1,23 @@
 """Sets too large to be held decoded, `image_folder` and `parquet`: what they are, and their splits,
-whose images are decoded by threads ahead of whoever asks for them."""
+whose images are decoded and cut ahead of whoever asks for them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shlex
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maect.datasets import folder, lists, shards
-from maect.datasets.base import DataError, DataInfo, Split, decode_threads, listed
+from maect.datasets.base import DataError, DataInfo, Split, listed
+from maect.datasets.decoders import Ahead, Crops, Cut, Request, Task, unreadable
 from maect.datasets.image_index import Index
-from maect.datasets.images import decode
+from maect.datasets.images import Place, decode, read_file
 from maect.datasets.named import IMAGENET_MEAN, IMAGENET_STD
 from maect.datasets.splits import make_low_shot
 from maect.settings import DataSettings
@@ -27,8 +25,6 @@ from maect.settings import DataSettings
 if TYPE_CHECKING:
     import torch
 
-#: decoded images held beyond the batch that is asked for, bytes
-AHEAD_BYTES = 1 << 30
 _ASSUMED = (
     "assumed: classes in the order of their names or numbers, pixels normalised by ImageNet's mean "
     "and deviation"
@@ -40,61 +36,46 @@ class EncodedSplit(Split):
     """One split whose images are decoded when asked for; they keep their sizes."""
 
     rows: Index
-    #: row of the split -> encoded bytes
-    read: Callable[[int], bytes]
+    #: row of the split -> where its encoded bytes are
+    place: Callable[[int], Place]
 
     def __post_init__(self) -> None:
-        self._bytes = 3 * self.rows.sizes.astype(np.int64).prod(axis=1)
-        self.expect([])
+        self._ahead = Ahead(self._tasks, self.rows.name)
 
-    @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(decode_threads())
+    @property
+    def sizes(self) -> np.ndarray:
+        return self.rows.sizes
+
+    def _tasks(self, request: Request) -> Iterator[Task]:
+        for part in request.parts():
+            rows = request.rows[part]
+            cuts = [Cut(cut.boxes, cut.flip).piece(part) for cut in request.cuts]
+            places = [self.place(int(row)) for row in rows]
+            yield Task(places, self.rows.sizes[rows], cuts, request.size)
+
+    def expect(self, requests: Iterable[Request]) -> None:
+        """Announce the crops to come: they are made ahead, as far as memory allows."""
+        self._ahead.expect(requests)
+
+    def crops(self, rows: np.ndarray, request: Callable[[], Request]) -> Crops:
+        return self._ahead.take(rows, request)
+
+    def batch(self, indices: np.ndarray) -> list[torch.Tensor]:
+        """Return whole images: int64 [B] -> B of uint8 [3, h, w] on the CPU.
+
+        Raises DataError where a file can no longer be read.
+        """
+        import torch
+
+        found = [self._decode(int(row)) for row in indices]
+        return [torch.from_numpy(pixels).permute(2, 0, 1) for pixels in found]
 
     def _decode(self, row: int) -> np.ndarray:
         """Return pixels uint8 [h, w, 3] of one image."""
         try:
-            return decode(self.read(row))[0]
+            return decode(read_file(*self.place(row)))[0]
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"{self.rows.name(row)} could be read when the set was checked and cannot now: "
-                f"{getattr(error, 'strerror', None) or error}. Restore it, or check the set again"
-            ) from None
-
-    def expect(self, batches: Iterable[np.ndarray]) -> None:
-        """Announce the batches to come: they are decoded ahead, as far as memory allows."""
-        self._ahead: deque[tuple[int, Future[np.ndarray]]] = deque()
-        self._held = 0
-        self._expected: Iterator[int] = (int(row) for rows in batches for row in rows)
-
-    def _fill(self, least: int) -> None:
-        """Start decoding what comes next: `least` images, more while memory allows."""
-        while len(self._ahead) < least or self._held < AHEAD_BYTES:
-            row = next(self._expected, None)
-            if row is None:
-                return
-            self._ahead.append((row, self._threads.submit(self._decode, row)))
-            self._held += int(self._bytes[row])
-
-    def batch(self, indices: np.ndarray) -> list[torch.Tensor]:
-        """Return images of the given samples: int64 [B] -> B of uint8 [3, h, w] on the CPU.
-
-        Raises DataError where a file can no longer be read; ValueError where batches were
-        announced and this is not the next.
-        """
-        import torch
-
-        rows = [int(row) for row in indices]
-        self._fill(len(rows))
-        if not self._ahead:  # nothing was announced, or all of it was taken
-            self._expected = iter(rows)
-            self._fill(len(rows))
-        taken = [self._ahead.popleft() for _ in rows if self._ahead]
-        if [row for row, _ in taken] != rows:
-            raise ValueError("these samples are not the batch that was announced next")
-        self._held -= sum(int(self._bytes[row]) for row in rows)
-        self._fill(0)
-        return [torch.from_numpy(future.result()).permute(2, 0, 1) for _, future in taken]
+            raise unreadable(self.rows.name(row), error) from None
 
 
 def kind_of(path: Path) -> str:
@@ -151,13 +132,13 @@ def _planned(settings: DataSettings, hint: str) -> DataInfo:
 
 def _usable(
     settings: DataSettings, root: Path
-) -> tuple[Index, dict[str, np.ndarray], list[str], Callable[[int], bytes]]:
+) -> tuple[Index, dict[str, np.ndarray], list[str], Callable[[int], Place]]:
     """Return the index of a set, the rows of its splits, the classes without a training image, and
-    what reads a row's encoded bytes. Raises DataError where the set cannot be used."""
-    raw, read = _reader(settings).load(*_places(settings, root))
+    where a row's encoded bytes are. Raises DataError where the set cannot be used."""
+    raw, place = _reader(settings).load(*_places(settings, root))
     raw.require_usable(settings.max_broken, settings.selection)
     index, empty = raw.counted()
-    return index, index.splits(settings.selection), empty, read
+    return index, index.splits(settings.selection), empty, place
 
 
 def _info(settings: DataSettings, root: Path) -> DataInfo:
@@ -220,7 +201,7 @@ def prepare(settings: DataSettings, root: Path, progress: Callable[[str], None])
 
 def load(settings: DataSettings, root: Path, split: str) -> EncodedSplit:
     """Return one split, decoded when asked for. Raises DataError where the set was not prepared."""
-    index, splits, _, read = _usable(settings, root)
+    index, splits, _, place = _usable(settings, root)
     part, classes = splits[split], len(index.classes)
     rows = index.take(part)
     return EncodedSplit(
@@ -230,7 +211,7 @@ def load(settings: DataSettings, root: Path, split: str) -> EncodedSplit:
         IMAGENET_MEAN,
         IMAGENET_STD,
         rows,
-        lambda row: read(int(part[row])),
+        lambda row: place(int(part[row])),
     )
 
 

@@ -1,7 +1,7 @@
 """Sets in Parquet shards, as Hugging Face stores them: columns image {bytes, path} and label.
 
 Parquet cannot give a single image without reading the hundred around it, so the encoded images of
-each shard are copied, once, to a flat file under the data directory, which is memory-mapped.
+each shard are copied, once, to a flat file under the data directory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from maect.datasets.base import DataError, decode_threads, listed, readable
 from maect.datasets.image_index import Files, Index
-from maect.datasets.images import inspect
+from maect.datasets.images import Place, inspect
 
 TEST_PREFIXES = ("val", "validation", "test")
 #: a label is a number below this, or a word
@@ -192,8 +192,8 @@ def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
             progress(f"unpacked {count} of {len(shards)} shards")
 
 
-def load(path: Path, known: Path) -> tuple[Index, Callable[[int], bytes]]:
-    """Return the index of all shards together, and what reads the encoded bytes of a row of it."""
+def load(path: Path, known: Path) -> tuple[Index, Callable[[int], Place]]:
+    """Return the index of all shards together, and where the encoded bytes of a row of it are."""
     shards = [shard for shard, _ in listing(path)]
     parts, files = [], []
     for shard in shards:
@@ -202,8 +202,7 @@ def load(path: Path, known: Path) -> tuple[Index, Callable[[int], bytes]]:
         if part is None:
             raise DataError(f"{shard} has not been unpacked, or its copy is damaged")
         parts.append(part)
-        flat, empty = unpacked.with_suffix(".bin"), not part.stamps[:, 1].sum()
-        files.append(np.empty(0, np.uint8) if empty else np.memmap(flat, np.uint8, mode="r"))
+        files.append(unpacked.with_suffix(".bin"))
     classes = _common_classes(shards, parts)
     if parts[0].words:
         parts = [replace(p, labels=np.searchsorted(classes, p.classes)[p.labels]) for p in parts]
@@ -211,11 +210,11 @@ def load(path: Path, known: Path) -> tuple[Index, Callable[[int], bytes]]:
     index = Index.join(parts, classes, left_out)
     in_file = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
 
-    def read(row: int) -> bytes:
+    def place(row: int) -> Place:
         first, length = index.stamps[row].tolist()
-        return files[in_file[row]][first : first + length].tobytes()
+        return files[in_file[row]], first, length
 
-    return index, read
+    return index, place
 
 
 def _common_classes(shards: list[Path], parts: list[_Shard]) -> list[str]:

@@ -79,9 +79,10 @@ def _ending(found: dict[str, Any], block: int) -> dict[str, Any]:
 
 
 def _at(data: EvalInput, place: int) -> EvalInput:
-    """Return the input with the features of the block at `place` of the list."""
+    """Return the input with the features of the block at `place` of the list, on the labels'
+    device: all blocks together may be more than it holds."""
     train, selection, test = (
-        Features(split.x[:, place].contiguous(), split.y)
+        Features(split.x[:, place].contiguous().to(split.y.device), split.y)
         for split in (data.train, data.selection, data.test)
     )
     images = data.images and data.images.at(place)

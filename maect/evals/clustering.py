@@ -80,10 +80,10 @@ def _compute(data: EvalInput, settings: ClusterSettings) -> EvalResult:
     from sklearn.metrics import silhouette_samples
 
     from maect.evals.kmeans import kmeans
-    from maect.evals.nearest import standardized
+    from maect.evals.neighbors import standardized, statistics
 
     x = data.test.x
-    x = (standardized(x, x[:0])[0] if settings.standardize else x).float()
+    x = (standardized(x, statistics(x)) if settings.standardize else x).float()
     classes = len(np.unique(labels_of(data.test.y)))
     found = kmeans(
         x,

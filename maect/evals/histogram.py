@@ -12,14 +12,14 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from maect.evals.base import EvalInput, EvalResult, Evaluator, Metric, Predictions
-from maect.evals.nearest import standardized
+from maect.evals.neighbors import standardized, statistics
 from maect.settings import Positive, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: images whose histograms are taken at a time
-_IMAGES = 256
+#: images whose histograms are taken at a time, and images whose features are in double precision
+_IMAGES, _ROWS = 256, 2**17
 
 
 class HistogramSettings(Settings):
@@ -53,18 +53,24 @@ def _targets(data: EvalInput, split: str, bins: int) -> Tensor:
 
     def found(rows: slice) -> Tensor:
         normalised = images.prepared(split, np.arange(rows.start, rows.stop))
-        return histograms(normalised.cpu() * std + mean, bins)
+        spread, offset = (v.to(normalised.device) for v in (std, mean))
+        return histograms(normalised * spread + offset, bins)
 
-    count = len(getattr(data, split).y)
-    return torch.cat(list(images.group.shared(count, _IMAGES, found)))
+    own = getattr(data, split)
+    return torch.cat(list(images.group.shared(len(own.y), _IMAGES, found))).to(own.x.device)
 
 
-def _fitted(x: Tensor, y: Tensor, l2: list[float]) -> list[Tensor]:
-    """Return a ridge regression for each penalty: centred x [N, D], y [N, T] -> [D, T] each."""
+def _fitted(x: Tensor, found: tuple[Tensor, Tensor], y: Tensor, l2: list[float]) -> list[Tensor]:
+    """Return a ridge regression for each penalty: x [N, D], which `found` standardises, on centred
+    y [N, T] -> [D, T] each."""
     import torch
 
-    scale, vectors = torch.linalg.eigh(x.T @ x / len(x))
-    along = vectors.T @ (x.T @ y) / len(x)
+    gram, along = y.new_zeros(x.shape[1], x.shape[1]), y.new_zeros(x.shape[1], y.shape[1])
+    for rows, targets in zip(x.split(_ROWS), y.split(_ROWS), strict=True):
+        own = standardized(rows, found)
+        gram, along = gram + own.T @ own, along + own.T @ targets
+    scale, vectors = torch.linalg.eigh(gram / len(x))
+    along = vectors.T @ along / len(x)
     return [vectors @ (along / (scale + penalty)[:, None]) for penalty in l2]
 
 
@@ -87,22 +93,20 @@ def _compute(data: EvalInput, settings: HistogramSettings) -> EvalResult:
     train, selection, test = (
         _targets(data, split, settings.bins) for split in ("train", "selection", "test")
     )
-    offset = train.mean(0)
-    device = data.train.x.device
+    offset, spread = train.mean(0), statistics(data.train.x)
 
     def regressed(x: Tensor, weight: Tensor) -> Tensor:
-        return standardized(data.train.x, x)[1] @ weight + offset.to(device)
+        parts = [standardized(rows, spread) @ weight + offset for rows in x.split(_ROWS)]
+        return torch.cat(parts)
 
-    x = standardized(data.train.x, data.train.x)[0]
-    weights = _fitted(x, (train - offset).to(device), settings.l2)
+    weights = _fitted(data.train.x, spread, train - offset, settings.l2)
     errors = [
-        float((regressed(data.selection.x, weight).cpu() - selection).square().mean())
+        float((regressed(data.selection.x, weight) - selection).square().mean())
         for weight in weights
     ]
     best = int(np.argmin(errors))
-    with torch.no_grad():
-        predicted = regressed(data.test.x, weights[best]).cpu()
-    predictions = {"histogram": test.numpy(), "predicted": predicted.numpy()}
+    predicted = regressed(data.test.x, weights[best]).cpu()
+    predictions = {"histogram": test.cpu().numpy(), "predicted": predicted.numpy()}
     chosen = {"l2": settings.l2[best], "selection_error": errors}
     protocol: dict[str, Any] = {
         "target": "share of the pixels in each bin of each channel, images as evaluations see them",

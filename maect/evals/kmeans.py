@@ -11,8 +11,8 @@ from maect.streams import generator
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: numbers of a block of similarities of centres and images
-_BLOCK = 2**20
+#: numbers of a block of similarities of centres and images: on a CPU what its caches hold
+_BLOCK, _GPU_BLOCK = 2**20, 2**27
 
 
 class Clusters(NamedTuple):
@@ -106,7 +106,7 @@ def _assign(x: Tensor, norm: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
     flat = center.flatten(0, 1)
     half = flat.square().sum(1, keepdim=True) / 2
     label, distance = [], []
-    size = max(256, _BLOCK // len(flat))
+    size = max(256, (_BLOCK if x.device.type == "cpu" else _GPU_BLOCK) // len(flat))
     for rows, squared in zip(x.split(size), norm.split(size), strict=True):
         # the nearest centre has the largest x.c - |c|^2 / 2
         score, index = torch.addmm(half, flat, rows.T, beta=-1).view(runs, k, -1).max(1)
@@ -129,10 +129,10 @@ def _filled(label: Tensor, distance: Tensor, k: int) -> Tensor:
     label = label.clone()
     for run in (counts == 0).any(1).nonzero().flatten().tolist():
         size, farthest = counts[run].tolist(), distance[run].argsort(descending=True, stable=True)
-        candidates = iter(farthest.tolist())
+        candidates, own = iter(farthest.tolist()), label[run].tolist()
         for cluster in [c for c in range(k) if size[c] == 0]:
-            image = next(i for i in candidates if size[label[run, i]] > 1)
-            size[label[run, image]] -= 1
+            image = next(i for i in candidates if size[own[i]] > 1)
+            size[own[image]] -= 1
             label[run, image] = cluster
     return label
 

@@ -16,8 +16,10 @@ from maect.settings import Positive, Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: numbers of a draw's features up to which budgets are solved together on a CPU
+#: numbers of a draw's features up to which budgets are solved together: the cost is in the calls
 _SMALL = 2**15
+#: logits of draws solved together, eight copies of which are held in double precision
+_LOGITS = 2**28
 
 Budget = Literal["1", "2", "5", "1%", "10%"]
 
@@ -116,24 +118,28 @@ def _compute(data: EvalInput, settings: LowShotSettings) -> EvalResult:
 
     check_draws(data, settings.budgets)
     test = centred_rows(data.test.x)
-    predictions, chosen, notes = {}, {}, shortages(data, settings.budgets)
+    notes = shortages(data, settings.budgets)
+    found: dict[str, list[tuple[np.ndarray, float]]] = {budget: [] for budget in settings.budgets}
     for group in _groups(data, settings.budgets):
-        draws = [np.asarray(draw) for budget in group for draw in data.low_shot[budget]]
-        x, y = _stacked(data.train, draws)
+        x, y = _stacked(data.train, [np.asarray(data.low_shot[b][draw]) for b, draw in group])
         fitted = fit_logistic(x, y, data.classes, settings.l2, settings.tolerance)
         if not fitted.converged:
-            notes.append(
-                f"{', '.join(map(budget_label, group))}: a regression missed its tolerance"
-            )
-        classes, first = _classes(test, fitted.weight), 0
-        for budget in group:
-            own = slice(first, first + len(data.low_shot[budget]))
-            predictions[metric_name("class", budget)] = classes[:, own]
-            chosen[metric_name("accuracy", budget)] = {
-                "images": [len(draw) for draw in draws[own]],
-                "objective": fitted.objective[own].tolist(),
-            }
-            first = own.stop
+            named = dict.fromkeys(budget_label(budget) for budget, _ in group)
+            notes.append(f"{', '.join(named)}: a regression missed its tolerance")
+        solved = zip(group, _classes(test, fitted.weight).T, fitted.objective.tolist(), strict=True)
+        for (budget, _), classes, objective in solved:
+            found[budget].append((classes, objective))
+    predictions = {
+        metric_name("class", budget): np.stack([classes for classes, _ in draws], axis=1)
+        for budget, draws in found.items()
+    }
+    chosen = {
+        metric_name("accuracy", budget): {
+            "images": [len(draw) for draw in data.low_shot[budget]],
+            "objective": [objective for _, objective in draws],
+        }
+        for budget, draws in found.items()
+    }
     protocol: dict[str, Any] = {
         "rows": "centred by their own mean, L2-normalised; no intercept",
         "images": {name: solved["images"] for name, solved in chosen.items()},
@@ -143,12 +149,18 @@ def _compute(data: EvalInput, settings: LowShotSettings) -> EvalResult:
     return EvalResult(predictions, chosen, protocol, notes)
 
 
-def _groups(data: EvalInput, budgets: list[Budget]) -> list[list[Budget]]:
-    """Budgets to solve together: on a CPU only small ones, whose cost is in starting kernels."""
-    sizes = {budget: len(data.low_shot[budget][0]) * data.train.x.shape[1] for budget in budgets}
-    cpu = data.train.x.device.type == "cpu"
-    together = [b for b in budgets if not b.endswith("%") and (sizes[b] <= _SMALL or not cpu)]
-    return [group for group in (together, *([b] for b in budgets if b not in together)) if group]
+def _groups(data: EvalInput, budgets: list[Budget]) -> list[list[tuple[Budget, int]]]:
+    """Return draws to solve together, as budget and number: those of all small budgets, else those
+    of one, or as many of them as leave memory."""
+    groups: dict[tuple[str, int], list[tuple[Budget, int]]] = {}
+    for budget in budgets:
+        images = len(data.low_shot[budget][0])
+        small = not budget.endswith("%") and images * data.train.x.shape[1] <= _SMALL
+        most = max(1, _LOGITS // (images * data.classes))
+        for draw in range(len(data.low_shot[budget])):
+            key = ("", 0) if small else (budget, draw // most)
+            groups.setdefault(key, []).append((budget, draw))
+    return list(groups.values())
 
 
 def _stacked(train: Features, draws: list[np.ndarray]) -> tuple[Tensor, Tensor]:

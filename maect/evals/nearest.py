@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 from pydantic import Field, PositiveInt
@@ -19,9 +20,6 @@ from maect.evals.base import (
 )
 from maect.settings import Positive, Settings
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 class KnnSettings(Settings):
     """The official protocol: standardised features, cosine, votes exp(similarity / 0.07)."""
@@ -32,16 +30,6 @@ class KnnSettings(Settings):
     temperature: Positive | None = 0.07
     #: first subtract the mean and divide by the deviation of the training features
     standardize: bool = True
-
-
-def standardized(train: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sets by the statistics of `train`: (x - mean) / (unbiased deviation + 1e-5), float64.
-
-    [N, D], [M, D] -> [N, D], [M, D]. The formula is that of the published evaluation.
-    """
-    train, other = train.double(), other.double()
-    mean, deviation = train.mean(0), train.std(0, correction=1) + 1e-5
-    return (train - mean) / deviation, (other - mean) / deviation
 
 
 def vote(
@@ -118,12 +106,11 @@ def _derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[s
 
 
 def _compute(data: EvalInput, settings: KnnSettings) -> EvalResult:
-    from maect.evals.neighbors import nearest, normalize_rows
+    from maect.evals.neighbors import nearest, normalize_rows, statistics
 
-    x, queries, y = data.train.x, data.test.x, labels_of(data.train.y)
-    if settings.standardize:
-        x, queries = standardized(x, queries)
-    found, index = nearest(normalize_rows(x), normalize_rows(queries), max(settings.k))
+    y, spread = labels_of(data.train.y), statistics(data.train.x) if settings.standardize else None
+    unit = partial(normalize_rows, found=spread)
+    found, index = nearest(data.train.x, data.test.x, max(settings.k), unit)
     similarity, near = found.numpy(), y[index.numpy()]
     predictions = {
         "neighbor": index.numpy().astype(np.int32),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from maect.collapse import effective_rank
+from maect.device import moved
 from maect.finite import is_finite
 from maect.heads import HeadOutput, NNCLRHead
 from maect.models import initialize, pool
@@ -40,13 +41,13 @@ class ContrastiveTraining(Training[S]):
 
     def features(self, epoch: int, ids: np.ndarray, frozen_blocks: int) -> Tensor:
         """Return pooled features [2, b, D] of both views of a piece of images `ids` [b]."""
-        job, images = self.job, self.train.batch(ids)
+        job, images = self.job, self.augment.images(self.train, epoch, ids)
         views = [
             self.augment(images, epoch, ids, view=v, dtype=job.dtype, device=job.device)
             for v in (0, 1)
         ]
         with job.autocast():
-            tokens = self.forward(torch.cat(views), frozen_blocks=frozen_blocks)
+            tokens = self.encoder(torch.cat(views), frozen_blocks=frozen_blocks)
             pooled = pool(tokens, job.settings["pool"])
         return pooled.to(job.dtype).unflatten(0, (2, len(ids)))
 
@@ -58,17 +59,19 @@ class ContrastiveTraining(Training[S]):
     def head_gradients(self, features: Tensor, epoch: int, indices: np.ndarray) -> Values:
         """Back-propagate the head's loss on the global batch [2, B, D]; return what to log."""
         self.pooled = features.detach()[0]
-        device = self.job.device
-        draws = torch.from_numpy(self.draws.uniform(epoch, indices, 2).T.copy())  # [2, B]
+        draws = self.draws.uniform(epoch, indices, 2).T.astype(np.float64)  # [2, B]
+        # one copy to the device: ids, labels, and the draws' bits
+        numbers = np.stack([indices, self.train.labels[indices], *draws.view(np.int64)])
+        ids, labels, *bits = moved(numbers, self.job.device)
         for _, parameter in self.head_parameters:
             parameter.grad = None
         with self.job.autocast():
             output: HeadOutput = self.head(
                 features[0],
                 features[1],
-                torch.from_numpy(indices).to(device),
-                draws=draws.to(device),
-                labels=torch.from_numpy(self.train.labels[indices]).to(device),
+                ids,
+                draws=torch.stack(bits).view(torch.float64),
+                labels=labels,
                 **self.options,
             )
         output.loss.backward()

@@ -37,7 +37,8 @@ def evaluate(
     split, settings = job.settings["split"], evaluator.settings.parse(job.settings["settings"])
     counts = {name[:-2]: len(y) for name, y in features.items() if name.endswith("_y")}
     evaluator.require_images(settings, split, counts)
-    on_device = {name: tensor.to(job.device) for name, tensor in features.items()}
+    # features of several blocks [N, K, D] go to the device block by block
+    on_device = {n: t if t.ndim == 3 else t.to(job.device) for n, t in features.items()}
     labelled = _labelled(job) if "budgets" in job.settings["settings"] else {}
     given = eval_input(on_device, split, labelled, job.settings.get("seed", 0), images)
     result = evaluator.run(given, settings)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from maect.augment import Augment, evaluation_transform
 from maect.datasets import Split
+from maect.datasets.decoders import Request
 from maect.datasets.splits import selection_rows
 from maect.models import Encoder, pool
 from maect.parallel import Group
@@ -73,10 +74,11 @@ def prepared(job: Job, split: Split, rows: np.ndarray, *, pixels: bool) -> Tenso
 
     Normalised, or as `pixels` in [0, 1].
     """
-    channels = len(split.mean)
+    channels, size = len(split.mean), job.data.image_size
+    encoded = split.sizes is not None
     return evaluation_transform(
-        split.batch(rows),
-        image_size=job.data.image_size,
+        split.crops(rows, lambda: Request.centres(rows, size)) if encoded else split.batch(rows),
+        image_size=size,
         mean=[0.0] * channels if pixels else split.mean,
         std=[1.0] * channels if pixels else split.std,
         dtype=job.dtype,
@@ -141,7 +143,9 @@ class JobImages:
             seed=self.seed,
             role=role,
         )
-        views = augment(split.batch(rows), epoch, rows, dtype=job.dtype, device=job.device)
+        views = augment(
+            augment.images(split, epoch, rows), epoch, rows, dtype=job.dtype, device=job.device
+        )
         return with_channels(views, self.channels)
 
     def prepared(self, split: str, rows: np.ndarray) -> Tensor:

@@ -6,14 +6,14 @@ They are looked at, nothing is measured by them; no evaluation reads them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from maect.datasets import Split
-from maect.evals.nearest import standardized
-from maect.evals.neighbors import nearest, normalize_rows
+from maect.evals.neighbors import nearest, normalize_rows, standardized, statistics
 from maect.losses import patchify, unpatchify
 from maect.models import build_decoder, random_masking
 from maect.stages.encoder import encoder_of
@@ -67,11 +67,11 @@ def _features(
     """Return training rows nearest to `rows` [M, 5], standardised features of `few` [F, D]."""
     tensors = job.tensors(name, "features")
     shown = tensors[f"{job.settings['split']}_x"].to(job.device)
-    train, shown = standardized(tensors["train_x"].to(job.device), shown)
-    count = min(NEIGHBORS, len(train))
-    wanted = normalize_rows(shown[torch.from_numpy(rows).to(job.device)])
-    _, near = nearest(normalize_rows(train), wanted, count)
-    return near.numpy(), shown[torch.from_numpy(few).to(job.device)].float().cpu().numpy()
+    train = tensors["train_x"].to(job.device)
+    found, count = statistics(train), min(NEIGHBORS, len(train))
+    wanted, mapped = (shown[torch.from_numpy(own).to(job.device)] for own in (rows, few))
+    _, near = nearest(train, wanted, count, partial(normalize_rows, found=found))
+    return near.numpy(), standardized(mapped, found).float().cpu().numpy()
 
 
 def _pictures(images: Tensor) -> Tensor:

@@ -61,13 +61,13 @@ class Checkpoints(Protocol):
     """Where a stage keeps its state, so that it can go on after its process has died."""
 
     def load(self) -> State | None:
-        """Return the newest whole state, on every worker alike; None without one."""
+        """Return the newest whole state; None without one. Asked on the first worker only."""
 
     def due(self) -> bool:
         """Return whether it is time to save. Asked on the first worker only."""
 
     def save(self, state: State) -> None:
-        """Keep a state. Its tensors are copies, which the keeper may hold on to."""
+        """Keep a state. Its tensors are copies, which stay as they are until `due` says yes."""
 
 
 @dataclass

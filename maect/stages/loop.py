@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Generic, TypeVar
 
@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from maect.augment import Augment
+from maect.datasets.decoders import Request
 from maect.finite import is_finite
+from maect.models import compile_blocks
 from maect.optim import learning_rate, set_learning_rate, update_average
+from maect.parallel import Group
 from maect.settings import ScheduleSettings, ViewSettings
 from maect.stages.encoder import encoder_document, encoder_of, usage_notes
 from maect.stages.job import Job, Output, Progress, State, TrainingError
@@ -90,7 +93,8 @@ class Training(ABC, Generic[S]):
 
         # ---- encoder, and its moving average for evaluation
         self.encoder = encoder_of(job, len(self.train.mean))
-        self.forward = torch.compile(self.encoder) if job.numerics.compile else self.encoder
+        if job.numerics.compile:
+            compile_blocks(self.encoder)
         #: everything with weights or buffers that steps change, by the name of its file
         self.modules: dict[str, nn.Module] = {"encoder": self.encoder}
         if settings.encoder_ema and self.trains_encoder:
@@ -116,7 +120,7 @@ class Training(ABC, Generic[S]):
 
     def output(self) -> Output:
         """Return what the stage leaves when its steps are taken: a file for each module."""
-        tensors = {name: cpu_tensors(module.state_dict()) for name, module in self.modules.items()}
+        tensors = {name: copies(module.state_dict()) for name, module in self.modules.items()}
         pool = self.job.settings.get("pool")
         document = encoder_document(self.encoder, self.train, pool)
         notes = usage_notes(self.encoder, pool, self.train)
@@ -142,7 +146,7 @@ class Training(ABC, Generic[S]):
         return values
 
     def state(self) -> dict[str, Tensor]:
-        """Return weights, buffers, averages and the optimizers' moments, copied to the CPU.
+        """Return weights, buffers, averages and the optimizers' moments, which steps change.
 
         Names are `module/name` and `optimizer0/parameter/moment`.
         """
@@ -155,9 +159,9 @@ class Training(ABC, Generic[S]):
             for parameter, moments in optimizer.state_dict()["state"].items():
                 for key, tensor in moments.items():
                     tensors[f"optimizer{index}/{parameter}/{key}"] = tensor
-        return cpu_tensors(tensors)
+        return tensors
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go back to a `state`."""
         owned: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
@@ -172,12 +176,12 @@ class Training(ABC, Generic[S]):
                 moments.setdefault(int(parameter), {})[key] = tensor
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
-    def own_batches(self, began: int) -> Iterator[np.ndarray]:
-        """Yield the sample indices [b] of this worker's pieces, in the order of the steps."""
+    def own_crops(self, began: int) -> Iterator[Request]:
+        """Yield what this worker's pieces need of images, in the order of the steps."""
         for number in range(began, self.steps):
-            _, indices = self.batches.at(number)
+            epoch, indices = self.batches.at(number)
             for piece in self.pieces:
-                yield indices[piece]
+                yield self.augment.request(self.train, epoch, indices[piece])
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -185,9 +189,36 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def cpu_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies on the CPU, each tensor with its own storage."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+def copies(
+    tensors: Mapping[str, Tensor], held: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return copies on the CPU, each tensor with its own storage.
+
+    `held` keeps them for the next call, which writes over them: from a GPU they are copied ten
+    times as fast to pinned memory, and it takes as long to get that.
+    """
+    found = {} if held is None else held
+    for name, tensor in tensors.items():
+        if name not in found:
+            pinned = held is not None and tensor.is_cuda
+            found[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+        found[name].copy_(tensor.detach(), non_blocking=True)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return dict(found)
+
+
+def _newest(job: Job, group: Group) -> State | None:
+    """Return the first worker's newest checkpoint on every worker alike, or None.
+
+    Another may see an older one, or none: a shared file system tells not everyone at once.
+    """
+    own = job.checkpoints.load() if job.checkpoints is not None and group.rank == 0 else None
+    told = group.share(None if own is None else (own.step, own.curves))
+    if told is None:
+        return None
+    tensors = group.share_tensors({} if own is None else own.tensors, job.device)
+    return State(told[0], dict(tensors), told[1])
 
 
 class Log:
@@ -230,14 +261,15 @@ def train(training: Training[S]) -> Output:
     """
     job, steps = training.job, training.steps
     log = Log(steps, job.device)
-    state = job.checkpoints.load() if job.checkpoints else None
+    state = _newest(job, training.group)
     began = state.step if state else 0
     if state is not None:
         training.restore(state.tensors)
         log.curves = state.curves
         log.loss = [math.nan, *state.curves.get("loss", [])][-1]
-    training.train.expect(training.own_batches(began))
+    training.train.expect(training.own_crops(began))
 
+    held: dict[str, Tensor] = {}  # where states are copied to
     last, last_step = time.monotonic(), began
     for number in range(began, steps):
         log.add(number, training.step(number))
@@ -253,7 +285,8 @@ def train(training: Training[S]) -> Output:
             log.flush()  # a loss that is not finite ends the stage before it is kept
             tensors = training.state()
             _require_finite(tensors, done, steps)
-            job.checkpoints.save(State(done, tensors, copy.deepcopy(log.curves)))
+            copied = copies(tensors, held)
+            job.checkpoints.save(State(done, copied, copy.deepcopy(log.curves)))
 
     output = training.output()
     for tensors in output.tensors.values():

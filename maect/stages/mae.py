@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from maect.augment import Images
+from maect.device import moved
 from maect.losses import mae_loss_per_image
-from maect.models import build_decoder, random_masking
+from maect.models import build_decoder, compile_blocks, random_masking
 from maect.optim import adamw, parameter_groups
 from maect.parallel import GradientSum
 from maect.settings import MAESettings
@@ -28,6 +28,8 @@ class MAETraining(Training[MAESettings]):
         channels, size = len(self.train.mean), job.data.image_size
         self.decoder = build_decoder(job.model, size, channels, seed=job.seed)
         self.modules["decoder"] = self.decoder.to(job.device, job.dtype)
+        if job.numerics.compile:
+            compile_blocks(self.decoder)
         named = [
             (f"{part}.{name}", parameter)
             for part in ("encoder", "decoder")
@@ -47,7 +49,7 @@ class MAETraining(Training[MAESettings]):
         losses = []
         for piece in self.pieces:
             ids = indices[piece]
-            images = self.train.batch(ids)
+            images = self.augment.images(self.train, epoch, ids)
             # view after view, so that the activations of one are held
             for view in range(self.settings.views):
                 loss = self._share_of_loss(images, epoch, ids, view)
@@ -57,19 +59,17 @@ class MAETraining(Training[MAESettings]):
         self.sums.finish()
         return {"loss": self.group.gather(torch.stack(losses)).sum()}
 
-    def _share_of_loss(
-        self, images: Tensor | Sequence[Tensor], epoch: int, ids: np.ndarray, view: int
-    ) -> Tensor:
+    def _share_of_loss(self, images: Images, epoch: int, ids: np.ndarray, view: int) -> Tensor:
         """Return what one crop of images `ids` [b] adds to the global batch's loss, a scalar."""
         job, settings = self.job, self.settings
         crops = self.augment(
             images, epoch, ids, view=view, dtype=job.dtype, device=job.device
         )  # [b, C, S, S]
         patches = self.encoder.grid[0] * self.encoder.grid[1]
-        noise = torch.from_numpy(self.masks[view].uniform(epoch, ids, patches))  # [b, N]
-        keep, restore, mask = random_masking(noise.to(job.device), settings.mask_ratio)
+        noise = moved(self.masks[view].uniform(epoch, ids, patches), job.device)  # [b, N]
+        keep, restore, mask = random_masking(noise, settings.mask_ratio)
         with job.autocast():
-            predicted = self.decoder(self.forward(crops, keep), restore)  # [b, N, P]
+            predicted = self.decoder(self.encoder(crops, keep), restore)  # [b, N, P]
         errors = mae_loss_per_image(
             predicted, crops, mask.to(job.dtype), self.encoder.patch_size, settings.norm_pix
         )  # [b]

@@ -6,11 +6,13 @@ import importlib
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from bench.plan.planner import Stage, make_plan
 from bench.run.worker import run_stage
 from bench.store.store import Store
 from bench.suite.load import load_suite
-from maect.stages.job import Job
+from maect.stages.job import Job, State
 from maect.stages.loop import Training
 
 SUITE = Path(__file__).parents[2] / "suites" / "smoke.yaml"
@@ -33,16 +35,50 @@ def trained_inputs(root: Path) -> dict[str, Path]:
     return {"encoder": store.folder(stages[0].key), "head": store.folder(stages[1].key)}
 
 
-def job_of(stage: Stage, inputs: dict[str, Path]) -> Job:
+def job_of(stage: Stage, inputs: dict[str, Path], device: str = "cpu") -> Job:
     return Job(
         settings=stage.settings,
         inputs={name: inputs[name] for name in stage.inputs},
         data_root=Path(stage.places["data_root"] or ""),
+        device=torch.device(device),
     )
 
 
-def training_of(stage: Stage, inputs: dict[str, Path]) -> Training:
+class CutOff(Exception):
+    """Stands for the death of a process."""
+
+
+class Cutting:
+    """Keeps the state after `at` steps, then ends the training."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.kept, self.asked = at, None, 0
+
+    def load(self) -> State | None:
+        return None
+
+    def due(self) -> bool:
+        self.asked += 1
+        return self.asked == self.at
+
+    def save(self, state: State) -> None:
+        self.kept = state
+        raise CutOff
+
+
+class Kept(Cutting):
+    """Offers a kept state, and keeps nothing itself."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(at=-1)
+        self.kept = state
+
+    def load(self) -> State | None:
+        return self.kept
+
+
+def training_of(stage: Stage, inputs: dict[str, Path], device: str = "cpu") -> Training:
     """The stage, ready to take its steps."""
     module = importlib.import_module(f"maect.stages.{stage.kind}")
-    training: Training = getattr(module, TRAININGS[stage.kind])(job_of(stage, inputs))
+    training: Training = getattr(module, TRAININGS[stage.kind])(job_of(stage, inputs, device))
     return training

@@ -7,6 +7,7 @@ workers, and in fp32 with four logical shards.
 from __future__ import annotations
 
 import multiprocessing
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from stage_helpers import TRAININGS, chain, trained_inputs, training_of
+from stage_helpers import TRAININGS, Cutting, Kept, chain, trained_inputs, training_of
 from torch import Tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.store.store import Store
 from maect.parallel import GradientSum, Group
-from maect.stages.loop import parameters_of
+from maect.stages.job import State
+from maect.stages.loop import copies, parameters_of, train
 
 CASES = {
     "fp32": ["numerics.shards=1"],
@@ -52,6 +56,20 @@ def one_step(kind: str, case: str, inputs: dict[str, Path]) -> Found:
     return found
 
 
+def resumed(rank: int, inputs: dict[str, Path]) -> Found:
+    """A training's end, of which this worker alone sees the checkpoint, or does not see it."""
+    stage = next(s for s in chain(Store(Path("none")), CASES["fp32"]) if s.kind == "mae")
+    before = training_of(stage, inputs)
+    for number in range(5):
+        before.step(number)
+    state = State(5, copies(before.state()), {})
+    training = training_of(stage, inputs)
+    training.job.checkpoints = Kept(state) if rank == 0 else Cutting(at=-1)
+    output = train(training)
+    assert output.summary["resumed_at"] == 5
+    return output.tensors["encoder"]
+
+
 def worker(rank: int, workers: int, folder: Path, inputs: dict[str, Path]) -> None:
     torch.set_num_threads(1)
     if workers > 1:
@@ -61,6 +79,8 @@ def worker(rank: int, workers: int, folder: Path, inputs: dict[str, Path]) -> No
     assert Group().share({"told by": rank}) == {"told by": 0}
     cases = [case for case in CASES if workers < 4 or case == "exact"]
     found = {(case, kind): one_step(kind, case, inputs) for case in cases for kind in TRAININGS}
+    if workers == 2:
+        found["resumed", "mae"] = resumed(rank, inputs)
     torch.save(found, folder / f"{workers}-{rank}.pt")
     if workers > 1:
         dist.destroy_process_group()
@@ -137,6 +157,47 @@ def test_all_workers_end_with_the_same_weights(workers: int, case: str, kind: st
 def test_shards_change_no_more_than_the_order_of_summation(kind: str, found):
     plain, exact = found[1, 0, "fp32", kind], found[1, 0, "exact", kind]
     assert distance(exact["gradient"], plain["gradient"]) <= 1e-5
+
+
+def test_workers_resume_from_the_first_ones_checkpoint_whatever_the_others_see(found):
+    first, second = (found[2, rank, "resumed", "mae"] for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Peak(TorchDispatchMode):
+    """Bytes of the tensors that live at once, those of views counted with their base."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        found = function(*arguments, **(options or {}))
+        for tensor in found if isinstance(found, (tuple, list)) else [found]:
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if id(storage._cdata) not in self.live:
+                    self.live[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self.live.pop, storage._cdata, None)
+                self.most = max(self.most, sum(self.live.values()))
+        return found
+
+
+def test_the_memory_of_exact_sums_does_not_grow_with_the_workers():
+    """Of eight, of which this process is one and the others do nothing."""
+    dist.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
+    try:
+        parameter = torch.nn.Parameter(torch.zeros(80_000))
+        sums = GradientSum([parameter], Group(shards=8))
+        sums.start()
+        parameter.grad = torch.ones_like(parameter)
+        with Peak() as peak:
+            sums.add()
+            sums.finish()
+    finally:
+        dist.destroy_process_group()
+    assert peak.most <= 4 * parameter.nbytes  # gathered from all they were 9 times as many
 
 
 def test_a_batch_must_fall_into_equal_pieces():

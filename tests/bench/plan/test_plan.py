@@ -502,6 +502,6 @@ def test_times_are_of_as_many_devices_as_like_stages_held(plan_of, store):
     two = Cost(devices=2, device_kind="gpu", device_model="a GPU")
     write_record(store, second, wall_s=4.0, cost=two)
     plan = plan_of(store=store.root, seeds=3)
-    known = estimate.rates(plan.stages.values())
+    known = estimate.rates(plan)
     assert estimate.seconds(third, known) == pytest.approx(4.0)
     assert estimate.device_hours(plan, [third]) == ("gpu", pytest.approx((8 / 3600,) * 3), [])

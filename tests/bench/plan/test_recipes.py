@@ -199,5 +199,5 @@ def test_nothing_is_assumed_of_small_models_or_of_kinds_that_have_run(tmp_path: 
     small = make_plan(load_suite(PAPER, profile="cifar10"), Store(tmp_path))
     assert estimate.assumed(small.stages.values(), {}) is None
     large = plan_of("large", tmp_path)
-    kinds = {stage.kind for stage in large.stages.values()}
-    assert estimate.assumed(large.stages.values(), kinds) is None
+    known = {stage.kind: estimate.Rates([1.0], 1) for stage in large.stages.values()}
+    assert estimate.assumed(large.stages.values(), known) is None

@@ -6,45 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from stage_helpers import TRAININGS, chain, trained_inputs, training_of
+from stage_helpers import TRAININGS, CutOff, Cutting, Kept, chain, trained_inputs, training_of
 
 from bench.store.resume import StageCheckpoints
 from bench.store.store import Store
 from maect.stages.job import State
 from maect.stages.loop import train
-
-
-class CutOff(Exception):
-    """Stands for the death of a process."""
-
-
-class Cutting:
-    """Keeps the state after `at` steps, then ends the training."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.kept, self.asked = at, None, 0
-
-    def load(self) -> State | None:
-        return None
-
-    def due(self) -> bool:
-        self.asked += 1
-        return self.asked == self.at
-
-    def save(self, state: State) -> None:
-        self.kept = state
-        raise CutOff
-
-
-class Kept(Cutting):
-    """Offers a kept state, and keeps nothing itself."""
-
-    def __init__(self, state: State) -> None:
-        super().__init__(at=-1)
-        self.kept = state
-
-    def load(self) -> State | None:
-        return self.kept
 
 
 @pytest.fixture(scope="module")

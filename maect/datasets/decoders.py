@@ -1,0 +1,344 @@
+"""Crops of encoded images, decoded and cut by processes ahead of whoever asks for them.
+
+The processes are those of torch's DataLoader: what they cut comes back in order through shared
+memory, and goes on to a GPU from pinned memory. They serve all splits of this process in turn, and
+end with it, however it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from maect.datasets.base import DataError, decode_threads, workers_here
+from maect.datasets.images import Place, decode, read_file
+
+if TYPE_CHECKING:
+    import torch
+
+#: bytes of crops made ahead, at most; of the free shared memory a half, shared by all workers
+AHEAD_BYTES = 1 << 29
+#: what a process makes at a time: about so many bytes, and no more images
+_TASK_BYTES, _TASK_IMAGES = 1 << 22, 32
+#: images decoded in the calling process first: as long as it takes to start others
+ALONE = 1024
+#: how often processes that died are replaced
+_DEATHS = 3
+_SHARED = "/dev/shm"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is cut out of each of B images; NumPy arrays of length B."""
+
+    #: top, left, height, width [B, 4]; null: resize and centre crop
+    boxes: np.ndarray | None
+    flip: np.ndarray
+
+    def piece(self, part: slice) -> Self:
+        """Return the same of some of the images."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(self, **{name: value[part] for name, value in given.items()})
+
+
+@dataclass(frozen=True)
+class Request:
+    """Crops wanted of a split's images `rows` [B]: one for each of `cuts`, `size` pixels wide."""
+
+    rows: np.ndarray
+    cuts: Sequence[Cut]
+    size: int
+
+    @classmethod
+    def centres(cls, rows: np.ndarray, size: int) -> Request:
+        """Return the request of what evaluations are shown."""
+        return cls(rows, [Cut(None, np.zeros(len(rows), bool))], size)
+
+    def parts(self) -> list[slice]:
+        """Return slices of the images that a process does at a time."""
+        each = _TASK_BYTES // (3 * len(self.cuts) * self.size**2)
+        each = min(max(each, 1), _TASK_IMAGES)
+        return [slice(i, i + each) for i in range(0, max(1, len(self.rows)), each)]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """The crops of a request."""
+
+    cuts: Sequence[Cut]
+    #: of consecutive images, uint8 [V, b, 3, S, S], on the CPU
+    pixels: list[torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.cuts[0].flip)
+
+    def view(self, number: int, device: torch.device) -> torch.Tensor:
+        """Return one view of all images: uint8 [B, 3, S, S]."""
+        import torch
+
+        return torch.cat([part[number].to(device, non_blocking=True) for part in self.pixels])
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some images of a request: where they lie, their heights and widths, and what is cut out."""
+
+    places: list[Place]
+    sizes: np.ndarray
+    cuts: list[Cut]
+    size: int
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What is wrong with an image of a task, the `row`-th."""
+
+    row: int
+    reason: str
+
+
+class _Cutter:
+    """What a DataLoader takes for a data set: task -> its crops, and the CPU time of a process
+    other than the calling one since it last told."""
+
+    told_s = 0.0
+
+    def __getitem__(self, task: Task) -> tuple[torch.Tensor | Unreadable, float]:
+        from torch.utils.data import get_worker_info
+
+        elsewhere = get_worker_info() is not None
+        crops = _cut(task, elsewhere)
+        last_s, self.told_s = self.told_s, time.process_time()
+        return crops, self.told_s - last_s if elsewhere else 0.0
+
+
+def _cut(task: Task, elsewhere: bool) -> torch.Tensor | Unreadable:
+    import torch
+
+    from maect.image_ops import center_crop, crop
+
+    shape = (len(task.cuts), len(task.places), 3, task.size, task.size)
+    crops = torch.empty(shape, dtype=torch.uint8)
+    if elsewhere:  # here, where an error is told; DataLoader would do it where none is
+        crops.share_memory_()
+    for row, place in enumerate(task.places):
+        try:
+            pixels = decode(read_file(*place), fast=elsewhere or _asked >= ALONE)[0]
+            if (now := pixels.shape[:2]) != (then := tuple(task.sizes[row].tolist())):
+                raise ValueError(f"its height and width are {now}, they were {then}")
+        except (OSError, ValueError) as error:
+            return Unreadable(row, getattr(error, "strerror", None) or str(error))
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        for view, cut in enumerate(task.cuts):
+            if cut.boxes is None:
+                found = center_crop(image, task.size)
+            else:
+                found = crop(image, cut.boxes[row], task.size)
+            crops[view, row] = found.flip(2) if cut.flip[row] else found
+    return crops
+
+
+def unreadable(name: str, error: Exception | str) -> DataError:
+    """Return what to raise of an image that has been read before."""
+    return DataError(
+        f"{name} could be read when the set was checked and cannot now: "
+        f"{getattr(error, 'strerror', None) or error}. Restore it, or check the set again"
+    )
+
+
+class Died(RuntimeError):
+    """A process that decodes has ended without being asked to."""
+
+
+class _Pool:
+    """Processes that decode, or none: then the calling process does it when it is asked."""
+
+    def __init__(self, wanted: int, pinned: bool) -> None:
+        import torch
+        from torch.utils.data import DataLoader
+
+        self.wanted, self.pinned = wanted, pinned
+        #: whose crops are being made
+        self.owner: Ahead | None = None
+        self._tasks: Iterable[Task] = ()
+        # too little shared memory would end the processes
+        room = shutil.disk_usage(_SHARED).free // 2 if os.path.isdir(_SHARED) else AHEAD_BYTES
+        tasks = min(AHEAD_BYTES, room // workers_here()) // _TASK_BYTES
+        processes = min(wanted, tasks)
+        more: dict[str, Any] = {}
+        if processes:
+            context = torch.multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["torchvision.io", "maect.image_ops", __name__])
+            more["multiprocessing_context"] = context
+            more["prefetch_factor"] = tasks // processes
+            more["persistent_workers"] = True
+            more["worker_init_fn"] = _ignore_interrupts
+        self._loader: Any = DataLoader(
+            _Cutter(),  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=self,
+            num_workers=processes,
+            pin_memory=pinned,
+            collate_fn=_unchanged,
+            generator=torch.Generator(),  # else it would take numbers from torch's own
+            **more,
+        )
+
+    def __iter__(self) -> Iterator[Task]:
+        """Yield the tasks: the DataLoader's sampler."""
+        return iter(self._tasks)
+
+    def work(self, owner: Ahead, tasks: Iterable[Task]) -> Iterator[torch.Tensor | Unreadable]:
+        """Begin with other tasks; yield what comes of each, in order. Raises Died."""
+        global used_s
+        self.owner, self._tasks = owner, tasks
+        try:
+            with _no_program():
+                found = iter(self._loader)
+            for crops, seconds in found:
+                used_s += seconds
+                yield crops
+        except (OSError, EOFError, RuntimeError) as error:
+            workers = getattr(getattr(self._loader, "_iterator", None), "_workers", [])
+            if all(worker.is_alive() for worker in workers):
+                raise
+            self.owner, self.wanted = None, -1  # another takes its place
+            raise Died(str(error)) from error
+
+
+def _unchanged(result: Any) -> Any:
+    return result
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Leave Ctrl-C to the process that asks, with which this one ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _no_program() -> Iterator[None]:
+    """Keep processes that start from running this program's file again, which takes seconds."""
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
+
+
+def _wanted(gpu: bool) -> int:
+    """Return how many processes are to decode; one core alone is better used without."""
+    given = os.environ.get("MAECT_DECODE_PROCESSES")
+    if given and not given.isdecimal():
+        raise DataError(f"MAECT_DECODE_PROCESSES is {given!r}; write a number of processes")
+    cores = decode_threads()
+    return int(given) if given else cores if cores > 1 or gpu else 0
+
+
+#: seconds of CPU time that the processes have used
+used_s = 0.0
+#: images that this process has asked for
+_asked = 0
+_pool: _Pool | None = None
+
+
+def _current() -> _Pool:
+    """Return what decodes now for this process."""
+    global _pool
+    import torch
+
+    gpu = torch.cuda.is_initialized()
+    wanted = 0 if _asked < ALONE else _wanted(gpu)
+    if _pool is None or (_pool.wanted, _pool.pinned) != (wanted, gpu):
+        _pool = _Pool(wanted, gpu)
+    return _pool
+
+
+class Ahead:
+    """The crops of one split; those of announced requests are made ahead."""
+
+    def __init__(
+        self, tasks: Callable[[Request], Iterable[Task]], name: Callable[[int], str]
+    ) -> None:
+        """`tasks` gives one for each part of a request, `name` what a row's image is called."""
+        self.tasks, self.name = tasks, name
+        self._forget()
+
+    def _forget(self) -> None:
+        self._rest: Iterator[Request] = iter(())
+        #: requests whose tasks have been given, and whose crops have not been taken
+        self._given: deque[Request] = deque()
+        if _pool is not None and _pool.owner is self:
+            _pool.owner = None
+
+    def expect(self, requests: Iterable[Request]) -> None:
+        """Begin with the crops of these requests, in place of any announced before."""
+        self._forget()
+        self._rest = iter(requests)
+        self._begin(_current())
+
+    def _begin(self, pool: _Pool) -> None:
+        """Have everything done that has not been taken."""
+        self._rest = chain(list(self._given), self._rest)
+        self._given.clear()
+        self._found = pool.work(self, self._all_tasks())
+
+    def _all_tasks(self) -> Iterator[Task]:
+        for request in self._rest:
+            self._given.append(request)
+            yield from self.tasks(request)
+
+    def take(self, rows: np.ndarray, request: Callable[[], Request]) -> Crops:
+        """Return the crops of images `rows` [B], of the announced request or of this one.
+
+        Raises DataError where a file can no longer be read; ValueError where requests were
+        announced and this is not the next; RuntimeError where processes die again and again.
+        """
+        global _asked
+        for _ in range(1 + _DEATHS):
+            try:
+                if (pool := _current()).owner is not self:
+                    self._begin(pool)
+                found = self._next(rows, request)
+            except Died as error:
+                told = error
+                continue
+            _asked += len(rows)
+            return found
+        self._forget()
+        raise RuntimeError(
+            f"processes that decode images were ended {1 + _DEATHS} times ({told}): by lack of "
+            f"memory, most often. MAECT_DECODE_PROCESSES=N starts fewer of them, 0 none"
+        )
+
+    def _next(self, rows: np.ndarray, request: Callable[[], Request]) -> Crops:
+        first = next(self._found, None)
+        if first is None:  # nothing was announced, or all of it was taken
+            self.expect([request()])
+            first = next(self._found)
+        asked = self._given[0]
+        parts = asked.parts()
+        found = [first, *islice(self._found, len(parts) - 1)]
+        self._given.popleft()
+        if not np.array_equal(asked.rows, rows):
+            self._forget()
+            raise ValueError("these samples are not the batch that was announced next")
+        pixels = []
+        for part, crops in zip(parts, found, strict=True):
+            if isinstance(crops, Unreadable):
+                self._forget()
+                raise unreadable(self.name(int(rows[part][crops.row])), crops.reason)
+            pixels.append(crops)
+        return Crops(asked.cuts, pixels)
