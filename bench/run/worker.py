@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import time
@@ -41,6 +42,15 @@ from maect.stages.job import Job, Output, Progress
 
 #: seconds between two lines of an attempt's log
 LOG_EVERY_S = 5.0
+#: how a record names the error of a stage for which there was not enough memory
+OUT_OF_MEMORY = "OutOfMemory"
+#: what CUDA says where torch has no class for it
+_NO_MEMORY = re.compile("CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED")
+#: what torch and numpy say was asked for, what the device has, what of it was free
+_MEMORY = tuple(
+    re.compile(f"{before} ([0-9.]+ [A-Za-z]+)")
+    for before in ("(?:tried|Tried|Unable) to allocate", "total capacity of", "of which")
+)
 
 
 class StageFailed(Exception):
@@ -98,7 +108,8 @@ def run_stage(
     forget_memory()
     group, device, began_s = Group(), device_of(gpus), time.process_time()
     attempt = Attempt(stage, store, run_id, tell, device, group, gpus) if group.rank == 0 else None
-    folder = group.share(attempt.folder if attempt is not None else None)
+    begun = (attempt.record, attempt.folder) if attempt is not None else None
+    record, folder = group.share(begun)
     uuid = _uuid(device)
     meter = Meter(uuid, folder, group.rank, share=gpus) if uuid else None
     try:
@@ -113,10 +124,15 @@ def run_stage(
             attempt.complete(output, sum(s for s, _ in used), [gpu for _, gpu in used if gpu])
             shutil.rmtree(store.checkpoints(stage.key), ignore_errors=True)
     except Exception as error:
+        why = _why(error, stage, gpus)
         if attempt is not None:
             # what the others used, nobody knows
             alone = group.size == 1
-            attempt.fail(error, time.process_time() - began_s if alone else None)
+            attempt.fail(error, why, time.process_time() - began_s if alone else None)
+        elif why.kind == OUT_OF_MEMORY:  # the first worker would wait for this one and never tell
+            failed = record.model_copy(update={"status": "failed", "error": why})
+            store.close_attempt(failed, time.time())
+            tell(Ended(stage.key, why.message))
         raise StageFailed(f"{stage.title}: {error}") from error
 
 
@@ -161,6 +177,27 @@ def device_of(gpus: float) -> torch.device:
 def _uuid(device: torch.device) -> str | None:
     """Return the UUID of a GPU; None for a CPU."""
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+
+
+def _why(error: BaseException, stage: Stage, gpus: float) -> Failure:
+    """Return what a record says of an error; where memory ran out, of how much and what helps."""
+    text = str(error) or type(error).__name__
+    on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in text
+    if not (on_host or isinstance(error, torch.cuda.OutOfMemoryError) or _NO_MEMORY.search(text)):
+        return Failure(kind=type(error).__name__, message=text)
+    asked, size, free = (found and found[1] for found in (one.search(text) for one in _MEMORY))
+    told = f"{stage.title} ran out of memory on the {'machine' if on_host else 'GPU'}"
+    told += f": it asked for {asked} more" if asked else ""
+    told += f" of {size}, of which {free} were free" if size and free else ""
+    helps = []
+    if stage.trains:
+        if not stage.settings["numerics"].get("checkpoint_activations"):
+            helps.append("set numerics.checkpoint_activations=true, which changes no digit")
+        helps += ["share the batch among more --workers", f"lower {stage.kind}.batch_size"]
+    if 0 < gpus < 1:
+        helps.append("raise devices.gpu_share")
+    helps = helps or [f"use a {'machine' if on_host else 'GPU'} with more memory"]
+    return Failure(kind=OUT_OF_MEMORY, message=f"{told}; {', or '.join(helps)}")
 
 
 def _reading(meter: Meter, device: torch.device) -> Gpu:
@@ -285,10 +322,9 @@ class Attempt:
         self.log(f"{stage.title} is complete")
         self._close("complete", end, used_s, gpus)
 
-    def fail(self, error: BaseException, used_s: float | None) -> None:
+    def fail(self, error: BaseException, why: Failure, used_s: float | None) -> None:
         """Write the record of an attempt that ended with an error."""
         self.log(f"{self.stage.title} failed\n{''.join(traceback.format_exception(error))}")
-        why = Failure(kind=type(error).__name__, message=str(error) or type(error).__name__)
         self._close("failed", {"error": why}, used_s)
 
     def _close(

@@ -18,7 +18,9 @@ from bench.errors import MachineError, UserError
 from bench.plan.stage import Plan
 from bench.run import cluster, driver, mailbox, worker
 from bench.run.cluster import Cluster
-from bench.store.record import Cost
+from bench.run.scheduler import Group as SchedulerGroup
+from bench.run.scheduler import RunState
+from bench.store.record import Cost, Failure
 from bench.store.store import Store
 from bench.suite.schema import DeviceSettings
 from maect.parallel import Group
@@ -48,7 +50,7 @@ def test_a_worker_without_a_gpu_computes_on_the_cpu(store: Store, monkeypatch: p
     """Also where torch sees one: `--cpu` holds none."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     worker.serve(lambda: None, lambda event: None, store, "run", 0.0)
-    assert worker._device(0.0) == torch.device("cpu")
+    assert worker.device_of(0.0) == torch.device("cpu")
 
 
 # ----------------------------------------------------------------- who is given what, without a Ray
@@ -129,11 +131,11 @@ def test_devices_that_are_not_there_are_told_in_a_sentence(
 
 def test_a_share_of_a_gpu_is_counted_as_such(store: Store, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "L4")
-    cost = worker._held(torch.device("cuda"), Group(), 2, 0.25)
+    cost = worker.held(torch.device("cuda"), Group(), 2, 0.25)
     assert (cost.devices, cost.device_kind) == (0.25, "gpu")
     assert cost.after(3600.0, store.root).device_hours == 0.25
     assert held(cost.devices, "gpu", "L4") == "0.25 GPU (L4)"
-    whole = worker._held(torch.device("cuda"), Group(), 2, 1.0)
+    whole = worker.held(torch.device("cuda"), Group(), 2, 1.0)
     assert json.dumps(whole.model_dump()["devices"]) == "1"
 
 
@@ -187,3 +189,87 @@ def test_what_a_group_holds_outside_attempts_counts_apart_and_in_the_budget(
     now[0] += 1000.0
     steered.close()
     assert run.reserved_hours == {"gpu": pytest.approx(2 * 40 / 3600)}
+
+
+# ----------------------------------------------------------------------------------- out of memory
+
+CUDA = (
+    "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB of "
+    "which 1.25 GiB is free."
+)
+OF_CUDA = (
+    " on the GPU: it asked for 20.00 GiB more of 79.10 GiB, of which 1.25 GiB were free; set "
+    "numerics.checkpoint_activations=true, which changes no digit, or share the batch among more "
+    "--workers, or lower mae.batch_size"
+)
+HOST = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes. Error code 12"
+
+
+@pytest.mark.parametrize(
+    ("error", "title", "told"),
+    [
+        (
+            torch.cuda.OutOfMemoryError(CUDA),
+            "MAE, seed 0",
+            OF_CUDA,
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+            "raw pixels features",
+            " on the GPU; use a GPU with more memory",
+        ),
+        (
+            RuntimeError(HOST),
+            "raw pixels features",
+            " on the machine: it asked for 4096 bytes more; use a machine with more memory",
+        ),
+        (
+            MemoryError("Unable to allocate 7.28 TiB for an array"),
+            "raw pixels features",
+            " on the machine: it asked for 7.28 TiB more; use a machine with more memory",
+        ),
+    ],
+    ids=["CUDA", "cuBLAS", "host", "numpy"],
+)
+def test_a_stage_that_runs_out_of_memory_says_what_helps(
+    error: Exception, title: str, told: str, plan_of: Callable[..., Plan], store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    plan, told = plan_of(seeds=1, store=store.root), f"{title} ran out of memory{told}"
+    stage = next(s for s in plan.stages.values() if s.title == title)
+    monkeypatch.setattr(f"maect.stages.{stage.kind}.run", MagicMock(side_effect=error))
+    events: list[Any] = []
+    with pytest.raises(worker.StageFailed):
+        worker.run_stage(stage, store, "run", events.append)
+    (attempt,) = store.state(stage.key).attempts
+    assert (attempt.status, attempt.error) == (
+        "failed", Failure(kind=worker.OUT_OF_MEMORY, message=told)
+    )  # fmt: skip
+    assert str(error) in attempt.log_tail
+    assert events[-1] == mailbox.Ended(stage.key, told)
+    state = RunState(plan.stages, groups={1: SchedulerGroup(1)})
+    state.begin(1, stage.key)
+    state.fail(stage.key, told)
+    assert stage not in state.ready()
+
+
+def test_memory_that_ran_out_at_another_worker_than_the_first_is_recorded(
+    plan_of: Callable[..., Plan], store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """The first one waits in a collective call, until it is killed."""
+    stage = next(iter(plan_of(seeds=1, store=store.root).stages.values()))
+    begun = write_record(store, stage, status="running")
+    second = SimpleNamespace(
+        rank=1, size=2, share=lambda _: (begun, store.attempt_folder(stage.key, 1))
+    )
+    monkeypatch.setattr(worker, "Group", lambda: second)
+    failing = MagicMock(side_effect=torch.cuda.OutOfMemoryError(CUDA))
+    monkeypatch.setattr(f"maect.stages.{stage.kind}.run", failing)
+    events: list[Any] = []
+    with pytest.raises(worker.StageFailed):
+        worker.run_stage(stage, store, "run", events.append)
+    (attempt,) = store.state(stage.key).attempts
+    assert attempt.status == "failed"
+    assert attempt.error is not None
+    assert attempt.error.kind == worker.OUT_OF_MEMORY
+    assert events == [mailbox.Ended(stage.key, attempt.error.message)]

@@ -63,7 +63,7 @@ from bench.plan.planner import make_plan
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.stages import features
-worker._device = lambda gpus: torch.device("cpu")
+worker.device_of = lambda gpus: torch.device("cpu")
 worker._uuid = lambda device: "aaaa"
 torch.cuda.get_device_name = lambda device: "Stand-in-1"
 if sys.argv[3] == "fail":
