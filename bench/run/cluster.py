@@ -95,6 +95,8 @@ class Cluster:
         Ray does not start, KeyboardInterrupt after a signal.
         """
         self.workers, self.threads = workers, threads
+        if devices is None and not address:  # nothing may take a GPU by itself
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self.shared = _start(address, workers * threads, waiting)
         #: group -> the thread that waits for its end
         self._groups: dict[int, threading.Thread] = {}

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import psutil
 import pytest
 import torch
-from bench_helpers import SMOKE, write_record
+from bench_helpers import SMOKE, Done, records, run_bench, write_record
 
 from bench.errors import MachineError, UserError
 from bench.plan.stage import Plan
@@ -70,6 +75,7 @@ def cluster_of(
         for number, node in enumerate(nodes, 1)
     ]
     monkeypatch.setattr(cluster.ray, "nodes", lambda: listed)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     devices = None if asked.pop("cpu", False) else DeviceSettings(**asked)
     return Cluster(None, workers, 2, lambda seconds: None, devices)
 
@@ -189,6 +195,79 @@ def test_what_a_group_holds_outside_attempts_counts_apart_and_in_the_budget(
     now[0] += 1000.0
     steered.close()
     assert run.reserved_hours == {"gpu": pytest.approx(2 * 40 / 3600)}
+
+
+# ---------------------------------------------------------------------- a real Ray, stand-in GPUs
+
+
+def run_with_gpus(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suite: Path,
+    *given: object,
+    gpus: int | None = 2,
+    fake: bool = True,
+) -> tuple[Done, list[dict[str, Any]]]:
+    """A run whose Ray has four cores and so many GPUs, and what its workers noted.
+
+    The GPUs compute if `fake`. None: those that Ray finds.
+    """
+    if fake:
+        shutil.copy(Path(__file__).with_name("stand_in_gpus.py"), folder / "sitecustomize.py")
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *sys.path]))
+    monkeypatch.setenv("STAND_IN_NOTES", str(folder / "notes"))
+    monkeypatch.setenv(
+        "RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": 4} | ({"GPU": gpus} if gpus else {}))
+    )
+    done = run_bench("run", suite, "--store", folder / "store", "--seeds", 1, *given)
+    notes = folder / "notes"
+    lines = notes.read_text().splitlines() if notes.exists() else []
+    return done, [json.loads(line) for line in lines]
+
+
+@pytest.mark.slow
+def test_no_process_outlives_its_devices_and_shares_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    suite = tmp_path / "shared.yaml"
+    suite.write_text("devices: {gpu_share: 0.5}\n" + SMOKE.read_text(encoding="utf-8"))
+    done, notes = run_with_gpus(tmp_path, monkeypatch, suite)
+    assert done.code == 0, done
+    groups = [note for note in notes if note["what"] == "group"]
+    pids = [note["pid"] for note in groups]
+    assert len(set(pids)) == len(pids)  # each group's process is new
+    assert {note["gpus"] for note in groups} == {0.5}
+    seen = {pid: {note["sees"] for note in notes if note["pid"] == pid} for pid in pids}
+    assert all(len(devices) == 1 for devices in seen.values())  # its devices for all of its life
+    assert {device for devices in seen.values() for device in devices} == {"0", "1"}
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    busy: set[int] = set()
+    most = 0
+    for note in notes:
+        if note["what"] != "group":
+            busy ^= {note["pid"]}
+            most = max(most, len(busy))
+            each = Counter(device for pid in busy for device in seen[pid])
+            assert max(each.values(), default=0) <= 2
+    assert most > 2  # so mailbox and controllers hold none
+    costs = [attempt["cost"] for tries in records(tmp_path / "store").values() for attempt in tries]
+    assert {(cost["devices"], cost["device_kind"]) for cost in costs} == {(0.5, "gpu")}
+
+
+@pytest.mark.slow
+def test_cpu_holds_no_gpu_and_counts_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    arguments = (SMOKE, "--only", "raw*", "--workers", 2)
+    done, _ = run_with_gpus(tmp_path, monkeypatch, *arguments, fake=False)
+    assert done.code == 1
+    assert done.err.startswith("\nRay gave a worker a GPU that its torch cannot use: torch "), done
+    assert "Traceback" not in done.err
+    assert records(tmp_path / "store") == {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    done, notes = run_with_gpus(tmp_path, monkeypatch, *arguments, "--cpu", gpus=None)
+    assert done.code == 0, done
+    assert {(note["sees"], note.get("gpus", 0)) for note in notes} == {("", 0)}
+    costs = [attempt["cost"] for tries in records(tmp_path / "store").values() for attempt in tries]
+    assert {cost["device_kind"] for cost in costs} == {"cpu"}
 
 
 # ----------------------------------------------------------------------------------- out of memory
