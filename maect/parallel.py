@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_info
 from torch import Tensor, nn
 
 
-def make_deterministic(threads: int) -> None:
+def make_deterministic(threads: int, *, tf32: bool = False) -> None:
     """Make this process compute the same bits whenever it is given the same, on CPU or GPU."""
     torch.set_num_threads(threads)
     # cuBLAS repeats its sums with a workspace of fixed size only; read when a GPU is first used
@@ -31,7 +31,7 @@ def make_deterministic(threads: int) -> None:
     # a guard against reads of unset memory, at 4 % of a small step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 #: what `mkl_cbwr_get` answers

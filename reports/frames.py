@@ -20,6 +20,7 @@ _COST: dict[str, Any] = {
     "utilisation_reason": pl.String,
     "peak_memory_mib": pl.Float64,
     "peak_memory_reason": pl.String,
+    "reserved_memory_mib": pl.Float64,  # the most that torch held of a GPU's
     "gpus": pl.String,  # JSON: [{uuid, model, host}, ...]; null where none was held
 }
 #: what stages and attempts both have
@@ -102,7 +103,7 @@ class SuiteView:
     provenance: dict[str, Any]
     #: the resolved suite as YAML text; embedded in the page
     resolved: str
-    #: {started, ended, wall_s, status, command} of each invocation
+    #: {started, ended, wall_s, status, command, reserved_hours} of each invocation
     runs: list[dict[str, Any]]
     #: corrupt records and artifacts: named, skipped, counted
     problems: list[str]

@@ -95,6 +95,8 @@ class Cluster:
         Ray does not start, KeyboardInterrupt after a signal.
         """
         self.workers, self.threads = workers, threads
+        if devices is None and not address:  # nothing may take a GPU by itself
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self.shared = _start(address, workers * threads, waiting)
         #: group -> the thread that waits for its end
         self._groups: dict[int, threading.Thread] = {}
@@ -138,6 +140,13 @@ class Cluster:
     def _held(self) -> dict[str, float]:
         """Return what each worker holds."""
         return {"CPU": float(self.threads), **({"GPU": self.gpus} if self.gpus else {})}
+
+    def devices(self, width: int) -> float:
+        """Return the GPUs, or else the cores, that a group of so many workers holds."""
+        if self.gpus:
+            return width * self.gpus
+        cores = width * self.threads
+        return min(cores, environment.processor()["cores"]) if self.shared else cores
 
     def _room(self, node: dict[str, float]) -> int:
         """Return for how many workers a node has devices; no share of a GPU lies on two."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bench import environment
 from bench.errors import INTERRUPTED, STAGE_FAILED, MachineError, UserError
@@ -187,7 +187,8 @@ class _Driver:
     """Executes what the scheduler decides and tells it what happens."""
 
     def __init__(self, plan: Plan, store: Store, options: RunOptions, run: Run) -> None:
-        self.plan, self.store, self.options, self.run_id = plan, store, options, run.id
+        self.plan, self.store, self.options, self.record = plan, store, options, run
+        self.run_id = run.id
         self.state = RunState(plan.stages, width=max(options.workers, 1))
         self.display = Display(plan, self._expected)
         self.limit: float | None = None
@@ -198,6 +199,10 @@ class _Driver:
         self._clock = 0.0
         #: key -> when its stage began, by the monotonic clock
         self._began: dict[str, float] = {}
+        #: group -> when it was started, by the same clock, and the devices that it holds since
+        self._held: dict[int, tuple[float, float]] = {}
+        #: device-hours that ended groups held
+        self._held_hours = 0.0
 
     def _expected(self) -> float | None:
         """Return the seconds that the run will still take, if that is known.
@@ -265,6 +270,7 @@ class _Driver:
                 case scheduler.StartGroup(width):
                     self._groups += 1
                     self.state.groups[self._groups] = scheduler.Group(width, since=self._clock)
+                    self._held[self._groups] = time.monotonic(), cluster.devices(width)
                     cluster.start_group(self._groups, width, self.store, self.run_id)
                 case scheduler.Give(group, key):
                     self.state.begin(group, key)
@@ -294,12 +300,19 @@ class _Driver:
     def _check_budget(self, cluster: Cluster) -> None:
         if self.limit is None:
             return
-        begun = [self.plan.stages[key] for key in self.state.begun]
-        hours = spent(begun, self.run_id, self._began)
-        if hours >= self.limit:
+        hours, apart = self._hours()
+        if hours + apart >= self.limit:
             unit = "GPU-hours" if cluster.gpus else "core-hours"
-            told = f"the budget of {self.limit:g} {unit} is spent ({hours:.4g})"
+            told = f"the budget of {self.limit:g} {unit} is spent ({hours + apart:.4g}, of it "
+            told += f"{apart:.4g} while groups started, waited and ended)"
             raise Interrupted(told, INTERRUPTED)
+
+    def _hours(self) -> tuple[float, float]:
+        """Return the device-hours of this run's attempts, and what its groups held beside them."""
+        begun = [self.plan.stages[key] for key in self.state.begun]
+        hours, now = spent(begun, self.run_id, self._began), time.monotonic()
+        held = sum(devices * (now - began) for began, devices in self._held.values()) / 3600
+        return hours, max(0.0, self._held_hours + held - hours)
 
     # -------------------------------------------------------------------------------------- events
 
@@ -369,6 +382,9 @@ class _Driver:
     def _group_ended(self, group: int, why: str) -> None:
         """Look at what became of the stage that a group worked on; it may not have told."""
         key = self.state.lose(group, why)
+        if group in self._held:
+            began, devices = self._held.pop(group)
+            self._held_hours += devices * (time.monotonic() - began) / 3600
         if key is None:
             return
         stage = self.plan.stages[key]
@@ -421,6 +437,9 @@ class _Driver:
         for stage in self.plan.stages.values():
             if stage.key in self.state.begun:
                 self._close_running(stage, "interrupted", "the run was stopped")
+        if self.cluster is not None:
+            kind: Literal["cpu", "gpu"] = "gpu" if self.cluster.gpus else "cpu"
+            self.record.reserved_hours = {kind: self._hours()[1]}
 
     def _close_running(self, stage: Stage, status: Status, why: str) -> None:
         """Write the record of a stage's attempt in this run, at which nobody works any more."""

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import time
@@ -30,7 +31,7 @@ from bench.plan.stage import Stage, entry_modules
 from bench.run.mailbox import Began, Ended, Stepped, Tell
 from bench.store.files import iso
 from bench.store.gpu_meter import Meter, driver_version
-from bench.store.record import Cost, Data, Failure, Input, Record, Status
+from bench.store.record import Cost, Data, Failure, Gpu, Input, Record, Status
 from bench.store.resume import StageCheckpoints
 from bench.store.store import Store
 from bench.suite.evaluations import Evaluation
@@ -41,6 +42,15 @@ from maect.stages.job import Job, Output, Progress
 
 #: seconds between two lines of an attempt's log
 LOG_EVERY_S = 5.0
+#: how a record names the error of a stage for which there was not enough memory
+OUT_OF_MEMORY = "OutOfMemory"
+#: what CUDA says where torch has no class for it
+_NO_MEMORY = re.compile("CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED")
+#: what torch and numpy say was asked for, what the device has, what of it was free
+_MEMORY = tuple(
+    re.compile(f"{before} ([0-9.]+ [A-Za-z]+)")
+    for before in ("(?:tried|Tried|Unable) to allocate", "total capacity of", "of which")
+)
 
 
 class StageFailed(Exception):
@@ -98,26 +108,31 @@ def run_stage(
     forget_memory()
     group, device, began_s = Group(), device_of(gpus), time.process_time()
     attempt = Attempt(stage, store, run_id, tell, device, group, gpus) if group.rank == 0 else None
-    folder = group.share(attempt.folder if attempt is not None else None)
+    begun = (attempt.record, attempt.folder) if attempt is not None else None
+    record, folder = group.share(begun)
     uuid = _uuid(device)
+    meter = Meter(uuid, folder, group.rank, share=gpus) if uuid else None
     try:
-        with Meter(uuid, folder, group.rank, share=gpus) if uuid else nullcontext():
+        with meter or nullcontext():
             _check(stage, modules)
             job = job_of(stage, store, device)
             if attempt is not None:
                 job.on_progress = attempt.progress
             output = importlib.import_module(modules[0]).run(job)
-        # of all workers, whose meters have left their last word when they come here
-        used_s = torch.tensor([time.process_time() - began_s], dtype=torch.float64, device=device)
-        used_s = group.gather(used_s)
+        used = _of_all(group, (time.process_time() - began_s, meter and _reading(meter, device)))
         if attempt is not None:
-            attempt.complete(output, float(used_s.sum()))
+            attempt.complete(output, sum(s for s, _ in used), [gpu for _, gpu in used if gpu])
             shutil.rmtree(store.checkpoints(stage.key), ignore_errors=True)
     except Exception as error:
+        why = _why(error, stage, gpus)
         if attempt is not None:
             # what the others used, nobody knows
             alone = group.size == 1
-            attempt.fail(error, time.process_time() - began_s if alone else None)
+            attempt.fail(error, why, time.process_time() - began_s if alone else None)
+        elif why.kind == OUT_OF_MEMORY:  # the first worker would wait for this one and never tell
+            failed = record.model_copy(update={"status": "failed", "error": why})
+            store.close_attempt(failed, time.time())
+            tell(Ended(stage.key, why.message))
         raise StageFailed(f"{stage.title}: {error}") from error
 
 
@@ -164,11 +179,47 @@ def _uuid(device: torch.device) -> str | None:
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
+def _why(error: BaseException, stage: Stage, gpus: float) -> Failure:
+    """Return what a record says of an error; where memory ran out, of how much and what helps."""
+    text = str(error) or type(error).__name__
+    on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in text
+    if not (on_host or isinstance(error, torch.cuda.OutOfMemoryError) or _NO_MEMORY.search(text)):
+        return Failure(kind=type(error).__name__, message=text)
+    asked, size, free = (found and found[1] for found in (one.search(text) for one in _MEMORY))
+    told = f"{stage.title} ran out of memory on the {'machine' if on_host else 'GPU'}"
+    told += f": it asked for {asked} more" if asked else ""
+    told += f" of {size}, of which {free} were free" if size and free else ""
+    helps = []
+    if stage.trains:
+        if not stage.settings["numerics"].get("checkpoint_activations"):
+            helps.append("set numerics.checkpoint_activations=true, which changes no digit")
+        helps += ["share the batch among more --workers", f"lower {stage.kind}.batch_size"]
+    if 0 < gpus < 1:
+        helps.append("raise devices.gpu_share")
+    helps = helps or [f"use a {'machine' if on_host else 'GPU'} with more memory"]
+    return Failure(kind=OUT_OF_MEMORY, message=f"{told}; {', or '.join(helps)}")
+
+
+def _reading(meter: Meter, device: torch.device) -> Gpu:
+    """Return what a meter that has ended told, with what torch held of the device's memory."""
+    held = torch.cuda.max_memory_reserved(device) / 2**20
+    return meter.reading().model_copy(update={"reserved_memory_mib": held})
+
+
+def _of_all(group: Group, value: Any) -> list[Any]:
+    """Return the values of all workers, in their order."""
+    found = [value] * group.size
+    if group.size > 1:
+        dist.all_gather_object(found, value)
+    return found
+
+
 def forget_memory() -> None:
     """Give back what earlier stages of this process left, so that peaks are of this one."""
     if torch.cuda.is_initialized():
         gc.collect()  # takes a quarter of a second
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # Linux: start the peak of resident memory anew
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -244,10 +295,10 @@ class Attempt:
             self.log(f"step {told}")
         self.tell(told)
 
-    def complete(self, output: Output, used_s: float) -> None:
+    def complete(self, output: Output, used_s: float, gpus: list[Gpu]) -> None:
         """Write the artifact, then the record. Raises `StageFailed` if it came too late.
 
-        `used_s` is the processor time of all workers.
+        `used_s` is the processor time of all workers, `gpus` what their meters told.
         """
         stage, content = self.stage, {}
         for name, tensors in output.tensors.items():
@@ -269,17 +320,22 @@ class Attempt:
                 "protocol_fingerprint": digest(protocol, 16),
             }
         self.log(f"{stage.title} is complete")
-        self._close("complete", end, used_s)
+        self._close("complete", end, used_s, gpus)
 
-    def fail(self, error: BaseException, used_s: float | None) -> None:
+    def fail(self, error: BaseException, why: Failure, used_s: float | None) -> None:
         """Write the record of an attempt that ended with an error."""
         self.log(f"{self.stage.title} failed\n{''.join(traceback.format_exception(error))}")
-        why = Failure(kind=type(error).__name__, message=str(error) or type(error).__name__)
         self._close("failed", {"error": why}, used_s)
 
-    def _close(self, status: Status, end: dict[str, Any], used_s: float | None) -> None:
+    def _close(
+        self,
+        status: Status,
+        end: dict[str, Any],
+        used_s: float | None,
+        gpus: list[Gpu] | None = None,
+    ) -> None:
         """Write the record and tell the driver."""
-        used: dict[str, Any] = {"cpu_s": used_s}
+        used: dict[str, Any] = {"cpu_s": used_s, "gpus": gpus or None}
         if self.record.cost.device_kind == "cpu":
             used["peak_memory_mib"] = peak_memory_mib()
         cost = self.record.cost.model_copy(update=used)

@@ -3,6 +3,7 @@
 Every worker process meters the one device it holds: it alone knows which that is, so no device is
 counted twice, none that belongs to others is read, and no worker waits for another. What a meter
 knows it writes into the attempt's folder now and then, so that a worker that dies leaves it there.
+At the end of an attempt the first worker asks all of them, whatever it sees of the folder.
 
     stages/<key>/attempts/<n>/gpu-<worker>.json
 
@@ -88,6 +89,8 @@ class Meter:
         self._joules = self._power = self._busy = self._memory = 0.0
         #: samples in a row at which others computed on the device
         self._crowded = 0
+        #: whether the last sample is taken
+        self._final = False
         self._ready, self._done = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"meter {uuid}")
 
@@ -113,17 +116,18 @@ class Meter:
                 self.sample()
                 if self.clock() - noted >= NOTE_S:
                     noted = self.clock()
-                    self._note(final=False)
+                    self._note()
             self.sample()
         except Exception as error:  # nothing that goes wrong here may reach the training
             self._give_up(str(error) or type(error).__name__)
+        self._final = True
         with suppress(Exception):
-            self._note(final=True)
+            self._note()
         self.close()
         self._ready.set()
 
-    def _note(self, *, final: bool) -> None:
-        write_json(self.path, self.reading().model_copy(update={"final": final}).model_dump())
+    def _note(self) -> None:
+        write_json(self.path, self.reading().model_dump())
 
     # ------------------------------------------------------------------------------ NVML
 
@@ -220,7 +224,7 @@ class Meter:
             worker=self.worker,
             seconds=seconds,
             samples=self.samples,
-            final=False,
+            final=self._final,
             energy_kwh=None if ENERGY in blank else joules / 3.6e6,
             energy_from=None if ENERGY in blank else source,
             utilisation_percent=None if UTILISATION in blank else self._busy / seconds,

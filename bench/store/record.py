@@ -146,6 +146,8 @@ class Gpu(_Part):
     energy_from: str | None
     utilisation_percent: float | None
     peak_memory_mib: float | None
+    #: the most that torch held of the device's memory for the stage
+    reserved_memory_mib: float | None = None
     #: quantity -> why it is blank
     reasons: dict[str, str]
 
@@ -176,13 +178,16 @@ class Cost(_Part):
     utilisation_reason: str | None = None
     peak_memory_mib: float | None = None
     peak_memory_reason: str | None = None
+    reserved_memory_mib: float | None = None
+    #: what the meters told when the attempt ended; None: look for what they noted in its folder
     gpus: list[Gpu] | None = None
 
     def after(self, wall_s: float, folder: Path) -> Cost:
-        """Return the cost of an attempt that took `wall_s`, with what its GPUs' meters noted."""
+        """Return the cost of an attempt that took `wall_s`, with what its GPUs' meters told."""
         used = {"wall_s": wall_s, "device_hours": self.devices * wall_s / 3600}
-        metered = collect(folder, self.devices) if self.device_kind == "gpu" else {}
-        return self.model_copy(update=used | metered)
+        if self.device_kind == "gpu":
+            used |= together(self.gpus or noted(folder), self.devices)
+        return self.model_copy(update=used)
 
 
 class Record(_Part):
@@ -254,6 +259,9 @@ class Run(BaseModel):
     #: of the plan, and how many of them were cached
     stages: Count
     cached: Count
+    #: device-hours by kind of device that worker groups held outside attempts, from their start to
+    #: their end; None: not known
+    reserved_hours: dict[Literal["cpu", "gpu"], float] | None = None
     status: Literal["running", "complete", "failed", "interrupted", "lost"] = "running"
     ended: str | None = None
     wall_s: float | None = None
@@ -295,19 +303,25 @@ def parsed(content: Any) -> Record:
 # ------------------------------------------------------------------------ the cost of an attempt
 
 
-def collect(folder: Path, held: float) -> dict[str, Any]:
-    """Return what the meters of an attempt's GPUs left in its folder, as fields of `Cost`.
+def noted(folder: Path) -> list[Gpu]:
+    """Return what the meters of an attempt's GPUs left in its folder."""
+    gpus = []
+    for path in folder.glob("gpu-*.json"):
+        with suppress(OSError, ValueError):
+            gpus.append(Gpu.model_validate(read_json(path)))
+    return sorted(gpus, key=lambda gpu: gpu.worker)
+
+
+def together(gpus: list[Gpu], held: float) -> dict[str, Any]:
+    """Return what the meters of an attempt's GPUs tell, as fields of `Cost`.
 
     Energy is the devices' sum, utilisation their mean over time, memory the largest peak. Each is
     blank, with its reason, unless all of the `held` devices have it.
     """
     held = math.ceil(held)
-    gpus = []
-    for path in folder.glob("gpu-*.json"):
-        with suppress(OSError, ValueError):
-            gpus.append(Gpu.model_validate(read_json(path)))
-    gpus.sort(key=lambda gpu: gpu.worker)
     cost: dict[str, Any] = {"gpus": gpus, "energy_from": None}
+    reserved = [gpu.reserved_memory_mib for gpu in gpus if gpu.reserved_memory_mib is not None]
+    cost["reserved_memory_mib"] = max(reserved, default=None)
     for name in QUANTITIES:
         why = [gpu.why_blank(name) for gpu in gpus]
         if len(gpus) < held:

@@ -69,6 +69,7 @@ def _cost(attempt: dict[str, Any]) -> str:
 def _facts(stage: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the lines at the head of an entry; what is not known has no line."""
     hours, devices = stage["device_hours"], stage["devices"]
+    reserved = stage["reserved_memory_mib"]
     gpus = [f"{g['uuid']} ({g['model']}, {g['host']})" for g in json.loads(stage["gpus"] or "[]")]
     found = {
         "began": stage["started"],
@@ -78,6 +79,7 @@ def _facts(stage: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str
         "device time": duration(hours * 3600) if hours and devices != 1 else None,
         "CPU time": _metered(stage, CPU_TIME),
         "peak memory": _metered(stage, MEMORY),
+        "held by torch": reserved and f"{amount(reserved)} MiB of it",
         "energy": _energy(stage),
         "GPU utilisation": _metered(stage, UTILISATION),
         "GPUs": ", ".join(gpus) or None,

@@ -252,7 +252,12 @@ def ledger(facts: Facts) -> Ledger:
         overhead,
         facts.done["device_model"].drop_nulls().unique().sort().to_list(),
         _gpus(facts),
-        [*_overhead_sentences(overhead), *_integrated(facts.done)],
+        [
+            *_overhead_sentences(overhead),
+            *_reserved(facts.view.runs),
+            *_integrated(facts.done),
+            *_sampled(facts.done),
+        ],
     )
 
 
@@ -265,6 +270,34 @@ def _integrated(done: pl.DataFrame) -> list[str]:
         "once a second, as their devices have no counter of it."
     )
     return [text] if count else []
+
+
+def _reserved(runs: list[dict[str, Any]]) -> list[str]:
+    """Return what worker groups held outside attempts, in a sentence."""
+    told = [run.get("reserved_hours") for run in runs if run["status"] != "running"]
+    hours: dict[str, float] = {}
+    for kind, more in ((kind, more) for one in told for kind, more in (one or {}).items()):
+        hours[kind] = hours.get(kind, 0.0) + more
+    if not any(hours.values()):
+        return []
+    sums = " and ".join(f"{amount(more)} {device_word(kind)}-h" for kind, more in hours.items())
+    silent = told.count(None)
+    unknown = f" ({plural(silent, 'run')} did not tell)" if silent else ""
+    text = (
+        f"Worker groups held devices for another {sums}{unknown} outside attempts, while they "
+        "started, waited and ended; no figure above has them."
+    )
+    return [text]
+
+
+def _sampled(done: pl.DataFrame) -> list[str]:
+    """Return what readings of some GPUs leave out, in a sentence."""
+    known = done.drop_nulls(ENERGY.name).filter(pl.col("device_model").str.contains("A100|H100"))
+    text = (
+        "An A100 or H100 measures its power during a quarter of the time (arXiv 2312.02741), so "
+        "its energy is exact for a steady load only."
+    )
+    return [text] if len(known) else []
 
 
 def _wasted(facts: Facts) -> list[LedgerLine]:

@@ -7,15 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from bench_helpers import SMOKE, Bench, write_record
 
 from bench.plan.planner import make_plan
 from bench.plan.stage import Plan
-from bench.run.worker import run_stage
+from bench.run import worker
 from bench.store.store import Store
 from bench.suite.load import load_suite
-from maect.parallel import Group
 
 #: what is in the page's way -> what is said of it
 IN_THE_WAY: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -97,13 +95,7 @@ def test_a_stage_names_the_one_that_failed(store: Store, plan: Plan, bench: Benc
 def test_cpu_time_is_that_of_all_workers(store: Store, plan: Plan, monkeypatch: pytest.MonkeyPatch):
     """Of two, of whom the other used 1,000 s."""
     features = next(s for s in plan.stages.values() if s.title.startswith("raw pixels features"))
-    gather = Group.gather
-
-    def of_two(group: Group, local: torch.Tensor) -> torch.Tensor:
-        other = local.new_tensor([1000.0]) if local.dtype == torch.float64 else local[:0]
-        return torch.cat([gather(group, local), other])
-
-    monkeypatch.setattr(Group, "gather", of_two)
-    run_stage(features, store, "run", lambda event: None)
+    monkeypatch.setattr(worker, "_of_all", lambda group, used: [used, (1000.0, None)])
+    worker.run_stage(features, store, "run", lambda event: None)
     (record,) = store.state(features.key).attempts
     assert 1000.0 < (record.cost.cpu_s or 0.0) < 1100.0

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import psutil
 import pytest
 import torch
-from bench_helpers import SMOKE
+from bench_helpers import SMOKE, Done, records, run_bench, write_record
 
 from bench.errors import MachineError, UserError
 from bench.plan.stage import Plan
-from bench.run import cluster, worker
+from bench.run import cluster, driver, mailbox, worker
 from bench.run.cluster import Cluster
+from bench.run.scheduler import Group as SchedulerGroup
+from bench.run.scheduler import RunState
+from bench.store.record import Cost, Failure
 from bench.store.store import Store
 from bench.suite.schema import DeviceSettings
 from maect.parallel import Group
@@ -45,7 +55,7 @@ def test_a_worker_without_a_gpu_computes_on_the_cpu(store: Store, monkeypatch: p
     """Also where torch sees one: `--cpu` holds none."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     worker.serve(lambda: None, lambda event: None, store, "run", 0.0)
-    assert worker._device(0.0) == torch.device("cpu")
+    assert worker.device_of(0.0) == torch.device("cpu")
 
 
 # ----------------------------------------------------------------- who is given what, without a Ray
@@ -65,6 +75,7 @@ def cluster_of(
         for number, node in enumerate(nodes, 1)
     ]
     monkeypatch.setattr(cluster.ray, "nodes", lambda: listed)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     devices = None if asked.pop("cpu", False) else DeviceSettings(**asked)
     return Cluster(None, workers, 2, lambda seconds: None, devices)
 
@@ -126,11 +137,11 @@ def test_devices_that_are_not_there_are_told_in_a_sentence(
 
 def test_a_share_of_a_gpu_is_counted_as_such(store: Store, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "L4")
-    cost = worker._held(torch.device("cuda"), Group(), 2, 0.25)
+    cost = worker.held(torch.device("cuda"), Group(), 2, 0.25)
     assert (cost.devices, cost.device_kind) == (0.25, "gpu")
     assert cost.after(3600.0, store.root).device_hours == 0.25
     assert held(cost.devices, "gpu", "L4") == "0.25 GPU (L4)"
-    whole = worker._held(torch.device("cuda"), Group(), 2, 1.0)
+    whole = worker.held(torch.device("cuda"), Group(), 2, 1.0)
     assert json.dumps(whole.model_dump()["devices"]) == "1"
 
 
@@ -146,3 +157,198 @@ def test_devices_are_part_of_no_key(plan_of: Callable[..., Plan], tmp_path: Path
         plan = plan_of(path)
         assert plan.suite.devices == DeviceSettings(accelerator_type="L4", gpu_share=0.25)
         assert plan.stages.keys() == plain.stages.keys()
+
+
+# --------------------------------------------------------------------------- what groups hold apart
+
+
+def test_what_a_group_holds_outside_attempts_counts_apart_and_in_the_budget(
+    plan_of: Callable[..., Plan], store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """Two GPUs for 100 s, of which a stage ran 60 s."""
+    plan, now = plan_of(seeds=1, store=store.root), [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    run = SimpleNamespace(id="run", reserved_hours=None)
+    options = driver.RunOptions(max_hours={"gpu": 0.055})
+    steered = driver._Driver(plan, store, options, run)
+    steered.cluster = MagicMock(gpus=1.0, **{"devices.return_value": 2.0})
+    steered.limit = steered._limit(steered.cluster)
+    steered._act(steered.cluster)  # starts a group
+    now[0] += 30.0
+    stage = steered.state.ready()[0]
+    steered.state.wait(1, 0.0)
+    steered.state.begin(1, stage.key)
+    gpus = Cost(devices=2, device_kind="gpu", device_model="G")
+    write_record(store, stage, cost=gpus, wall_s=60.0)
+    now[0] += 60.0
+    steered._completed(stage)
+    steered._check_budget(steered.cluster)
+    now[0] += 10.0
+    assert steered._hours() == (pytest.approx(2 * 60 / 3600), pytest.approx(2 * 40 / 3600))
+    with pytest.raises(driver.Interrupted) as stopped:
+        steered._check_budget(steered.cluster)
+    assert str(stopped.value) == (
+        "the budget of 0.055 GPU-hours is spent (0.05556, of it 0.02222 while groups started, "
+        "waited and ended)"
+    )
+    steered._hear(mailbox.GroupEnded(1, None))
+    now[0] += 1000.0
+    steered.close()
+    assert run.reserved_hours == {"gpu": pytest.approx(2 * 40 / 3600)}
+
+
+# ---------------------------------------------------------------------- a real Ray, stand-in GPUs
+
+
+def run_with_gpus(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suite: Path,
+    *given: object,
+    gpus: int | None = 2,
+    fake: bool = True,
+) -> tuple[Done, list[dict[str, Any]]]:
+    """A run whose Ray has four cores and so many GPUs, and what its workers noted.
+
+    The GPUs compute if `fake`. None: those that Ray finds.
+    """
+    if fake:
+        shutil.copy(Path(__file__).with_name("stand_in_gpus.py"), folder / "sitecustomize.py")
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *sys.path]))
+    monkeypatch.setenv("STAND_IN_NOTES", str(folder / "notes"))
+    monkeypatch.setenv(
+        "RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": 4} | ({"GPU": gpus} if gpus else {}))
+    )
+    done = run_bench("run", suite, "--store", folder / "store", "--seeds", 1, *given)
+    notes = folder / "notes"
+    lines = notes.read_text().splitlines() if notes.exists() else []
+    return done, [json.loads(line) for line in lines]
+
+
+@pytest.mark.slow
+def test_no_process_outlives_its_devices_and_shares_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    suite = tmp_path / "shared.yaml"
+    suite.write_text("devices: {gpu_share: 0.5}\n" + SMOKE.read_text(encoding="utf-8"))
+    done, notes = run_with_gpus(tmp_path, monkeypatch, suite)
+    assert done.code == 0, done
+    groups = [note for note in notes if note["what"] == "group"]
+    pids = [note["pid"] for note in groups]
+    assert len(set(pids)) == len(pids)  # each group's process is new
+    assert {note["gpus"] for note in groups} == {0.5}
+    seen = {pid: {note["sees"] for note in notes if note["pid"] == pid} for pid in pids}
+    assert all(len(devices) == 1 for devices in seen.values())  # its devices for all of its life
+    assert {device for devices in seen.values() for device in devices} == {"0", "1"}
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    busy: set[int] = set()
+    most = 0
+    for note in notes:
+        if note["what"] != "group":
+            busy ^= {note["pid"]}
+            most = max(most, len(busy))
+            each = Counter(device for pid in busy for device in seen[pid])
+            assert max(each.values(), default=0) <= 2
+    assert most > 2  # so mailbox and controllers hold none
+    costs = [attempt["cost"] for tries in records(tmp_path / "store").values() for attempt in tries]
+    assert {(cost["devices"], cost["device_kind"]) for cost in costs} == {(0.5, "gpu")}
+
+
+@pytest.mark.slow
+def test_cpu_holds_no_gpu_and_counts_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    arguments = (SMOKE, "--only", "raw*", "--workers", 2)
+    done, _ = run_with_gpus(tmp_path, monkeypatch, *arguments, fake=False)
+    assert done.code == 1
+    assert done.err.startswith("\nRay gave a worker a GPU that its torch cannot use: torch "), done
+    assert "Traceback" not in done.err
+    assert records(tmp_path / "store") == {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    done, notes = run_with_gpus(tmp_path, monkeypatch, *arguments, "--cpu", gpus=None)
+    assert done.code == 0, done
+    assert {(note["sees"], note.get("gpus", 0)) for note in notes} == {("", 0)}
+    costs = [attempt["cost"] for tries in records(tmp_path / "store").values() for attempt in tries]
+    assert {cost["device_kind"] for cost in costs} == {"cpu"}
+
+
+# ----------------------------------------------------------------------------------- out of memory
+
+CUDA = (
+    "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB of "
+    "which 1.25 GiB is free."
+)
+OF_CUDA = (
+    " on the GPU: it asked for 20.00 GiB more of 79.10 GiB, of which 1.25 GiB were free; set "
+    "numerics.checkpoint_activations=true, which changes no digit, or share the batch among more "
+    "--workers, or lower mae.batch_size"
+)
+HOST = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes. Error code 12"
+
+
+@pytest.mark.parametrize(
+    ("error", "title", "told"),
+    [
+        (
+            torch.cuda.OutOfMemoryError(CUDA),
+            "MAE, seed 0",
+            OF_CUDA,
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+            "raw pixels features",
+            " on the GPU; use a GPU with more memory",
+        ),
+        (
+            RuntimeError(HOST),
+            "raw pixels features",
+            " on the machine: it asked for 4096 bytes more; use a machine with more memory",
+        ),
+        (
+            MemoryError("Unable to allocate 7.28 TiB for an array"),
+            "raw pixels features",
+            " on the machine: it asked for 7.28 TiB more; use a machine with more memory",
+        ),
+    ],
+    ids=["CUDA", "cuBLAS", "host", "numpy"],
+)
+def test_a_stage_that_runs_out_of_memory_says_what_helps(
+    error: Exception, title: str, told: str, plan_of: Callable[..., Plan], store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    plan, told = plan_of(seeds=1, store=store.root), f"{title} ran out of memory{told}"
+    stage = next(s for s in plan.stages.values() if s.title == title)
+    monkeypatch.setattr(f"maect.stages.{stage.kind}.run", MagicMock(side_effect=error))
+    events: list[Any] = []
+    with pytest.raises(worker.StageFailed):
+        worker.run_stage(stage, store, "run", events.append)
+    (attempt,) = store.state(stage.key).attempts
+    assert (attempt.status, attempt.error) == (
+        "failed", Failure(kind=worker.OUT_OF_MEMORY, message=told)
+    )  # fmt: skip
+    assert str(error) in attempt.log_tail
+    assert events[-1] == mailbox.Ended(stage.key, told)
+    state = RunState(plan.stages, groups={1: SchedulerGroup(1)})
+    state.begin(1, stage.key)
+    state.fail(stage.key, told)
+    assert stage not in state.ready()
+
+
+def test_memory_that_ran_out_at_another_worker_than_the_first_is_recorded(
+    plan_of: Callable[..., Plan], store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """The first one waits in a collective call, until it is killed."""
+    stage = next(iter(plan_of(seeds=1, store=store.root).stages.values()))
+    begun = write_record(store, stage, status="running")
+    second = SimpleNamespace(
+        rank=1, size=2, share=lambda _: (begun, store.attempt_folder(stage.key, 1))
+    )
+    monkeypatch.setattr(worker, "Group", lambda: second)
+    failing = MagicMock(side_effect=torch.cuda.OutOfMemoryError(CUDA))
+    monkeypatch.setattr(f"maect.stages.{stage.kind}.run", failing)
+    events: list[Any] = []
+    with pytest.raises(worker.StageFailed):
+        worker.run_stage(stage, store, "run", events.append)
+    (attempt,) = store.state(stage.key).attempts
+    assert attempt.status == "failed"
+    assert attempt.error is not None
+    assert attempt.error.kind == worker.OUT_OF_MEMORY
+    assert events == [mailbox.Ended(stage.key, attempt.error.message)]

@@ -20,7 +20,7 @@ from bench_helpers import SMOKE, Bench, write_record, write_run
 
 from bench.plan.planner import make_plan
 from bench.run.recovery import close_running
-from bench.store.record import Cost, collect
+from bench.store.record import Cost, noted, together
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from reports.display import amount
@@ -63,7 +63,7 @@ from bench.plan.planner import make_plan
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.stages import features
-worker._device = lambda gpus: torch.device("cpu")
+worker.device_of = lambda gpus: torch.device("cpu")
 worker._uuid = lambda device: "aaaa"
 torch.cuda.get_device_name = lambda device: "Stand-in-1"
 if sys.argv[3] == "fail":
@@ -265,15 +265,25 @@ def note(folder: Path, worker: int, **changes: Any) -> None:
 def test_the_devices_of_an_attempt_together(tmp_path: Path) -> None:
     note(tmp_path, 0)
     note(tmp_path, 1, utilisation_percent=80.0, peak_memory_mib=300.0, energy_from="power")
-    cost = collect(tmp_path, 2)
+    cost = together(noted(tmp_path), 2)
     assert [gpu.uuid for gpu in cost["gpus"]] == ["GPU-0", "GPU-1"]
     assert (cost["energy_kwh"], cost["energy_from"]) == (1.0, "counter+power")
     assert (cost["utilisation_percent"], cost["peak_memory_mib"]) == (65.0, 300.0)
 
 
+def test_what_workers_tell_counts_whatever_the_folder_shows(tmp_path: Path) -> None:
+    """A listing of a network's file system may be stale."""
+    note(tmp_path, 0)
+    note(tmp_path, 1, reserved_memory_mib=90.0)
+    held = Cost(devices=2, device_kind="gpu", device_model="G", gpus=noted(tmp_path))
+    cost = held.after(3600.0, tmp_path / "empty")
+    assert (cost.energy_kwh, cost.energy_reason) == (1.0, None)
+    assert (cost.reserved_memory_mib, cost.device_hours) == (90.0, 2.0)
+
+
 def test_a_device_without_a_word_makes_the_sum_blank(tmp_path: Path) -> None:
     note(tmp_path, 0)
-    cost = collect(tmp_path, 4)
+    cost = together(noted(tmp_path), 4)
     assert cost["energy_kwh"] is None
     assert cost["energy_reason"] == "3 of 4 devices left no word"
 

@@ -164,6 +164,30 @@ def test_integrated_energy_is_marked_in_the_sum() -> None:
     assert page.count("0.500 kWh, integrated from the power drawn") == 4
 
 
+@pytest.mark.parametrize("model", ["NVIDIA H100 80GB HBM3", "NVIDIA H200"])
+def test_what_readings_of_power_leave_out_is_said(model: str) -> None:
+    row = stage("k", "mae", "A", 0, device_kind="gpu", device_model=model, energy_kwh=0.5,
+                energy_from="counter")  # fmt: skip
+    told = " ".join(ledger(Facts(view_of([row], []))).sentences)
+    assert ("arXiv 2312.02741" in told) == ("H100" in model)
+
+
+def test_what_groups_held_outside_attempts_stands_apart() -> None:
+    runs = [{"status": "complete", "reserved_hours": {"gpu": 0.25}},
+            {"status": "failed", "reserved_hours": {"gpu": 0.5, "cpu": 2.0}},
+            {"status": "lost", "reserved_hours": None},
+            {"status": "running", "reserved_hours": None}]  # fmt: skip
+    row = stage("k", "mae", "A", 0, device_kind="gpu", device_hours=1.0)
+    found = ledger(Facts(view_of([row], [], runs=runs)))
+    assert found.total.hours == {"GPU": 1.0}
+    (told,) = found.sentences
+    assert told == (
+        "Worker groups held devices for another 0.750 GPU-h and 2.00 core-h (1 run did not tell) "
+        "outside attempts, while they started, waited and ended; no figure above has them."
+    )
+    assert ledger(Facts(view_of([row], [], runs=runs[2:]))).sentences == []
+
+
 def test_a_failed_attempt_names_its_gpu_and_its_energy() -> None:
     gpu = {"uuid": "GPU-1", "model": "H100", "host": "n1"}
     row = stage("k", "mae", "A", 0, attempt=2, device_kind="gpu", wall_s=3600.0,
