@@ -276,12 +276,13 @@ def _no_program() -> Iterator[None]:
 
 
 def _wanted(gpu: bool) -> int:
-    """Return how many processes are to decode; one core alone is better used without."""
+    """Return how many processes are to decode: a GPU's own process keeps a core for itself, and
+    one core without a GPU is better used by the process that asks."""
     given = os.environ.get("MAECT_DECODE_PROCESSES")
     if given and not given.isdecimal():
         raise DataError(f"MAECT_DECODE_PROCESSES is {given!r}; write a number of processes")
     cores = decode_threads()
-    return int(given) if given else cores if cores > 1 or gpu else 0
+    return int(given) if given else max(1, cores - 1) if gpu else cores if cores > 1 else 0
 
 
 #: seconds of CPU time that the processes have used
