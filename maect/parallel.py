@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_info
 from torch import Tensor, nn
 
 
-def make_deterministic(threads: int) -> None:
+def make_deterministic(threads: int, *, tf32: bool = False) -> None:
     """Make this process compute the same bits whenever it is given the same, on CPU or GPU."""
     torch.set_num_threads(threads)
     # cuBLAS repeats its sums with a workspace of fixed size only; read when a GPU is first used
@@ -31,7 +31,7 @@ def make_deterministic(threads: int) -> None:
     # a guard against reads of unset memory, at 4 % of a small step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 #: what `mkl_cbwr_get` answers
@@ -109,6 +109,14 @@ class Group:
         first = self.rank * own
         return [slice(ends[i], ends[i + 1]) for i in range(first, first + own)]
 
+    def dealt(self, count: int, size: int) -> list[slice]:
+        """Return the slices that this worker computes of what is `shared`, in order; the last one
+        again where the others have one more."""
+        starts = range(0, count, size)
+        turns = range(self.rank, len(starts) + self.rank, self.size)
+        own = [starts[min(turn, len(starts) - 1)] for turn in turns]
+        return [slice(start, min(start + size, count)) for start in own]
+
     def shared(self, count: int, size: int, compute: Callable[[slice], Tensor]) -> Iterator[Tensor]:
         """Yield `compute(rows)` for consecutive slices of at most `size` of `count` rows, in order.
 
@@ -116,15 +124,15 @@ class Group:
         The slices do not depend on the number of workers, and so neither do the results.
         """
         starts = range(0, count, size)
-        for first in range(0, len(starts), self.size):
-            start = starts[min(first + self.rank, len(starts) - 1)]
-            found = compute(slice(start, min(start + size, count)))
+        for turn, rows in enumerate(self.dealt(count, size)):
+            found = compute(rows)
             if self.size == 1:
                 yield found
                 continue
             room = found.new_zeros(size, *found.shape[1:])
             room[: len(found)] = found
-            for own, part in zip(starts[first:], self.gather(room).split(size), strict=False):
+            together = zip(starts[turn * self.size :], self.gather(room).split(size), strict=False)
+            for own, part in together:
                 yield part[: count - own]
 
     def gather(self, local: Tensor) -> Tensor:

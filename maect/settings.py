@@ -144,7 +144,8 @@ class FeatureSettings(Settings):
 
 
 class NumericsSettings(Settings):
-    """What changes the digits of a result without changing the method; part of every key."""
+    """What changes the digits of a result without changing the method; part of every key, apart
+    from what changes none."""
 
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     #: instructions of a CPU's kernels: `native`, the best that each machine has; `avx2`, the same
@@ -158,14 +159,20 @@ class NumericsSettings(Settings):
     #: S > 1: S fixed pieces, summed in one fixed tree, bitwise equal on any worker count that
     #: divides S (`exact`)
     shards: PositiveInt = 1
+    #: of `fp32`: let a GPU's matrix products round their factors to 10 bits, which is faster
+    tf32: bool = False
+    #: compile the blocks of encoder and decoder
     compile: bool = False
-    #: recompute the encoder's activations in the backward pass to save memory
+    #: recompute the encoder's activations in the backward pass to save memory. Without `compile` it
+    #: changes no bit and is in no key
     checkpoint_activations: bool = False
 
     @model_validator(mode="after")
-    def _power_of_two(self) -> Self:
+    def _makes_sense(self) -> Self:
         if self.shards & (self.shards - 1):
             raise ValueError(f"shards {self.shards} is not a power of two")
+        if self.tf32 and self.precision != "fp32":
+            raise ValueError(f"tf32 is a way to compute fp32, precision is {self.precision}")
         return self
 
 

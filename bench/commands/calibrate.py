@@ -151,11 +151,17 @@ def _with_images(options: argparse.Namespace, suite: Suite, folder: Path) -> tup
         "data.low_shot=null",
     ]
     os.environ["MAECT_DATA"] = str(folder)  # what is known of them goes with them
+    if any(not _is_here(variant.init) for variant in suite.variants.values()):
+        options.sets.append("init=random")  # steps take as long from any weights
     suite = common.load(options)
     prepare(next(iter(suite.variants.values())).row.data, folder, lambda line: None)
     data_info.cache_clear()
     suite = common.load(options)
     return suite, f"synthetic JPEGs, {_WIDTH}x{_HEIGHT}, as {settings.path} is not here"
+
+
+def _is_here(init: str) -> bool:
+    return init in ("random", "pixels") or Path(init).expanduser().is_file()
 
 
 def photographs(folder: Path, count: int) -> None:

@@ -31,6 +31,10 @@ def stage_key(kind: str, settings: dict[str, Any], inputs: dict[str, str], data:
     """Return the key of a stage from its resolved settings, its inputs' keys and its data's
     fingerprint: 20 hexadecimal digits.
     """
+    numerics = settings.get("numerics", {})
+    if not numerics.get("compile"):  # then recomputing activations changes no bit
+        told = {k: v for k, v in numerics.items() if k != "checkpoint_activations"}
+        settings = settings | ({"numerics": told} if told else {})
     content = {"schema": SCHEMA, "kind": kind, "settings": settings, "inputs": inputs, "data": data}
     return digest(content, 20)
 

@@ -7,13 +7,16 @@ end with it, however it ends.
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -158,6 +161,9 @@ def unreadable(name: str, error: Exception | str) -> DataError:
     )
 
 
+Results = Generator["torch.Tensor | Unreadable", None, None]
+
+
 class Died(RuntimeError):
     """A process that decodes has ended without being asked to."""
 
@@ -172,7 +178,8 @@ class _Pool:
         self.wanted, self.pinned = wanted, pinned
         #: whose crops are being made
         self.owner: Ahead | None = None
-        self._tasks: Iterable[Task] = ()
+        self._sampler = _Sampler()
+        self._work = self._results()
         # too little shared memory would end the processes
         room = shutil.disk_usage(_SHARED).free // 2 if os.path.isdir(_SHARED) else AHEAD_BYTES
         tasks = min(AHEAD_BYTES, room // workers_here()) // _TASK_BYTES
@@ -184,11 +191,11 @@ class _Pool:
             more["multiprocessing_context"] = context
             more["prefetch_factor"] = tasks // processes
             more["persistent_workers"] = True
-            more["worker_init_fn"] = _ignore_interrupts
+            more["worker_init_fn"] = _follow_parent
         self._loader: Any = DataLoader(
             _Cutter(),  # type: ignore[arg-type]
             batch_size=None,
-            sampler=self,
+            sampler=self._sampler,
             num_workers=processes,
             pin_memory=pinned,
             collate_fn=_unchanged,
@@ -196,35 +203,65 @@ class _Pool:
             **more,
         )
 
-    def __iter__(self) -> Iterator[Task]:
-        """Yield the tasks: the DataLoader's sampler."""
-        return iter(self._tasks)
+    def work(self, owner: Ahead, tasks: Iterable[Task]) -> Results:
+        """Begin with other tasks; return what comes of each, in order. It raises Died."""
+        self.owner, self._sampler.tasks = owner, tasks
+        self._work = self._results()
+        return self._work
 
-    def work(self, owner: Ahead, tasks: Iterable[Task]) -> Iterator[torch.Tensor | Unreadable]:
-        """Begin with other tasks; yield what comes of each, in order. Raises Died."""
+    def _results(self) -> Results:
         global used_s
-        self.owner, self._tasks = owner, tasks
         try:
             with _no_program():
                 found = iter(self._loader)
+            atexit.unregister(self.close)
+            atexit.register(
+                self.close
+            )  # before DataLoader's own, which would wait for each process
             for crops, seconds in found:
                 used_s += seconds
                 yield crops
         except (OSError, EOFError, RuntimeError) as error:
             workers = getattr(getattr(self._loader, "_iterator", None), "_workers", [])
-            if all(worker.is_alive() for worker in workers):
+            if isinstance(error, RuntimeError) and all(worker.is_alive() for worker in workers):
                 raise
-            self.owner, self.wanted = None, -1  # another takes its place
-            raise Died(str(error)) from error
+            self.wanted = -1  # another takes its place
+            raise Died(str(error)) from None
+
+    def close(self) -> None:
+        """End the processes, in the order that DataLoader means; left to the garbage collector,
+        queues may go first."""
+        atexit.unregister(self.close)
+        self._work.close()
+        self.owner = self._loader = None
+
+
+class _Sampler:
+    """What gives a DataLoader its tasks."""
+
+    tasks: Iterable[Task] = ()
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
 
 
 def _unchanged(result: Any) -> Any:
     return result
 
 
-def _ignore_interrupts(_: int) -> None:
-    """Leave Ctrl-C to the process that asks, with which this one ends."""
+def _follow_parent(_: int) -> None:
+    """End with the process that asks, and leave Ctrl-C to it.
+
+    DataLoader's own watch asks for the parent, which here is the server that forks; and the server
+    goes on as long as its children do.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @contextmanager
@@ -262,6 +299,8 @@ def _current() -> _Pool:
     gpu = torch.cuda.is_initialized()
     wanted = 0 if _asked < ALONE else _wanted(gpu)
     if _pool is None or (_pool.wanted, _pool.pinned) != (wanted, gpu):
+        if _pool is not None:
+            _pool.close()
         _pool = _Pool(wanted, gpu)
     return _pool
 

@@ -92,8 +92,11 @@ def decode(data: bytes, *, fast: bool = False) -> tuple[np.ndarray, str]:
 
 @functools.cache
 def _quiet() -> None:
-    """Keep Pillow's warnings off the terminal: what cannot be used is told with its file's name."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")
+    """Keep warnings off the terminal: what cannot be used is told with its file's name.
+
+    torchvision's says that a later version leaves decoding to TorchCodec; Pillow decodes then.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.|torchvision\.io")
 
 
 def _claimed(image: Image) -> int:

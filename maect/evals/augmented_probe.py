@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maect.evals.base import EvalInput, EvalResult, Evaluator
-from maect.evals.linear_probe import ProbeSettings, derive, probe_metrics, run_probe
+from maect.evals.linear_probe import ProbeSettings, batches, derive, probe_metrics, run_probe
 from maect.settings import ViewSettings
 
 if TYPE_CHECKING:
@@ -29,14 +30,24 @@ def _compute(data: EvalInput, settings: AugmentedProbeSettings) -> EvalResult:
 
     images = data.images
     assert images is not None
-    network = images.network().eval()
+    network, group = images.network().eval(), images.group
+    count, seed = len(data.train.y), data.seed
+
+    def dealt() -> Iterator[tuple[int, np.ndarray]]:
+        """Yield epoch and rows of what this worker computes."""
+        for epoch in range(settings.epochs):
+            for chosen in batches(settings, count, seed, epoch):
+                for part in group.dealt(len(chosen), _IMAGES):
+                    yield epoch, chosen[part]
+
+    images.expect_views(settings.view, "probe", dealt())
 
     def fresh(epoch: int, chosen: np.ndarray) -> Tensor:
         def features(rows: slice) -> Tensor:
             return network(images.views(settings.view, "probe", epoch, chosen[rows]))
 
         with torch.no_grad():
-            found = list(images.group.shared(len(chosen), _IMAGES, features))
+            found = list(group.shared(len(chosen), _IMAGES, features))
         return torch.cat(found).to(data.train.x.device)
 
     return run_probe(data, settings, fresh, "augmented")

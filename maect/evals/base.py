@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -84,6 +84,14 @@ class Images(Protocol):
 
     def prepared(self, split: str, rows: np.ndarray) -> Tensor:
         """Images of "train", "selection" or "test" as the features saw them: [B, C, S, S]."""
+
+    def expect_views(
+        self, view: ViewSettings, role: str, batches: Iterable[tuple[int, np.ndarray]]
+    ) -> None:
+        """Announce all `views` of these epochs and rows to come, in order, to be decoded ahead."""
+
+    def expect_prepared(self, split: str, batches: Iterable[np.ndarray]) -> None:
+        """Announce all images of a split to be `prepared`, in order."""
 
     def at(self, place: int) -> Images:
         """The same with features of one of several blocks, the one at `place` of their list."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
@@ -127,14 +127,25 @@ class _Classifier:
         total = settings.epochs * an_epoch
         warmup = round(settings.warmup * total)
         orders = Stream(self.data.seed, *purpose, "order")
-        for step in range(total):
-            epoch, place = divmod(step, an_epoch)
-            if place == 0:
+        pieces = self.images.group.pieces(size, uneven=True)
+
+        def batches() -> Iterator[tuple[int, np.ndarray]]:
+            for epoch in range(settings.epochs):
                 order = rows[orders.permutation(epoch, len(rows))]
-            batch = order[place * size : (place + 1) * size]
+                for place in range(an_epoch):
+                    yield epoch, order[place * size : (place + 1) * size]
+
+        wanted = (
+            (epoch, self._rows(batch, piece))
+            for epoch, batch in batches()
+            for piece in pieces
+            if piece.stop > piece.start
+        )
+        self.images.expect_views(settings.view, "finetune", wanted)
+        for step, (epoch, batch) in enumerate(batches()):
             set_learning_rate(optimizer, learning_rate(step, total, warmup, lr))
             sums.start()
-            for piece in self.images.group.pieces(size, uneven=True):
+            for piece in pieces:
                 self._add_gradient(batch, piece, epoch, (*purpose, step), sums)
             sums.finish()
             optimizer.step()
@@ -175,6 +186,12 @@ class _Classifier:
             (loss * (len(rows) / len(batch))).backward()
         sums.add()
 
+    def _rows(self, batch: np.ndarray, piece: slice) -> np.ndarray:
+        """Return the images of which a piece of a batch is made."""
+        # an image is mixed with the one before it in the batch: the first with the last
+        mixing = bool(self.settings.mixup or self.settings.cutmix)
+        return batch[np.arange(piece.start - mixing, piece.stop)]
+
     def _examples(
         self, batch: np.ndarray, piece: slice, epoch: int, key: tuple[int | str, ...]
     ) -> tuple[Tensor, Tensor]:
@@ -184,8 +201,7 @@ class _Classifier:
         from maect.regularize import mix, strengthen
 
         settings, mixing = self.settings, bool(self.settings.mixup or self.settings.cutmix)
-        # an image is mixed with the one before it in the batch: the first with the last
-        rows = batch[np.arange(piece.start - mixing, piece.stop)]
+        rows = self._rows(batch, piece)
         labels = self.data.train.y[torch.from_numpy(rows)].to(self.device)
         views = self.images.views(settings.view, "finetune", epoch, rows)
         if settings.rand_augment or settings.erasing:
@@ -223,8 +239,10 @@ class _Classifier:
             logits: Tensor = self.head(self.network(self.images.prepared(split, rows[part])))
             return logits.max(1).indices.where(logits.isfinite().all(1), -1)
 
+        group = self.images.group
+        self.images.expect_prepared(split, (rows[p] for p in group.dealt(len(rows), _IMAGES)))
         with torch.no_grad():
-            found = [part.cpu() for part in self.images.group.shared(len(rows), _IMAGES, predict)]
+            found = [part.cpu() for part in group.shared(len(rows), _IMAGES, predict)]
         return torch.cat(found).numpy().astype(np.int32)
 
 

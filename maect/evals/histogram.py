@@ -56,8 +56,10 @@ def _targets(data: EvalInput, split: str, bins: int) -> Tensor:
         spread, offset = (v.to(normalised.device) for v in (std, mean))
         return histograms(normalised * spread + offset, bins)
 
-    own = getattr(data, split)
-    return torch.cat(list(images.group.shared(len(own.y), _IMAGES, found))).to(own.x.device)
+    own, group = getattr(data, split), images.group
+    dealt = group.dealt(len(own.y), _IMAGES)
+    images.expect_prepared(split, (np.arange(rows.start, rows.stop) for rows in dealt))
+    return torch.cat(list(group.shared(len(own.y), _IMAGES, found))).to(own.x.device)
 
 
 def _fitted(x: Tensor, found: tuple[Tensor, Tensor], y: Tensor, l2: list[float]) -> list[Tensor]:

@@ -153,3 +153,25 @@ def _means(x: Tensor, label: Tensor, k: int) -> Tensor:
     offsets = counts.cumsum(0) - counts
     sums = functional.embedding_bag(order, x, offsets, mode="sum")
     return (sums / counts[:, None]).view(runs, k, -1)
+
+
+def silhouettes(x: Tensor, label: Tensor, k: int) -> Tensor:
+    """Return each image's silhouette: x [N, D], clusters [N] of `k` -> [N] float64.
+
+    scikit-learn's `silhouette_samples`, on a device: (b - a) / max(a, b), a the mean distance to
+    the others of the cluster, b that to the images of the nearest other one; 0 if it is alone.
+    """
+    import torch
+
+    x, own = x.double(), label[:, None]
+    member = (own == torch.arange(k, device=x.device)).double()  # [N, K]
+    size, found = member.sum(0), []
+    step = max(1, _GPU_BLOCK // len(x))
+    for rows, mine in zip(x.split(step), own.split(step), strict=True):
+        total = torch.cdist(rows, x) @ member  # [b, K]
+        inside = total.gather(1, mine) / (size[mine] - 1).clamp_min(1)
+        means = (total / size).masked_fill(size == 0, math.inf).scatter_(1, mine, math.inf)
+        other = means.min(1, keepdim=True).values
+        width = (other - inside) / torch.maximum(inside, other)
+        found.append(width.nan_to_num(0.0).masked_fill(size[mine] == 1, 0.0)[:, 0])
+    return torch.cat(found)

@@ -149,6 +149,13 @@ def choose(accuracy: np.ndarray, loss: np.ndarray) -> int:
     return int(np.lexsort((loss, -accuracy))[0])
 
 
+def batches(settings: ProbeSettings, images: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the rows of an epoch's batches, the last incomplete one dropped: [steps, B]."""
+    size = min(settings.batch_size, images)
+    order = Stream(seed, "probe", "order").permutation(epoch, images)
+    return order[: images // size * size].reshape(-1, size)
+
+
 #: (epoch, rows [B]) -> features [B, D] of training images
 TrainFeatures = Callable[[int, np.ndarray], "Tensor"]
 
@@ -214,12 +221,9 @@ def run_probe(
     warmup = round(settings.warmup * total)
 
     # ---- train; on the test split look at every epoch for the published choice, told beside ours
-    orders, labels = Stream(data.seed, "probe", "order"), labels_of(data.test.y)
-    official_accuracy = -1.0
+    labels, official_accuracy = labels_of(data.test.y), -1.0
     for epoch in range(settings.epochs):
-        order = orders.permutation(epoch, images)
-        for i in range(an_epoch):  # the last incomplete batch is dropped
-            chosen_rows = order[i * size : (i + 1) * size]
+        for i, chosen_rows in enumerate(batches(settings, images, data.seed, epoch)):
             y = train.y.index_select(0, torch.from_numpy(chosen_rows).to(train.y.device))
             factor = rate(epoch * an_epoch + i, total, warmup)
             probes.step(features(epoch, chosen_rows), y, factor)

@@ -36,8 +36,10 @@ def statistics(train: Tensor) -> tuple[Tensor, Tensor]:
     """
     import torch
 
-    blocks = (columns.double() for columns in train.split(COLUMNS, dim=1))
-    found = [(columns.mean(0), columns.std(0, correction=1)) for columns in blocks]
+    scratch, found = train.new_empty(len(train) * COLUMNS, dtype=torch.float64), []
+    for columns in train.split(COLUMNS, dim=1):
+        block = scratch[: columns.numel()].view(columns.shape).copy_(columns)
+        found.append((block.mean(0), block.std(0, correction=1)))
     return torch.cat([mean for mean, _ in found]), torch.cat([std for _, std in found]) + 1e-5
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from functools import cache, cached_property
 from typing import Any
@@ -133,25 +133,45 @@ class JobImages:
         self.notes = usage_notes(encoder, job.settings["pool"], self.split("train"))
         return FeatureNetwork(encoder, job.settings["pool"], self.block, job.autocast)
 
-    def views(self, view: ViewSettings, role: str, epoch: int, rows: np.ndarray) -> Tensor:
-        job, split = self.job, self.split("train")
-        augment = Augment(
+    def _augment(self, view: ViewSettings, role: str) -> Augment:
+        split = self.split("train")
+        return Augment(
             [view],
-            image_size=job.data.image_size,
+            image_size=self.job.data.image_size,
             mean=split.mean,
             std=split.std,
             seed=self.seed,
             role=role,
         )
-        views = augment(
-            augment.images(split, epoch, rows), epoch, rows, dtype=job.dtype, device=job.device
-        )
+
+    def views(self, view: ViewSettings, role: str, epoch: int, rows: np.ndarray) -> Tensor:
+        job, augment = self.job, self._augment(view, role)
+        images = augment.images(self.split("train"), epoch, rows)
+        views = augment(images, epoch, rows, dtype=job.dtype, device=job.device)
         return with_channels(views, self.channels)
 
+    def expect_views(
+        self, view: ViewSettings, role: str, batches: Iterable[tuple[int, np.ndarray]]
+    ) -> None:
+        split, augment = self.split("train"), self._augment(view, role)
+        if split.sizes is not None:
+            split.expect(augment.request(split, epoch, rows) for epoch, rows in batches)
+
+    def _rows(self, split: str, rows: np.ndarray) -> tuple[Split, np.ndarray]:
+        """Return where rows of "train", "selection" or "test" lie in the data."""
+        if split in self.rows:
+            return self.split("selection"), self.rows[split][rows]
+        return self.split(split), rows
+
     def prepared(self, split: str, rows: np.ndarray) -> Tensor:
-        job, source = self.job, self.split("selection" if split in self.rows else split)
-        rows = self.rows[split][rows] if split in self.rows else rows
-        return with_channels(prepared(job, source, rows, pixels=self.pixels), self.channels)
+        found = prepared(self.job, *self._rows(split, rows), pixels=self.pixels)
+        return with_channels(found, self.channels)
+
+    def expect_prepared(self, split: str, batches: Iterable[np.ndarray]) -> None:
+        source, size = self._rows(split, np.arange(0))[0], self.job.data.image_size
+        if source.sizes is not None:
+            requests = (Request.centres(self._rows(split, rows)[1], size) for rows in batches)
+            source.expect(requests)
 
     def at(self, place: int) -> JobImages:
         assert isinstance(self.block, list)
@@ -199,9 +219,11 @@ def extract(images: JobImages) -> dict[str, Tensor]:
             batch = images.prepared(name, np.arange(rows.start, rows.stop))
             return batch.flatten(1).float() if network is None else network(batch)
 
-        split = images.split(name)
+        split, group = images.split(name), images.group
+        own = group.dealt(len(split), BATCH)
+        images.expect_prepared(name, (np.arange(rows.start, rows.stop) for rows in own))
         with torch.inference_mode():
-            shared = images.group.shared(len(split), BATCH, features)
+            shared = group.shared(len(split), BATCH, features)
             found = [x.cpu() for x in shared if first]
         tensors[f"{name}_x"] = torch.cat(found) if found else torch.empty(0)
         tensors[f"{name}_y"] = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))

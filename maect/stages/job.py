@@ -122,7 +122,7 @@ class Job:
 
         Raises RuntimeError where a library computes with other instructions than those asked for.
         """
-        make_deterministic(self.numerics.threads)
+        make_deterministic(self.numerics.threads, tf32=self.numerics.tf32)
         processors = self.numerics.processors or ""
         if processors.startswith("avx2"):
             require_avx2(intel=processors.endswith("GenuineIntel"))

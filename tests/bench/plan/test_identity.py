@@ -175,6 +175,15 @@ def test_kind_inputs_and_data_are_in_a_key():
     )
 
 
+def test_recomputed_activations_are_in_no_key_as_they_change_no_bit(plan_of):
+    def mae(*sets: str) -> str:
+        return row_keys(plan_of(sets=[f"numerics.{one}" for one in sets]), "MAE")["mae"]
+
+    assert mae() == mae("checkpoint_activations=true")
+    assert mae() != mae("tf32=true")
+    assert mae("compile=true") != mae("compile=true", "checkpoint_activations=true")
+
+
 # ------------------------------------------------------------------------------------------ code
 
 KINDS = ("mae", "head", "features", "knn")

@@ -78,7 +78,7 @@ def test_every_stage_leaves_a_whole_record(smoke):
         assert record["started"] < record["ended"]
         assert record["settings"]["numerics"] == {
             "precision": "fp32", "threads": 1, "shards": 4, "compile": False,
-            "checkpoint_activations": False, "isa": "avx2",
+            "checkpoint_activations": False, "isa": "avx2", "tf32": False,
             "processors": processors("avx2"),
         }  # fmt: skip
         cost = record["cost"]

@@ -1,10 +1,9 @@
-"""Sets in folders and in shards: layout, splits, unreadable files, decoding ahead."""
+"""Sets in folders and in shards: layout, splits, unreadable files."""
 
 from __future__ import annotations
 
 import io
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from PIL import Image
 
 from maect import datasets
-from maect.datasets import DataError, folder, images, on_disk
+from maect.datasets import DataError, images
 from maect.settings import DataSettings
 
 
@@ -217,37 +216,6 @@ def test_decoding_gives_rgb_bytes_for_every_mode() -> None:
     assert np.array_equal(got, np.asarray(cmyk.convert("RGB")))
     with pytest.raises(ValueError, match="float"):
         images.decode(encode(pixels[:, :, 0].astype(np.float32), "TIFF"))
-
-
-def test_announced_batches_are_the_same_and_stay_within_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings, root = make_folder(tmp_path / "set"), tmp_path / "root"
-    datasets.prepare(settings, root)
-    split = datasets.load(settings, root)
-    batches = list(np.random.default_rng(0).permutation(len(split))[:80].reshape(10, 8))
-    expected = [split.batch(rows) for rows in batches]
-    reads: list[Path] = []
-
-    def counted(path: Path) -> bytes:
-        reads.append(path)
-        return images.read_file(path)
-
-    monkeypatch.setattr(folder, "read_file", counted)
-    ahead = 20  # images
-    monkeypatch.setattr(on_disk, "AHEAD_BYTES", ahead * 9 * 12 * 3)
-    split.expect(batches)
-    for number, rows in enumerate(batches, start=1):
-        for image, other in zip(split.batch(rows), expected[number - 1], strict=True):
-            assert image.equal(other)
-        due = min(80, 8 * number + ahead)
-        deadline = time.monotonic() + 10
-        while len(reads) < due and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert len(reads) == due
-    split.expect(batches)
-    with pytest.raises(ValueError, match="announced"):
-        split.batch(batches[1])
 
 
 def test_a_file_that_breaks_later_is_named(tmp_path: Path) -> None:

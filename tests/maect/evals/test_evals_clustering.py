@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_samples
 
 from maect import evals
+from maect.evals import kmeans as kmeans_module
 from maect.evals.clustering import ClusterSettings, cluster_accuracy
 from maect.evals.kmeans import kmeans
 
@@ -60,6 +62,17 @@ def test_more_clusters_than_different_images_are_no_failure() -> None:
     assert found.inertia.max().item() == pytest.approx(0.0, abs=1e-9)
     same = found.label.view(3, 10, 3)
     assert torch.equal(same, same[:, :1].expand_as(same))
+
+
+def test_silhouettes_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks; also of a cluster of one image, of equal images, and where a cluster is empty."""
+    monkeypatch.setattr(kmeans_module, "_GPU_BLOCK", 7 * 304)
+    data = blobs(0, 300, 1.0)
+    x = torch.cat([data.x, torch.full((1, 16), 9.0), torch.full((3, 16), -9.0)])
+    label = torch.cat([data.y, torch.tensor([6, 7, 7, 7])])
+    found = kmeans_module.silhouettes(x, label, 9)
+    expected = silhouette_samples(x.double().numpy(), label.numpy())
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
 def test_bad_input_is_refused() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from torch import Tensor
 from maect import evals
 from maect.evals import neighbors
 from maect.evals.nearest import KnnSettings
-from maect.evals.neighbors import nearest, normalize_rows
+from maect.evals.neighbors import nearest, normalize_rows, standardized, statistics
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +160,41 @@ def test_bad_input_is_refused() -> None:
     x[3, 2] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         evals.knn(x, y, x, y, 3)
+
+
+@pytest.mark.parametrize("dim", [24, 32, 100, 192])
+def test_statistics_of_a_few_columns_at_a_time_are_those_of_all(dim: int) -> None:
+    """To the last bit, and so are the rows made with them."""
+    x = features(0, 3001, dim)[0] * torch.linspace(0.1, 9, dim) + 5
+    double = x.double()
+    mean, deviation = double.mean(0), double.std(0, correction=1) + 1e-5
+    rows = (double - mean) / deviation
+    assert torch.equal(standardized(x, statistics(x)), rows)
+    unit = (rows / rows.norm(dim=1, keepdim=True)).float()
+    assert torch.equal(normalize_rows(x, statistics(x)), unit)
+
+
+PEAK = """
+import re
+from pathlib import Path
+import torch
+from maect import evals
+def memory(name):
+    return 1024 * int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+def split(count):
+    return torch.randn(count, 1024), torch.randint(0, 9, (count,))
+evals.knn(*split(2000), *split(20), 10)
+x, y = split(90_000)
+test = split(100)
+before = memory("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+evals.knn(x, y, *test, 10)
+print("peak", (memory("VmHWM") - before) / (4 * x.numel()) + 1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_standardising_holds_half_a_copy_of_the_features_at_most() -> None:
+    told = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    times = float(re.search(r"peak ([\d.]+)", told.stdout)[1])
+    assert 1.0 < times <= 1.5, f"{times} times the features"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,11 @@ class AsTheyAre:
     def network(self) -> torch.nn.Module:
         return torch.nn.Identity()
 
+    def expect_views(
+        self, view: ViewSettings, role: str, batches: Iterable[tuple[int, np.ndarray]]
+    ) -> None:
+        self.expected = list(batches)
+
     def views(self, view: ViewSettings, role: str, epoch: int, rows: np.ndarray) -> Tensor:
         assert (view, role) == (ViewSettings(flip=0.0), "probe")
         self.asked.append((epoch, rows))
@@ -185,6 +191,8 @@ def test_augmented_features_are_asked_for_epoch_by_epoch() -> None:
     fresh = augmented.run(data, settings)
     assert fresh.values == cached.values  # the views here are the images as they are
     assert fresh.protocol["features"] == "augmented" != cached.protocol["features"]
+    for (epoch, rows), expected in zip(images.asked, images.expected, strict=True):
+        assert (epoch, rows.tolist()) == (expected[0], expected[1].tolist())
     assert [epoch for epoch, _ in images.asked] == [e for e in range(4) for _ in range(400 // 64)]
     first = np.concatenate([rows for epoch, rows in images.asked if epoch == 0])
     assert len(set(first.tolist())) == len(first)
