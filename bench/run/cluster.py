@@ -59,8 +59,6 @@ TYPE = "accelerator_type:"
 #: bytes that Ray adds to its folder in the names of its sockets, and that such a name may have
 SOCKET, LONGEST = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"), 103
 
-#: whether Ray was begun and not shut down: then Python's own ending is not safe
-open_still = False
 #: has the thread that started Ray, which stays: with it the kernel would end Ray's processes
 _starter: ThreadPoolExecutor | None = None
 
@@ -286,7 +284,6 @@ class Cluster:
         If a thread does not end in time, or the run is not `finished`, Ray is left as it is: a
         local instance dies with this process; its workers are ended at once.
         """
-        global open_still
         if not finished:
             signals.end_children()
             return
@@ -299,7 +296,6 @@ class Cluster:
                 return
             time.sleep(0.05)
         ray.shutdown()
-        open_still = False
 
 
 def _torch_config(gpus: float, width: int) -> Any:
@@ -313,6 +309,9 @@ def _torch_config(gpus: float, width: int) -> Any:
             if gpus:
                 worker_group.execute(require_gpu)
             super().on_start(worker_group, backend_config)
+
+        def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+            """Tear nothing down: that may take half a minute, and the processes end now."""
 
     class Config(TorchConfig):
         backend_cls = Backend
@@ -354,7 +353,7 @@ def _start(address: str | None, cores: int, waiting: Callable[[float], None]) ->
     `cores` is what a worker group wants. Where this machine has fewer, threads share them, two to
     a core at the most: they compute the same, only slower. Return whether it comes to that.
     """
-    global open_still, _starter
+    global _starter
     own = environment.processor()["cores"]
     shared = not address and own < cores <= 2 * own
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -376,7 +375,6 @@ def _start(address: str | None, cores: int, waiting: Callable[[float], None]) ->
     warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
     # it would print what it hears of dead workers, in colour, among our own lines
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
-    open_still = True
     # the parts of Ray Train import it; that takes as long as Ray takes to start
     threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
     # in a thread, while this one hears of signals and of the time

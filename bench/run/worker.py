@@ -128,7 +128,6 @@ def run_stage(
         used = _of_all(group, (_cpu_s() - began_s, meter and _reading(meter, device)))
         if attempt is not None:
             attempt.complete(output, sum(s for s, _ in used), [gpu for _, gpu in used if gpu])
-            shutil.rmtree(store.checkpoints(stage.key), ignore_errors=True)
     except Exception as error:
         why = _why(error, stage, gpus)
         if attempt is not None:
@@ -349,6 +348,10 @@ class Attempt:
         ended_s = record.started_s + time.monotonic() - self.clock
         if not self.store.close_attempt(record, ended_s):
             raise StageFailed(f"{self.stage.title}: this attempt was given up for lost")
+        if (
+            status == "complete"
+        ):  # before it is told: the run may end then, and this process with it
+            shutil.rmtree(self.store.checkpoints(self.stage.key), ignore_errors=True)
         self.tell(Ended(self.stage.key, record.error.message if record.error else None))
 
 

@@ -123,7 +123,6 @@ def test_ray_that_cannot_start(start, told, bench, tmp_path, monkeypatch: pytest
     from bench.run import cluster
 
     monkeypatch.setattr(cluster, "START_S", 1.0)
-    monkeypatch.setattr(cluster, "open_still", False)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "this test's")
     monkeypatch.setattr(cluster.ray, "init", lambda *_, **__: start())
     done = bench("run", SMOKE, "--store", tmp_path / "store", "--seeds", "1")

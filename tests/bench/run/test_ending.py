@@ -133,3 +133,19 @@ def test_a_command_that_has_hardly_begun(number: signal.Signals, seconds: float,
 def _status(pid: int, name: str) -> str:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith(name))
+
+
+def test_a_command_that_began_ray_ends_once_its_output_is_out(tmp_path: Path) -> None:
+    """Python's own ending takes seconds there, or for ever."""
+    script = (
+        "import atexit, runpy, sys, time, types\n"
+        "sys.modules['bench.run.cluster'] = types.ModuleType('as after a run')\n"
+        "atexit.register(time.sleep, 600)\n"
+        f"sys.argv = ['bench', 'ls', '--store', {str(tmp_path)!r}]\n"
+        "print('what a command prints')\n"
+        "runpy.run_module('bench', run_name='__main__')\n"
+    )
+    process = python(script)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "what a command prints\n"), err
+    assert "there is no store" in err
