@@ -205,6 +205,7 @@ class _Pool:
 
     def work(self, owner: Ahead, tasks: Iterable[Task]) -> Results:
         """Begin with other tasks; return what comes of each, in order. It raises Died."""
+        self._work.close()
         self.owner, self._sampler.tasks = owner, tasks
         self._work = self._results()
         return self._work
@@ -214,16 +215,16 @@ class _Pool:
         try:
             with _no_program():
                 found = iter(self._loader)
+            # to run before DataLoader's own, which waits for one process after the other
             atexit.unregister(self.close)
-            atexit.register(
-                self.close
-            )  # before DataLoader's own, which would wait for each process
+            atexit.register(self.close)
             for crops, seconds in found:
                 used_s += seconds
                 yield crops
         except (OSError, EOFError, RuntimeError) as error:
             workers = getattr(getattr(self._loader, "_iterator", None), "_workers", [])
-            if isinstance(error, RuntimeError) and all(worker.is_alive() for worker in workers):
+            alive = isinstance(error, RuntimeError) and all(w.is_alive() for w in workers)
+            if alive or not workers:
                 raise
             self.wanted = -1  # another takes its place
             raise Died(str(error)) from None
