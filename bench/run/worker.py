@@ -36,6 +36,7 @@ from bench.store.resume import StageCheckpoints
 from bench.store.store import Store
 from bench.suite.evaluations import Evaluation
 from maect import evals
+from maect.datasets import decoders
 from maect.files import digest
 from maect.parallel import Group
 from maect.stages.job import Job, Output, Progress
@@ -78,6 +79,11 @@ def serve(
                 return
 
 
+def _cpu_s() -> float:
+    """Return the CPU time of this process and of those that decode for it, seconds."""
+    return time.process_time() + decoders.used_s
+
+
 def require_gpu() -> None:
     """Raise `MachineError` where torch cannot use the GPU that this process was given.
 
@@ -106,7 +112,7 @@ def run_stage(
     for module in modules:
         importlib.import_module(module)  # not part of the stage's time
     forget_memory()
-    group, device, began_s = Group(), device_of(gpus), time.process_time()
+    group, device, began_s = Group(), device_of(gpus), _cpu_s()
     attempt = Attempt(stage, store, run_id, tell, device, group, gpus) if group.rank == 0 else None
     begun = (attempt.record, attempt.folder) if attempt is not None else None
     record, folder = group.share(begun)
@@ -119,7 +125,7 @@ def run_stage(
             if attempt is not None:
                 job.on_progress = attempt.progress
             output = importlib.import_module(modules[0]).run(job)
-        used = _of_all(group, (time.process_time() - began_s, meter and _reading(meter, device)))
+        used = _of_all(group, (_cpu_s() - began_s, meter and _reading(meter, device)))
         if attempt is not None:
             attempt.complete(output, sum(s for s, _ in used), [gpu for _, gpu in used if gpu])
     except Exception as error:
@@ -127,7 +133,7 @@ def run_stage(
         if attempt is not None:
             # what the others used, nobody knows
             alone = group.size == 1
-            attempt.fail(error, why, time.process_time() - began_s if alone else None)
+            attempt.fail(error, why, _cpu_s() - began_s if alone else None)
         elif why.kind == OUT_OF_MEMORY:  # the first worker would wait for this one and never tell
             failed = record.model_copy(update={"status": "failed", "error": why})
             store.close_attempt(failed, time.time())

@@ -205,6 +205,7 @@ class _Pool:
 
     def work(self, owner: Ahead, tasks: Iterable[Task]) -> Results:
         """Begin with other tasks; return what comes of each, in order. It raises Died."""
+        self._work.close()
         self.owner, self._sampler.tasks = owner, tasks
         self._work = self._results()
         return self._work
@@ -214,16 +215,16 @@ class _Pool:
         try:
             with _no_program():
                 found = iter(self._loader)
+            # to run before DataLoader's own, which waits for one process after the other
             atexit.unregister(self.close)
-            atexit.register(
-                self.close
-            )  # before DataLoader's own, which would wait for each process
+            atexit.register(self.close)
             for crops, seconds in found:
                 used_s += seconds
                 yield crops
         except (OSError, EOFError, RuntimeError) as error:
             workers = getattr(getattr(self._loader, "_iterator", None), "_workers", [])
-            if isinstance(error, RuntimeError) and all(worker.is_alive() for worker in workers):
+            alive = isinstance(error, RuntimeError) and all(w.is_alive() for w in workers)
+            if alive or not workers:
                 raise
             self.wanted = -1  # another takes its place
             raise Died(str(error)) from None
@@ -276,12 +277,13 @@ def _no_program() -> Iterator[None]:
 
 
 def _wanted(gpu: bool) -> int:
-    """Return how many processes are to decode; one core alone is better used without."""
+    """Return how many processes are to decode: a GPU's own process keeps a core for itself, and
+    one core without a GPU is better used by the process that asks."""
     given = os.environ.get("MAECT_DECODE_PROCESSES")
     if given and not given.isdecimal():
         raise DataError(f"MAECT_DECODE_PROCESSES is {given!r}; write a number of processes")
     cores = decode_threads()
-    return int(given) if given else cores if cores > 1 or gpu else 0
+    return int(given) if given else max(1, cores - 1) if gpu else cores if cores > 1 else 0
 
 
 #: seconds of CPU time that the processes have used

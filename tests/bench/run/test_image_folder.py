@@ -7,6 +7,7 @@ import re
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,7 +23,9 @@ from bench.run.worker import run_stage
 from bench.store.store import Store
 from bench.suite.load import data_info, load_suite
 from maect import evals
-from maect.datasets import DataError
+from maect.datasets import DataError, decoders
+from maect.datasets.decoders import Crops
+from maect.datasets.on_disk import EncodedSplit
 from maect.stages.features import with_channels
 
 STAGES = ("mae", "head", "tune")
@@ -70,6 +73,24 @@ def test_every_stage_runs_on_an_image_folder(folder: Path, tmp_path: Path):
     assert record is not None
     assert 0 <= record.metrics[0].value <= 100
     assert not prepare_data(suite_over(folder, tmp_path))
+
+
+def test_the_time_of_processes_that_decode_is_counted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert prepare_data(suite_over(folder, tmp_path))
+    store = Store(tmp_path / "store")
+    store.create()
+    stage = make_plan(suite_over(folder, tmp_path), store).rows[0].features
+    crops = EncodedSplit.crops
+
+    def elsewhere(*asked: Any) -> Crops:
+        decoders.used_s += 1000.0
+        return crops(*asked)
+
+    monkeypatch.setattr(EncodedSplit, "crops", elsewhere)
+    run_stage(stage, store, "test", lambda event: None)
+    assert store.state(stage.key).record.cost.cpu_s >= 3000  # of three splits
 
 
 def test_an_evaluation_may_be_of_other_data_than_the_row_is_trained_on(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from PIL import Image
 from maect import datasets
 from maect.augment import Augment, evaluation_transform
 from maect.datasets import DataError, decoders, images
-from maect.datasets.base import Split
+from maect.datasets.base import Split, decode_threads
 from maect.datasets.decoders import Request
 from maect.settings import DataSettings, ViewSettings
 
@@ -166,6 +167,24 @@ def test_crops_are_those_of_whole_images(split: Split) -> None:
     assert decoders.used_s > 0
 
 
+@pytest.mark.gpu
+def test_crops_reach_a_gpu_from_pinned_memory(split: Split) -> None:
+    torch.zeros(1, device="cuda")  # pinned memory is its context's
+    augment, rows = augment_of(split), np.arange(20)
+    crops = augment.images(split, 3, rows)
+    assert all(part.is_pinned() for part in crops.pixels)
+    for number in (0, 1):
+        view = augment(crops, 3, rows, view=number, device="cuda").cpu()
+        whole = augment(split.batch(rows), 3, rows, view=number)
+        torch.testing.assert_close(view, whole, rtol=0, atol=0.02)
+
+
+def test_a_wrong_number_of_processes_is_told(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAECT_DECODE_PROCESSES", "two")
+    with pytest.raises(DataError, match="MAECT_DECODE_PROCESSES is 'two'"):
+        split.crops(np.arange(2), lambda: Request.centres(np.arange(2), SIZE))
+
+
 def test_the_calling_process_begins_and_others_go_on(
     tmp_path: Path, split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,7 +272,7 @@ def test_a_killed_process_is_replaced_and_told_when_it_dies_again(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.skipif(decode_threads() < 2, reason="needs two cores")
 def test_two_processes_are_faster_than_one(
     tmp_path: Path, split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,7 +325,6 @@ time.sleep(600)
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no /dev/shm to look into")
 def test_a_killed_parent_leaves_no_process_and_no_memory(tmp_path: Path, split: Split) -> None:
-    before = set(SHARED.iterdir())
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path / "set"), str(tmp_path / "root")],
         stdout=subprocess.PIPE,
@@ -318,8 +336,16 @@ def test_a_killed_parent_leaves_no_process_and_no_memory(tmp_path: Path, split: 
         assert len(pids) == 2
         parent.kill()
         parent.wait()
+
+    def left() -> list[str]:
+        """Return what is left of the process and of those that decoded for it."""
+        found = [str(place) for pid in pids if (place := Path(f"/proc/{pid}")).exists()]
+        whose = [str(pid) for pid in (parent.pid, *pids)]
+        return found + [
+            f.name for f in SHARED.iterdir() if set(whose) & {*re.split(r"\W|_", f.name)}
+        ]
+
     deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+    while left() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-    assert not {file.name for file in set(SHARED.iterdir()) - before if "torch" in file.name}
+    assert left() == []
