@@ -93,7 +93,9 @@ class _Loader:
     """Turns one parsed file into a `Suite`, keeping the place of every value for messages."""
 
     def __init__(self, path: Path, tree: Map, sets: list[Map], profile: str | None) -> None:
-        self.path, self.tree, self.sets = path, tree, sets
+        self.path, self.tree = path, tree
+        #: each holds one setting
+        self.sets = [given for given in sets if "devices" not in given]
         self.spec = check(SuiteSettings, tree)
         #: what a reader of the table has to know of the command line
         self.notes: list[str] = []
@@ -108,6 +110,12 @@ class _Loader:
         for key in _OWN:
             if key in own and own.places[key][0] == str(path):  # not those of another suite
                 tree.put(key, own[key], *own.places[key])
+        for given in sets:
+            if "devices" in given:  # which are of no row
+                beside = Map(*tree.place)
+                if "devices" in tree:
+                    beside.put("devices", tree["devices"], *tree.places["devices"])
+                tree.put("devices", merge(beside, given)["devices"], *given.places["devices"])
         if "search" in own:  # each key of it in place of the suite's
             search = Map(*own["search"].place)
             for part in (tree.get("search") or Map(*own.place), own["search"]):

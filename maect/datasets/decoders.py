@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 AHEAD_BYTES = 1 << 29
 #: what a process makes at a time: about so many bytes, and no more images
 _TASK_BYTES, _TASK_IMAGES = 1 << 22, 32
-#: images decoded in the calling process first: as long as it takes to start others
+#: images that a process without a GPU decodes first itself: as long as it takes to start others
 ALONE = 1024
 #: how often processes that died are replaced
 _DEATHS = 3
@@ -297,7 +297,7 @@ def _current() -> _Pool:
     import torch
 
     gpu = torch.cuda.is_initialized()
-    wanted = 0 if _asked < ALONE else _wanted(gpu)
+    wanted = _wanted(gpu) if gpu or _asked >= ALONE else 0  # a GPU is not kept waiting
     if _pool is None or (_pool.wanted, _pool.pinned) != (wanted, gpu):
         if _pool is not None:
             _pool.close()

@@ -295,11 +295,19 @@ def test_profiles_from(bench: Bench, tmp_path: Path):
         ("evaluations.probe.epochs=no", "'evaluations.probe.epochs'"),
         ("evaluations.probes.epochs=5", "did you mean 'probe'?"),
         ("seeds=[1]", "unknown setting 'seeds'"),
+        ("devices.gpu_share=2", "'devices.gpu_share' should be less than or equal to 1, not 2"),
+        ("devices=3", "'devices' should be a mapping"),
     ],
 )
 def test_a_bad_set_is_told_with_the_argument(given: str, says: str, bench: Bench):
     done = bench("plan", SMOKE, "--set", given)
     assert_refused(done, "error: --set ", given[:40], says)
+
+
+def test_set_changes_the_devices_of_a_suite(plan_of):
+    plan = plan_of(sets=["devices.gpu_share=0.5", "devices.accelerator_type=H100"])
+    assert (plan.suite.devices.gpu_share, plan.suite.devices.accelerator_type) == (0.5, "H100")
+    assert plan.stages.keys() == plan_of().stages.keys()
 
 
 def test_set_reads_values_as_the_file_does(bench: Bench):

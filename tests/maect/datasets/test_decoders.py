@@ -252,6 +252,39 @@ def test_a_killed_process_is_replaced_and_told_when_it_dies_again(
         [split.crops(np.arange(48), lambda: pytest.fail("it was announced")) for _ in range(100)]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_two_processes_are_faster_than_one(
+    tmp_path: Path, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two cores 1.8 to 1.9 times; other work on the machine hides it in some of the rounds."""
+    for number in range(48):
+        file = tmp_path / "large" / ("train" if number < 40 else "val") / "class" / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture(number, 375, 500).save(file, quality=90)
+    settings = DataSettings(name="image_folder", path=str(tmp_path / "large"), image_size=224)
+    datasets.prepare(settings, tmp_path / "root")
+    large = datasets.load(settings, tmp_path / "root")
+    rows, best = np.arange(32), 0.0
+    monkeypatch.setattr(decoders, "_TASK_IMAGES", 8)
+    monkeypatch.setattr(decoders, "AHEAD_BYTES", 8 * decoders._TASK_BYTES)
+
+    def seconds(processes: int) -> float:
+        monkeypatch.setenv("MAECT_DECODE_PROCESSES", str(processes))
+        large.expect(Request.centres(rows, 224) for _ in range(25))
+        for number in range(25):
+            if number == 5:  # what was made ahead while processes started is used up
+                began = time.perf_counter()
+            large.crops(rows, lambda: pytest.fail("it was announced"))
+        return time.perf_counter() - began
+
+    for _ in range(8):
+        best = max(best, seconds(1) / seconds(2))
+        if best >= 1.5:
+            break
+    assert best >= 1.5
+
+
 PARENT = """
 import sys
 import time
