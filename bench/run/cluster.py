@@ -188,7 +188,7 @@ class Cluster:
 
         config = {"mailbox": self.mailbox, "group": number, "store": store, "run_id": run_id}
         config["gpus"] = self.gpus
-        limits = {"max_failures": 0, "controller_failure_limit": STARTS}
+        limits: dict[str, Any] = {"max_failures": 0, "controller_failure_limit": STARTS}
         limits["max_preemption_failures"] = 0
         known = FailureConfig.__dataclass_fields__  # of Ray 2.50 not all
         trainer = TorchTrainer(
