@@ -188,6 +188,9 @@ class Cluster:
 
         config = {"mailbox": self.mailbox, "group": number, "store": store, "run_id": run_id}
         config["gpus"] = self.gpus
+        limits: dict[str, Any] = {"max_failures": 0, "controller_failure_limit": STARTS}
+        limits["max_preemption_failures"] = 0
+        known = FailureConfig.__dataclass_fields__  # of Ray 2.50 not all
         trainer = TorchTrainer(
             _serve,
             train_loop_config=config,
@@ -202,9 +205,7 @@ class Cluster:
                 name=f"{run_id}-{number}",
                 storage_path=str(store.root / "ray"),
                 # the driver starts a new group itself, so that every attempt is in the ledger
-                failure_config=FailureConfig(
-                    max_failures=0, max_preemption_failures=0, controller_failure_limit=STARTS
-                ),
+                failure_config=FailureConfig(**{k: v for k, v in limits.items() if k in known}),
             ),
         )
         problem, hopeless = None, False

@@ -17,7 +17,7 @@ from unittest.mock import MagicMock
 import psutil
 import pytest
 import torch
-from bench_helpers import SMOKE, Done, records, run_bench, write_record
+from bench_helpers import SMOKE, Done, gone, records, run_bench, write_record
 
 from bench.errors import MachineError, UserError
 from bench.plan.stage import Plan
@@ -240,7 +240,7 @@ def test_no_process_outlives_its_devices_and_shares_are_counted(
     seen = {pid: {note["sees"] for note in notes if note["pid"] == pid} for pid in pids}
     assert all(len(devices) == 1 for devices in seen.values())  # its devices for all of its life
     assert {device for devices in seen.values() for device in devices} == {"0", "1"}
-    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    assert gone([process for process in psutil.process_iter() if process.pid in pids], 10.0) == []
     busy: set[int] = set()
     most = 0
     for note in notes:
