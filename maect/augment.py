@@ -161,7 +161,8 @@ class Augment:
         return result
 
     def images(self, split: Split, epoch: int, indices: np.ndarray) -> Images:
-        """Return images of a split for calls: whole ones held decoded, or crops of all views."""
+        """Return images of a split as a call takes them: whole where the split holds them decoded,
+        else cut out for all views."""
         if split.sizes is None:
             return split.batch(indices)
         return split.crops(indices, lambda: self.request(split, epoch, indices))

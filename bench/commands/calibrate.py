@@ -13,7 +13,6 @@ from bench import environment
 from bench.commands import common
 from bench.commands.data import prepare_data
 from bench.errors import OK, UserError
-from bench.plan.estimate import like
 from bench.plan.planner import make_plan
 from bench.plan.stage import Plan, Stage
 from bench.store.calibration import FILE, Calibration, Pace
@@ -118,11 +117,11 @@ def _worth(plan: Plan) -> list[Stage]:
     """Return one stage of each pace: what the plan spends most on first, evaluations last."""
     groups: dict[str, list[Stage]] = {}
     for stage in plan.stages.values():
-        if stage.kind == "gallery" or (not stage.trains and stage.kind != "features"):
+        if not stage.trains and stage.kind != "features":
             small = stage.data.counts.get("train", SMALL + 1) <= SMALL
             if stage.kind == "gallery" or stage.runs_encoder or not small:
                 continue
-        groups.setdefault(like(stage), []).append(stage)
+        groups.setdefault(stage.like, []).append(stage)
     first = sorted(groups.values(), key=lambda group: -sum(stage.flops for stage in group))
     return [group[0] for group in first]
 

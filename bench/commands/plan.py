@@ -101,11 +101,8 @@ def _predicted(plan: Plan, todo: list[Stage]) -> list[str]:
     unit, factor = time_unit(hours.hours)
     middle, low, high = (amount(value * factor) for value in hours)
     line = f"predicted {middle} {device_word(device)}-{unit} ({low} to {high} by the middle 80 % "
-    line += (
-        "of the rates in the store)"
-        if estimate.last_device(plan.stages.values())
-        else ("of the rates that `calibrate` measured)")
-    )
+    recorded = estimate.last_device(plan.stages.values()) is not None
+    line += f"of the rates {'in the store' if recorded else 'that `calibrate` measured'})"
     return [f"{line}; not counted, as none has run: {', '.join(unknown)}" if unknown else line]
 
 

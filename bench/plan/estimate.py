@@ -9,7 +9,6 @@ from statistics import median_low
 from typing import NamedTuple
 
 from bench.plan.stage import Plan, Stage
-from maect.files import digest
 
 #: Where no record tells a rate: a device, its peak FLOP/s in dense bf16, and the share of it that
 #: training is taken to reach, low, middle and high. Of the published costs, 40 A100-hours for
@@ -85,18 +84,9 @@ def last_device(stages: Collection[Stage]) -> str | None:
     return newest.cost.device_kind if newest else None
 
 
-def like(stage: Stage) -> str:
-    """Return what stages of equal steps have in common, whatever their length, rate and seed."""
-    own, train = stage.settings, stage.settings.get("train", {})
-    told = {name: own.get(name) for name in ("model", "numerics", "views", "settings", "pool")}
-    told |= {name: train.get(name) for name in ("batch_size", "frozen_blocks", "queue_size")}
-    told["image_size"] = own.get("data", {}).get("image_size")
-    return digest([stage.kind, told], 16)
-
-
 def rates(plan: Plan) -> dict[str, Rates]:
     """Return the rates on the kind of device last used: by kind of stage, from the records; from
-    the calibration also by `like`, for stages of a kind without a record."""
+    the calibration also by `Stage.like`, for stages of a kind without a record."""
     device, given = _device(plan), plan.calibration
     speeds, held = defaultdict(list), defaultdict(list)
     start_s: defaultdict[str, float] = defaultdict(float)
@@ -124,7 +114,7 @@ def _device(plan: Plan) -> str | None:
 
 def _of(stage: Stage, known: Mapping[str, Rates]) -> Rates | None:
     """Return the rates of stages like this one, else of its kind, or None."""
-    return known.get(like(stage)) or known.get(stage.kind)
+    return known.get(stage.like) or known.get(stage.kind)
 
 
 def _hours(stage: Stage, rates: Rates) -> Hours:
@@ -172,6 +162,7 @@ def device_hours(plan: Plan, todo: list[Stage]) -> tuple[str, Hours, list[str]] 
     if device is None:
         return None
     known = rates(plan)
-    each = [_hours(stage, found) for stage in todo if (found := _of(stage, known))]
-    unknown = sorted({stage.kind for stage in todo if _of(stage, known) is None})
+    found = [(stage, _of(stage, known)) for stage in todo]
+    each = [_hours(stage, own) for stage, own in found if own is not None]
+    unknown = sorted({stage.kind for stage, own in found if own is None})
     return device, Hours(*(math.fsum(one[i] for one in each) for i in range(3))), unknown

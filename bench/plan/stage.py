@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from bench.store.calibration import Calibration
@@ -12,6 +13,7 @@ from bench.store.store import StageState
 from bench.suite.schema import Suite, Variant
 from maect import evals
 from maect.datasets import DataInfo
+from maect.files import digest
 from maect.settings import TRAINING_STAGES
 
 #: kinds of stages that evaluate nothing, and what runs them; all others are evaluations
@@ -48,6 +50,16 @@ class Stage:
     def __getstate__(self) -> dict[str, Any]:
         """Return what travels to a worker: all but what the store holds of the stage."""
         return vars(self) | {"state": StageState(self.key)}
+
+    @cached_property
+    def like(self) -> str:
+        """Return what stages of equal steps have in common, whatever their length, learning rate
+        and seed."""
+        own, train = self.settings, self.settings.get("train", {})
+        told = {name: own.get(name) for name in ("model", "numerics", "views", "settings", "pool")}
+        told |= {name: train.get(name) for name in ("batch_size", "frozen_blocks", "queue_size")}
+        told["image_size"] = own.get("data", {}).get("image_size")
+        return digest([self.kind, told], 16)
 
     @property
     def trains(self) -> bool:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from bench.plan.estimate import like
 from bench.plan.stage import Stage
 from bench.run.worker import device_of, forget_memory, job_of, peak_memory_mib
 from bench.store.calibration import Pace
@@ -62,8 +61,6 @@ def measure(stage: Stage, seconds: float, peak: float, folder: Path) -> Pace:
     Weights are random, as no stage before it has run. Raises what the stage would.
     """
     forget_memory()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
     job = job_of(stage, None, device_of(gpus()))
     if stage.trains:
         found = _fitting(stage, job, seconds, peak)
@@ -74,7 +71,7 @@ def measure(stage: Stage, seconds: float, peak: float, folder: Path) -> Pace:
     memory = peak_memory_mib() * 2**20
     if torch.cuda.is_available():
         memory = torch.cuda.max_memory_reserved()
-    told = {"kind": stage.kind, "title": stage.title, "like": like(stage)}
+    told = {"kind": stage.kind, "title": stage.title, "like": stage.like}
     return Pace(**told, peak_memory_gib=memory / 2**30, **found)
 
 

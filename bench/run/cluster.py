@@ -101,7 +101,7 @@ class Cluster:
         #: resources of each node that workers may run on
         self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self._type = devices.accelerator_type if devices else None
-        #: that each worker is given
+        #: GPUs, or the share of one, that each worker is given
         self.gpus = self._share(devices) if devices else 0.0
         context = ray.get_runtime_context()
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)

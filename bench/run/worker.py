@@ -175,7 +175,7 @@ def job_of(stage: Stage, store: Store | None, device: torch.device) -> Job:
 
 
 def device_of(gpus: float) -> torch.device:
-    """Return the device that this worker computes on."""
+    """Return the device of a worker that was given `gpus` GPUs, or a share of one."""
     return torch.device("cuda", torch.cuda.current_device()) if gpus else torch.device("cpu")
 
 
@@ -348,9 +348,8 @@ class Attempt:
         ended_s = record.started_s + time.monotonic() - self.clock
         if not self.store.close_attempt(record, ended_s):
             raise StageFailed(f"{self.stage.title}: this attempt was given up for lost")
-        if (
-            status == "complete"
-        ):  # before it is told: the run may end then, and this process with it
+        if status == "complete":
+            # before the end is told: the run may end then, and this process with it
             shutil.rmtree(self.store.checkpoints(self.stage.key), ignore_errors=True)
         self.tell(Ended(self.stage.key, record.error.message if record.error else None))
 
@@ -362,8 +361,7 @@ def held(device: torch.device, group: Group, threads: int, gpus: float) -> Cost:
     """
     if gpus:
         model = torch.cuda.get_device_name(device)
-        held = gpus if gpus < 1 else group.size
-        return Cost(devices=held, device_kind="gpu", device_model=model)
+        return Cost(devices=gpus if gpus < 1 else group.size, device_kind="gpu", device_model=model)
     processor = environment.processor()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * threads
     return Cost(

@@ -20,7 +20,7 @@ class Pace(BaseModel):
     kind: str
     #: of the stage that was measured
     title: str
-    #: equal for stages of equal steps; see `bench.plan.estimate.like`
+    #: equal for stages of equal steps; see `bench.plan.stage.Stage.like`
     like: str
     #: in order, per device-second: FLOPs, or of evaluations of stored features, evaluations
     speeds: list[float] = Field(min_length=1)

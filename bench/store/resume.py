@@ -29,7 +29,8 @@ from bench.store.store import Store
 from maect.files import sha256
 from maect.stages.job import State
 
-#: seconds between two checkpoints, more where they would stop the training for longer than a share
+#: seconds between two checkpoints at the least, and the share of the time that they may take from
+#: the training
 EVERY_S, SHARE = 60.0, 0.01
 KEPT = 2
 #: names of types in the safetensors format
