@@ -18,6 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from maect.attention import SelfAttention
 from maect.heads import NeighborQueue, NNCLRHead
 from maect.losses import patchify
 from maect.settings import ModelSettings
@@ -107,9 +108,10 @@ def compile_blocks(network: Encoder | Decoder) -> None:
 def _blocks(dim: int, depth: int, heads: int, mlp_ratio: float) -> nn.ModuleList:
     """Return pre-norm transformer blocks: [B, N, dim] -> [B, N, dim] each."""
     norm: Any = partial(nn.LayerNorm, eps=1e-6)
-    return nn.ModuleList(
-        Block(dim, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)
-    )
+    blocks = [Block(dim, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
+    for block in blocks:
+        block.attn = SelfAttention(dim, heads, qkv_bias=True)
+    return nn.ModuleList(blocks)
 
 
 class Encoder(nn.Module):
@@ -205,13 +207,13 @@ class Encoder(nn.Module):
         The patch projection is stored as a convolution, and computed as a matrix product, which
         runs on the visible patches alone.
         """
-        patches = patchify(images, self.patch_size)  # [B, N, P]
+        patches = patchify(images, self.patch_size, channels_first=True)  # [B, N, P]
         positions = self.pos_embed  # [1, N, D]
         if keep is not None:
             patches, positions = _take(patches, keep), positions[0][keep]  # [B, n, P], [B, n, D]
         projection = self.patch_embed.proj
-        weight = projection.weight.permute(0, 2, 3, 1).flatten(1)  # [D, P], P as in `patchify`
-        tokens = F.linear(patches, weight, projection.bias) + positions  # [B, n, D]
+        tokens = F.linear(patches, projection.weight.flatten(1), projection.bias)  # [B, n, D]
+        tokens = tokens + positions
         return torch.cat([self.cls_token.expand(len(images), -1, -1), tokens], dim=1)
 
     def _block(self, block: nn.Module, tokens: Tensor) -> Tensor:
@@ -262,7 +264,7 @@ class Decoder(nn.Module):
         tokens = torch.cat([tokens[:, :1], patches + self.pos_embed], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.pred(self.norm(tokens))[:, 1:]
+        return self.pred(self.norm(tokens)[:, 1:])
 
 
 def build_encoder(

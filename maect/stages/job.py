@@ -15,6 +15,7 @@ from torch import Tensor
 
 from maect import datasets
 from maect.datasets import Split
+from maect.device import keep_freed_memory
 from maect.parallel import Group, make_deterministic, require_avx2
 from maect.settings import DataSettings, ModelSettings, NumericsSettings
 
@@ -123,6 +124,7 @@ class Job:
         Raises RuntimeError where a library computes with other instructions than those asked for.
         """
         make_deterministic(self.numerics.threads, tf32=self.numerics.tf32)
+        keep_freed_memory()
         processors = self.numerics.processors or ""
         if processors.startswith("avx2"):
             require_avx2(intel=processors.endswith("GenuineIntel"))
