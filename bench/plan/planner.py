@@ -156,7 +156,10 @@ class _RowPlanner:
             self.chain.append(training[kind]())
         features = self._features()
         more, evaluations = [], {}
+        place = self.planner.suite.seeds.index(self.seed)
         for name, evaluation in self.variant.evaluations.items():
+            if evaluation.seeds is not None and place >= evaluation.seeds:
+                continue
             source = self._features(evaluation)
             if source is not features and source not in more:
                 more.append(source)

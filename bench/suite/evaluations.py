@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from pydantic import create_model
+from pydantic import PositiveInt, create_model
 
 from bench.suite.messages import check, fault, require
 from bench.suite.yamlfile import Map
@@ -29,6 +29,8 @@ class Evaluation:
     pool: str | None = None
     #: the rows that have it; None: all
     rows: list[str] | None = None
+    #: how many of the suite's seeds have it, the first ones; None: all
+    seeds: int | None = None
     #: the data set that it is of, and its name; None: the one that the row is trained on
     data: DataSettings | None = None
     transfer: str | None = None
@@ -142,11 +144,11 @@ def _declared(
         raise fault(message, tree, (*at, "block"))
     pool = found.pool or (None if block is None else model.pool)
     if found.data is None:
-        return Evaluation(kind, found, block, pool, found.rows)
+        return Evaluation(kind, found, block, pool, found.rows, found.seeds)
     named = {"name": found.data} if isinstance(found.data, str) else found.data
     settings = {**named, "image_size": data.image_size}
     other = check(DataSettings, settings, (*at, "data"), tree)
-    return Evaluation(kind, found, block, pool, found.rows, other, other.name)
+    return Evaluation(kind, found, block, pool, found.rows, found.seeds, other, other.name)
 
 
 @cache
@@ -158,6 +160,7 @@ def _declarable(kind: str) -> type[Settings]:
         __base__=(own, FeatureSettings),
         evaluation=(str | None, None),
         rows=(list[str] | None, None),
+        seeds=(PositiveInt | None, None),
         data=(str | dict[str, Any] | None, None),
     )
 

@@ -505,3 +505,13 @@ def test_times_are_of_as_many_devices_as_like_stages_held(plan_of, store):
     known = estimate.rates(plan)
     assert estimate.seconds(third, known) == pytest.approx(4.0)
     assert estimate.device_hours(plan, [third]) == ("gpu", pytest.approx((8 / 3600,) * 3), [])
+
+
+def test_an_evaluation_may_be_of_some_rows_and_of_the_first_seeds(plan_of):
+    told = ["evaluations.probe.rows=[MAE]", "evaluations.probe.seeds=1"]
+    have = [
+        (row.variant.name, row.seed)
+        for row in plan_of(sets=told).rows
+        if "probe" in row.evaluations
+    ]
+    assert have == [("MAE", 0)]
