@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ def make_deterministic(threads: int, *, tf32: bool = False) -> None:
     torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
+#: gradients that are summed over workers together: fewer calls cost less, more begin earlier
+_BUCKET_BYTES = 25 << 20
 #: what `mkl_cbwr_get` answers
 _MKL_AUTO, _MKL_AVX2 = 2, 10
 
@@ -175,25 +178,43 @@ class Group:
 class GradientSum:
     """Adds up the gradients of a worker's pieces and of all workers.
 
-    After each piece's backward pass call `add`; after the last one `finish` leaves the global sum
-    in `parameter.grad`. Parameters must all take part in every piece.
+    After each piece's backward passes, `passes` of them, call `add`; after the last piece `finish`
+    leaves the global sum in `parameter.grad`. Parameters must all take part in every pass.
+
+    Of several workers with one piece each (`fast`), gradients are summed in buckets, while the
+    backward pass computes the others. A bucket is sent after the one before it, so that all workers
+    send them in the same order.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], group: Group) -> None:
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], group: Group, *, passes: int = 1
+    ) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
         self.group = group
         self.alone = group.size == 1 and group.shards == 1
         self._tree: list[tuple[int, Tensor]] = []
+        self._passes = passes
+        self._buckets: list[list[nn.Parameter]] = []
+        #: of each bucket, the gradients that its passes have yet to give
+        self._missing: list[int] = []
+        self._sent: list[tuple[Tensor, Any]] = []
+        if group.size > 1 and group.shards == 1:
+            self._buckets = _buckets(self.parameters)
+            for index, bucket in enumerate(self._buckets):
+                for parameter in bucket:
+                    parameter.register_post_accumulate_grad_hook(partial(self._arrived, index))
 
     def start(self) -> None:
         """Forget the gradients of the step before."""
         self._tree.clear()
+        self._sent.clear()
+        self._missing = [self._passes * len(bucket) for bucket in self._buckets]
         for parameter in self.parameters:
             parameter.grad = None
 
     def add(self) -> None:
         """Take the gradients of the piece that was just back-propagated."""
-        if self.alone:
+        if self.alone or self._buckets:
             return
         self._push(0, torch.cat([_gradient(p).reshape(-1) for p in self.parameters]))
         for parameter in self.parameters:
@@ -203,15 +224,31 @@ class GradientSum:
         """Leave the sum over all pieces of all workers in the gradients."""
         if self.alone:
             return
+        if self._buckets:
+            self._send(len(self._buckets))  # what no backward pass has come to, too
+            for bucket, (total, work) in zip(self._buckets, self._sent, strict=True):
+                work.wait()
+                _unflatten(total, [_gradient(p) for p in bucket])
+            return
         ((level, total),) = self._tree
-        if self.group.size > 1 and self.group.shards == 1:
-            dist.all_reduce(total)
-        elif self.group.size > 1:
+        if self.group.size > 1:
             total = self._sum_of_workers(level, total)
         for parameter in self.parameters:
             parameter.grad = torch.empty_like(parameter)
         _unflatten(total, [_gradient(p) for p in self.parameters])
         self._tree.clear()
+
+    def _arrived(self, index: int, _: Tensor) -> None:
+        """Count a gradient of a bucket; send the buckets that are whole."""
+        self._missing[index] -= 1
+        waited = (at for at, missing in enumerate(self._missing) if missing)
+        self._send(next(waited, len(self._buckets)))
+
+    def _send(self, end: int) -> None:
+        """Begin to sum the buckets before number `end` that are not sent yet."""
+        for bucket in self._buckets[len(self._sent) : end]:
+            flat = torch.cat([_gradient(p).reshape(-1) for p in bucket])
+            self._sent.append((flat, dist.all_reduce(flat, async_op=True)))
 
     def _sum_of_workers(self, level: int, own: Tensor) -> Tensor:
         """Return the sum [n] of all workers' sums, which stand at a level of the tree.
@@ -235,6 +272,19 @@ class GradientSum:
             value = self._tree.pop()[1] + value
             level += 1
         self._tree.append((level, value))
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Return the parameters by the bytes of a bucket, the last first, as gradients come."""
+    buckets: list[list[nn.Parameter]] = []
+    size = _BUCKET_BYTES
+    for parameter in reversed(parameters):
+        if size >= _BUCKET_BYTES:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(parameter)
+        size += parameter.nbytes
+    return buckets
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -37,7 +37,8 @@ class MAETraining(Training[MAESettings]):
         ]
         groups = parameter_groups(named, self.settings.weight_decay)
         self.optimizers = [adamw(groups, self.lr, self.settings.betas)]
-        self.sums = GradientSum([p for _, p in named], self.group)
+        parameters = [p for _, p in named]
+        self.sums = GradientSum(parameters, self.group, passes=self.settings.views)
         # the first view's stream keeps the name it had when there was one view
         self.masks = [
             Stream(job.seed, self.role, "mask", *([view] if view else []))

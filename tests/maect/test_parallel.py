@@ -200,6 +200,34 @@ def test_the_memory_of_exact_sums_does_not_grow_with_the_workers():
     assert peak.most <= 4 * parameter.nbytes  # gathered from all they were 9 times as many
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+def test_fast_sums_begin_while_the_backward_pass_goes_on(passes: int, monkeypatch):
+    """Of two workers, of which this process is one and the other does nothing."""
+    layers = torch.nn.Sequential(*(torch.nn.Linear(1500, 1500) for _ in range(6)))  # 9 MB each
+    sent: list[int] = []  # how many layers had their gradients when a sum began
+    begin = dist.all_reduce
+
+    def all_reduce(tensor: Tensor, **options: Any) -> Any:
+        sent.append(sum(layer.weight.grad is not None for layer in layers))
+        return begin(tensor, **options)
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        sums = GradientSum(list(layers.parameters()), Group(), passes=passes)
+        for _ in range(2):
+            sums.start()
+            for turn in range(passes):
+                assert turn == 0 or not sent, "a sum began before its last pass"
+                layers(torch.ones(2, 1500)).sum().backward()
+            sums.add()
+            sums.finish()
+            assert sent == ([3, 6] if passes == 1 else [6, 6])
+            sent.clear()
+    finally:
+        dist.destroy_process_group()
+
+
 def test_a_batch_must_fall_into_equal_pieces():
     assert Group().pieces(6) == [slice(0, 6)]
     assert Group(shards=4).pieces(8) == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)]

@@ -71,6 +71,10 @@ def of_tuning(size: str, depth: int, views: int, recompute: bool) -> int:
         (of_mae, "H/14", 64, 10.0, 3.3),
         (of_tuning, "L/16", 256, 22.9, 2.7),
         (of_tuning, "H/14", 128, 25.1, 2.9),
+        # the published batches, of which one view of the MAE's is held at a time
+        (of_mae, "L/16", 1024, 77.6, 36.6),
+        (of_tuning, "L/16", 2048, 180.8, 21.5),
+        (of_tuning, "H/14", 2048, 392.0, 45.8),
     ],
 )
 def test_saved_for_backward_is_what_the_table_says(
