@@ -35,7 +35,7 @@ from bench.store.record import Cost, Data, Failure, Gpu, Input, Record, Status
 from bench.store.resume import StageCheckpoints
 from bench.store.store import Store
 from bench.suite.evaluations import Evaluation
-from maect import evals
+from maect import evals, memory
 from maect.datasets import decoders
 from maect.files import digest
 from maect.parallel import Group
@@ -129,7 +129,7 @@ def run_stage(
         if attempt is not None:
             attempt.complete(output, sum(s for s, _ in used), [gpu for _, gpu in used if gpu])
     except Exception as error:
-        why = _why(error, stage, gpus)
+        why = _why(error, stage, gpus, group.size)
         if attempt is not None:
             # what the others used, nobody knows
             alone = group.size == 1
@@ -184,7 +184,7 @@ def _uuid(device: torch.device) -> str | None:
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
-def _why(error: BaseException, stage: Stage, gpus: float) -> Failure:
+def _why(error: BaseException, stage: Stage, gpus: float, workers: int) -> Failure:
     """Return what a record says of an error; where memory ran out, of how much and what helps."""
     text = str(error) or type(error).__name__
     on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in text
@@ -194,6 +194,8 @@ def _why(error: BaseException, stage: Stage, gpus: float) -> Failure:
     told = f"{stage.title} ran out of memory on the {'machine' if on_host else 'GPU'}"
     told += f": it asked for {asked} more" if asked else ""
     told += f" of {size}, of which {free} were free" if size and free else ""
+    if calculated := memory.held(stage.kind, stage.settings, workers):
+        told += f"; by calculation its step holds {calculated / 1e9:.3g} GB for the backward pass"
     helps = []
     if stage.trains:
         if not stage.settings["numerics"].get("checkpoint_activations"):

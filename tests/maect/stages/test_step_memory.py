@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from maect import memory
 from maect.losses import mae_loss_per_image
 from maect.models import Decoder, Encoder, pool, random_masking
+from maect.settings import MAESettings, ModelSettings, NumericsSettings, TuneSettings
 
 SIZES: dict[str, dict[str, int]] = {
     "L/16": {"patch_size": 16, "dim": 1024, "heads": 16},
@@ -80,9 +82,18 @@ def of_tuning(size: str, depth: int, views: int, recompute: bool) -> int:
 def test_saved_for_backward_is_what_the_table_says(
     of: Callable[[str, int, int, bool], int], size: str, batch: int, whole: float, recomputed: float
 ) -> None:
-    found = []
+    found, calculated = [], []
+    model = ModelSettings(size="large" if size == "L/16" else "huge", patch_size=int(size[2:]))
     for recompute in (False, True):
+        numerics = NumericsSettings(precision="bf16", checkpoint_activations=recompute)
+        if of is of_mae:
+            told = memory.of_mae(model, MAESettings(steps=1, lr=1.0), numerics, 224, batch)
+        else:
+            half = TuneSettings(steps=1, lr=1.0, frozen_blocks=DEPTH[size] // 2)
+            told = memory.of_tuning(model, half, numerics, 224, batch)
+        calculated.append(told / 1e9)
         with FakeTensorMode():
             two, four = (of(size, depth, batch, recompute) for depth in (2, 4))
         found.append((two + (DEPTH[size] - 2) / 2 * (four - two)) / 1e9)
     assert found == pytest.approx([whole, recomputed], rel=0.02)
+    assert calculated == pytest.approx(found, rel=0.1)
