@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from bench_helpers import SMOKE, Bench, completed, run_bench
+from bench_helpers import ROOT, SMOKE, Bench, completed, run_bench
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -28,6 +29,7 @@ from maect.datasets.decoders import Crops
 from maect.datasets.on_disk import EncodedSplit
 from maect.stages.features import with_channels
 
+EVALUATION = ROOT / "docs" / "evaluation.md"
 STAGES = ("mae", "head", "tune")
 SETS = ["model.patch_size=8", "head.queue_size=64", *(f"{s}.batch_size=16" for s in STAGES),
         *(f"{s}.steps=3" for s in STAGES)]  # fmt: skip
@@ -135,17 +137,8 @@ profiles:
     assert tuned.summary["chosen"]["accuracy_2"][0]["images"] == 4
 
 
-def test_robustness_is_a_set_with_the_training_images_and_other_test_images(
-    folder: Path, tmp_path: Path
-):
-    """As ImageNet-A: classes are matched by their folders' names, test images have some of them."""
-    shutil.copytree(folder / "train" / "cat", folder / "train" / "ant")
-    shifted = tmp_path / "shifted"
-    shifted.mkdir()
-    (shifted / "train").symlink_to(folder / "train")
-    (shifted / "val").mkdir()
-    for label in ("cat", "dog"):
-        (shifted / "val" / label).symlink_to(folder / "val" / label)
+def predictions(evaluation: str, shifted: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
+    """What an evaluation of raw pixels predicts on the folder of a shifted test set."""
     path = tmp_path / "robust.yaml"
     path.write_text(
         f"""
@@ -159,7 +152,7 @@ tables: [{{title: Robustness, columns: [probe_shifted]}}]
 profiles:
   tiny:
     evaluations:
-      probe_shifted: {{evaluation: probe_restricted, epochs: 2, batch_size: 16,
+      probe_shifted: {{evaluation: {evaluation}, epochs: 2, batch_size: 16,
                       data: {{name: image_folder, path: '{shifted}'}}}}
 """
     )
@@ -170,9 +163,35 @@ profiles:
     stage = row.evaluations["probe_shifted"]
     for one in (stage.inputs["features"], stage):
         run_stage(one, store, "test", lambda event: None)
-    found = load_file(store.folder(stage.key) / "predictions.safetensors")
+    return load_file(store.folder(stage.key) / "predictions.safetensors")
+
+
+def test_robustness_is_a_set_with_the_training_images_and_other_test_images(
+    folder: Path, tmp_path: Path
+):
+    """As ImageNet-A: classes are matched by their folders' names, test images have some of them."""
+    shutil.copytree(folder / "train" / "cat", folder / "train" / "ant")
+    shifted = tmp_path / "shifted"
+    (shifted / "val").mkdir(parents=True)
+    (shifted / "train").symlink_to(folder / "train")
+    for label in ("cat", "dog"):
+        (shifted / "val" / label).symlink_to(folder / "val" / label)
+    found = predictions("probe_restricted", shifted, tmp_path)
     assert {*found["labels"].tolist()} == {1, 2}  # ant, cat, dog
     assert {*found["class"].tolist()} <= {1, 2}
+
+
+@pytest.mark.needs("bash")
+def test_all_corruptions_become_one_test_set_by_the_line_in_the_docs(folder: Path, tmp_path: Path):
+    """As ImageNet-C: corruption/severity/class/image, the same images in each."""
+    for corruption in ("fog", "snow", "blur"):
+        for severity in range(1, 6):
+            shutil.copytree(folder / "val", tmp_path / "imagenet_c" / corruption / str(severity))
+    (line,) = re.findall(r"^for f in imagenet_c/.*$", EVALUATION.read_text("utf-8"), re.MULTILINE)
+    subprocess.run(["bash", "-ec", line], cwd=tmp_path, check=True)
+    (tmp_path / "c" / "train").symlink_to(folder / "train")
+    found = predictions("probe", tmp_path / "c", tmp_path)
+    assert torch.bincount(found["labels"]).tolist() == [3 * 5 * 6] * 2
 
 
 def test_channels_are_repeated_or_averaged():
