@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from bench.plan.stage import Stage
 from bench.run.worker import device_of, forget_memory, job_of, peak_memory_mib
 from bench.store.calibration import Pace
+from maect import memory
 from maect.stages import evaluate
 from maect.stages.features import BATCH, SPLITS, JobImages, extract
 from maect.stages.head import HeadTraining
@@ -29,10 +30,12 @@ from maect.stages.tune import TuneTraining
 _TRAININGS: dict[str, Any] = {"mae": MAETraining, "head": HeadTraining, "tune": TuneTraining}
 #: steps timed together, so that a GPU is not waited for after each; steps before them
 WINDOW, WARM = 4, 3
-#: of a step that takes longer a part of the batch is measured, seconds
-LONGEST_STEP_S = 10.0
+#: of a step that takes longer a part of the batch is measured, of a shorter one the whole, seconds
+LONGEST_STEP_S, SHORT_STEP_S = 10.0, 1.0
 #: share of a matrix product's rate that a step is taken to reach before it is measured
 _EXPECTED = 0.2
+#: share of a GPU's memory that a step may hold for its backward pass
+_ROOM = 0.85
 #: share of a step's time above which data, or the CPU's launches, are said to limit it
 _WAITS, _LAUNCHES = 0.1, 0.9
 
@@ -68,11 +71,11 @@ def measure(stage: Stage, seconds: float, peak: float, folder: Path) -> Pace:
         found = _features(stage, job, seconds, peak)
     else:
         found = _evaluation(stage, job, folder)
-    memory = peak_memory_mib() * 2**20
+    peak_bytes = peak_memory_mib() * 2**20
     if torch.cuda.is_available():
-        memory = torch.cuda.max_memory_reserved()
+        peak_bytes = torch.cuda.max_memory_reserved()
     told = {"kind": stage.kind, "title": stage.title, "like": stage.like}
-    return Pace(**told, peak_memory_gib=memory / 2**30, **found)
+    return Pace(**told, peak_memory_gib=peak_bytes / 2**30, **found)
 
 
 def _fitting(stage: Stage, job: Job, seconds: float, peak: float) -> dict[str, Any]:
@@ -81,7 +84,11 @@ def _fitting(stage: Stage, job: Job, seconds: float, peak: float) -> dict[str, A
     assert stage.steps
     whole = batch = stage.settings["train"]["batch_size"]
     flops = stage.flops / stage.steps / whole
-    while batch % 4 == 0 and flops * batch > LONGEST_STEP_S * _EXPECTED * peak:
+    # its first windows, with data and without, in half the time
+    longest_s = min(LONGEST_STEP_S, max(SHORT_STEP_S, seconds / 4 / sum(_window(3))))
+    while batch % (4 * job.numerics.shards) == 0 and (
+        flops * batch > longest_s * _EXPECTED * peak or not _fits(stage, job, batch)
+    ):
         batch //= 2
     while True:
         with suppress(torch.cuda.OutOfMemoryError):
@@ -90,6 +97,15 @@ def _fitting(stage: Stage, job: Job, seconds: float, peak: float) -> dict[str, A
             raise RuntimeError(f"a step of {batch} images of {stage.title} is more than fits")
         batch //= 2
         forget_memory()
+
+
+def _fits(stage: Stage, job: Job, batch: int) -> bool:
+    """Return whether a step of `batch` images fits a GPU by calculation; to find out takes long."""
+    if job.device.type != "cuda":
+        return True
+    train = stage.settings["train"] | {"batch_size": batch}
+    step = memory.held(stage.kind, stage.settings | {"train": train}, 1) or 0.0
+    return step <= _ROOM * torch.cuda.get_device_properties(job.device).total_memory
 
 
 def _training(stage: Stage, job: Job, batch: int, seconds: float, peak: float) -> dict[str, Any]:
@@ -194,15 +210,21 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
+def _window(count: int) -> list[int]:
+    """Return how many steps warm up, and how many are in each of `count` windows."""
+    window, warm = (WINDOW, WARM) if torch.cuda.is_available() else (1, 1)
+    return [warm] + [window] * count
+
+
 def _windows(step: Callable[[], None], seconds: float) -> list[float]:
     """Return the seconds of a step in windows of a few, after a warm-up; three at least."""
     end = time.perf_counter() + seconds
     times: list[float] = []
-    window, warm = (WINDOW, WARM) if torch.cuda.is_available() else (1, 1)
+    warm, *windows = _window(3)
     for _ in range(warm):
         step()
-    while len(times) < 3 or time.perf_counter() < end:
-        times.append(_seconds(step, window))
+    while len(times) < len(windows) or time.perf_counter() < end:
+        times.append(_seconds(step, windows[0]))
     return times
 
 
