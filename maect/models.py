@@ -108,10 +108,8 @@ def compile_blocks(network: Encoder | Decoder) -> None:
 def _blocks(dim: int, depth: int, heads: int, mlp_ratio: float) -> nn.ModuleList:
     """Return pre-norm transformer blocks: [B, N, dim] -> [B, N, dim] each."""
     norm: Any = partial(nn.LayerNorm, eps=1e-6)
-    blocks = [Block(dim, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
-    for block in blocks:
-        block.attn = SelfAttention(dim, heads, qkv_bias=True)
-    return nn.ModuleList(blocks)
+    parts: Any = {"norm_layer": norm, "attn_layer": SelfAttention}
+    return nn.ModuleList(Block(dim, heads, mlp_ratio, qkv_bias=True, **parts) for _ in range(depth))
 
 
 class Encoder(nn.Module):
