@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -69,3 +70,10 @@ def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
     for name, value in data.items():
         found |= flatten(value, f"{prefix}.{name}" if prefix else str(name))
     return found
+
+
+def unequal(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each name with other values before and after; None stands for a missing value."""
+    for name in dict.fromkeys([*before, *after]):
+        if before.get(name) != after.get(name):
+            yield name, before.get(name), after.get(name)

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from bench.plan.planner import make_plan
 from bench.store.record import Record
 from bench.store.store import Store
 from bench.suite.load import load_suite
-from reports.facts import flatten
+from reports.facts import flatten, unequal
 
 #: what of a record is compared, in the order in which a difference explains the next
 SECTIONS: dict[str, Callable[[Record], dict[str, Any]]] = {
@@ -157,13 +157,6 @@ def _section(
             entry: dict[str, Any] = {"what": what, "a": a, "b": b, "stages": []}
             found.setdefault((what, repr(a), repr(b)), entry)["stages"].append(name)
     return list(found.values())
-
-
-def unequal(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield each name with other values before and after; None stands for a missing value."""
-    for name in dict.fromkeys([*before, *after]):
-        if before.get(name) != after.get(name):
-            yield name, before.get(name), after.get(name)
 
 
 def values(record: Record) -> dict[str, float]:

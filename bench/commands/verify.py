@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from bench.commands import common
-from bench.commands.diff import unequal, values
+from bench.commands.diff import values
 from bench.environment import describe, use
 from bench.errors import MISMATCH, OK, UserError, printable, reason
 from bench.plan.stage import Plan, Stage
@@ -41,6 +41,7 @@ from maect import evals
 from maect.datasets.splits import selection_rows
 from maect.files import digest
 from reports.display import plural
+from reports.facts import unequal
 from reports.tables.build import build_tables
 from reports.tables.model import number
 

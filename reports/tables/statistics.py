@@ -95,14 +95,34 @@ def paired(
     sd = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1)) if n > 1 else None
     better = mean > 0 if column.higher_is_better else mean < 0
     constant = ours.fixed or theirs.fixed
-    found = Comparison(variant, baseline, column.id, n, mean, sd, better, constant)
+    return _tested(Comparison(variant, baseline, column.id, n, mean, sd, better, constant))
+
+
+def predicted(row: str, column: Column, ours: Cell, reference: Cell) -> Comparison:
+    """Return how far our mean lies from that of other seeds, the reference's; both have values.
+
+    `low` to `high` excludes 0 where our mean lies outside the 95 % prediction interval of the
+    reference's seeds, by Student's t with their sd times sqrt(1/n_ref + 1/n_ours). `n` is n_ref,
+    `sd` that error times sqrt(n_ref), as if these were the differences of pairs. No test where the
+    reference has one seed or no spread.
+    """
+    assert ours.mean is not None and reference.mean is not None
+    mean, n = ours.mean - reference.mean, reference.n
+    sd = None if reference.sd is None else reference.sd * math.sqrt(1 + n / ours.n)
+    better = mean > 0 if column.higher_is_better else mean < 0
+    return _tested(Comparison(row, "reference", column.id, n, mean, sd, better, reference.fixed))
+
+
+def _tested(found: Comparison) -> Comparison:
+    """Return a difference with its t-test, where it allows one."""
     # equal differences up to rounding have no spread, and a t-test nothing to divide by
-    if not sd or sd < 1e-9 * max(1.0, abs(mean)):
+    if not found.sd or found.sd < 1e-9 * max(1.0, abs(found.mean)):
         return found
-    error = sd / math.sqrt(n)
-    p = 2.0 * float(special.stdtr(n - 1, -abs(mean / error)))
-    reach = t_critical(n - 1) * error
-    return replace(found, t=mean / error, p=p, low=mean - reach, high=mean + reach)
+    error = found.sd / math.sqrt(found.n)
+    p = 2.0 * float(special.stdtr(found.n - 1, -abs(found.mean / error)))
+    reach = t_critical(found.n - 1) * error
+    low, high = found.mean - reach, found.mean + reach
+    return replace(found, t=found.mean / error, p=p, low=low, high=high)
 
 
 def compare(table: Table) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from report_views import (
     NAMED,
@@ -25,11 +26,13 @@ from reports.formats.html import render_html
 from reports.formats.text import render_text
 from reports.tables.build import build_tables
 from reports.tables.findings import findings, numerics, ranking
+from reports.tables.model import Cell, Column, Value
 from reports.tables.statistics import (
     detectable_effect,
     holm,
     needed_pairs,
     power,
+    predicted,
     shuffled_spread,
 )  # fmt: skip
 
@@ -72,6 +75,22 @@ def test_comparison_is_paired_over_common_seeds() -> None:
     assert found.p_holm is not None
     assert found.p_holm > 0.05
     assert not found.survives
+
+
+def test_the_prediction_interval_holds_19_of_20_means_of_other_seeds() -> None:
+    """Ten seeds of a reference, three of another run of the same."""
+    rng, column = np.random.default_rng(0), Column("knn", "k-NN", "%", "metric")
+
+    def cell(n: int) -> Cell:
+        values = rng.normal(90.0, 1.5, n)
+        found = tuple(Value((seed,), value, ()) for seed, value in enumerate(values))
+        return Cell("ok", found, values.mean(), values.std(ddof=1))
+
+    tests = [predicted("MAE", column, cell(3), cell(10)) for _ in range(4000)]
+    inside = [t.low < 0 < t.high for t in tests if t.low is not None and t.high is not None]
+    assert len(inside) == 4000
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.01)
+    assert inside == [t.p > 0.05 for t in tests if t.p is not None]
 
 
 def rows_of(values: dict[str, list[float]], **changes: object):
