@@ -10,6 +10,7 @@ SOAK ?= tests/soak
 
 run: install
 	$(BIN)/python -m bench run suites/paper_table.yaml
+	@$(BIN)/python -m bench report suites/paper_table.yaml --against docs/results/digits.json
 
 test: install
 	$(BIN)/python -m pytest -m "not slow"

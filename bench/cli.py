@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": ("plan", "show what would run, and why; start nothing"),
     "calibrate": ("calibrate", "measure how fast a suite's stages go on this machine"),
     "report": ("report", "render a suite's report from the store alone"),
+    "export": ("export", "write a suite's results as a file"),
     "verify": ("verify", "derive a suite's numbers again from what is stored"),
     "eval": ("eval", "evaluate a ViT checkpoint without a suite"),
     "ls": ("ls", "list the records of a store"),

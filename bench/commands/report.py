@@ -22,8 +22,11 @@ def declare(parser: argparse.ArgumentParser) -> None:
     exports = f"also write {', '.join(FORMATS)}; may be repeated"
     add("--export", choices=FORMATS, metavar="FORMAT", help=exports, **several)
     beside = "beside another store's; of two stores, the one's beside the other's"
-    add("--compare", type=common.path, nargs="+", default=[], metavar="STORE", help=beside)
-    add("--check", action="store_true", help="exit 3 if the table is not sound")
+    sides = parser.add_mutually_exclusive_group().add_argument
+    sides("--compare", type=common.path, nargs="+", default=[], metavar="STORE", help=beside)
+    against = "tell instead whether a file of `export --results`, or another store, is reproduced"
+    sides("--against", type=common.path, metavar="FILE_OR_STORE", help=against)
+    add("--check", action="store_true", help="exit 3 if the table is not sound, or not reproduced")
     output = "where the page goes, exports beside it (default: the folder `reports` of the store)"
     add("--output", type=common.path, metavar="PATH", help=output)
     embedded = "print the suite that a report embeds, and nothing else"
@@ -42,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from bench.report.write import extract, write_report
+    from bench.report.write import extract, tell_against, write_report
     from reports.tables.check import check
 
     if options.extract_suite is not None:
@@ -51,20 +54,25 @@ def _run(options: argparse.Namespace) -> int:
     if options.suite is None:
         after = " --compare A B" if options.compare else ""
         raise UserError(f"say which suite: python -m bench report suites/paper_table.yaml{after}")
-    stores = [common.existing(path) for path in [options.store, *options.compare][-2:]]
-    if len(options.compare) > 2:
+    against, name = options.against, "--against" if options.against else "--compare"
+    if against is not None and (options.export or options.output):
+        raise UserError("--against writes no page; leave out --export and --output")
+    beside = [against] if against is not None and against.is_dir() else options.compare
+    stores = [common.existing(path) for path in [options.store, *beside][-2:]]
+    if len(beside) > 2:
         raise UserError("--compare sets two stores side by side; name one or two")
     if len({store.root for store in stores}) < len(stores):
-        raise UserError(f"--compare needs two stores; both are {stores[0].root}")
+        raise UserError(f"{name} needs two stores; both are {stores[0].root}")
     kept = options.keep_stale or len(stores) > 1
-    view = write_report(
-        options.command_line,
-        *((common.planned(options, store, keep_stale=kept), store) for store in stores),
-        exports=options.export,
-        as_json=options.json,
-        output=options.output,
-    )
-    found = check(view) if options.check else []
+    sides = [(common.planned(options, store, keep_stale=kept), store) for store in stores]
+    command, found = options.command_line, []
+    if against is None:
+        files = {"exports": options.export, "output": options.output}
+        view = write_report(command, *sides, as_json=options.json, **files)
+    else:
+        view, held = tell_against(command, *sides, results=against, as_json=options.json)
+        found = [] if held.reproduced else [held.sentence]
+    found = found + check(view) if options.check else []
     for problem in found:
         print(f"check: {problem}", file=sys.stderr)
     return MISMATCH if found else OK

@@ -9,16 +9,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.errors import UserError, printable, reason, require_writable
+from bench.errors import UserError, printable, reason, require_writable, short
 from bench.plan.stage import Plan
 from bench.report.frames import build_view
+from bench.report.results import measured_in, read_results, stored_results
 from bench.store.store import Store
 from maect.files import write_atomic
 from reports.facts import Facts
-from reports.formats.exports import FORMATS, plain_tables
+from reports.formats.exports import FORMATS, plain_against, plain_tables
 from reports.formats.html import extract_suite, render_html
-from reports.formats.text import render_text
+from reports.formats.text import against_text, render_text
 from reports.frames import SuiteView
+from reports.tables.against import Against, hold, measured
 from reports.tables.build import build_tables
 from reports.tables.compare import side_by_side
 
@@ -49,6 +51,27 @@ def write_report(
         view = side_by_side(view, other, (one, beside))
     files.write(view, as_json=as_json)
     return view
+
+
+def tell_against(
+    command: str, side: tuple[Plan, Store], *other: tuple[Plan, Store], results: Path, as_json: bool
+) -> tuple[SuiteView, Against]:
+    """Print how far a suite's tables reproduce a file of results, or the suite in an `other` store.
+
+    Return the suite's data and what was found. Raises `UserError` where the reference cannot be
+    read, or has none of its rows and columns.
+    """
+    stored = [stored_results(str(results), build_view(*one, command)) for one in other]
+    reference = stored[0] if stored else read_results(results)
+    view = build_view(*side, command)
+    tables = build_tables(view)
+    if measured(tables).keys().isdisjoint(reference.cells):
+        what = f" It says: {short(reference.what)}" if reference.what else ""
+        message = f"it has no row and column of suite {view.suite}; is it of another?{what}"
+        raise UserError(message, file=results)
+    found = hold(tables, measured_in(view), reference)
+    print(json.dumps(plain_against(found), indent=1) if as_json else against_text(found))
+    return view, found
 
 
 class _Files:

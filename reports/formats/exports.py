@@ -13,6 +13,7 @@ import polars as pl
 
 from reports.display import short
 from reports.formats.templates import environment
+from reports.tables.against import Against
 from reports.tables.model import (
     Column,
     Row,
@@ -132,6 +133,21 @@ def plain_tables(tables: Sequence[Table]) -> list[dict[str, Any]]:
         }
         for table in tables
     ]
+
+
+def plain_against(found: Against) -> dict[str, Any]:
+    """Return how far tables reproduce a reference as plain data."""
+    return {
+        "against": found.reference.name,
+        "sentence": found.sentence,
+        "reproduced": found.reproduced,
+        "cells": [
+            {"verdict": one.verdict, "here": one.ours.mean, "there": one.reference.mean}
+            | vars(one.test)
+            for one in found.cells
+        ],
+        **{name: getattr(found, name) for name in ("only_here", "only_there", "environment")},
+    }
 
 
 def to_markdown(tables: Sequence[Table]) -> str:

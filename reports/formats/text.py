@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from reports.display import amount, duration, middle, plain, plural, short, time_unit
+from reports.display import amount, duration, mean_sd, middle, plain, plural, short, time_unit
 from reports.facts import Facts
 from reports.frames import SuiteView
+from reports.tables.against import DIFFERENT, NOISE, SAME, Against, Held
 from reports.tables.build import build_tables
 from reports.tables.costs import CPU_TIME, ENERGY, Ledger, ledger
 from reports.tables.findings import numerics, ranking, tests
@@ -58,6 +59,44 @@ def render_text(
         if len(view.problems) > 10:
             lines.append(f"  and {len(view.problems) - 10} more, in the report")
     return "\n".join(_printed(line) for line in lines) + "\n"
+
+
+def against_text(found: Against) -> str:
+    """Return how far tables reproduce a reference: a sentence, then the cells of other digits."""
+    of = f" ({short(found.reference.what, 200)})" if found.reference.what else ""
+    told = [found.sentence, f"Reference: {short(found.reference.name, 200)}{of}."]
+    other = [one for one in found.cells if one.verdict != SAME]
+    for verdict in (DIFFERENT, NOISE):
+        lines = [_held_text(one) for one in other if one.verdict == verdict]
+        told += [f"{verdict}:", *lines] if lines else []
+    if any(one.test.p_holm is not None for one in other):
+        told.append(
+            "p: how often the mean of other seeds lies so far off (Student's t, prediction "
+            "interval of the reference's seeds), by Holm's correction over these cells. Seen from: "
+            "the smallest true difference that this shows with 80 % power."
+        )
+    if other:
+        named = (f"{name} {short(a)} here, {short(b)} there" for name, a, b in found.environment)
+        listed = "; ".join(named) or "no difference of versions, processor or commit is known"
+        told.append(f"What may explain other digits: {listed}.")
+    for where, alone in (("here", found.only_here), ("there", found.only_there)):
+        if alone:
+            names = (dict.fromkeys(one[i] for one in alone) for i in (0, 1))
+            rows, columns = (", ".join(map(short, some)) for some in names)
+            told.append(f"Only {where}: {plural(len(alone), 'cell')} ({rows}: {columns}).")
+    return "\n".join(_printed(line) for sentence in told for line in _wrap(sentence))
+
+
+def _held_text(one: Held) -> str:
+    """Return a cell of other digits, why it is judged so, and what would have been seen."""
+    digits, test = one.column.digits, one.test
+    here, there = (mean_sd(cell.mean or 0.0, cell.sd, digits) for cell in (one.ours, one.reference))
+    why = "one seed or no spread there"
+    if test.p_holm is not None and test.detectable is not None:
+        p = "< 0.001" if test.p_holm < 0.001 else f"= {test.p_holm:.3f}"
+        why = f"p {p}, seen from {mean_sd(test.detectable, None, digits)}"
+    name = f"{middle(test.variant)}, {short(one.column.label)}"
+    return f"  {name}: {here} here, {there} there ({why})"
 
 
 def table_text(table: Table) -> list[str]:
