@@ -63,7 +63,10 @@ class Against:
     def sentence(self) -> str:
         """Return the result in a sentence."""
         if not self.cells:
-            return "nothing to compare yet: no cell of the reference has a value here."
+            return (
+                "nothing to compare yet: no cell of the reference has a value here "
+                "(those of older code count with --keep-stale)."
+            )
         counts = Counter(one.verdict for one in self.cells)
         said = [f"{n} {_SAID[v][n > 1]} {v}" for v in _SAID if (n := counts[v])]
         whole = "reproduced" if self.reproduced else "not reproduced"
