@@ -20,7 +20,7 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None
     """Write `data`, or its parts one after the other, under a temporary name, then rename: a crash
     leaves no half of a file.
 
-    Raises OSError, and then leaves nothing behind.
+    Raises OSError, or what the parts raise, and then leaves nothing behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -31,7 +31,7 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 

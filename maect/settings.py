@@ -47,6 +47,8 @@ class DataSettings(Settings):
     name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder", "parquet"]
     #: folder of `image_folder` or `parquet`; the others live under the data directory
     path: str | None = None
+    #: "local": each machine first copies an `image_folder` to a disk of its own; changes no result
+    stage: Literal["local"] | None = None
     #: side of the images given to the encoder, pixels
     image_size: PositiveInt = 224
     #: images in the training split, needed to plan `image_folder` and `parquet` without the data
@@ -70,6 +72,11 @@ class DataSettings(Settings):
             raise ValueError(f"data '{self.name}' takes no path; it lives in the data directory")
         if self.low_shot is not None and self.name != "image_folder":
             raise ValueError("lists of files (low_shot) go with data 'image_folder' only")
+        if self.stage is not None and self.name != "image_folder":
+            raise ValueError(
+                "stage 'local' goes with data 'image_folder' only; other data lie in a few large "
+                "files of the data directory"
+            )
         return self
 
 

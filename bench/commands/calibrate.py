@@ -19,7 +19,7 @@ from bench.store.calibration import FILE, Calibration, Pace
 from bench.store.files import iso, write_json
 from bench.store.store import Store
 from bench.suite.load import data_info
-from maect.datasets import prepare
+from maect.datasets import load, prepare
 
 if TYPE_CHECKING:
     from bench.suite.schema import Suite
@@ -135,6 +135,8 @@ def _with_images(options: argparse.Namespace, suite: Suite, folder: Path) -> tup
     if settings.path is None or os.path.isdir(os.path.expanduser(settings.path)):
         if prepare_data(suite):
             suite = common.load(options)
+        if settings.stage is not None:  # no part of any stage's time
+            load(settings, progress=print)
         return suite, f"those of {settings.name}"
     batch = max(
         variant.row.model_dump()[kind]["batch_size"]
@@ -148,6 +150,7 @@ def _with_images(options: argparse.Namespace, suite: Suite, folder: Path) -> tup
         f"data.path={folder / 'images'}",
         "data.classes=2",
         "data.low_shot=null",
+        "data.stage=null",
     ]
     os.environ["MAECT_DATA"] = str(folder)  # what is known of them goes with them
     if any(not _is_here(variant.init) for variant in suite.variants.values()):

@@ -29,7 +29,7 @@ from maect.files import sha256
 from maect.settings import DataSettings
 
 #: settings of the data that say where it is or stand in for it while it is not here
-_NOT_IN_KEY = ("path", "train_images", "classes", "low_shot")
+_NOT_IN_KEY = ("path", "stage", "train_images", "classes", "low_shot")
 
 
 def make_plan(
@@ -97,6 +97,7 @@ class _Planner:
         key = stage_key(kind, settings, keys, info.fingerprint)
         if key not in self.stages:
             places = {"data_root": self.data_root, "data_path": place.path}
+            places["data_stage"] = place.stage
             if "lists" in settings:
                 places["low_shot"] = place.low_shot
             if "weights" in settings:

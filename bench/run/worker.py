@@ -123,7 +123,7 @@ def run_stage(
             _check(stage, modules)
             job = job_of(stage, store, device)
             if attempt is not None:
-                job.on_progress = attempt.progress
+                job.on_progress, job.on_note = attempt.progress, attempt.log
             output = importlib.import_module(modules[0]).run(job)
         used = _of_all(group, (_cpu_s() - began_s, meter and _reading(meter, device)))
         if attempt is not None:
@@ -167,6 +167,7 @@ def job_of(stage: Stage, store: Store | None, device: torch.device) -> Job:
         data_name=stage.data.name,
         data_root=Path(str(places["data_root"])),
         data_path=places["data_path"],
+        data_stage=places["data_stage"],
         lists=places.get("low_shot"),
         weights=Path(str(places["weights"])) if "weights" in places else None,
         device=device,

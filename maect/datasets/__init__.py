@@ -61,14 +61,21 @@ def prepare(
     return _home(settings).prepare(settings, root or data_root(), progress)
 
 
-def load(settings: DataSettings, root: Path | None = None, split: str = "train") -> Split:
+def load(
+    settings: DataSettings,
+    root: Path | None = None,
+    split: str = "train",
+    progress: Callable[[str], None] = lambda text: None,
+) -> Split:
     """Return images and labels of one split: "train", "selection" or "test".
 
-    Raises DataError where the data are absent, damaged or were not `prepare`d.
+    Where the settings say `stage: local`, this machine's copy of the images is made first, unless
+    it is there; `progress` is told. Raises DataError where the data are absent, damaged or were not
+    `prepare`d, or cannot be copied.
     """
     if split not in SPLITS:
         raise DataError(f"no split {split!r}; write one of {', '.join(SPLITS)}")
-    return _home(settings).load(settings, root or data_root(), split)
+    return _home(settings).load(settings, root or data_root(), split, progress)
 
 
 def low_shot(settings: DataSettings, root: Path | None = None) -> dict[str, list[np.ndarray]]:

@@ -150,7 +150,16 @@ def listed(names: Iterable[str]) -> str:
 
 def data_root() -> Path:
     """Return the data directory: `$MAECT_DATA`, or `~/.cache/maect-bench/data`."""
-    given = os.environ.get("MAECT_DATA") or "~/.cache/maect-bench/data"
+    return _folder("MAECT_DATA", "~/.cache/maect-bench/data")
+
+
+def local_root() -> Path:
+    """Return the folder of local copies: `$MAECT_LOCAL`, or `~/.cache/maect-bench/local`."""
+    return _folder("MAECT_LOCAL", "~/.cache/maect-bench/local")
+
+
+def _folder(variable: str, default: str) -> Path:
+    given = os.environ.get(variable) or default
     if (found := os.path.expanduser(given)).startswith("~"):
-        raise DataError(f"there is no home folder for {given}; set HOME, or MAECT_DATA to a folder")
+        raise DataError(f"there is no home folder for {given}; set HOME, or {variable} to a folder")
     return Path(found)

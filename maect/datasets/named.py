@@ -284,7 +284,7 @@ def prepare(settings: DataSettings, root: Path, progress: Any) -> DataInfo:
     return info
 
 
-def load(settings: DataSettings, root: Path, split: str) -> ArraySplit:
+def load(settings: DataSettings, root: Path, split: str, progress: Any) -> ArraySplit:
     entry = CATALOG[settings.name]
     pools, _ = read(settings.name, root)
     lists = _manifest(settings, root).splits

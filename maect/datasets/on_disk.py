@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maect.datasets import folder, lists, shards
+from maect.datasets import folder, lists, local, shards
 from maect.datasets.base import DataError, DataInfo, Split, listed
 from maect.datasets.decoders import Ahead, Crops, Cut, Request, Task, unreadable
 from maect.datasets.image_index import Index
@@ -199,9 +199,14 @@ def prepare(settings: DataSettings, root: Path, progress: Callable[[str], None])
     return _info(settings, root)
 
 
-def load(settings: DataSettings, root: Path, split: str) -> EncodedSplit:
-    """Return one split, decoded when asked for. Raises DataError where the set was not prepared."""
+def load(
+    settings: DataSettings, root: Path, split: str, progress: Callable[[str], None]
+) -> EncodedSplit:
+    """Return one split, decoded when asked for. Raises DataError where the set was not prepared, or
+    cannot be copied as its settings want."""
     index, splits, _, place = _usable(settings, root)
+    if settings.stage == "local":
+        place = local.copied(index, place, progress)
     part, classes = splits[split], len(index.classes)
     rows = index.take(part)
     return EncodedSplit(

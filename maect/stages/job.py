@@ -80,6 +80,8 @@ class Job:
     inputs: dict[str, Path]
     data_root: Path
     data_path: str | None = None
+    #: "local": read the images from a copy on this machine
+    data_stage: str | None = None
     #: folder of published lists of labelled images
     lists: str | None = None
     #: "mae", "features", or an evaluation's name
@@ -91,6 +93,8 @@ class Job:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     #: told now and then how far the stage is, on the first worker only
     on_progress: Callable[[Progress], None] = lambda progress: None
+    #: told in sentences what is done before the first step, on the first worker only
+    on_note: Callable[[str], None] = lambda note: None
     checkpoints: Checkpoints | None = None
 
     @property
@@ -111,7 +115,8 @@ class Job:
     @cached_property
     def data(self) -> DataSettings:
         """The data set, with the place where it lies on this machine."""
-        return DataSettings.parse(self.settings["data"] | {"path": self.data_path})
+        place = {"path": self.data_path, "stage": self.data_stage}
+        return DataSettings.parse(self.settings["data"] | place)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -138,7 +143,7 @@ class Job:
 
     def split(self, name: str) -> Split:
         """Return a split of the data. Raises DataError."""
-        return datasets.load(self.data, self.data_root, name)
+        return datasets.load(self.data, self.data_root, name, self.on_note)
 
     def tensors(self, input_name: str, file: str) -> dict[str, Tensor]:
         """Return the tensors of a file of an input's artifact."""

@@ -77,6 +77,36 @@ def test_every_stage_runs_on_an_image_folder(folder: Path, tmp_path: Path):
     assert not prepare_data(suite_over(folder, tmp_path))
 
 
+def test_a_local_copy_has_the_same_keys_and_gives_the_same_bits(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The log of the stage that makes the copy tells of it; later stages find it."""
+    monkeypatch.setenv("MAECT_LOCAL", str(tmp_path / "copies"))
+    found: list[dict[str, Any]] = []
+    for extra in ("", ", stage: local"):
+        prepare_data(suite_over(folder, tmp_path, extra))
+        store = Store(tmp_path / f"store{extra[2:]}")
+        store.create()
+        row = make_plan(suite_over(folder, tmp_path, extra), store, only="MAE-CT").rows[0]
+        for stage in (*row.chain, row.features, row.evaluations["knn"]):
+            run_stage(stage, store, "test", lambda event: None)
+        found.append({key: record["files"] for key, record in completed(store.root).items()})
+        told = [key for key in found[-1] if "of images to" in log_of(store, key)]
+        assert told == ([row.chain[0].key] if extra else [])
+    assert found[0] == found[1]
+    assert len([*(tmp_path / "copies").glob("*/00000.bin")]) == 1
+
+
+def log_of(store: Store, key: str) -> str:
+    return (store.attempt_folder(key, 1) / "log.txt").read_text()
+
+
+def test_data_that_are_not_in_a_folder_refuse_a_local_copy(bench: Bench):
+    refused = bench("plan", SMOKE, "--set", "data.stage=local")
+    assert refused.code == 2
+    assert "stage 'local' goes with data 'image_folder' only" in refused.err
+
+
 def test_the_time_of_processes_that_decode_is_counted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
