@@ -17,6 +17,7 @@ from bench.plan.planner import make_plan
 from bench.plan.stage import Plan, Stage
 from bench.store.calibration import FILE, Calibration, Pace
 from bench.store.files import iso, write_json
+from bench.store.place import open_store
 from bench.store.store import Store
 from bench.suite.load import data_info
 from maect.datasets import load, prepare
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     end = time.monotonic() + 60 * options.minutes
     suite = common.load(options)
     environment.use(suite.isa)
-    store = Store(options.store)
+    store = open_store(options.store)
     with tempfile.TemporaryDirectory(prefix="maect-calibrate-") as folder:
         suite, images = _with_images(options, suite, Path(folder))
         plan = make_plan(suite, None, only=options.only)
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(found.model_dump_json(indent=1))
     else:
-        print(f"kept in {store.root / FILE}; `bench plan` predicts by it")
+        print(f"kept in {store.name}/{FILE}; `bench plan` predicts by it")
     return OK
 
 
@@ -109,6 +110,7 @@ def _measure(
         pace = calibrate.measure(stage, share_s / 2, peak, folder)  # the rest is for its start
         found.paces.append(pace)
         write_json(store.root / FILE, found.model_dump())
+        store.publish(store.root / FILE)
         say(_line(pace, peak))
     return found
 

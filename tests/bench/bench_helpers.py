@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import psutil
 from bench.plan.planner import make_plan
 from bench.plan.stage import Stage
 from bench.run.worker import run_stage
+from bench.store.client import Objects
 from bench.store.files import iso
 from bench.store.record import Cost, Data, Failure, Input, Record, Run, Status
 from bench.store.store import Store
@@ -165,6 +169,57 @@ def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
 def gone(processes: list[psutil.Process], within_s: float = 60.0) -> list[psutil.Process]:
     """Those of the processes that outlive the time given."""
     return psutil.wait_procs(processes, timeout=within_s)[1]
+
+
+# ------------------------------------------------------------------------------ object storage
+
+
+@contextmanager
+def s3_server(log: Path, port: int = 0, *, auth: bool = False) -> Iterator[str]:
+    """An S3 server with the bucket `maect`, in a process of its own; gives its address.
+
+    With `auth` it knows no credentials.
+    """
+    if not port:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    script = ("-m", "moto.server", "-H", "127.0.0.1", "-p", str(port))
+    env = os.environ | ({"INITIAL_NO_AUTH_ACTION_COUNT": "1"} if auth else {})
+    with log.open("ab") as file:
+        server = subprocess.Popen([sys.executable, *script], stdout=file, stderr=file, env=env)
+    try:
+        end, made = time.monotonic() + 120, False
+        while not made:
+            assert server.poll() is None and time.monotonic() < end, log.read_text()
+            with suppress(urllib.error.URLError):
+                put = urllib.request.Request(f"{address}/maect", method="PUT")
+                made = urllib.request.urlopen(put, timeout=60).status == 200
+            time.sleep(0.1)
+        yield address
+    finally:
+        server.kill()
+        server.wait()
+
+
+def s3_environment(address: str, cache: Path) -> dict[str, str]:
+    """What processes need in their environment to use that server, and a folder for copies."""
+    return {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": address,
+        "MAECT_CACHE": str(cache),
+    }
+
+
+def upload(root: Path, url: str) -> None:
+    """Copy a local store into a bucket, object by object."""
+    objects = Objects(url)
+    for path in root.rglob("*"):
+        if path.is_file() and path.relative_to(root).parts[0] in ("stages", "runs", "store.json"):
+            objects.put(path.relative_to(root).as_posix(), path)
 
 
 # ------------------------------------------------------------------------------ what a run leaves
