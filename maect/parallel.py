@@ -241,8 +241,10 @@ class GradientSum:
     def _arrived(self, index: int, _: Tensor) -> None:
         """Count a gradient of a bucket; send the buckets that are whole."""
         self._missing[index] -= 1
-        waited = (at for at, missing in enumerate(self._missing) if missing)
-        self._send(next(waited, len(self._buckets)))
+        end = len(self._sent)
+        while end < len(self._buckets) and not self._missing[end]:
+            end += 1
+        self._send(end)
 
     def _send(self, end: int) -> None:
         """Begin to sum the buckets before number `end` that are not sent yet."""

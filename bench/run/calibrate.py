@@ -30,6 +30,8 @@ from maect.stages.tune import TuneTraining
 _TRAININGS: dict[str, Any] = {"mae": MAETraining, "head": HeadTraining, "tune": TuneTraining}
 #: steps timed together, so that a GPU is not waited for after each; steps before them
 WINDOW, WARM = 4, 3
+#: such windows that are timed however little time there is
+_FEWEST = 3
 #: of a step that takes longer a part of the batch is measured, of a shorter one the whole, seconds
 LONGEST_STEP_S, SHORT_STEP_S = 10.0, 1.0
 #: share of a matrix product's rate that a step is taken to reach before it is measured
@@ -85,7 +87,8 @@ def _fitting(stage: Stage, job: Job, seconds: float, peak: float) -> dict[str, A
     whole = batch = stage.settings["train"]["batch_size"]
     flops = stage.flops / stage.steps / whole
     # its first windows, with data and without, in half the time
-    longest_s = min(LONGEST_STEP_S, max(SHORT_STEP_S, seconds / 4 / sum(_window(3))))
+    window, warm = _window()
+    longest_s = min(LONGEST_STEP_S, max(SHORT_STEP_S, seconds / 4 / (warm + _FEWEST * window)))
     while batch % (4 * job.numerics.shards) == 0 and (
         flops * batch > longest_s * _EXPECTED * peak or not _fits(stage, job, batch)
     ):
@@ -210,21 +213,20 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _window(count: int) -> list[int]:
-    """Return how many steps warm up, and how many are in each of `count` windows."""
-    window, warm = (WINDOW, WARM) if torch.cuda.is_available() else (1, 1)
-    return [warm] + [window] * count
+def _window() -> tuple[int, int]:
+    """Return how many steps are timed together, and how many go before the first of them."""
+    return (WINDOW, WARM) if torch.cuda.is_available() else (1, 1)
 
 
 def _windows(step: Callable[[], None], seconds: float) -> list[float]:
     """Return the seconds of a step in windows of a few, after a warm-up; three at least."""
     end = time.perf_counter() + seconds
     times: list[float] = []
-    warm, *windows = _window(3)
+    window, warm = _window()
     for _ in range(warm):
         step()
-    while len(times) < len(windows) or time.perf_counter() < end:
-        times.append(_seconds(step, windows[0]))
+    while len(times) < _FEWEST or time.perf_counter() < end:
+        times.append(_seconds(step, window))
     return times
 
 
