@@ -59,16 +59,18 @@ def matrix_product(precision: str, threads: int) -> float:
     return 2 * side**3 / min(times)
 
 
-def measure(stage: Stage, seconds: float, peak: float, folder: Path) -> Pace:
+def measure(stage: Stage, steps: int | None, seconds: float, peak: float, folder: Path) -> Pace:
     """Return the pace of a stage, measured for about `seconds`.
 
+    `steps` is how many a training stage takes of the suite's own data: few of many are logged.
     `peak` is the FLOP/s of a matrix product; `folder` keeps features from one call to the next.
     Weights are random, as no stage before it has run. Raises what the stage would.
     """
     forget_memory()
     job = job_of(stage, None, device_of(gpus()))
     if stage.trains:
-        found = _fitting(stage, job, seconds, peak)
+        assert steps
+        found = _fitting(stage, job, steps, seconds, peak)
     elif stage.kind == "features":
         found = _features(stage, job, seconds, peak)
     else:
@@ -80,7 +82,7 @@ def measure(stage: Stage, seconds: float, peak: float, folder: Path) -> Pace:
     return Pace(**told, peak_memory_gib=peak_bytes / 2**30, **found)
 
 
-def _fitting(stage: Stage, job: Job, seconds: float, peak: float) -> dict[str, Any]:
+def _fitting(stage: Stage, job: Job, steps: int, seconds: float, peak: float) -> dict[str, Any]:
     """Return what steps of a training stage tell, with as much of its batch as a step of a few
     seconds and the GPU's memory allow."""
     assert stage.steps
@@ -95,7 +97,7 @@ def _fitting(stage: Stage, job: Job, seconds: float, peak: float) -> dict[str, A
         batch //= 2
     while True:
         with suppress(torch.cuda.OutOfMemoryError):
-            return _training(stage, job, batch, seconds, peak)
+            return _training(stage, job, batch, steps, seconds, peak)
         if batch % 2:
             raise RuntimeError(f"a step of {batch} images of {stage.title} is more than fits")
         batch //= 2
@@ -111,15 +113,16 @@ def _fits(stage: Stage, job: Job, batch: int) -> bool:
     return step <= _ROOM * torch.cuda.get_device_properties(job.device).total_memory
 
 
-def _training(stage: Stage, job: Job, batch: int, seconds: float, peak: float) -> dict[str, Any]:
+def _training(
+    stage: Stage, job: Job, batch: int, steps: int, seconds: float, peak: float
+) -> dict[str, Any]:
     """Return what steps of a training stage tell, first with images from the disk."""
     assert stage.steps
     began, whole = time.perf_counter(), stage.settings["train"]["batch_size"]
-    train = stage.settings["train"] | {"batch_size": batch}
+    train = stage.settings["train"] | {"batch_size": batch, "steps": steps}
     training = _TRAININGS[stage.kind](replace(job, settings=job.settings | {"train": train}))
-    log = Log(stage.steps, job.device)
-    first = min(FIRST_LOGGED, stage.steps // 2)  # most steps are not logged
-    number, steps = first, stage.steps
+    log = Log(steps, job.device)
+    number = first = min(FIRST_LOGGED, steps // 2)  # all before it are logged
 
     def step() -> None:
         nonlocal number
@@ -239,12 +242,19 @@ def _launch_seconds(step: Callable[[], None]) -> float:
 
 
 def _waits(step: Callable[[], None]) -> int | None:
-    """Return how often the CPU waits for the GPU in a step; None without a GPU."""
+    """Return how often the CPU waits for the GPU in a step; None without a GPU.
+
+    The fewer of two in turn: at most one of them is logged, which waits for what it logs.
+    """
     if not torch.cuda.is_available():
         return None
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        step()
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchronizing" in str(one.message) for one in told)
+    counts = []
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            step()
+            torch.cuda.set_sync_debug_mode("default")
+        # beside torch's own warning that this mode is new
+        counts.append(sum("called a synchronizing" in str(one.message) for one in told))
+    return min(counts)
