@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from torch import Tensor
 
 
 def is_finite(numbers: Tensor) -> bool:
@@ -18,6 +21,8 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
     A GPU is waited for once, not for each tensor: other processes on it may take a turn each time.
     """
+    import torch  # not above: commands that compute nothing read this module, too
+
     ends: dict[torch.device, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if tensor.numel():
