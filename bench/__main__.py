@@ -19,6 +19,15 @@ if __name__ == "__main__":
         from bench.cli import main
 
         code = main()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("bench", "maect", "reports", ""):
+            raise
+        print(
+            f"error: {sys.executable} has no package '{error.name}'. `make install` puts all that "
+            "is needed into .venv; then run .venv/bin/python -m bench",
+            file=sys.stderr,
+        )
+        code = 2
     except BaseException:  # an import that a signal ends may raise anything
         if not signals.received:
             raise

@@ -8,7 +8,8 @@ import torch
 from timm.layers import Attention
 from torch import Tensor
 
-#: from here on torch's own kernel is as quick, and holds less for the backward pass
+#: tokens of a sequence; of longer ones torch's own kernel is as quick, and holds less for the
+#: backward pass
 SHORT = 48
 
 

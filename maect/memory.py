@@ -15,19 +15,26 @@ from maect.settings import MAESettings, ModelSettings, NumericsSettings, TuneSet
 
 def _block(tokens: float, dim: int, mlp_ratio: float, numerics: NumericsSettings) -> float:
     """Return the bytes that a block keeps of `tokens` tokens of all images together."""
-    # inputs of both norms, of the four linear layers, queries, keys, values, and before the GELU
-    halved, whole = 6 + 2 * mlp_ratio, 2.0  # in the precision of products, and of the residual
-    if numerics.precision == "bf16":
-        weights = (4 + 2 * mlp_ratio) * dim**2  # the layers' copies in this precision are kept
-        return tokens * dim * (2 * halved + 4 * whole) + 2 * weights
-    return tokens * dim * (halved + whole) * (8 if numerics.precision == "fp64" else 4)
+    # numbers a token and channel: inputs of the two norms, then what the products take and give:
+    # inputs of the four linear layers, queries, keys, values, what the GELU is given
+    norms, products = 2.0, 6 + 2 * mlp_ratio
+    size = _number(numerics)
+    if numerics.precision != "bf16":
+        return tokens * dim * size * (norms + products)
+    weights = (4 + 2 * mlp_ratio) * dim**2  # their copies in bf16 are kept, too
+    return tokens * dim * (size * norms + 2 * products) + 2 * weights
+
+
+def _number(numerics: NumericsSettings) -> float:
+    """Return the bytes of a number that passes from block to block."""
+    return 8.0 if numerics.precision == "fp64" else 4.0
 
 
 def _encoder(model: ModelSettings, blocks: int, tokens: float, numerics: NumericsSettings) -> float:
     """Return the bytes that `blocks` trained blocks of the encoder keep."""
     assert model.dim
     if numerics.checkpoint_activations:  # each block's input alone
-        return blocks * tokens * model.dim * (8.0 if numerics.precision == "fp64" else 4.0)
+        return blocks * tokens * model.dim * _number(numerics)
     return blocks * _block(tokens, model.dim, model.mlp_ratio, numerics)
 
 

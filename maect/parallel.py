@@ -37,6 +37,8 @@ def make_deterministic(threads: int, *, tf32: bool = False) -> None:
 
 #: gradients that are summed over workers together: fewer calls cost less, more begin earlier
 _BUCKET_BYTES = 25 << 20
+#: what takes kernels from numpy, which reads it when it is imported
+_NUMPY = "NPY_DISABLE_CPU_FEATURES"
 #: what `mkl_cbwr_get` answers
 _MKL_AUTO, _MKL_AVX2 = 2, 10
 
@@ -62,8 +64,10 @@ def require_avx2(*, intel: bool) -> None:
     if wrong:
         told = ", ".join(f"{name}: {isa}" for name, isa in wrong.items())
         raise RuntimeError(
-            f"numerics.isa is avx2, but not all libraries compute with it ({told}); unset "
-            "ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA, MKL_CBWR and NPY_DISABLE_CPU_FEATURES"
+            f"numerics.isa is avx2, but not all libraries compute with it ({told}). Unset "
+            "ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA, MKL_CBWR and NPY_DISABLE_CPU_FEATURES; where "
+            "something imports numpy before bench does, as plugins of pytest do, set the last one "
+            f"beforehand: export {_NUMPY}='{os.environ.get(_NUMPY, '')}'"
         )
 
 
@@ -241,8 +245,10 @@ class GradientSum:
     def _arrived(self, index: int, _: Tensor) -> None:
         """Count a gradient of a bucket; send the buckets that are whole."""
         self._missing[index] -= 1
-        waited = (at for at, missing in enumerate(self._missing) if missing)
-        self._send(next(waited, len(self._buckets)))
+        end = len(self._sent)
+        while end < len(self._buckets) and not self._missing[end]:
+            end += 1
+        self._send(end)
 
     def _send(self, end: int) -> None:
         """Begin to sum the buckets before number `end` that are not sent yet."""

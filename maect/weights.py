@@ -34,7 +34,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from maect.files import write_atomic
-from maect.finite import is_finite
+from maect.finite import first_not_finite
 from maect.models import Encoder, sincos_positions
 from maect.settings import SIZES, ModelSettings, Positive
 
@@ -148,7 +148,7 @@ def load_encoder(
             f"{file} does not fit a plain ViT encoder of dim {sizes['dim']}, depth "
             f"{sizes['depth']} and patch size {patch}: {told[:1000]}"
         ) from None
-    bad = next((name for name, value in copies.items() if not is_finite(value)), None)
+    bad = first_not_finite(copies)
     if bad is not None:
         raise CheckpointError(f"{file}: {bad} holds NaN or infinite values; take sound weights")
     encoder.stated = {name: value for name, value in stated if name in _OF_IMAGES}

@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 #: the suites that it tells to run, with their options
 SUITES = re.findall(r"python -m bench (?:run|sweep|plan) (suites/[^`#\n]*)", README)
-#: column of the README's table -> the table and the column of the results
+#: columns of a table of the README -> the table and the column of the results
 COLUMNS = ((0, "knn"), (0, "probe"), (1, "low_shot.accuracy_5"), (0, "cost.cpu"))
 
 
@@ -39,9 +39,10 @@ def test_the_python_example_runs_as_printed(tmp_path: Path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_table_is_of_the_measured_results():
-    results = json.loads((ROOT / "docs/results/digits.json").read_text(encoding="utf-8"))
-    body = README.partition("| --- | ---: |")[2].partition("\n\n")[0]
+@pytest.mark.parametrize(("file", "place"), [("digits", 0), ("cifar10", 1)])
+def test_the_tables_are_of_the_measured_results(file: str, place: int):
+    results = json.loads((ROOT / f"docs/results/{file}.json").read_text(encoding="utf-8"))
+    body = README.split("| --- | ---: |")[place + 1].partition("\n\n")[0]
     rows = [re.split(r" *\| *", line.strip("| ")) for line in body.splitlines()[1:]]
     names = list(results["tables"][0]["rows"])
     assert len(rows) == len(names) == 7

@@ -56,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
     end = time.monotonic() + 60 * options.minutes
     suite = common.load(options)
     environment.use(suite.isa)
+    own = make_plan(suite, None, only=options.only)
+    steps = {stage.title: stage.steps for stage in own.stages.values()}
     store = open_store(options.store)
     with tempfile.TemporaryDirectory(prefix="maect-calibrate-") as folder:
         suite, images = _with_images(options, suite, Path(folder))
@@ -64,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"nothing can be measured without the data: {plan.unresolved}")
         store.create()
         with store.lock():
-            found = _measure(plan, store, options, images, end, Path(folder))
+            found = _measure(plan, steps, store, options, images, end, Path(folder))
     if options.json:
         print(found.model_dump_json(indent=1))
     else:
@@ -73,7 +75,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _measure(
-    plan: Plan, store: Store, options: argparse.Namespace, images: str, end: float, folder: Path
+    plan: Plan,
+    steps: dict[str, int | None],
+    store: Store,
+    options: argparse.Namespace,
+    images: str,
+    end: float,
+    folder: Path,
 ) -> Calibration:
     """Return what was measured until the time `end`, written after each stage."""
     from bench.run import calibrate
@@ -107,7 +115,9 @@ def _measure(
             say(f"the time is up; not measured: {', '.join(s.title for s in stages[index:])}")
             break
         share_s = max(0.0, left_s) / (len(stages) - index)
-        pace = calibrate.measure(stage, share_s / 2, peak, folder)  # the rest is for its start
+        known = steps.get(stage.title) or stage.steps  # a set that is not yet fetched tells none
+        # half of the time is for its start
+        pace = calibrate.measure(stage, known, share_s / 2, peak, folder)
         found.paces.append(pace)
         write_json(store.root / FILE, found.model_dump())
         store.publish(store.root / FILE)

@@ -157,9 +157,9 @@ class _RowPlanner:
             self.chain.append(training[kind]())
         features = self._features()
         more, evaluations = [], {}
-        place = self.planner.suite.seeds.index(self.seed)
+        earlier = self.planner.suite.seeds.index(self.seed)  # how many seeds come before this one
         for name, evaluation in self.variant.evaluations.items():
-            if evaluation.seeds is not None and place >= evaluation.seeds:
+            if evaluation.seeds is not None and earlier >= evaluation.seeds:
                 continue
             source = self._features(evaluation)
             if source is not features and source not in more:

@@ -30,6 +30,8 @@ from maect.stages.tune import TuneTraining
 _TRAININGS: dict[str, Any] = {"mae": MAETraining, "head": HeadTraining, "tune": TuneTraining}
 #: steps timed together, so that a GPU is not waited for after each; steps before them
 WINDOW, WARM = 4, 3
+#: such windows that are timed however little time there is
+_FEWEST = 3
 #: of a step that takes longer a part of the batch is measured, of a shorter one the whole, seconds
 LONGEST_STEP_S, SHORT_STEP_S = 10.0, 1.0
 #: share of a matrix product's rate that a step is taken to reach before it is measured
@@ -57,16 +59,18 @@ def matrix_product(precision: str, threads: int) -> float:
     return 2 * side**3 / min(times)
 
 
-def measure(stage: Stage, seconds: float, peak: float, folder: Path) -> Pace:
+def measure(stage: Stage, steps: int | None, seconds: float, peak: float, folder: Path) -> Pace:
     """Return the pace of a stage, measured for about `seconds`.
 
+    `steps` is how many a training stage takes of the suite's own data: few of many are logged.
     `peak` is the FLOP/s of a matrix product; `folder` keeps features from one call to the next.
     Weights are random, as no stage before it has run. Raises what the stage would.
     """
     forget_memory()
     job = job_of(stage, None, device_of(gpus()))
     if stage.trains:
-        found = _fitting(stage, job, seconds, peak)
+        assert steps
+        found = _fitting(stage, job, steps, seconds, peak)
     elif stage.kind == "features":
         found = _features(stage, job, seconds, peak)
     else:
@@ -78,21 +82,22 @@ def measure(stage: Stage, seconds: float, peak: float, folder: Path) -> Pace:
     return Pace(**told, peak_memory_gib=peak_bytes / 2**30, **found)
 
 
-def _fitting(stage: Stage, job: Job, seconds: float, peak: float) -> dict[str, Any]:
+def _fitting(stage: Stage, job: Job, steps: int, seconds: float, peak: float) -> dict[str, Any]:
     """Return what steps of a training stage tell, with as much of its batch as a step of a few
     seconds and the GPU's memory allow."""
     assert stage.steps
     whole = batch = stage.settings["train"]["batch_size"]
     flops = stage.flops / stage.steps / whole
     # its first windows, with data and without, in half the time
-    longest_s = min(LONGEST_STEP_S, max(SHORT_STEP_S, seconds / 4 / sum(_window(3))))
+    window, warm = _window()
+    longest_s = min(LONGEST_STEP_S, max(SHORT_STEP_S, seconds / 4 / (warm + _FEWEST * window)))
     while batch % (4 * job.numerics.shards) == 0 and (
         flops * batch > longest_s * _EXPECTED * peak or not _fits(stage, job, batch)
     ):
         batch //= 2
     while True:
         with suppress(torch.cuda.OutOfMemoryError):
-            return _training(stage, job, batch, seconds, peak)
+            return _training(stage, job, batch, steps, seconds, peak)
         if batch % 2:
             raise RuntimeError(f"a step of {batch} images of {stage.title} is more than fits")
         batch //= 2
@@ -108,15 +113,16 @@ def _fits(stage: Stage, job: Job, batch: int) -> bool:
     return step <= _ROOM * torch.cuda.get_device_properties(job.device).total_memory
 
 
-def _training(stage: Stage, job: Job, batch: int, seconds: float, peak: float) -> dict[str, Any]:
+def _training(
+    stage: Stage, job: Job, batch: int, steps: int, seconds: float, peak: float
+) -> dict[str, Any]:
     """Return what steps of a training stage tell, first with images from the disk."""
     assert stage.steps
     began, whole = time.perf_counter(), stage.settings["train"]["batch_size"]
-    train = stage.settings["train"] | {"batch_size": batch}
+    train = stage.settings["train"] | {"batch_size": batch, "steps": steps}
     training = _TRAININGS[stage.kind](replace(job, settings=job.settings | {"train": train}))
-    log = Log(stage.steps, job.device)
-    first = min(FIRST_LOGGED, stage.steps // 2)  # most steps are not logged
-    number, steps = first, stage.steps
+    log = Log(steps, job.device)
+    number = first = min(FIRST_LOGGED, steps // 2)  # all before it are logged
 
     def step() -> None:
         nonlocal number
@@ -210,21 +216,20 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _window(count: int) -> list[int]:
-    """Return how many steps warm up, and how many are in each of `count` windows."""
-    window, warm = (WINDOW, WARM) if torch.cuda.is_available() else (1, 1)
-    return [warm] + [window] * count
+def _window() -> tuple[int, int]:
+    """Return how many steps are timed together, and how many go before the first of them."""
+    return (WINDOW, WARM) if torch.cuda.is_available() else (1, 1)
 
 
 def _windows(step: Callable[[], None], seconds: float) -> list[float]:
     """Return the seconds of a step in windows of a few, after a warm-up; three at least."""
     end = time.perf_counter() + seconds
     times: list[float] = []
-    warm, *windows = _window(3)
+    window, warm = _window()
     for _ in range(warm):
         step()
-    while len(times) < len(windows) or time.perf_counter() < end:
-        times.append(_seconds(step, windows[0]))
+    while len(times) < _FEWEST or time.perf_counter() < end:
+        times.append(_seconds(step, window))
     return times
 
 
@@ -237,12 +242,19 @@ def _launch_seconds(step: Callable[[], None]) -> float:
 
 
 def _waits(step: Callable[[], None]) -> int | None:
-    """Return how often the CPU waits for the GPU in a step; None without a GPU."""
+    """Return how often the CPU waits for the GPU in a step; None without a GPU.
+
+    The fewer of two in turn: at most one of them is logged, which waits for what it logs.
+    """
     if not torch.cuda.is_available():
         return None
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        step()
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchronizing" in str(one.message) for one in told)
+    counts = []
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            step()
+            torch.cuda.set_sync_debug_mode("default")
+        # beside torch's own warning that this mode is new
+        counts.append(sum("called a synchronizing" in str(one.message) for one in told))
+    return min(counts)

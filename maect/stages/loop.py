@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from maect.augment import Augment
 from maect.datasets.decoders import Request
-from maect.finite import is_finite
+from maect.finite import first_not_finite
 from maect.models import compile_blocks
 from maect.optim import learning_rate, set_learning_rate, update_average
 from maect.parallel import Group
@@ -299,6 +299,6 @@ def train(training: Training[S]) -> Output:
 
 def _require_finite(tensors: dict[str, Tensor], done: int, steps: int) -> None:
     """Raise TrainingError where weights are not worth keeping, although the loss was finite."""
-    bad = next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
+    bad = first_not_finite(tensors)
     if bad is not None:
         raise TrainingError(f"{bad} is not finite after step {done - 1} of {steps}; {REMEDY}")

@@ -87,8 +87,8 @@ def hold(tables: Iterable[Table], environment: dict[str, Any], reference: Refere
     """Return how far tables reproduce a reference.
 
     A cell has the same digits if the values of all common seeds are equal after rounding. Another
-    one lies within seed noise unless `predicted` shows its mean outside, after Holm's correction
-    over all of these. One seed, or no spread, has no noise to lie within.
+    cell lies within seed noise unless `predicted` shows its mean outside, after Holm's correction
+    over all such cells. A reference of one seed, or without spread, has no noise to lie within.
     """
     ours = {at: one for at, one in measured(tables).items() if one[1].valued}
     both = [at for at in ours if at in reference.cells]

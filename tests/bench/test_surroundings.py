@@ -135,3 +135,14 @@ with Display(plan, lambda: None) as display:
     assert r"a[/b]\x1b]0;owned\x07" in drawn
     assert "\x1b[" in drawn
     assert "\x1b]" not in drawn
+
+
+def test_a_python_without_the_packages_is_told_how_to_get_them():
+    without = "import runpy, sys; sys.modules['polars'] = None; sys.argv[1:] = ['plan', 'no.yaml']"
+    program = f"{without}; runpy.run_module('bench', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(
+        f"error: {sys.executable} has no package 'polars'. `make install`"
+    )
+    assert done.stderr.count("\n") == 1

@@ -20,7 +20,7 @@ def test_every_kind_of_stage_is_measured_and_the_plan_predicted(bench: Bench, st
     # what costs most comes first, and is measured however short the time is
     assert "\nMAE, seed 0: " in out
     assert "the time is up; not measured: " in out
-    out = bench("calibrate", *given, "--minutes", 0.2).out
+    out = bench("calibrate", *given, "--minutes", 0.5).out
     assert "matrix product in fp32: " in out
     assert "MAE-CT_aug tuning, seed 0: " in out
     assert "raw pixels probe, seed 0: " in out
@@ -45,11 +45,15 @@ def test_images_that_are_not_here_are_replaced_by_photographs(
     }  # fmt: skip
     sets = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
     given = [PAPER, "--profile", "imagenet", "--only", "MAE", "--store", store.root, *sets]
+    asked: set[int] = set()
+    monkeypatch.setattr("maect.stages.loop.is_logged", lambda step, steps: asked.add(steps))
     told = json.loads(bench("calibrate", *given, "--minutes", 0.02, "--json").out)
     assert told["images"].startswith("synthetic JPEGs, 500x375")
     assert [pace["kind"] for pace in told["paces"]] == ["mae"]
     assert 0 <= told["paces"][0]["waiting"] < 1
     assert told["paces"][0]["limit"] in ("data", "device")
+    # as seldom logged as in 800 epochs of ImageNet, not of the few photographs
+    assert asked == {800 * (1_281_167 // 16)}
 
 
 def test_a_calibration_that_is_damaged_predicts_nothing(bench: Bench, store):

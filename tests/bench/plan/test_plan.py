@@ -269,7 +269,8 @@ def test_one_search_varies_several_rows_alike(profile: str, plan_of):
         rates = [chain[-1].settings["train"]["lr"] for chain in chains]
         assert rates == [0.5 * rates[1], rates[1], 2 * rates[1]]
         assert len({tuple(stage.key for stage in chain[:-1]) for chain in chains}) == 1
-    assert rows["MAE-CT"] == rows["MAE-CT lr_scale=1"]
+    # the rate that a profile has chosen is one of those tried
+    assert rows["MAE-CT"] in [rows[f"MAE-CT lr_scale={scale}"] for scale in (0.5, 1, 2)]
 
 
 def test_a_random_search_draws_its_cells_once_and_for_all(plan_of, tmp_path: Path):

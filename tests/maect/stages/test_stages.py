@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -204,9 +205,9 @@ def test_training_never_reads_the_test_split(
 ):
     load, read = datasets.load, []
 
-    def watched(data: DataSettings, root: Path, split: str) -> datasets.Split:
+    def watched(data: DataSettings, root: Path, split: str, progress: Any) -> datasets.Split:
         read.append(split)
-        return load(data, root, split)
+        return load(data, root, split, progress)
 
     monkeypatch.setattr(datasets, "load", watched)
     output_of(kind, inputs, f"{kind}.steps=2")
