@@ -45,7 +45,7 @@ def find(store: Store, beginning: str) -> StageState:
 
 
 def _lines(state: StageState, store: Store) -> list[str]:
-    lines = [f"key {state.key}", f"folder {store.place(state.key)}"]
+    lines = [f"key {state.key}", f"folder {store.name}/stages/{state.key}"]
     for record in state.attempts:
         lines += _attempt(record)
     return lines + [f"damaged: {problem}" for problem in state.problems]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import configparser
 import os
-from collections.abc import Iterator
-from configparser import ConfigParser
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
@@ -20,42 +19,26 @@ from bench.errors import MachineError, UserError
 FIRST_S, PATIENCE_S = 8.0, 120.0
 #: bytes of a part; what has no more is put in one request, and its ETag is most often its MD5
 PART = 64 * 2**20
-#: variables that name another server than Amazon's
-_ADDRESSES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+#: what the client asks a machine or the environment for, where no credentials are set
+_ASKED = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/", "Missing ")
 #: what servers and the client say -> what to tell
 _KNOWN = {
+    **dict.fromkeys(_ASKED, "no credentials are set (for s3:// AWS_ACCESS_KEY_ID and others)"),
     "NoSuchBucket": "there is no such bucket",
     "InvalidAccessKeyId": "the credentials are not known there",
     "SignatureDoesNotMatch": "the credentials are not known there",
+    "401 Unauthorized": "the credentials are not known there",
     "ExpiredToken": "the credentials have expired",
     "AccessDenied": "the credentials do not allow it",
     "403 Forbidden": "the credentials do not allow it",
-    "401 Unauthorized": "the credentials are not known there",
 }
-#: words of it where no credentials are set: it asks the machine for some
-_NONE = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/", "Missing ")
+#: what is known of an object: `size`, `last_modified`, `e_tag`, `version`; a put tells the last two
+Meta = Mapping[str, Any]
 
 
 class StoreGone(UserError, MachineError):
     """A store cannot be reached, or does not let us in: at the start of a command a mistake of its
     user, while a run goes on what ends it."""
-
-
-#: what tells one content of an object from another: its ETag, its version
-Mark = dict[str, str]
-
-
-class Seen(NamedTuple):
-    """What a listing tells of an object."""
-
-    bytes: int
-    modified: datetime
-    mark: Mark
-
-    @property
-    def tag(self) -> str:
-        """Return its ETag: the MD5 of its content, or something else."""
-        return self.mark.get("e_tag", "").strip('"')
 
 
 class Objects:
@@ -67,29 +50,24 @@ class Objects:
 
     def __init__(self, url: str, *, patient: bool = True) -> None:
         self.url = url
+        with self._told():
+            self._short = self._client(FIRST_S)
+            self._long = self._client(PATIENCE_S) if patient else self._short
         #: whether the last request was answered; whoever was silent is given little time
         self.answers = False
-        told = os.environ.get("MAECT_STORE_PATIENCE_S", "")
-        patience_s = float(told) if told.replace(".", "", 1).isdigit() else PATIENCE_S
-        with self._told():
-            self._short = self._long = self._client(FIRST_S, FIRST_S)
-            if patient:
-                self._long = self._client(patience_s, max(patience_s, 30.0))
-        self.answers = False
 
-    def _client(self, patience_s: float, request_s: float) -> Any:
+    def _client(self, patience_s: float) -> Any:
         config: Any = _profile() if self.url.startswith("s3://") else None
         return obstore.store.from_url(
             self.url,
             config=config,
             client_options={
-                "timeout": timedelta(seconds=request_s),
-                # it is the person's own wish where the address says so
-                "allow_http": any(os.environ.get(n, "").startswith("http://") for n in _ADDRESSES),
+                "timeout": timedelta(seconds=patience_s),
+                "allow_http": True,  # where AWS_ENDPOINT_URL says so
             },
             retry_config={
                 "max_retries": 10_000,
-                "retry_timeout": timedelta(seconds=min(patience_s, 10_000)),
+                "retry_timeout": timedelta(seconds=patience_s),
                 "backoff": {"max_backoff": timedelta(seconds=3)},
             },
         )
@@ -106,23 +84,20 @@ class Objects:
         except (FileNotFoundError, BaseError, ValueError) as error:
             text = str(error)
             ours = isinstance(error, FileNotFoundError | AlreadyExistsError | PreconditionError)
-            if ours and "NoSuchBucket" not in text:
-                self.answers = True
+            self.answers = ours and "NoSuchBucket" not in text
+            if self.answers:
                 raise
-            self.answers = False
-            why = next((told for said, told in _KNOWN.items() if said in text), None)
-            if any(word in text for word in _NONE):
-                why = "no credentials are set (for s3:// AWS_ACCESS_KEY_ID and others)"
-            elif why is None:
-                line = text.partition("\n")[0].partition("<?xml")[0].rstrip(" :")
-                why = f"it cannot be reached: {line}"
+            line = text.partition("\n")[0].partition("<?xml")[0].rstrip(" :")
+            known = (told for said, told in _KNOWN.items() if said in text)
+            why = next(known, f"it cannot be reached: {line}")
             raise StoreGone(f"the store {self.url}: {why}; see docs/cluster.md") from None
         self.answers = True
 
-    def get(self, name: str) -> bytes:
-        """Return an object's content. Raises FileNotFoundError."""
+    def get(self, name: str) -> tuple[bytes, Meta]:
+        """Return an object's content and what is known of it. Raises FileNotFoundError."""
         with self._told():
-            return bytes(self._objects.get(name).bytes())
+            found = self._objects.get(name)
+            return bytes(found.bytes()), found.meta
 
     def download(self, name: str, path: Path) -> None:
         """Write an object's content to a file of its own. Raises FileNotFoundError, OSError."""
@@ -131,26 +106,24 @@ class Objects:
                 file.write(part)
 
     def put(
-        self, name: str, data: bytes | Path, *, over: Mark | None = None, new: bool = False
-    ) -> Mark:
-        """Put an object: over the one with the mark `over`, or if it is `new` where there is none.
+        self, name: str, data: bytes | Path, *, over: Meta | None = None, new: bool = False
+    ) -> Meta:
+        """Put an object: over the one that `over` tells of, or if it is `new` where there is none.
 
-        Return its mark. Raises AlreadyExistsError or PreconditionError of `obstore.exceptions`.
+        Raises AlreadyExistsError or PreconditionError of `obstore.exceptions`.
         """
-        mode = over or ("create" if new else "overwrite")
+        mode: Any = "create" if new else "overwrite"
+        if over is not None:
+            mode = {tag: over[tag] for tag in ("e_tag", "version") if over[tag] is not None}
         with self._told():
-            return _mark(self._objects.put(name, data, mode=mode, chunk_size=PART))
+            found: Meta = self._objects.put(name, data, mode=mode, chunk_size=PART)
+            return found
 
-    def head(self, name: str) -> Seen:
-        """Return what is known of an object. Raises FileNotFoundError."""
-        with self._told():
-            return _seen(self._objects.head(name))
-
-    def listing(self, prefix: str = "") -> dict[str, Seen]:
+    def listing(self, prefix: str = "") -> dict[str, Meta]:
         """Return what lies below a folder, by name."""
         with self._told():
             pages = self._objects.list(prefix.strip("/") or None, chunk_size=1000)
-            return {meta["path"]: _seen(meta) for page in pages for meta in page}
+            return {meta["path"]: meta for page in pages for meta in page}
 
     def move(self, name: str, to: str) -> None:
         """Give an object another name; nothing happens where there is none."""
@@ -166,18 +139,10 @@ class Objects:
 def _profile() -> dict[str, str]:
     """Return what the credentials file of AWS's own tools says, where the environment has none."""
     path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or os.path.expanduser("~/.aws/credentials")
-    file = ConfigParser(interpolation=None)
+    file = configparser.ConfigParser(interpolation=None)
     if "AWS_ACCESS_KEY_ID" not in os.environ:
         with suppress(configparser.Error, UnicodeDecodeError):
             file.read(path, encoding="utf-8")
     profile = os.environ.get("AWS_PROFILE", "default")
     known = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
     return {name: file[profile][name] for name in known if file.has_option(profile, name)}
-
-
-def _seen(meta: Any) -> Seen:
-    return Seen(meta["size"], meta["last_modified"], _mark(meta))
-
-
-def _mark(meta: Any) -> Mark:
-    return {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}

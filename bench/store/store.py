@@ -96,7 +96,7 @@ class Store:
 
     def exists(self) -> bool:
         """Return whether anything was ever stored."""
-        return (self.root / "stages").is_dir()
+        return (self.root / "store.json").exists()
 
     def _check_version(self) -> None:
         """Refuse a store of another layout; nothing of it is touched."""
@@ -199,10 +199,6 @@ class Store:
 
     def fetch_checkpoint(self, path: Path, sha256: str | None = None) -> None:
         """See to it that a checkpoint's file is here, or of a folder the notes of all."""
-
-    def place(self, key: str) -> str:
-        """Return for people where a stage's artifact and attempts lie."""
-        return str(self.folder(key))
 
     def folder(self, key: str) -> Path:
         """Return where a stage's artifact and attempts lie."""
@@ -345,21 +341,18 @@ class Store:
         try:
             for number in count(max(self.attempts(start.key), default=0) + 1):
                 record = start.model_copy(update={"attempt": number})
-                with suppress(FileExistsError):  # another writer's
-                    self._claim(self.attempt_folder(start.key, number), record)
-                    break
+                folder = self.attempt_folder(start.key, number)
+                folder.mkdir(parents=True, exist_ok=True)
+                if self._write_first(folder / "started.json", record.plain()):
+                    break  # else it is another writer's
         except OSError as error:
             raise store_error(self.folder(start.key), error) from None
         return record
 
-    def _claim(self, folder: Path, record: Record) -> None:
-        """Write `started.json` into an attempt's folder. Raises FileExistsError."""
-        folder.mkdir(parents=True)
-        write_json(folder / "started.json", record.plain())
-
     def put_file(self, key: str, name: str, data: bytes) -> File:
         """Write one artifact file. Return its entry for the record."""
         write_atomic(self.folder(key) / name, data)
+        self.publish(self.folder(key) / name)
         return File(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
     def close_attempt(self, record: Record, ended_s: float) -> bool:
@@ -376,6 +369,7 @@ class Store:
             "log_tail": tail(folder / "log.txt"),
         }
         closed = record.model_copy(update=end)
+        self.publish(folder)
         return self._write_first(folder / "record.json", sealed(closed))
 
     def close_abandoned(

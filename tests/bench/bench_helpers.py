@@ -9,8 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -174,30 +172,39 @@ def gone(processes: list[psutil.Process], within_s: float = 60.0) -> list[psutil
 # ------------------------------------------------------------------------------ object storage
 
 
+#: moto's server with a bucket that is there before the first request
+_SERVER = """
+import sys
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
+from moto.server import main
+s3_backends[DEFAULT_ACCOUNT_ID]["aws"].create_bucket("maect", "us-east-1")
+main(["-H", "127.0.0.1", "-p", sys.argv[1]])
+"""
+
+
 @contextmanager
-def s3_server(log: Path, port: int = 0, *, auth: bool = False) -> Iterator[str]:
+def s3_server(log: Path, port: int = 0, *, auth: int | None = None) -> Iterator[str]:
     """An S3 server with the bucket `maect`, in a process of its own; gives its address.
 
-    With `auth` it knows no credentials.
+    With `auth` it asks for credentials after so many requests, and knows none but those it made.
     """
     if not port:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    script = ("-m", "moto.server", "-H", "127.0.0.1", "-p", str(port))
-    env = os.environ | ({"INITIAL_NO_AUTH_ACTION_COUNT": "1"} if auth else {})
+    env = os.environ | ({} if auth is None else {"INITIAL_NO_AUTH_ACTION_COUNT": str(auth)})
+    script = [sys.executable, "-c", _SERVER, str(port)]
     with log.open("ab") as file:
-        server = subprocess.Popen([sys.executable, *script], stdout=file, stderr=file, env=env)
+        server = subprocess.Popen(script, stdout=file, stderr=file, env=env)
     try:
-        end, made = time.monotonic() + 120, False
-        while not made:
+        end = time.monotonic() + 120
+        while True:
             assert server.poll() is None and time.monotonic() < end, log.read_text()
-            with suppress(urllib.error.URLError):
-                put = urllib.request.Request(f"{address}/maect", method="PUT")
-                made = urllib.request.urlopen(put, timeout=60).status == 200
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
             time.sleep(0.1)
-        yield address
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.kill()
         server.wait()
