@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -23,8 +24,9 @@ PART = 64 * 2**20
 _ASKED = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/", "Missing ")
 #: what servers and the client say -> what to tell
 _KNOWN = {
-    **dict.fromkeys(_ASKED, "no credentials are set (for s3:// AWS_ACCESS_KEY_ID and others)"),
+    **dict.fromkeys(_ASKED, "no credentials are set (AWS_ACCESS_KEY_ID and others, or Google's)"),
     "NoSuchBucket": "there is no such bucket",
+    "incorrectly configured region": "it is in another region; name that in AWS_REGION",
     "InvalidAccessKeyId": "the credentials are not known there",
     "SignatureDoesNotMatch": "the credentials are not known there",
     "401 Unauthorized": "the credentials are not known there",
@@ -87,9 +89,9 @@ class Objects:
             self.answers = ours and "NoSuchBucket" not in text
             if self.answers:
                 raise
-            line = text.partition("\n")[0].partition("<?xml")[0].rstrip(" :")
-            known = (told for said, told in _KNOWN.items() if said in text)
-            why = next(known, f"it cannot be reached: {line}")
+            silent = re.search(r"(https?://[^/\s]+).*HTTP error", text)
+            why = f"{silent[1]} does not answer" if silent else text.partition("\n")[0]
+            why = next((told for said, told in _KNOWN.items() if said in text), why)
             raise StoreGone(f"the store {self.url}: {why}; see docs/cluster.md") from None
         self.answers = True
 

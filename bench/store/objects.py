@@ -62,7 +62,7 @@ class ObjectStore(Store):
     def __init__(self, url: str, *, known: bool = False) -> None:
         """Open it; where it is `known`, a worker does, whose driver has looked at it."""
         self.objects = Objects(url.rstrip("/"))
-        where = url + os.environ.get("AWS_ENDPOINT_URL", "")
+        where = self.name + os.environ.get("AWS_ENDPOINT_URL", "")
         told = re.sub(r"[^\w.-]+", "-", url.partition("://")[2])[-60:].strip("-.")
         told += f"-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
         top = Path(os.environ.get("MAECT_CACHE") or "~/.cache/maect-bench").expanduser()
@@ -281,14 +281,12 @@ class ObjectStore(Store):
             raise ValueError(f"its input {key} is not in the store")
         for name in state.record.files:
             # a copy that fits its record needs no look at the bucket
-            if super()._fault(key, state.record, name) is None:
-                continue
-            if fault := self._fault(key, state.record, name):
-                told = f"{name} {fault}"
-                self.set_aside(state, told)
+            fault = super()._fault(key, state.record, name) and self._fault(key, state.record, name)
+            if fault:
+                self.set_aside(state, f"{name} {fault}")
                 raise ValueError(
-                    f"{told}: it is of {state.record.name}, which is set aside. The same command "
-                    "makes it again"
+                    f"{name} {fault}: it is of {state.record.name}, which is set aside. The same "
+                    "command makes it again"
                 )
         return self.folder(key)
 

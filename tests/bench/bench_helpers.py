@@ -290,12 +290,18 @@ def ray_processes(root: psutil.Process) -> list[psutil.Process]:
 
 
 def fill_store(
-    root: Path, *, suite: Path = SMOKE, only: str = "*", sets: Sequence[str] = (), seeds: int = 1
+    root: Path,
+    *,
+    suite: Path = SMOKE,
+    only: str = "*",
+    sets: Sequence[str] = (),
+    seeds: int = 1,
+    profile: str | None = None,
 ) -> Store:
     """A store with the stages of a suite's first seeds, run for real in this process."""
     store = Store(root)
     store.create()
-    loaded = load_suite(suite, seeds=seeds, sets=list(sets))
+    loaded = load_suite(suite, seeds=seeds, sets=list(sets), profile=profile)
     write_run(store, "in-process", suite=loaded.name, profile=loaded.profile)
     for stage in make_plan(loaded, store, only=only).stages.values():
         if stage.status != "cached":

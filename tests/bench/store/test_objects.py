@@ -5,17 +5,25 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import boto3
+import psutil
 import pytest
 import torch
 from bench_helpers import (
+    PAPER,
     SMOKE,
+    SWEEP,
     Bench,
+    artifacts,
     fill_store,
     run_bench,
     s3_server,
@@ -330,7 +338,13 @@ def test_a_store_that_cannot_be_opened_is_told_in_a_sentence(
     Objects(bucket).put("store.json", b"\xff")
     assert "store.json cannot be read" in told(bucket)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert "it cannot be reached" in told(bucket)
+    assert "http://127.0.0.1:9 does not answer" in told(bucket)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        began = time.monotonic()
+        assert f"{address} does not answer" in told(bucket, "run", SMOKE)
+        assert time.monotonic() - began < 20
     monkeypatch.setenv("MAECT_CACHE", str(SMOKE))
     assert "MAECT_CACHE" in told(bucket)
 
@@ -338,11 +352,19 @@ def test_a_store_that_cannot_be_opened_is_told_in_a_sentence(
 def test_credentials_that_are_wrong_or_missing_are_told(
     bucket: str, bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    with s3_server(tmp_path / "log.txt", auth=0) as address:
+    with s3_server(tmp_path / "log.txt", auth=2) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        done = bench("ls", "--store", bucket)
+        iam = boto3.client("iam", endpoint_url=address)
+        iam.create_user(UserName="someone")
+        key = iam.create_access_key(UserName="someone")["AccessKey"]
+        done = bench("run", SMOKE, "--store", bucket)
         assert (done.code, done.err.count("\n")) == (2, 1)
         assert "the credentials are not known there" in done.err
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
+        done = bench("ls", "--store", bucket)
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert "the credentials do not allow it" in done.err
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
@@ -373,7 +395,7 @@ def test_a_server_that_is_away_for_a_moment_is_waited_for_and_then_told_of(
         assert store.objects.get("stages/key/name")[0] == b"data"
     monkeypatch.setattr(client, "PATIENCE_S", 1.0)
     store = pickle.loads(pickle.dumps(store))
-    with pytest.raises(StoreGone, match=f"the store {bucket}: it cannot be reached"):
+    with pytest.raises(StoreGone, match=f"the store {bucket}: http://127.0.0.1:.* does not"):
         store.put_file("key", "name", b"data")
 
 
@@ -421,23 +443,69 @@ def test_a_stage_killed_in_its_training_goes_on_on_another_machine(
 
 # ----------------------------------------------------------------------------------- whole runs
 
+#: `sitecustomize` of every process of a run: checkpoints all the time, a lease of some seconds
+HASTY = """
+import sys, threading, time
+WANTED = {
+    "bench.store.resume": ("StageCheckpoints", {"EVERY_S": 0.1, "SHARE": 1e9}),
+    "bench.store.objects": ("ObjectStore", {"BEAT_S": 0.5, "LAPSES_S": 5.0}),
+}
+def change():
+    while WANTED:
+        for name, (last, values) in list(WANTED.items()):
+            if hasattr(sys.modules.get(name), last):
+                vars(sys.modules[name]).update(values)
+                del WANTED[name]
+        time.sleep(0.1)
+threading.Thread(target=change, daemon=True).start()
+"""
+
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket_killed_and_continued_elsewhere_gives_what_a_local_run_gives(
-    local: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_killed_in_its_training_goes_on_elsewhere_and_every_machine_sees_the_same(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run = ("run", SMOKE, *CHOSEN, "--store", bucket)
-    with started(*run) as process:
-        wait_for(lambda: any("started" in n for n in Objects(bucket).listing()), process)
-        process.kill()
-    store = elsewhere(monkeypatch, tmp_path, bucket)
+    """All kinds of stages, against a local store; three machines, each with an empty cache."""
+    chosen = (SMOKE, "--seeds", 1, "--only", "MAE-CT*", "--set", "mae.steps=200")
+    local = fill_store(tmp_path / "local", only="MAE-CT*", sets=["mae.steps=200"]).root
+    (tmp_path / "sitecustomize.py").write_text(HASTY)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    with started("run", *chosen, "--store", bucket) as process:
+        wait_for(lambda: any("/checkpoints/" in n for n in Objects(bucket).listing()), process)
+        machine = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGKILL)
+        for child in machine:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
     shutil.rmtree(tmp_path / "cache")
-    done = run_bench(*run)
+    time.sleep(6.0)  # until the lease lapses
+    second = elsewhere(monkeypatch, tmp_path, bucket)
+    done = run_bench("run", *chosen, "--store", bucket)
+    assert done.code == 0, done
+    assert not (tmp_path / "cache").exists()
+    attempts = [a for key in second.stage_keys() for a in second.state(key).attempts]
+    assert any(a.summary.get("resumed_at", 0) > 0 for a in attempts)
+    assert {a.status for a in attempts} == {"complete", "lost"}
+    assert {run.status for run in second.runs()} == {"lost", "complete"}
+    assert not any("/checkpoints/" in name for name in Objects(bucket).listing())
+
+    third = elsewhere(monkeypatch, tmp_path, bucket)
+    assert run_bench("verify", *chosen, "--store", bucket).out.endswith("everything fits\n")
+    assert artifacts(third.root) == artifacts(local) and len(artifacts(local)) > 12
+    for words in (("ls",), ("report", *chosen), ("diff", local, bucket)):
+        monkeypatch.setenv("MAECT_CACHE", str(tmp_path / f"empty-{words[0]}"))
+        done = run_bench(*words, *(() if words[0] == "diff" else ("--store", bucket)))
+        assert done.code == 0, done
+    assert "0 differ" in done.out and "bit for bit equal" in done.out
+
+
+@pytest.mark.slow
+def test_a_search_over_a_bucket_gives_what_it_gives_over_a_folder(bucket: str, tmp_path: Path):
+    text = SWEEP.read_text().replace("[paper_table.yaml, smoke.yaml]", f"[{PAPER}, {SMOKE}]")
+    suite = tmp_path / "sweep.yaml"
+    suite.write_text(text.replace("[128, 256, 512, 1024]", "[128, 256]").replace("min, aug", "min"))
+    local = fill_store(tmp_path / "local", suite=suite, profile="tiny").root
+    chosen = (suite, "--profile", "tiny", "--seeds", 1)
+    done = run_bench("sweep", *chosen, "--store", bucket)
     assert done.code == 0, done
     assert run_bench("diff", local, bucket).code == 0
-    attempts = [a.status for key in store.stage_keys() for a in store.state(key).attempts]
-    assert sorted(attempts) == ["complete"] * 4 + ["lost"] * (len(attempts) - 4)
-    assert {run.status for run in store.runs()} == {"lost", "complete"}
-    again = run_bench(*run)
-    assert again.code == 0 and "4 cached, 0 to run" in again.out
-    assert not (tmp_path / "cache").exists()
