@@ -465,8 +465,8 @@ def test_a_run_killed_in_its_training_goes_on_elsewhere_and_every_machine_sees_t
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """All kinds of stages, against a local store; three machines, each with an empty cache."""
-    chosen = (SMOKE, "--seeds", 1, "--only", "MAE-CT*", "--set", "mae.steps=200")
-    local = fill_store(tmp_path / "local", only="MAE-CT*", sets=["mae.steps=200"]).root
+    chosen = (SMOKE, "--seeds", 1, "--only", "MAE-CT", "--set", "mae.steps=200")
+    local = fill_store(tmp_path / "local", only="MAE-CT", sets=["mae.steps=200"]).root
     (tmp_path / "sitecustomize.py").write_text(HASTY)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
     with started("run", *chosen, "--store", bucket) as process:
@@ -490,7 +490,7 @@ def test_a_run_killed_in_its_training_goes_on_elsewhere_and_every_machine_sees_t
 
     third = elsewhere(monkeypatch, tmp_path, bucket)
     assert run_bench("verify", *chosen, "--store", bucket).out.endswith("everything fits\n")
-    assert artifacts(third.root) == artifacts(local) and len(artifacts(local)) > 12
+    assert artifacts(third.root) == artifacts(local) and len(artifacts(local)) >= 6
     for words in (("ls",), ("report", *chosen), ("diff", local, bucket)):
         monkeypatch.setenv("MAECT_CACHE", str(tmp_path / f"empty-{words[0]}"))
         done = run_bench(*words, *(() if words[0] == "diff" else ("--store", bucket)))
