@@ -340,8 +340,10 @@ class _Driver:
                 self._completed(self.plan.stages[key])
             case mailbox.Ended(key, str(problem)):
                 self._failed(key, problem)
-            case mailbox.Wanted(keys):
-                self.state.held -= set(keys)
+            case mailbox.Stopped(key, rung):
+                self._stopped(self.plan.stages[key], rung)
+            case mailbox.Wanted(keys, rung):
+                self.state.want(keys, rung)
             case mailbox.GroupEnded(group, problem, hopeless):
                 self._group_ended(group, problem or "the worker group ended")
                 if hopeless:
@@ -366,6 +368,14 @@ class _Driver:
                     self.state.complete(other.key)
                     self._ended(other, "complete")
 
+    def _stopped(self, stage: Stage, rung: int) -> None:
+        """Take note that a stage has come to a rung, where it waits for the search."""
+        self._assess(stage)
+        self.state.stop(stage.key, rung)
+        if self.cluster is not None:
+            self.cluster.settle(mailbox.at_rung(stage.key, rung), "complete")
+        self.display.end(stage, "stopped", stage.reason)
+
     def _failed(self, key: str, reason: str) -> None:
         """Take note of a failure and of what it takes with it, for the table too."""
         if key not in self.state.done:
@@ -376,7 +386,9 @@ class _Driver:
     def _ended(self, stage: Stage, how: str) -> None:
         why = self.state.failed.get(stage.key)
         if self.options.tune and self.cluster is not None:
-            self.cluster.settle(stage.key, why or how)
+            rungs = [mailbox.at_rung(stage.key, n) for n in range(1, len(stage.rungs) + 1)]
+            for name in [stage.key, *rungs]:
+                self.cluster.settle(name, why or how)
         self.display.end(stage, how, why)
 
     def _group_ended(self, group: int, why: str) -> None:
@@ -425,7 +437,9 @@ class _Driver:
                 self.state.pruned[stage.key] = stage.reason
         held.clear()
         if self.state.pruned:
-            self.display.say(f"the search leaves out {len(self.state.pruned)} stages")
+            told = f"the search leaves out {len(self.state.pruned)} stages"
+            spared = estimate.spared(self.plan)
+            self.display.say(f"{told}. {spared}" if spared else told)
 
     # -------------------------------------------------------------------------------------- the end
 
@@ -435,7 +449,8 @@ class _Driver:
         if self.cluster is not None:
             self.cluster.close(finished=self.state.finished and not starting, search=self.search)
         for stage in self.plan.stages.values():
-            if stage.key in self.state.begun:
+            # what stopped at a rung has its end, and stays marked
+            if stage.key in self.state.begun - self.state.pruned.keys():
                 self._close_running(stage, "interrupted", "the run was stopped")
         if self.cluster is not None:
             kind: Literal["cpu", "gpu"] = "gpu" if self.cluster.gpus else "cpu"

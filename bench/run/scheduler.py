@@ -10,7 +10,7 @@ that has nothing to do makes way for the other kind.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -125,6 +125,8 @@ class RunState:
     groups: dict[int, Group] = field(default_factory=dict)
     #: stages that wait until a trial of the search asks for them
     held: set[str] = field(default_factory=set)
+    #: stages that a trial wants to their end, whatever another wants
+    to_end: set[str] = field(default_factory=set)
     #: when a silence was last told of
     told: float = -math.inf
 
@@ -157,11 +159,17 @@ class RunState:
         """Return the stages that can be given to a group, the most pressing first.
 
         Features and evaluations come before training: results show early, and a run that its
-        budget ends has paid for them.
+        budget ends has paid for them. Of stages on their way to a rung the least far come first,
+        in an order as good as random, so that a search compares many cells before it goes on.
         """
         busy = self.running | self.held
         found = [s for s in self.left() if s.key not in busy and self.inputs_done(s)]
-        return sorted(found, key=lambda stage: (stage.trains, -self._path[stage.key]))
+
+        def order(stage: Stage) -> tuple[bool, int, float, str]:
+            rung = stage.until or len(stage.rungs) + 1 if stage.rungs else 0
+            return stage.trains, rung, -self._path[stage.key], stage.key if rung else ""
+
+        return sorted(found, key=order)
 
     def inputs_done(self, stage: Stage) -> bool:
         """Return whether everything that a stage builds on is complete."""
@@ -188,6 +196,21 @@ class RunState:
         """A stage was given to a group."""
         self.groups[group].phase, self.groups[group].stage = "working", key
         self.begun.add(key)
+
+    def want(self, keys: Iterable[str], rung: int) -> None:
+        """A trial asks for stages; of the last one as far as a rung, unless that is 0."""
+        self.held -= {*keys}
+        self.to_end.update(() if rung else keys)
+        for key in keys:
+            stage = self.stages[key]
+            if stage.rungs and (not rung or key == [*keys][-1]):
+                stage.until = 0 if key in self.to_end else max(stage.until, rung)
+
+    def stop(self, key: str, rung: int) -> None:
+        """A stage has come to a rung; unless more is wanted of it, it waits there."""
+        self._release(key)
+        if self.stages[key].until == rung:
+            self.held.add(key)
 
     def complete(self, key: str) -> None:
         """A stage is complete."""

@@ -5,12 +5,15 @@ are stages like any other, run by the same worker groups and kept under their ke
 shares with others (the MAE, say) runs once, and a finished trial never runs again.
 
 A trial asks for all of its seeds at once, unless the search explores. Then cells compete on the
-selection split, seed after seed: after each the search goes on with some and stops others.
+selection split, seed after seed: after each the search goes on with some and stops others. With
+rungs they compete within the first seed's last training stage instead. It stops at a checkpoint at
+each rung, so that no device waits for a decision, and goes on from there if its cell does.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -19,10 +22,10 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from bench.plan.stage import Plan, Row
+from bench.plan.stage import Plan, Row, Rung, Stage
 from bench.plan.status import UNTRIED
 from bench.run.cluster import Cluster
-from bench.run.mailbox import Wanted
+from bench.run.mailbox import Wanted, at_rung
 from bench.store.store import Store
 
 #: a resource that every cluster has once; trials hold a crumb of it, and so no core or GPU that
@@ -43,6 +46,9 @@ class Trial:
     parameters: dict[str, Any]
     #: for each step the keys of what it lacks, and the evaluations: (name, key)
     steps: list[tuple[list[str], list[tuple[str, str]]]]
+    #: what comes before: where cells are compared within this stage, and what it lacks before it
+    within: Stage | None = None
+    before: tuple[str, ...] = ()
 
 
 def of_cells(plan: Plan) -> dict[str, set[str]]:
@@ -62,10 +68,14 @@ def trials(plan: Plan) -> list[Trial]:
     found = []
     for label, cell in plan.suite.cells.items():
         rows = [row for row in plan.rows if row.variant.name == label]  # `--only` may leave it out
-        steps = [_step([row]) for row in rows] if plan.suite.explores else [_step(rows)]
+        within = next((s for row in rows for s in row.chain if s.rungs), None)
+        by_seed = plan.suite.explores and within is None
+        steps = [_step([row]) for row in rows] if by_seed else [_step(rows)]
         if rows and (plan.suite.explores or steps[0][0]):
             parameters = {path: choice.name for path, choice in cell.items()}
-            found.append(Trial(label, parameters, steps))
+            chain = rows[0].chain if within else []
+            before = tuple(s.key for s in chain if s.status != "cached" and s is not within)
+            found.append(Trial(label, parameters, steps, within, before))
     return found
 
 
@@ -77,24 +87,60 @@ def _step(rows: list[Row]) -> tuple[list[str], list[tuple[str, str]]]:
 # --------------------------------------------------------------------------- in a trial's process
 
 
-def run_trial(config: dict[str, Any], trials: list[Trial], store: Store, mailbox: Any) -> None:
+def run_trial(
+    config: dict[str, Any],
+    trials: list[Trial],
+    store: Store,
+    mailbox: Any,
+    metric: str,
+    reduction: float,
+) -> None:
     """Ask for a trial's stages, wait, and report the evaluations' primary metrics.
 
-    After each step it reports their means so far; there ASHA may stop it. Raises RuntimeError where
-    a stage does not complete.
+    After each rung it reports the one that the search goes by, after each step their means so far;
+    there ASHA may stop it. Raises RuntimeError where a stage does not complete.
     """
-    values: dict[str, list[float]] = {}
-    for number, (todo, evaluations) in enumerate(_trial(config, trials).steps, 1):
-        mailbox.tell.remote(Wanted(tuple(todo)))
-        how = ray.get(mailbox.outcomes.remote(todo))
+    trial, values = _trial(config, trials), dict[str, list[float]]()
+    stage = trial.within
+
+    def wait_for(names: Iterable[str]) -> None:
+        how = ray.get(mailbox.outcomes.remote([*names]))
         failed = [why for why in how.values() if why != "complete"]
         if failed:
             raise RuntimeError(f"a stage of the trial ended: {failed[0]}")
+
+    for number, rung in enumerate(stage.rungs if stage else (), 1):
+        assert stage is not None
+        found = measured_at(store, stage, rung)
+        if found is None and stage.status != "cached":
+            mailbox.tell.remote(Wanted((*trial.before, stage.key), number))
+            wait_for([at_rung(stage.key, number)])
+            found = measured_at(store, stage, rung)
+        if found is not None:
+            tune.report({STEPS: age_at(number, reduction), metric: found})
+    for number, (todo, evaluations) in enumerate(trial.steps, len(stage.rungs) + 1 if stage else 1):
+        mailbox.tell.remote(Wanted(tuple(todo)))
+        wait_for(todo)
         for name, key in evaluations:
             record = store.state(key).record
             if record is not None and record.primary is not None:
                 values.setdefault(name, []).append(record.primary.value)
-        tune.report({STEPS: number, **{name: fmean(found) for name, found in values.items()}})
+        age = age_at(number, reduction) if stage else number
+        tune.report({STEPS: age, **{name: fmean(found) for name, found in values.items()}})
+
+
+def age_at(rung: int, reduction: float) -> float:
+    """Return the age of a trial at a rung: 1 at the first one, where ASHA's milestones are too."""
+    return float(reduction ** (rung - 1))
+
+
+def measured_at(store: Store, stage: Stage, rung: Rung) -> float | None:
+    """Return what a stage measured at a rung under its code, or None."""
+    for attempt in reversed(store.state(stage.key).attempts):
+        mine = attempt.status == "stopped" and attempt.code.hash == stage.code.hash
+        if mine and attempt.summary.get("rung") == rung.step and attempt.primary is not None:
+            return attempt.primary.value
+    return None
 
 
 def _trial(config: dict[str, Any], trials: list[Trial]) -> Trial:
@@ -122,7 +168,7 @@ class Search(threading.Thread):
         self.at_once = min(self.count, max(MAX_AT_ONCE, wanted))
         self.store, self.run_id, self.cluster = store, run_id, cluster
         self._users = of_cells(plan)
-        #: cell -> seeds that it came to
+        #: cell -> seeds that it came to, or rungs
         self._seeds: dict[str, int] = {}
         self._failed: set[str] = set()
         self._problem: str | None = None
@@ -139,6 +185,8 @@ class Search(threading.Thread):
         most = max((self._seeds.get(label, 0) for label in self._users[key]), default=0)
         if not most:
             return UNTRIED
+        if self.settings.rungs:
+            return f"stopped at rung {most} of {self.settings.rungs} by ASHA, others did better"
         return (
             f"stopped after {most} of {len(self.plan.suite.seeds)} seeds by ASHA, others did better"
         )
@@ -154,7 +202,12 @@ class Search(threading.Thread):
 
     def _tuner(self) -> tune.Tuner:
         trainable = tune.with_parameters(
-            run_trial, trials=self.todo, store=self.store, mailbox=self.cluster.mailbox
+            run_trial,
+            trials=self.todo,
+            store=self.store,
+            mailbox=self.cluster.mailbox,
+            metric=self.settings.metric,
+            reduction=self.settings.reduction,
         )
         return tune.Tuner(
             tune.with_resources(trainable, tune.PlacementGroupFactory([_HEAD])),
@@ -169,8 +222,15 @@ class Search(threading.Thread):
         label = _trial(result.config, self.todo).label
         if result.error is not None:
             self._failed.add(label)
-        came_to = int((result.metrics or {}).get(STEPS, 0))
+        # its reports: one for each rung or seed
+        came_to = int((result.metrics or {}).get("training_iteration", 0))
         self._seeds[label] = max(came_to, self._seeds.get(label, 0))
+
+    def _oldest(self) -> float:
+        """Return the age at which a trial is done."""
+        if rungs := self.settings.rungs:
+            return age_at(rungs + 1, self.settings.reduction)
+        return max(len(trial.steps) for trial in self.todo)
 
     def _space(self) -> dict[str, Any]:
         """Return what Tune draws from: trials by number, or for Optuna the settings themselves."""
@@ -199,7 +259,7 @@ class Search(threading.Thread):
         if self.settings.asha:
             scheduler = ASHAScheduler(
                 time_attr=STEPS,
-                max_t=max(len(trial.steps) for trial in self.todo),
+                max_t=self._oldest(),  # type: ignore[arg-type]  # it takes any number
                 grace_period=1,
                 reduction_factor=self.settings.reduction,
             )

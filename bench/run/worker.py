@@ -28,7 +28,7 @@ from bench import environment
 from bench.errors import MachineError
 from bench.plan.identity import code
 from bench.plan.stage import Stage, entry_modules
-from bench.run.mailbox import Began, Ended, Stepped, Tell
+from bench.run.mailbox import Began, Ended, Stepped, Stopped, Tell
 from bench.store.files import iso
 from bench.store.gpu_meter import Meter, driver_version
 from bench.store.record import Cost, Data, Failure, Gpu, Input, Record, Status
@@ -40,6 +40,7 @@ from maect.datasets import decoders
 from maect.files import digest
 from maect.parallel import Group
 from maect.stages.job import Job, Output, Progress
+from maect.stages.rung import measure
 
 #: seconds between two lines of an attempt's log
 LOG_EVERY_S = 5.0
@@ -124,7 +125,13 @@ def run_stage(
             job = job_of(stage, store, device)
             if attempt is not None:
                 job.on_progress, job.on_note = attempt.progress, attempt.log
+            rung = stage.rungs[stage.until - 1] if stage.until else None
+            job.stop_at = None if rung is None else rung.step
             output = importlib.import_module(modules[0]).run(job)
+            if rung is not None:
+                evaluation = job_of(rung.evaluation, store, device)
+                features = job_of(rung.evaluation.inputs["features"], store, device)
+                output.values = measure(output, features, evaluation)
         used = _of_all(group, (_cpu_s() - began_s, meter and _reading(meter, device)))
         if attempt is not None:
             attempt.complete(output, sum(s for s, _ in used), [gpu for _, gpu in used if gpu])
@@ -306,9 +313,13 @@ class Attempt:
     def complete(self, output: Output, used_s: float, gpus: list[Gpu]) -> None:
         """Write the artifact, then the record. Raises `StageFailed` if it came too late.
 
+        Of a stage that stopped at a rung there is no artifact: its checkpoint is kept.
         `used_s` is the processor time of all workers, `gpus` what their meters told.
         """
         stage, content = self.stage, {}
+        if "stopped_at" in output.summary:
+            self._stopped(output, used_s, gpus)
+            return
         for name, tensors in output.tensors.items():
             whole = {key: value.contiguous() for key, value in tensors.items()}
             content[f"{name}.safetensors"] = save(whole)
@@ -329,6 +340,21 @@ class Attempt:
             }
         self.log(f"{stage.title} is complete")
         self._close("complete", end, used_s, gpus)
+
+    def _stopped(self, output: Output, used_s: float, gpus: list[Gpu]) -> None:
+        """Write the record of an attempt that ended at a rung."""
+        stage, rung = self.stage, self.stage.rungs[self.stage.until - 1]
+        evaluation = Evaluation.of(rung.evaluation.kind, rung.evaluation.settings)
+        end: dict[str, Any] = {
+            "metrics": evaluation.measured(output.values),
+            "summary": {"rung": rung.step, "steps": stage.steps, **output.summary},
+        }
+        primary = next(metric for metric in end["metrics"] if metric.primary)
+        told = f"at step {output.summary['stopped_at']} of {stage.steps}, {primary.label} "
+        told += f"{primary.value:.1f} {primary.unit}"
+        self.log(f"{stage.title} stopped {told}")
+        end["error"] = Failure(kind="Stopped", message=told)
+        self._close("stopped", end, used_s, gpus)
 
     def fail(self, error: BaseException, why: Failure, used_s: float | None) -> None:
         """Write the record of an attempt that ended with an error."""
@@ -354,7 +380,10 @@ class Attempt:
         if status == "complete":
             # before the end is told: the run may end then, and this process with it
             shutil.rmtree(self.store.checkpoints(self.stage.key), ignore_errors=True)
-        self.tell(Ended(self.stage.key, record.error.message if record.error else None))
+        if status == "stopped":
+            self.tell(Stopped(self.stage.key, self.stage.until))
+        else:
+            self.tell(Ended(self.stage.key, record.error.message if record.error else None))
 
 
 def held(device: torch.device, group: Group, threads: int, gpus: float) -> Cost:

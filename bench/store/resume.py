@@ -91,6 +91,12 @@ class StageCheckpoints:
         self._last = time.monotonic()
         self._stood_s = self._last - self._asked
 
+    def save_now(self, state: State) -> None:
+        """Write after what is being written. Raises OSError."""
+        if self._writer is not None:
+            self._writer.join()
+        self._write(state)
+
     def _write(self, state: State) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         path, checksum = self.folder / f"{state.step}.safetensors", hashlib.sha256()

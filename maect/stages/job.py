@@ -70,6 +70,9 @@ class Checkpoints(Protocol):
     def save(self, state: State) -> None:
         """Keep a state. Its tensors are copies, which stay as they are until `due` says yes."""
 
+    def save_now(self, state: State) -> None:
+        """Keep a state, written when this returns. Raises OSError where it cannot be written."""
+
 
 @dataclass
 class Job:
@@ -96,6 +99,8 @@ class Job:
     #: told in sentences what is done before the first step, on the first worker only
     on_note: Callable[[str], None] = lambda note: None
     checkpoints: Checkpoints | None = None
+    #: stop at a checkpoint once so many steps are taken, and leave what there is; None: take all
+    stop_at: int | None = None
 
     @property
     def seed(self) -> int:
