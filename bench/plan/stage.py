@@ -35,6 +35,11 @@ class Rung:
     #: the evaluation that it goes by; what it reads is among its inputs
     evaluation: Stage
 
+    @property
+    def name(self) -> str:
+        """Return what tells in a record which one was measured."""
+        return f"{self.step} {self.evaluation.key}"
+
 
 @dataclass(eq=False)
 class Stage:
@@ -58,7 +63,7 @@ class Stage:
     reason: str | None = None
     #: where a search may stop it; no part of its identity, as they change no bit
     rungs: list[Rung] = field(default_factory=list)
-    #: the number of the rung, from 1, at which it is to stop; 0: not before its end
+    #: the number of the rung, from 1, at which it is to stop; of none there: not before its end
     until: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,6 +91,11 @@ class Stage:
         if self.kind in ENTRY:
             return self.trains or self.kind == "features"
         return evals.get(self.kind).needs_encoder
+
+    @property
+    def rung(self) -> Rung | None:
+        """Return the rung at which it is to stop; None: not before its end."""
+        return self.rungs[self.until - 1] if 0 < self.until <= len(self.rungs) else None
 
     def steps_at(self, name: str, attempt: Record | None) -> int:
         """Return a count of steps that an attempt's summary tells: `stopped_at`, `resumed_at`."""

@@ -10,7 +10,7 @@ that has nothing to do makes way for the other kind.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -125,8 +125,6 @@ class RunState:
     groups: dict[int, Group] = field(default_factory=dict)
     #: stages that wait until a trial of the search asks for them
     held: set[str] = field(default_factory=set)
-    #: stages that a trial wants to their end, whatever another wants
-    to_end: set[str] = field(default_factory=set)
     #: when a silence was last told of
     told: float = -math.inf
 
@@ -166,7 +164,7 @@ class RunState:
         found = [s for s in self.left() if s.key not in busy and self.inputs_done(s)]
 
         def order(stage: Stage) -> tuple[bool, int, float, str]:
-            rung = stage.until or len(stage.rungs) + 1 if stage.rungs else 0
+            rung = stage.until if stage.rungs else 0
             return stage.trains, rung, -self._path[stage.key], stage.key if rung else ""
 
         return sorted(found, key=order)
@@ -197,14 +195,13 @@ class RunState:
         self.groups[group].phase, self.groups[group].stage = "working", key
         self.begun.add(key)
 
-    def want(self, keys: Iterable[str], rung: int) -> None:
+    def want(self, keys: Sequence[str], rung: int) -> None:
         """A trial asks for stages; of the last one as far as a rung, unless that is 0."""
         self.held -= {*keys}
-        self.to_end.update(() if rung else keys)
         for key in keys:
             stage = self.stages[key]
-            if stage.rungs and (not rung or key == [*keys][-1]):
-                stage.until = 0 if key in self.to_end else max(stage.until, rung)
+            wanted = rung if rung and key == keys[-1] else len(stage.rungs) + 1
+            stage.until = max(stage.until, wanted)  # another trial may want more
 
     def stop(self, key: str, rung: int) -> None:
         """A stage has come to a rung; unless more is wanted of it, it waits there."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -27,6 +27,7 @@ from bench.plan.status import UNTRIED
 from bench.run.cluster import Cluster
 from bench.run.mailbox import Wanted, at_rung
 from bench.store.store import Store
+from bench.suite.schema import SearchSettings
 
 #: a resource that every cluster has once; trials hold a crumb of it, and so no core or GPU that
 #: the worker groups need
@@ -46,9 +47,9 @@ class Trial:
     parameters: dict[str, Any]
     #: for each step the keys of what it lacks, and the evaluations: (name, key)
     steps: list[tuple[list[str], list[tuple[str, str]]]]
-    #: what comes before: where cells are compared within this stage, and what it lacks before it
+    #: the stage within which cells are compared before, and what that needs
     within: Stage | None = None
-    before: tuple[str, ...] = ()
+    before: list[str] = field(default_factory=list)
 
 
 def of_cells(plan: Plan) -> dict[str, set[str]]:
@@ -73,8 +74,7 @@ def trials(plan: Plan) -> list[Trial]:
         steps = [_step([row]) for row in rows] if by_seed else [_step(rows)]
         if rows and (plan.suite.explores or steps[0][0]):
             parameters = {path: choice.name for path, choice in cell.items()}
-            chain = rows[0].chain if within else []
-            before = tuple(s.key for s in chain if s.status != "cached" and s is not within)
+            before = [stage.key for stage in rows[0].chain]
             found.append(Trial(label, parameters, steps, within, before))
     return found
 
@@ -92,8 +92,7 @@ def run_trial(
     trials: list[Trial],
     store: Store,
     mailbox: Any,
-    metric: str,
-    reduction: float,
+    settings: SearchSettings,
 ) -> None:
     """Ask for a trial's stages, wait, and report the evaluations' primary metrics.
 
@@ -117,7 +116,7 @@ def run_trial(
             wait_for([at_rung(stage.key, number)])
             found = measured_at(store, stage, rung)
         if found is not None:
-            tune.report({STEPS: age_at(number, reduction), metric: found})
+            tune.report({STEPS: age_at(number, settings), settings.metric: found})
     for number, (todo, evaluations) in enumerate(trial.steps, len(stage.rungs) + 1 if stage else 1):
         mailbox.tell.remote(Wanted(tuple(todo)))
         wait_for(todo)
@@ -125,20 +124,20 @@ def run_trial(
             record = store.state(key).record
             if record is not None and record.primary is not None:
                 values.setdefault(name, []).append(record.primary.value)
-        age = age_at(number, reduction) if stage else number
+        age = age_at(number, settings) if stage else number
         tune.report({STEPS: age, **{name: fmean(found) for name, found in values.items()}})
 
 
-def age_at(rung: int, reduction: float) -> float:
+def age_at(rung: int, settings: SearchSettings) -> float:
     """Return the age of a trial at a rung: 1 at the first one, where ASHA's milestones are too."""
-    return float(reduction ** (rung - 1))
+    return settings.reduction ** (rung - 1)
 
 
 def measured_at(store: Store, stage: Stage, rung: Rung) -> float | None:
     """Return what a stage measured at a rung under its code, or None."""
     for attempt in reversed(store.state(stage.key).attempts):
         mine = attempt.status == "stopped" and attempt.code.hash == stage.code.hash
-        if mine and attempt.summary.get("rung") == rung.step and attempt.primary is not None:
+        if mine and attempt.summary.get("rung") == rung.name and attempt.primary is not None:
             return attempt.primary.value
     return None
 
@@ -206,8 +205,7 @@ class Search(threading.Thread):
             trials=self.todo,
             store=self.store,
             mailbox=self.cluster.mailbox,
-            metric=self.settings.metric,
-            reduction=self.settings.reduction,
+            settings=self.settings,
         )
         return tune.Tuner(
             tune.with_resources(trainable, tune.PlacementGroupFactory([_HEAD])),
@@ -225,12 +223,6 @@ class Search(threading.Thread):
         # its reports: one for each rung or seed
         came_to = int((result.metrics or {}).get("training_iteration", 0))
         self._seeds[label] = max(came_to, self._seeds.get(label, 0))
-
-    def _oldest(self) -> float:
-        """Return the age at which a trial is done."""
-        if rungs := self.settings.rungs:
-            return age_at(rungs + 1, self.settings.reduction)
-        return max(len(trial.steps) for trial in self.todo)
 
     def _space(self) -> dict[str, Any]:
         """Return what Tune draws from: trials by number, or for Optuna the settings themselves."""
@@ -257,9 +249,11 @@ class Search(threading.Thread):
 
             searcher, samples = OptunaSearch(seed=self.settings.seed), self.count
         if self.settings.asha:
+            rungs, seeds = self.settings.rungs, max(len(trial.steps) for trial in self.todo)
+            end: Any = age_at(rungs + 1, self.settings) if rungs else seeds
             scheduler = ASHAScheduler(
                 time_attr=STEPS,
-                max_t=self._oldest(),  # type: ignore[arg-type]  # it takes any number
+                max_t=end,
                 grace_period=1,
                 reduction_factor=self.settings.reduction,
             )

@@ -27,7 +27,7 @@ from safetensors.torch import save
 from bench import environment
 from bench.errors import MachineError
 from bench.plan.identity import code
-from bench.plan.stage import Stage, entry_modules
+from bench.plan.stage import Rung, Stage, entry_modules
 from bench.run.mailbox import Began, Ended, Stepped, Stopped, Tell
 from bench.store.files import iso
 from bench.store.gpu_meter import Meter, driver_version
@@ -125,13 +125,12 @@ def run_stage(
             job = job_of(stage, store, device)
             if attempt is not None:
                 job.on_progress, job.on_note = attempt.progress, attempt.log
-            rung = stage.rungs[stage.until - 1] if stage.until else None
-            job.stop_at = None if rung is None else rung.step
+            job.stop_at = stage.rung.step if stage.rung else None
             output = importlib.import_module(modules[0]).run(job)
-            if rung is not None:
-                evaluation = job_of(rung.evaluation, store, device)
-                features = job_of(rung.evaluation.inputs["features"], store, device)
-                output.values = measure(output, features, evaluation)
+            if stage.rung:
+                evaluation = stage.rung.evaluation
+                following = (evaluation.inputs["features"], evaluation)
+                output.values = measure(output, *(job_of(s, store, device) for s in following))
         used = _of_all(group, (_cpu_s() - began_s, meter and _reading(meter, device)))
         if attempt is not None:
             attempt.complete(output, sum(s for s, _ in used), [gpu for _, gpu in used if gpu])
@@ -317,8 +316,8 @@ class Attempt:
         `used_s` is the processor time of all workers, `gpus` what their meters told.
         """
         stage, content = self.stage, {}
-        if "stopped_at" in output.summary:
-            self._stopped(output, used_s, gpus)
+        if stage.rung:
+            self._stopped(stage.rung, output, used_s, gpus)
             return
         for name, tensors in output.tensors.items():
             whole = {key: value.contiguous() for key, value in tensors.items()}
@@ -341,18 +340,14 @@ class Attempt:
         self.log(f"{stage.title} is complete")
         self._close("complete", end, used_s, gpus)
 
-    def _stopped(self, output: Output, used_s: float, gpus: list[Gpu]) -> None:
+    def _stopped(self, rung: Rung, output: Output, used_s: float, gpus: list[Gpu]) -> None:
         """Write the record of an attempt that ended at a rung."""
-        stage, rung = self.stage, self.stage.rungs[self.stage.until - 1]
         evaluation = Evaluation.of(rung.evaluation.kind, rung.evaluation.settings)
-        end: dict[str, Any] = {
-            "metrics": evaluation.measured(output.values),
-            "summary": {"rung": rung.step, "steps": stage.steps, **output.summary},
-        }
-        primary = next(metric for metric in end["metrics"] if metric.primary)
-        told = f"at step {output.summary['stopped_at']} of {stage.steps}, {primary.label} "
-        told += f"{primary.value:.1f} {primary.unit}"
-        self.log(f"{stage.title} stopped {told}")
+        first, *others = evaluation.measured(output.values)  # the primary one
+        told = f"at step {output.summary['stopped_at']} of {self.stage.steps}, {first.label} "
+        told += f"{first.value:.1f} {first.unit}"
+        self.log(f"{self.stage.title} stopped {told}")
+        end: dict[str, Any] = {"metrics": [first, *others], "summary": {"rung": rung.name, **output.summary}}
         end["error"] = Failure(kind="Stopped", message=told)
         self._close("stopped", end, used_s, gpus)
 

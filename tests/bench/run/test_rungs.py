@@ -159,9 +159,10 @@ def test_a_stage_waits_at_a_rung_unless_a_trial_wants_more(tmp_path: Path):
     assert state.ready() == [second]
     state.want([first.key], 2)
     assert state.ready() == [second, first]  # the least far first
+    assert state.stages[first.key].rung == first.rungs[1]
     state.want([second.key], 0)
     state.want([second.key], 1)  # another trial's wish does not stop it
-    assert (first.until, second.until) == (2, 0)
+    assert (first.rung, second.rung) == (first.rungs[1], None)
     state.stop(second.key, 1)
     assert state.ready() == [first, second]
 
@@ -170,7 +171,7 @@ def test_a_trial_knows_its_rungs_and_what_comes_before(tmp_path: Path):
     plan = make_plan(load_suite(suite_of(tmp_path, seeds="0, 1")), None)
     trial = trials(plan)[0]
     assert trial.within is plan.rows[0].chain[-1]
-    assert trial.before == tuple(stage.key for stage in plan.rows[0].chain[:-1])
+    assert trial.before == [stage.key for stage in plan.rows[0].chain]
     assert len(trial.steps) == 1  # then all seeds
     assert [copy.deepcopy(trial.within).rungs[0].step, plan.rows[1].chain[-1].rungs] == [5, []]
 
