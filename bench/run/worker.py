@@ -347,7 +347,10 @@ class Attempt:
         told = f"at step {output.summary['stopped_at']} of {self.stage.steps}, {first.label} "
         told += f"{first.value:.1f} {first.unit}"
         self.log(f"{self.stage.title} stopped {told}")
-        end: dict[str, Any] = {"metrics": [first, *others], "summary": {"rung": rung.name, **output.summary}}
+        end: dict[str, Any] = {
+            "metrics": [first, *others],
+            "summary": {"rung": rung.name, **output.summary},
+        }
         end["error"] = Failure(kind="Stopped", message=told)
         self._close("stopped", end, used_s, gpus)
 

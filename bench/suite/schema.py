@@ -121,7 +121,8 @@ class SearchSettings(Settings):
     #: with `each` and where a row's cost is matched to it
     variant: str | Annotated[list[str], Field(min_length=1)]
     #: dotted setting, `augment` or `stages`, to the values it takes: a list, or a mapping of
-    #: names to values where a value is a mapping itself or long
+    #: names to values where a value is a mapping itself or long; or, for `random`,
+    #: {loguniform: [least, most]}
     grid: dict[str, Any] = Field(min_length=1)
     #: every combination; one setting changed at a time; combinations drawn at random; or those that
     #: Optuna draws as results come in
