@@ -35,11 +35,6 @@ class Rung:
     #: the evaluation that it goes by; what it reads is among its inputs
     evaluation: Stage
 
-    @property
-    def name(self) -> str:
-        """Return what tells in a record which one was measured."""
-        return f"{self.step} {self.evaluation.key}"
-
 
 @dataclass(eq=False)
 class Stage:

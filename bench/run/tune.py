@@ -134,10 +134,10 @@ def age_at(rung: int, settings: SearchSettings) -> float:
 
 
 def measured_at(store: Store, stage: Stage, rung: Rung) -> float | None:
-    """Return what a stage measured at a rung under its code, or None."""
-    for attempt in reversed(store.state(stage.key).attempts):
-        mine = attempt.status == "stopped" and attempt.code.hash == stage.code.hash
-        if mine and attempt.summary.get("rung") == rung.name and attempt.primary is not None:
+    """Return what a stage measured at a rung under its code; None, too, where it was past it."""
+    for attempt in store.state(stage.key).attempts:
+        told = (attempt.code.hash, attempt.summary.get("rung"), attempt.summary.get("stopped_at"))
+        if told == (stage.code.hash, rung.evaluation.key, rung.step) and attempt.primary:
             return attempt.primary.value
     return None
 
@@ -200,13 +200,8 @@ class Search(threading.Thread):
             self._problem = str(error) or repr(error)
 
     def _tuner(self) -> tune.Tuner:
-        trainable = tune.with_parameters(
-            run_trial,
-            trials=self.todo,
-            store=self.store,
-            mailbox=self.cluster.mailbox,
-            settings=self.settings,
-        )
+        given = {"trials": self.todo, "store": self.store, "mailbox": self.cluster.mailbox}
+        trainable = tune.with_parameters(run_trial, settings=self.settings, **given)
         return tune.Tuner(
             tune.with_resources(trainable, tune.PlacementGroupFactory([_HEAD])),
             param_space=self._space(),

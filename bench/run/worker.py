@@ -349,7 +349,7 @@ class Attempt:
         self.log(f"{self.stage.title} stopped {told}")
         end: dict[str, Any] = {
             "metrics": [first, *others],
-            "summary": {"rung": rung.name, **output.summary},
+            "summary": {"rung": rung.evaluation.key, **output.summary},
         }
         end["error"] = Failure(kind="Stopped", message=told)
         self._close("stopped", end, used_s, gpus)
@@ -378,10 +378,8 @@ class Attempt:
         if status == "complete":
             # before the end is told: the run may end then, and this process with it
             shutil.rmtree(self.store.checkpoints(self.stage.key), ignore_errors=True)
-        if status == "stopped":
-            self.tell(Stopped(self.stage.key, self.stage.until))
-        else:
-            self.tell(Ended(self.stage.key, record.error.message if record.error else None))
+        ended = Ended(self.stage.key, record.error.message if record.error else None)
+        self.tell(Stopped(ended.key, self.stage.until) if status == "stopped" else ended)
 
 
 def held(device: torch.device, group: Group, threads: int, gpus: float) -> Cost:

@@ -96,19 +96,16 @@ def _axis(path: str, values: Any, tree: Map, at: Place) -> list[Choice]:
 
 def _drawn(search: SearchSettings, path: str, bounds: Any, tree: Map, at: Place) -> list[Choice]:
     """Return the values of one setting by sample, drawn evenly on a logarithmic scale."""
-    problem = "loguniform takes two numbers above 0 in order, e.g. [1e-4, 1e-1]"
-    if search.method != "random":
-        problem = f"a range is drawn from by method 'random'; list values for '{search.method}'"
-    elif (
-        isinstance(bounds, list)
-        and len(bounds) == 2
-        and all(isinstance(bound, int | float) for bound in bounds)
-        and 0 < bounds[0] < bounds[1] < inf
-    ):
-        count, ratio = min(search.samples or 0, MAX_CELLS), bounds[1] / bounds[0]
-        draws = Stream(search.seed, "search", path).uniform(0, np.arange(count), 1)[:, 0]
-        values = [float(f"{bounds[0] * ratio ** float(draw):.4g}") for draw in draws]
-        return [Choice(shown(value), value) for value in values]
+    match bounds:
+        case _ if search.method != "random":
+            problem = f"a range is drawn from by method 'random'; list values for '{search.method}'"
+        case [int() | float() as least, int() | float() as most] if 0 < least < most < inf:
+            each = np.arange(min(search.samples or 0, MAX_CELLS))
+            draws = Stream(search.seed, "search", path).uniform(0, each, 1)[:, 0].tolist()
+            values = [float(f"{least * (most / least) ** draw:.4g}") for draw in draws]
+            return [Choice(shown(value), value) for value in values]
+        case _:
+            problem = "loguniform takes two numbers above 0 in order, e.g. [1e-4, 1e-1]"
     raise fault(problem, tree, at)
 
 
@@ -138,9 +135,8 @@ def _cells(
         wanted = [*Stream(search.seed, "search", "cells").permutation(0, total)[: search.samples]]
     combined = [dict(zip(axes, cell, strict=True)) for cell in product(*axes.values())]
     if not ranges:
-        chosen = {*wanted}
-        return [cell for number, cell in enumerate(combined) if number in chosen]
-    return [
-        combined[wanted[number % total]] | {path: drawn[number] for path, drawn in ranges.items()}
-        for number in range(search.samples or 0)
-    ]
+        return [combined[number] for number in sorted(wanted)]
+    drawn = (
+        dict(zip(ranges, values, strict=True)) for values in zip(*ranges.values(), strict=True)
+    )
+    return [combined[wanted[n % total]] | values for n, values in enumerate(drawn)]
