@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bench import environment
@@ -19,7 +20,7 @@ from bench.run.scheduler import RunState
 from bench.store.files import iso
 from bench.store.record import Run, Status
 from bench.store.store import Store
-from maect.settings import ModelSettings
+from maect.settings import DataSettings, ModelSettings
 
 if TYPE_CHECKING:
     from bench.run import tune
@@ -239,6 +240,7 @@ class _Driver:
             self.display.say(f"{self.options.workers} workers share this machine's cores")
         self.state.wait_s = cluster.wait_s
         cluster.check_room()
+        self._check_data(cluster)
         self._look_at_nodes(cluster)
         self.limit = self._limit(cluster)
         self._look_again()
@@ -255,6 +257,19 @@ class _Driver:
                 self.display.refresh()
                 self._listen(cluster)
                 self._look_at_search(cluster)
+
+    def _check_data(self, cluster: Cluster) -> None:
+        """Raise `UserError` unless all nodes of the cluster have the data that are left to read."""
+        wanted = {}
+        for stage in self.state.left():
+            if "data" in stage.settings:
+                place = {"path": stage.places["data_path"], "stage": stage.places["data_stage"]}
+                settings = DataSettings.parse(stage.settings["data"] | place)
+                root = Path(str(stage.places["data_root"]))
+                wanted[settings, root] = stage.data.fingerprint
+        if lacking := cluster.lacking([(*which, known) for which, known in wanted.items()]):
+            told = "; ".join(f"{node}: {why}" for node, why in lacking.items())
+            raise UserError(f"the data are not on every node of the cluster: {told}")
 
     def _look_at_nodes(self, cluster: Cluster) -> None:
         """Nodes come and go. One group may be asked for in any case: that calls for a node."""

@@ -172,6 +172,7 @@ def job_of(stage: Stage, store: Store | None, device: torch.device) -> Job:
         weights=Path(str(places["weights"])) if "weights" in places else None,
         device=device,
         checkpoints=kept,
+        fingerprint=stage.data.fingerprint,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -240,7 +241,9 @@ def test_nodes_are_waited_for(tmp_path: Path):
     alone, store = tmp_path / "alone", tmp_path / "store"
     rows = ("--seeds", "1", "--only", "MAE", "--set", "mae.steps=400")
     assert run_bench("run", SMOKE, *rows, "--store", alone, "--workers", "0").code == 0
+    handler = signal.getsignal(signal.SIGTERM)
     there = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    signal.signal(signal.SIGTERM, handler)  # Ray set its own
     line = ("run", SMOKE, *rows, "--store", store, "--address", there.address)
     try:
         done = run_bench(*line, "--wait", "0.2")
