@@ -16,7 +16,7 @@ test: install
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations=12
 
 # every case; docs/results/soak.json keeps each test function's result: SOAK=tests/soak/test_signals.py
 test-soak: install

@@ -32,9 +32,12 @@ class Told:
     err: str
 
 
-def cases(full: int) -> pytest.MarkDecorator:
-    """Return the mark that runs a test once for each case: `case` is its number."""
-    count = full if os.environ.get("MAECT_SOAK") == "full" else max(1, full // 10)
+def cases(full: int, few: int | None = None) -> pytest.MarkDecorator:
+    """Return the mark that runs a test once for each case: `case` is its number.
+
+    `few` is how many run outside the soak; by default a tenth.
+    """
+    count = full if os.environ.get("MAECT_SOAK") == "full" else few or full // 10
     return pytest.mark.parametrize("case", range(count))
 
 

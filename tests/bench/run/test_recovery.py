@@ -223,8 +223,23 @@ def test_several_workers_train_exactly_like_one(workers: int, smoke, tmp_path: P
     assert measured(store).items() <= measured(smoke.store).items()
 
 
+WITHOUT_SHARDS = (
+    *("run", SMOKE, "--seeds", "1", "--only", "MAE-CT"),
+    *("--set", "numerics.shards=1", "--set", "tune.lr=2e-3"),
+)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a run without shards on one worker."""
+    store = tmp_path_factory.mktemp("one")
+    done = run_bench(*WITHOUT_SHARDS, "--store", store)
+    assert done.code == 0, done
+    return store
+
+
 @pytest.mark.parametrize("workers", [2, 4])
-def test_several_workers_without_shards_train_like_one(workers: int, tmp_path: Path):
+def test_several_workers_without_shards_train_like_one(workers: int, one: Path, tmp_path: Path):
     """`fast` gradients: the first 20 losses of each stage, on the same inputs, within 1e-5.
 
     Or up to the first image that is given another neighbour, which is no small change: the queue of
@@ -232,11 +247,7 @@ def test_several_workers_without_shards_train_like_one(workers: int, tmp_path: P
     an EPYC, that is step 17 of tuning over two workers and step 7 over four. Over four, steps 0 to
     5 differ by at most 5e-7, step 6 by 1.02e-5.
     """
-    arguments = ("run", SMOKE, "--seeds", "1", "--only", "MAE-CT")
-    arguments += ("--set", "numerics.shards=1", "--set", "tune.lr=2e-3")
-    one, several = tmp_path / "one", tmp_path / "several"
-    done = run_bench(*arguments, "--store", one)
-    assert done.code == 0, done
+    several = tmp_path / "several"
     trained = {r["kind"]: k for k, r in completed(one).items() if r["kind"] in CHAIN}
     for number, kind in enumerate(CHAIN):
         shutil.copytree(one, several)
@@ -245,7 +256,7 @@ def test_several_workers_without_shards_train_like_one(workers: int, tmp_path: P
         for key, record in completed(several).items():
             if record["kind"] not in CHAIN:  # or nothing would need the stage
                 shutil.rmtree(several / "stages" / key)
-        done = run_bench(*arguments, "--store", several, "--workers", str(workers))
+        done = run_bench(*WITHOUT_SHARDS, "--store", several, "--workers", str(workers))
         assert done.code == 0, done
         (record,) = records(several)[trained[kind]]
         assert record["env"]["workers"] == workers
