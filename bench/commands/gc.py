@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from bench.commands import common
@@ -24,6 +20,9 @@ from bench.plan.planner import make_plan
 from bench.store.store import StageState, Store
 from bench.suite.load import load_suite
 from reports.display import plural
+
+#: folders of a store that no suite refers to, and what lies in them
+_NOBODYS = {"damaged": "set aside", "ray": "Ray's", "removed": "half removed"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Item:
     #: below the store's root
     path: str
     bytes: int
-    #: UTC, ISO 8601
+    #: when its last attempt began, in UTC, ISO 8601; empty where that is not known
     since: str
 
 
@@ -68,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(told | {"other_processors": unknown}, indent=1))
         return OK
     lines = [
-        f"{(item.key or '')[: common.SHOWN_KEY]:{common.SHOWN_KEY}}  {item.since[:10]}  "
+        f"{(item.key or '')[: common.SHOWN_KEY]:{common.SHOWN_KEY}}  {item.since[:10]:10}  "
         f"{item.bytes / 2**20:9.1f} MiB  {item.name}"
         for item in items
     ]
@@ -109,24 +108,32 @@ def referred(suites: list[str]) -> set[str]:
 
 def unreferred(store: Store, kept: set[str]) -> tuple[list[Item], list[str]]:
     """Return what can go, and the keys of stages that only another machine can judge."""
+    sizes = Counter[str]()
+    for path, size in store.sizes().items():
+        parts = path.split("/")
+        for depth in (2, 3):
+            if len(parts) >= depth:
+                sizes["/".join(parts[:depth])] += size
     items, unknown = [], []
     for key in store.stage_keys():
-        state = store.state(key)
-        if key not in kept:
-            if not re.fullmatch("[0-9a-f]{20}", key):  # no stage: somebody's own
-                continue
-            if _judged(state):
-                items.append(_item(store, store.folder(key), state, ""))
-            else:
-                unknown.append(key)
-        elif state.attempts and state.attempts[-1].status == "complete":
-            left = store.checkpoints(key)
-            if os.path.lexists(left):
-                items.append(_item(store, left, state, "checkpoints of "))
-    for name, what in (("damaged", "set aside"), ("ray", "Ray's"), ("removed", "half removed")):
-        with suppress(FileNotFoundError):
-            for path in sorted((store.root / name).iterdir()):
-                items.append(_item(store, path, None, f"{what}: {path.name}"))
+        state, path = store.state(key), f"stages/{key}"
+        last = state.attempts[-1] if state.attempts else None
+        name = "no readable record" if last is None else last.name
+        since = "" if last is None else last.started
+        left = f"{path}/checkpoints"
+        if key in kept:
+            if last is not None and last.status == "complete" and left in sizes:
+                items.append(Item(key, f"checkpoints of {name}", left, sizes[left], since))
+        elif not re.fullmatch("[0-9a-f]{20}", key):  # no stage: somebody's own
+            continue
+        elif _judged(state):
+            items.append(Item(key, name, path, sizes[path], since))
+        else:
+            unknown.append(key)
+    for path, size in sorted(sizes.items()):
+        folder, _, name = path.partition("/")
+        if folder in _NOBODYS and "/" not in name:
+            items.append(Item(None, f"{_NOBODYS[folder]}: {name}", path, size, ""))
     return items, unknown
 
 
@@ -137,27 +144,6 @@ def _judged(state: StageState) -> bool:
     """
     classes = {a.settings.get("numerics", {}).get("processors") for a in state.attempts}
     return classes <= {None, processors("avx2")}
-
-
-def _item(store: Store, path: Path, state: StageState | None, what: str) -> Item:
-    last = state.attempts[-1] if state is not None and state.attempts else None
-    key = None if state is None else state.key
-    name = what + ("" if key is None else "no readable record" if last is None else last.name)
-    try:
-        since = time.gmtime(last.started_s if last is not None else path.lstat().st_mtime)
-        size = sum(file.lstat().st_size for file in _files(path))
-    except FileNotFoundError:  # removed since it was listed
-        since, size = time.gmtime(0), 0
-    below = path.relative_to(store.root).as_posix()
-    return Item(key, name, below, size, time.strftime("%Y-%m-%dT%H:%M:%SZ", since))
-
-
-def _files(path: Path) -> Iterator[Path]:
-    """Yield the file at a path, or all that lie below it; links are not followed."""
-    if path.is_symlink() or not path.is_dir():
-        yield path
-    for folder, _, names in os.walk(path):
-        yield from (Path(folder, name) for name in names)
 
 
 def _forget(store: Store, keys: set[str | None]) -> None:

@@ -290,6 +290,18 @@ class Store:
         record = state.record.model_copy(update=end)
         write_json(self.attempt_folder(state.key, record.attempt) / "record.json", sealed(record))
 
+    def sizes(self) -> dict[str, int]:
+        """Return path below the root -> bytes, 0 for folders; links are not followed."""
+        found = dict[str, int]()
+        for folder, folders, names in os.walk(self.root):
+            below = Path(folder).relative_to(self.root)
+            found |= {(below / name).as_posix(): 0 for name in folders}
+            for name in names:
+                with suppress(OSError):  # removed since it was listed
+                    told = Path(folder, name).lstat()
+                    found[(below / name).as_posix()] = told.st_size
+        return found
+
     def remove(self, path: Path) -> None:
         """Remove what lies at a path below the root; a link goes, what it leads to stays.
 
