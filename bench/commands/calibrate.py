@@ -34,20 +34,9 @@ _WIDTH, _HEIGHT = 500, 375  # as most of ImageNet's
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     common.suite_arguments(parser)
-    parser.add_argument(
-        "--minutes", type=_minutes, default=5.0, metavar="M", help="time to take (default 5)"
-    )
+    minutes, what = common.amount_of("minutes"), "time to take (default 5)"
+    parser.add_argument("--minutes", type=minutes, default=5.0, metavar="M", help=what)
     common.json_argument(parser)
-
-
-def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = 0.0
-    if not 0 < minutes < 1e4:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of minutes, e.g. 3 or 0.5")
-    return minutes
 
 
 def run(options: argparse.Namespace) -> int:

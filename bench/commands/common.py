@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -75,6 +76,21 @@ def count_from(least: int) -> Callable[[str], int]:
         return int(text)
 
     return count
+
+
+def amount_of(unit: str) -> Callable[[str], float]:
+    """Return the type of an argument that is a number of units above 0."""
+
+    def amount(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < 1e6:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number of {unit} above 0")
+        return number
+
+    return amount
 
 
 def load(options: argparse.Namespace) -> Suite:

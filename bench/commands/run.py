@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import math
 import os
 import sys
 
@@ -26,21 +25,14 @@ def declare(parser: argparse.ArgumentParser) -> None:
     address = "join a running Ray cluster (default: $RAY_ADDRESS, else a Ray of this run's own)"
     default = os.environ.get("RAY_ADDRESS")
     parser.add_argument("--address", default=default, metavar="A", help=address)
+    wait = "minutes to wait for devices, also at the start (default 5, and none at the start)"
+    parser.add_argument("--wait", type=common.amount_of("minutes"), metavar="M", help=wait)
     cpu = "compute on the CPU and hold no GPU, also where there are some"
     parser.add_argument("--cpu", action="store_true", help=cpu)
+    hours = common.amount_of("hours")
     for kind, device in (("gpu", "GPU"), ("cpu", "core")):
         limit = f"stop at H {device}-hours ({device}s held × wall time); the same command goes on"
-        parser.add_argument(f"--max-{kind}-hours", type=_hours, metavar="H", help=limit)
-
-
-def _hours(text: str) -> float:
-    try:
-        hours = float(text)
-    except ValueError:
-        hours = math.nan
-    if not 0 < hours < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of hours above 0")
-    return hours
+        parser.add_argument(f"--max-{kind}-hours", type=hours, metavar="H", help=limit)
 
 
 def _check_search(options: argparse.Namespace, suite: Suite, tune: bool) -> None:
@@ -89,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
             workers=options.workers,
             address=options.address,
             cpu=options.cpu,
+            wait_s=options.wait and 60 * options.wait,
             keep_stale=options.keep_stale,
             command=options.command_line,
             tune=tune,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 import os
 import platform
 import secrets
@@ -40,6 +41,7 @@ from bench.errors import MachineError, UserError, suggestion
 from bench.plan.stage import Stage
 from bench.run import signals
 from bench.run.mailbox import Alive, Event, GroupEnded, Mailbox
+from bench.run.scheduler import WAIT_S
 from bench.store.store import Store
 from bench.suite.schema import DeviceSettings
 
@@ -47,9 +49,6 @@ from bench.suite.schema import DeviceSettings
 START_S, ANSWER_S = 120.0, 60.0
 #: how long the worker groups may take to end once there is nothing more to do
 JOIN_S = 60.0
-#: times that Ray waits a minute more for the devices of a group, or for a node that it lost; the
-#: driver gives a group up after as long (`bench.run.scheduler.PATIENCE_S`)
-STARTS = 4
 #: seconds between two signs of life of a worker
 BEAT_S = 3.0
 #: seconds between two looks at whether Ray's own processes are there
@@ -86,23 +85,27 @@ class Cluster:
         threads: int,
         waiting: Callable[[float], None],
         devices: DeviceSettings | None,
+        wait_s: float | None = None,
     ) -> None:
         """Start Ray or join it; `waiting` is told now and then how many seconds that takes.
 
-        Raises `UserError` where no cluster answers or none has such devices, `MachineError` where
-        Ray does not start, KeyboardInterrupt after a signal.
+        `wait_s` is how long a run waits for devices that are not there yet. Raises `UserError`
+        where no cluster answers or none has such devices, `MachineError` where Ray does not start,
+        KeyboardInterrupt after a signal.
         """
-        self.workers, self.threads = workers, threads
+        self.workers, self.threads, self._joined = workers, threads, bool(address)
+        #: seconds that a group without room is waited for, and whether the first one may be
+        self.wait_s, self._patient = wait_s or WAIT_S, wait_s is not None and bool(address)
         if devices is None and not address:  # nothing may take a GPU by itself
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self.shared = _start(address, workers * threads, waiting)
         #: group -> the thread that waits for its end
         self._groups: dict[int, threading.Thread] = {}
-        #: resources of each node that workers may run on
-        self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self._type = devices.accelerator_type if devices else None
         #: GPUs, or the share of one, that each worker is given
         self.gpus = self._share(devices) if devices else 0.0
+        #: workers for whom there are devices, and when that was looked at
+        self._found_room, self._counted = -1, 0.0
         context = ray.get_runtime_context()
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         self.mailbox: Any = (
@@ -122,18 +125,35 @@ class Cluster:
         #: group -> Ray's handles of its workers
         self._actors: dict[int, list[Any]] = {}
 
-    def capacity(self) -> int:
-        """Return for how many workers there are devices. Raises `UserError` if a group has none."""
-        wanted, room = max(self.workers, 1), sum(map(self._room, self._nodes))
-        if room < wanted:
+    def room(self) -> int:
+        """Return for how many workers the nodes that are alive have devices."""
+        again = self._found_room < 0 or (self._joined and time.monotonic() - self._counted > LOOK_S)
+        if again:
+            self._look()  # the question would wait a minute for an answer
+            self._counted = time.monotonic()
+            self._found_room = sum(map(self._room, self._nodes()))
+        return self._found_room if self.workers else 1
+
+    def check_room(self) -> None:
+        """Raise `UserError` if there is no room for a group, and the run is not to wait for it."""
+        wanted, room = max(self.workers, 1), self.room()
+        if room < wanted and not self._patient:
             each = f"{self.threads} core(s)" + (f" and {self.gpus:g} GPU" if self.gpus else "")
-            has = {name: sum(node.get(name, 0) for node in self._nodes) for name in self._held()}
+            has = {name: sum(node.get(name, 0) for node in self._nodes()) for name in self._held()}
+            more = "wait for nodes with --wait" if self._joined else "join one with --address"
             raise UserError(
                 f"{wanted} workers with {each} each are more than Ray has room for: {room}, with "
                 f"{' and '.join(f'{count:.0f} {name}s' for name, count in has.items())}. Lower "
-                "--workers or join a larger cluster with --address"
+                f"--workers or {more}"
             )
-        return room if self.workers else 1
+
+    def _nodes(self) -> list[dict[str, float]]:
+        """Return the resources of each node that is alive and that workers may run on."""
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        kind = "GPU" if self._type is None else TYPE + self._type
+        if not self.gpus:
+            return alive
+        return [node for node in alive if node.get("GPU", 0) >= 1 and kind in node]
 
     def _held(self) -> dict[str, float]:
         """Return what each worker holds."""
@@ -155,17 +175,17 @@ class Cluster:
 
     def _share(self, devices: DeviceSettings) -> float:
         """Return how much of a GPU each worker is given. Raises `UserError`."""
-        nodes = [node for node in self._nodes if node.get("GPU", 0) >= 1]
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node for node in alive if node.get("GPU", 0) >= 1]
         if (kind := self._type) is not None:
             names = {name.partition(TYPE)[2] for node in nodes for name in node if TYPE in name}
-            if kind not in names:
+            if kind not in names and not self._patient:
                 there = suggestion(kind, names) or "; it has no GPU of any type"
                 asked = f"devices.accelerator_type: Ray has no GPU of type '{kind}'"
                 raise UserError(f"{asked}{there}. With --cpu the run needs none")
-            nodes = [node for node in nodes if TYPE + kind in node]
-        if not nodes:
+        elif not nodes:
             return 0.0
-        self._nodes, share = nodes, devices.gpu_share
+        share = devices.gpu_share
         if share < 1 and self.workers > 1:
             raise UserError(
                 f"--workers {self.workers}: devices.gpu_share is {share:g}, and NCCL joins no two "
@@ -188,7 +208,9 @@ class Cluster:
 
         config = {"mailbox": self.mailbox, "group": number, "store": store, "run_id": run_id}
         config["gpus"] = self.gpus
-        limits: dict[str, Any] = {"max_failures": 0, "controller_failure_limit": STARTS}
+        # times that Ray waits a minute more for devices; the driver gives a group up after as long
+        again = math.ceil(max(self.wait_s, WAIT_S) / 60)
+        limits: dict[str, Any] = {"max_failures": 0, "controller_failure_limit": again}
         limits["max_preemption_failures"] = 0
         known = FailureConfig.__dataclass_fields__  # of Ray 2.50 not all
         trainer = TorchTrainer(

@@ -39,6 +39,8 @@ class RunOptions:
     workers: int = 1
     #: of a running Ray cluster
     address: str | None = None
+    #: seconds to wait for devices; None: a while, where a node is lost, and not at the start
+    wait_s: float | None = None
     #: hold no GPU, also where there are some
     cpu: bool = False
     keep_stale: bool = False
@@ -231,10 +233,13 @@ class _Driver:
             threads,
             self.display.starting,
             None if self.options.cpu else self.plan.suite.devices,
+            self.options.wait_s,
         )
         if cluster.shared:
             self.display.say(f"{self.options.workers} workers share this machine's cores")
-        self.state.capacity = cluster.capacity()
+        self.state.wait_s = cluster.wait_s
+        cluster.check_room()
+        self._look_at_nodes(cluster)
         self.limit = self._limit(cluster)
         self._look_again()
         if self.options.tune:
@@ -245,10 +250,16 @@ class _Driver:
             while not self.state.finished:
                 signals.check()
                 self._check_budget(cluster)
+                self._look_at_nodes(cluster)
                 self._act(cluster)
                 self.display.refresh()
                 self._listen(cluster)
                 self._look_at_search(cluster)
+
+    def _look_at_nodes(self, cluster: Cluster) -> None:
+        """Nodes come and go. One group may be asked for in any case: that calls for a node."""
+        self.state.room = cluster.room()
+        self.state.capacity = max(self.state.room, self.state.width)
 
     def _look_again(self) -> None:
         """Workers of a run killed just before this one may have ended a stage or begun another."""

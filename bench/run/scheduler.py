@@ -22,9 +22,12 @@ MAX_LOST = 3
 SHORT_A_GROUP = 8
 #: seconds after which a group is ended that finds nothing to do
 IDLE_S = 60.0
+#: seconds that a group without room for it is waited for, unless the run says otherwise; after
+#: which that is told
+WAIT_S, NO_ROOM_S = 300.0, 10.0
 #: seconds without a sign of life of a group, by its phase: when that is said, when it is given up
 PATIENCE_S = {
-    "starting": (30.0, 300.0),
+    "starting": (30.0, WAIT_S),
     "waiting": (15.0, 60.0),
     "working": (15.0, 60.0),
     "ending": (30.0, 60.0),
@@ -109,8 +112,12 @@ class RunState:
     stages: Mapping[str, Stage]
     #: workers of a group that runs the encoder
     width: int = 1
-    #: workers for whom there are devices
+    #: workers that may be asked for together
     capacity: int = 1
+    #: workers for whom the nodes that are alive have devices
+    room: float = math.inf
+    #: seconds that a group is waited for which has no room
+    wait_s: float = WAIT_S
     done: set[str] = field(default_factory=set)
     #: key -> why
     failed: dict[str, str] = field(default_factory=dict)
@@ -261,11 +268,16 @@ def decide(state: RunState, now: float) -> list[Action]:
 def _silent(state: RunState, now: float) -> list[Action]:
     """Return what is to be said and done about groups that give no sign of life."""
     actions: list[Action] = []
+    crowded = state.room < sum(group.width for group in state.groups.values())
     for number, group in state.groups.items():
         if group.phase != "starting" and not group.heard:
             continue  # it was never to give one
         heard, worker = group.last_sign()
         say_s, lose_s = PATIENCE_S[group.phase]
+        if group.phase == "starting":
+            # where there is room it takes what it takes
+            lose_s = state.wait_s if crowded else max(lose_s, state.wait_s)
+            say_s = NO_ROOM_S if crowded else say_s
         if now - heard > lose_s:
             if group.phase == "starting" and not state.running:  # another would not start either
                 why = f"no worker group could start within {lose_s:.0f} s"
@@ -274,9 +286,11 @@ def _silent(state: RunState, now: float) -> list[Action]:
         elif now - heard > say_s and now - state.told > say_s:
             what = f"{worker} gives no sign of life"
             if group.phase == "starting":
-                what = (
-                    f"a group of {group.width} worker(s) has yet to start; are cores or GPUs free?"
-                )
+                what = f"a group of {group.width} worker(s) "
+                if crowded:
+                    what += f"waits for a node: Ray has room for {state.room:.0f} in all"
+                else:
+                    what += "has yet to start; are cores or GPUs free?"
             at = state.stages[group.stage].title if group.stage else group.phase
             told = f"  {what} ({at}, {now - heard:.0f} s; given up after {lose_s:.0f} s)"
             return [*actions, Say(told)]

@@ -43,7 +43,7 @@ if [ "$others" -gt 0 ]; then
   srun --nodes="$others" --ntasks="$others" --exclude="$first" --kill-on-bad-exit=0 --no-kill \
     ray start --address="$ip:$port" "${has[@]}" &
 fi
-# a run counts the nodes at its start
+# so that the first stages find all devices
 python - "$ip:$port" "$SLURM_JOB_NUM_NODES" << 'PYTHON'
 import sys, time, ray
 ray.init(sys.argv[1], log_to_driver=False)

@@ -8,12 +8,23 @@ import secrets
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from bench_helpers import SMOKE, Bench, artifacts, free_port, run_bench, running_cluster
+from bench_helpers import (
+    SMOKE,
+    Bench,
+    artifacts,
+    free_port,
+    records,
+    run_bench,
+    running_cluster,
+    started,
+    wait_for,
+)
 
 from bench.errors import MachineError, UserError
 from bench.run import driver
@@ -183,6 +194,46 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with running_cluster("--include-dashboard=false") as port:
         yield port
+
+
+def trains(stage: Path) -> bool:
+    """Whether somebody is at a stage that trains."""
+    attempts = list(stage.glob("attempts/*/started.json"))
+    at_it = [a for a in attempts if not a.with_name("record.json").exists()]
+    return any(json.loads(a.read_text())["kind"] == "mae" for a in at_it)
+
+
+@pytest.mark.slow
+def test_nodes_are_waited_for(tmp_path: Path):
+    """A head without cores: without a node, and with one that is lost in training and replaced."""
+    from ray.cluster_utils import Cluster
+
+    alone, store = tmp_path / "alone", tmp_path / "store"
+    rows = ("--seeds", "1", "--only", "MAE", "--set", "mae.steps=400")
+    assert run_bench("run", SMOKE, *rows, "--store", alone, "--workers", "0").code == 0
+    there = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    line = ("run", SMOKE, *rows, "--store", store, "--address", there.address)
+    try:
+        done = run_bench(*line, "--wait", "0.2")
+        assert done.code == 1, done
+        assert "waits for a node: Ray has room for 0 in all (starting, 1" in done.out
+        assert "no worker group could start within 12 s" in done.err
+        node = there.add_node(num_cpus=1)
+        with started(*line) as run:
+            wait_for(lambda: any(map(trains, store.glob("stages/*"))), run)
+            there.remove_node(node, allow_graceful=False)
+            lost = time.monotonic()
+            assert any("Ray has room for 0 in all" in text for text in run.stdout or ())
+            assert time.monotonic() - lost < 30  # ten seconds, and what Ray takes to notice
+            there.add_node(num_cpus=1)
+            _, err = run.communicate(timeout=240)
+        assert run.returncode == 0, err
+        assert artifacts(alone) == artifacts(store)
+        assert [r["status"] for r in chain.from_iterable(records(store).values())].count(
+            "lost"
+        ) == 1
+    finally:
+        there.shutdown()
 
 
 @pytest.mark.slow

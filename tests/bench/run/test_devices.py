@@ -62,7 +62,12 @@ def test_a_worker_without_a_gpu_computes_on_the_cpu(store: Store, monkeypatch: p
 
 
 def cluster_of(
-    *nodes: dict[str, float], monkeypatch: pytest.MonkeyPatch, workers: int = 1, **asked: Any
+    *nodes: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int = 1,
+    address: str | None = None,
+    wait_s: float | None = None,
+    **asked: Any,
 ) -> Cluster:
     """What a run would make of a cluster with these nodes, whose workers have two threads."""
     monkeypatch.setattr(cluster, "_start", lambda *_: False)
@@ -77,7 +82,8 @@ def cluster_of(
     monkeypatch.setattr(cluster.ray, "nodes", lambda: listed)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     devices = None if asked.pop("cpu", False) else DeviceSettings(**asked)
-    return Cluster(None, workers, 2, lambda seconds: None, devices)
+    monkeypatch.setattr(Cluster, "_look", lambda self: None)
+    return Cluster(address, workers, 2, lambda seconds: None, devices, wait_s)
 
 
 A100: dict[str, float] = {"CPU": 16, "GPU": 8, "accelerator_type:A100": 1}
@@ -108,7 +114,8 @@ def test_what_each_worker_holds_and_how_many_there_is_room_for(
     monkeypatch: pytest.MonkeyPatch,
 ):
     made = cluster_of(*nodes, monkeypatch=monkeypatch, **options)
-    assert (made._held(), made.capacity()) == (each, room)
+    made.check_room()
+    assert (made._held(), made.room()) == (each, room)
 
 
 @pytest.mark.parametrize(
@@ -130,9 +137,24 @@ def test_devices_that_are_not_there_are_told_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ):
     with pytest.raises(UserError) as error:
-        cluster_of(*nodes, monkeypatch=monkeypatch, **options).capacity()
+        cluster_of(*nodes, monkeypatch=monkeypatch, **options).check_room()
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_nodes_of_a_joined_cluster_come_and_go(monkeypatch: pytest.MonkeyPatch):
+    nodes = [HEAD]
+    asked = {"accelerator_type": "L4", "address": "there:1"}
+    made = cluster_of(*nodes, monkeypatch=monkeypatch, wait_s=90.0, **asked)
+    made.check_room()  # it waits for the type, where else it would be refused
+    assert (made.gpus, made.wait_s, made.room()) == (1.0, 90.0, 0)
+    monkeypatch.setattr(cluster, "LOOK_S", 0.0)
+    for there, room in ((L4, 2), (A100, 0), (L4 | {"GPU": 1}, 1)):
+        listed = [{"Alive": True, "Resources": there}, {"Alive": False, "Resources": L4}]
+        monkeypatch.setattr(cluster.ray, "nodes", lambda listed=listed: listed)
+        assert made.room() == room
+    with pytest.raises(UserError, match="Lower --workers or wait for nodes with --wait"):
+        cluster_of(HEAD, monkeypatch=monkeypatch, workers=3, address="there:1").check_room()
 
 
 def test_a_share_of_a_gpu_is_counted_as_such(store: Store, monkeypatch: pytest.MonkeyPatch):

@@ -312,6 +312,17 @@ def test_a_group_that_does_not_start_is_waited_for_with_words_and_not_for_ever()
     assert decide(state, 11.0 + limit)[0] == LoseGroup(1, "no sign of life for 300 s")
 
 
+def test_where_no_node_has_room_that_is_said_at_once_and_waited_for_as_long_as_asked():
+    state = make(groups={1: Group(2, since=10.0)}, width=2, capacity=2)
+    state.room, state.wait_s = 1, 60.0
+    assert decide(state, 20.0) == []
+    assert decide(state, 21.0) == [
+        Say("  a group of 2 worker(s) waits for a node: Ray has room for 1 in all (starting, "
+            "11 s; given up after 60 s)")
+    ]  # fmt: skip
+    assert decide(state, 71.0)[0] == GiveUp("mae", "no worker group could start within 60 s")
+
+
 # ------------------------------------------------------------------- groups of several and of one
 
 
