@@ -11,6 +11,7 @@ import pytest
 from bench_helpers import PAPER, SMOKE, SWEEP, fill_store, write_record, write_run
 
 from bench.plan.planner import make_plan
+from bench.store.objects import ObjectStore
 from bench.store.store import Store
 from bench.suite.load import load_suite
 
@@ -132,6 +133,21 @@ def test_a_suite_that_was_removed_may_be_run_again(bench, gc, store: Store):
     assert gc(SMOKE, "--yes").code == 0
     write_record(store, stage)
     assert "gone" not in bench("verify", SWEEP, "--store", store.root).err
+
+
+def test_a_store_in_a_bucket(bench, bucket: str):
+    store = ObjectStore(bucket)
+    store.create()
+    kept, gone = fill(store, SMOKE, 3), fill(store, SWEEP, 3)
+    before = store.sizes()
+    assert f"{len(gone)} referred to by none" in bench("gc", SMOKE, "--store", bucket).out
+    with store.lock():
+        assert "is using the store" in bench("gc", SMOKE, "--yes", "--store", bucket).err
+    assert store.sizes().keys() - {"lock"} == before.keys() - {"lock"}
+    assert f"{len(gone)} removed, 0.0 MiB" in bench("gc", SMOKE, "--yes", "--store", bucket).out
+    assert {*store.stage_keys()} == kept
+    left = {name for name in before if name.split("/")[1:2] not in [[key] for key in gone]}
+    assert store.sizes().keys() - {"lock"} == left - {"lock"}
 
 
 @pytest.fixture(scope="module")
