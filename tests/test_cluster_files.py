@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -224,25 +225,25 @@ def test_the_slurm_script_starts_ray_then_the_run_and_queues_again(stubs: Path):
     line = [FILES / "slurm.sh", "run", "suites/smoke.yaml", "--store", "s3://b/p"]
     job = subprocess.Popen(line, env=own, cwd=ROOT, start_new_session=True)
     try:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while not (calls.exists() and "-m bench" in calls.read_text()):
             assert job.poll() is None and time.monotonic() < end
             time.sleep(0.1)
-        time.sleep(0.3)
         job.send_signal(signal.SIGUSR1)
-        assert job.wait(30) == 143
+        assert job.wait(90) == 143
     finally:
-        os.killpg(job.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
     port = 20000 + int(slurm["JOB_ID"]) % 10000
     told = re.sub("(?m)^srun .*? (?=ray|hostname)", "srun ", calls.read_text()).splitlines()
     head = f"ray start --head --node-ip-address=127.0.0.1 --port={port}"
     has = "--num-cpus=16 --num-gpus=4 --block"
-    assert told[:3] + sorted(told[3:5]) + told[5:] == [
+    told.remove(f"srun ray start --address=127.0.0.1:{port} {has}")  # beside what comes next
+    assert told == [
         "scontrol show hostnames n",
         "srun hostname --ip-address",
         f"srun {head} --temp-dir=/tmp/ray-{slurm['JOB_ID']} {has}",
         f"python - 127.0.0.1:{port} 2",
-        f"srun ray start --address=127.0.0.1:{port} {has}",
         f"python -u -m bench run suites/smoke.yaml --store s3://b/p --address 127.0.0.1:{port}",
         f"scontrol requeue {slurm['JOB_ID']}",
     ]
@@ -264,7 +265,7 @@ def test_a_job_runs_on_a_cluster_that_knows_nothing_of_us(
     with running_cluster(f"--dashboard-port={port}", agent) as head:
         nodes = [sys.executable, "-c", waits, f"127.0.0.1:{head}", "1"]
         assert not subprocess.run(nodes, env=own, check=True, capture_output=True).stdout
-        end, text = time.monotonic() + 60, "No available agent"
+        end, text = time.monotonic() + 200, "No available agent"
         while "No available agent" in text or "Failed to connect" in text:
             assert time.monotonic() < end, text
             done = subprocess.run([*line, "--seeds", "1"], env=own, capture_output=True, text=True)

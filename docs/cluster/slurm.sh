@@ -25,7 +25,7 @@ source "${MAECT_ENV:-.venv}/bin/activate"
 RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 ip=$(srun --nodes=1 --ntasks=1 --nodelist="$first" hostname --ip-address | cut -d' ' -f1)
 port=$((20000 + SLURM_JOB_ID % 10000)) # those from 10002 on are Ray's workers'
 has=(--num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --block)
@@ -55,15 +55,18 @@ while (alive := sum(node["Alive"] for node in ray.nodes())) < int(sys.argv[2]):
     time.sleep(1)
 PYTHON
 
-again=
+again='' run=''
+trap 'again=yes; [ -z "$run" ] || kill -TERM "$run"' USR1
 python -u -m bench "$@" --address "$ip:$port" &
 run=$!
-trap 'again=yes; kill -TERM "$run"' USR1
+[ -z "$again" ] || kill -TERM "$run"
 code=0
 wait "$run" || code=$?
-if [ -n "$again" ]; then # the signal ended the wait; the run ends a little later
+while kill -0 "$run" 2> /dev/null; do # the signal ended the wait; the run ends a little later
   code=0
   wait "$run" || code=$?
-  [ "$code" = 0 ] || scontrol requeue "$SLURM_JOB_ID"
+done
+if [ -n "$again" ] && [ "$code" != 0 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
