@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -251,6 +251,7 @@ class _Driver:
         with self.display:
             while not self.state.finished:
                 signals.check()
+                self.store.check_held()
                 self._check_budget(cluster)
                 self._look_at_nodes(cluster)
                 self._act(cluster)
@@ -460,9 +461,10 @@ class _Driver:
         starting = any(group.phase == "starting" for group in self.state.groups.values())
         if self.cluster is not None:
             self.cluster.close(finished=self.state.finished and not starting, search=self.search)
-        for stage in self.plan.stages.values():
-            if stage.key in self.state.begun:
-                self._close_running(stage, "interrupted", "the run was stopped")
+        with suppress(MachineError):  # the store itself may be what gave way
+            for stage in self.plan.stages.values():
+                if stage.key in self.state.begun:
+                    self._close_running(stage, "interrupted", "the run was stopped")
         if self.cluster is not None:
             kind: Literal["cpu", "gpu"] = "gpu" if self.cluster.gpus else "cpu"
             self.record.reserved_hours = {kind: self._hours()[1]}
