@@ -17,6 +17,7 @@ from bench.plan.planner import make_plan
 from bench.plan.stage import Plan, Stage
 from bench.store.calibration import FILE, Calibration, Pace
 from bench.store.files import iso, write_json
+from bench.store.place import open_store
 from bench.store.store import Store
 from bench.suite.load import data_info
 from maect.datasets import load, prepare
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     environment.use(suite.isa)
     own = make_plan(suite, None, only=options.only)
     steps = {stage.title: stage.steps for stage in own.stages.values()}
-    store = Store(options.store)
+    store = open_store(options.store)
     with tempfile.TemporaryDirectory(prefix="maect-calibrate-") as folder:
         suite, images = _with_images(options, suite, Path(folder))
         plan = make_plan(suite, None, only=options.only)
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(found.model_dump_json(indent=1))
     else:
-        print(f"kept in {store.root / FILE}; `bench plan` predicts by it")
+        print(f"kept in {store.name}/{FILE}; `bench plan` predicts by it")
     return OK
 
 
@@ -108,6 +109,7 @@ def _measure(
         pace = calibrate.measure(stage, known, share_s / 2, peak, folder)
         found.paces.append(pace)
         write_json(store.root / FILE, found.model_dump())
+        store.publish(store.root / FILE)
         say(_line(pace, peak))
     return found
 

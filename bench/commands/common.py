@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from bench.store.store import Store
     from bench.suite.schema import Suite
 
+#: of a store: a folder, or the URL of a bucket and a prefix
+Place = Path | str
+
 #: characters of a key that are shown
 SHOWN_KEY = 10
 
@@ -42,8 +45,8 @@ def set_argument(parser: argparse.ArgumentParser, text: str) -> None:
 
 def store_argument(parser: argparse.ArgumentParser) -> None:
     """Add the argument that chooses the store."""
-    text = "folder of results (default: store)"
-    parser.add_argument("--store", type=path, default=Path("store"), help=text)
+    text = "folder of results (default: store), or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX"
+    parser.add_argument("--store", type=place, default=Path("store"), help=text)
 
 
 def json_argument(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +67,11 @@ def path(text: str) -> Path:
         message = "is no path" if not text else "there is no such home folder"
         raise argparse.ArgumentTypeError(f"'{short(text)}': {message}")
     return Path(expanded)
+
+
+def place(text: str) -> Place:
+    """Return the type of an argument that is a store's place: a path, or the URL of a bucket."""
+    return text if "://" in text else path(text)
 
 
 def count_from(least: int) -> Callable[[str], int]:
@@ -102,6 +110,12 @@ def load(options: argparse.Namespace) -> Suite:
     )
 
 
+def file_and_profile(text: str) -> tuple[Path, str | None]:
+    """Return a suite's file and the profile that is named with it: `suites/smoke.yaml:tiny`."""
+    file, _, profile = text.rpartition(":") if ".yaml:" in text else (text, "", "")
+    return Path(file), profile or None
+
+
 def planned(options: argparse.Namespace, store: Store, *, keep_stale: bool) -> Plan:
     """Return the plan of the suite that the arguments choose, with what a store has of it.
 
@@ -120,12 +134,13 @@ def lines_of(lines: Iterable[str]) -> str:
     return "\n".join(map(printable, lines))
 
 
-def existing(path: Path) -> Store:
-    """Return the store in a folder. Raises `UserError` if there is none."""
-    from bench.store.store import Store
+def existing(place: Place) -> Store:
+    """Return the store at a place. Raises `UserError` if there is none."""
+    from bench.store.place import open_store
 
-    store = Store(path)
-    if not (store.root / "stages").is_dir():
-        near = nearest_file(path) or "; run a suite first, or give --store"
-        raise UserError(f"there is no store at {store.root}{near}")
+    store = open_store(place)
+    if not store.exists():
+        near = nearest_file(place) if isinstance(place, Path) else ""
+        near = near or "; run a suite first, or give --store"
+        raise UserError(f"there is no store at {store.name}{near}")
     return store

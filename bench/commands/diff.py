@@ -20,6 +20,7 @@ from bench.commands import common
 from bench.commands.show import find
 from bench.errors import MISMATCH, OK, UserError, printable, short
 from bench.plan.planner import make_plan
+from bench.store.place import open_store
 from bench.store.record import Record
 from bench.store.store import Store
 from bench.suite.load import load_suite
@@ -47,7 +48,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the differences. Return the exit code."""
-    store = Store(options.store)
+    store = open_store(options.store)
     sides = _side(options.a, store), _side(options.b, store)
     for problem in (problem for side in sides for problem in side.problems):
         print(printable(f"left out: {problem}"), file=sys.stderr)
@@ -86,19 +87,19 @@ def _side(what: str, store: Store) -> Side:
     key. Raises `UserError` if it is none of these.
     """
     found = Side(what)
-    file, _, profile = what.rpartition(":") if ".yaml:" in what else (what, "", "")
-    if os.path.isdir(what):
-        found.add_all(common.existing(Path(what)))
-    elif file.endswith((".yaml", ".yml")):
-        suite = load_suite(Path(file), profile=profile or None)
+    file, profile = common.file_and_profile(what)
+    if os.path.isdir(what) or "://" in what:
+        found.add_all(common.existing(what if "://" in what else Path(what)))
+    elif file.suffix in (".yaml", ".yml"):
+        suite = load_suite(file, profile=profile)
         plan = make_plan(suite, store, keep_stale=True)
         found.add(stage.record for stage in plan.stages.values())
     elif any(run.id == what for run in store.runs()):
         found.add_all(store, run=what)
-    elif not re.fullmatch("[0-9a-f]+", what) or not (store.root / "stages").is_dir():
+    elif not re.fullmatch("[0-9a-f]+", what) or not store.exists():
         raise UserError(
             f"'{short(what)}' is neither a store's folder nor a suite file, and the store "
-            f"{store.root} has no such run or key"
+            f"{store.name} has no such run or key"
         )
     else:
         state = find(store, what)

@@ -14,6 +14,7 @@ from bench import environment
 from bench.commands import common, data
 from bench.errors import OK, STAGE_FAILED
 from bench.store import gpu_meter
+from bench.store.place import open_store
 
 Check = dict[str, Any]
 
@@ -26,7 +27,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print every check: what was found and, where something is missing, what to do."""
-    checks = [_python(), *_packages(), _gpus(), _disk(options.store), *map(_data, data.rows())]
+    checks = [_python(), *_packages(), _gpus(), *_store(options.store), *map(_data, data.rows())]
     print(json.dumps(checks, indent=1) if options.json else "\n".join(map(_line, checks)))
     return OK if all(check["ok"] for check in checks) else STAGE_FAILED
 
@@ -67,6 +68,12 @@ def _gpus() -> Check:
     if names:
         return _optional("GPU", True, f"{len(names)} × {names[0]} (NVML answers), {cpu}")
     return _optional("GPU", False, f"none (NVML finds no driver), {cpu}", "costs are in core-hours")
+
+
+def _store(store: common.Place) -> list[Check]:
+    if isinstance(store, Path):
+        return [_disk(store)]
+    return [_check("store", True, f"{open_store(store).name} answers")]
 
 
 def _disk(store: Path) -> Check:

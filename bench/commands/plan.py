@@ -15,7 +15,7 @@ from bench.plan import estimate
 from bench.plan.planner import make_plan
 from bench.plan.stage import Plan, Stage
 from bench.report.frames import scale
-from bench.store.store import Store
+from bench.store.place import open_store
 from reports.display import amount, device_word, duration, time_unit
 
 _NOT_RUN = ("cached", "pruned")
@@ -29,7 +29,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the plan. Return the exit code."""
-    store = Store(options.store)
+    store = open_store(options.store)
     plan = make_plan(common.load(options), store, keep_stale=options.keep_stale, only=options.only)
     print(json.dumps(plan_data(plan), indent=1) if options.json else _text(plan))
     return OK

@@ -23,9 +23,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--export", choices=FORMATS, metavar="FORMAT", help=exports, **several)
     beside = "beside another store's; of two stores, the one's beside the other's"
     sides = parser.add_mutually_exclusive_group().add_argument
-    sides("--compare", type=common.path, nargs="+", default=[], metavar="STORE", help=beside)
+    sides("--compare", type=common.place, nargs="+", default=[], metavar="STORE", help=beside)
     against = "tell instead whether a file of `export --results`, or another store, is reproduced"
-    sides("--against", type=common.path, metavar="FILE_OR_STORE", help=against)
+    sides("--against", type=common.place, metavar="FILE_OR_STORE", help=against)
     add("--check", action="store_true", help="exit 3 if the table is not sound, or not reproduced")
     output = "where the page goes, exports beside it (default: the folder `reports` of the store)"
     add("--output", type=common.path, metavar="PATH", help=output)
@@ -57,12 +57,13 @@ def _run(options: argparse.Namespace) -> int:
     against, name = options.against, "--against" if options.against else "--compare"
     if against is not None and (options.export or options.output):
         raise UserError("--against writes no page; leave out --export and --output")
-    beside = [against] if against is not None and against.is_dir() else options.compare
+    is_store = isinstance(against, str) or (against is not None and against.is_dir())
+    beside = [against] if is_store else options.compare
     stores = [common.existing(path) for path in [options.store, *beside][-2:]]
     if len(beside) > 2:
         raise UserError("--compare sets two stores side by side; name one or two")
     if len({store.root for store in stores}) < len(stores):
-        raise UserError(f"{name} needs two stores; both are {stores[0].root}")
+        raise UserError(f"{name} needs two stores; both are {stores[0].name}")
     kept = options.keep_stale or len(stores) > 1
     sides = [(common.planned(options, store, keep_stale=kept), store) for store in stores]
     command, found = options.command_line, []

@@ -6,12 +6,13 @@ import argparse
 import importlib.util
 import os
 import sys
+from contextlib import suppress
 
 from bench.commands import common
 from bench.commands.data import prepare_data
 from bench.environment import use
-from bench.errors import OK, STAGE_FAILED, UserError
-from bench.store.store import Store
+from bench.errors import OK, STAGE_FAILED, MachineError, UserError
+from bench.store.place import open_store
 from bench.suite.schema import Suite
 
 
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     use(suite.isa)
     if prepare_data(suite):
         suite = common.load(options)
-    store = Store(options.store)
+    store = open_store(options.store)
     plan = make_plan(suite, None, only=options.only)
     if plan.unresolved:
         raise UserError(f"the data of profile '{suite.profile}' are not here: {plan.unresolved}")
@@ -89,12 +90,13 @@ def run(options: argparse.Namespace) -> int:
         )
         try:
             failed = execute(plan, store, run_options)
-        except Interrupted as stopped:
-            # anew: a stage may have ended while the run stopped
-            assess_all(plan, store, keep_stale=options.keep_stale)
+        except (Interrupted, MachineError) as stopped:
+            with suppress(MachineError):  # the store itself may be what gave way
+                # anew: a stage may have ended while the run stopped
+                assess_all(plan, store, keep_stale=options.keep_stale)
             told = f"{stopped}: {left(plan)}. To continue: {options.command_line}"
             print(f"\n{told}", file=sys.stderr)
-            return stopped.code
+            return stopped.code if isinstance(stopped, Interrupted) else STAGE_FAILED
         write_report(options.command_line, (plan, store))
     for key, reason in failed.items():
         print(f"failed: {plan.stages[key].title}: {reason}", file=sys.stderr)

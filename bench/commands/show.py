@@ -38,14 +38,14 @@ def find(store: Store, beginning: str) -> StageState:
         raise UserError(f"{len(found)} stages have a key that begins with '{beginning}': {named}")
     if not found:
         raise UserError(
-            f"no stage in {store.root} has a key that begins with '{short(beginning)}'; "
-            f"see: python -m bench ls --store {store.root}"
+            f"no stage in {store.name} has a key that begins with '{short(beginning)}'; "
+            f"see: python -m bench ls --store {store.name}"
         )
     return store.state(found[0])
 
 
 def _lines(state: StageState, store: Store) -> list[str]:
-    lines = [f"key {state.key}", f"folder {store.folder(state.key)}"]
+    lines = [f"key {state.key}", f"folder {store.name}/stages/{state.key}"]
     for record in state.attempts:
         lines += _attempt(record)
     return lines + [f"damaged: {problem}" for problem in state.problems]

@@ -110,11 +110,11 @@ def verify(plan: Plan, store: Store, rerun: str | None = None) -> Verified:
         if record is None:
             continue
         found.stages += 1
+        found.wrong(stage, chain(_identity(stage, record), store.damages(stage.key, record)))
         for path in (store.folder(stage.key) / name for name in record.files):
             with suppress(OSError):
                 found.bytes += regular(path).stat().st_size
                 found.files += 1
-        found.wrong(stage, chain(_identity(stage, record), store.damages(stage.key, record)))
         found.wrong(stage, _inputs(stage, record))
         if stage.kind in evals.names():
             derived[stage.key], problems = _metrics(stage, record, store, found)

@@ -40,6 +40,7 @@ def write_report(
     store's own page it does.
     """
     (plan, store), roots = sides[0], [store.root for _, store in sides]
+    names = [store.name for _, store in sides]
     # the suite's name, made safe for a file
     page = re.sub(r"[^\w.-]+", "_", f"{plan.suite.name}-{plan.suite.profile}")[:100]
     page += "".join(f"-beside-{root.name[:100]}" for root in roots[1:])
@@ -47,7 +48,7 @@ def write_report(
     view, *others = (build_view(plan, store, command) for plan, store in sides)
     for other in others:
         alike = roots[0].name == roots[1].name
-        one, beside = (str(root if alike else root.name) for root in roots)
+        one, beside = names if alike else (root.name for root in roots)
         view = side_by_side(view, other, (one, beside))
     files.write(view, as_json=as_json)
     return view

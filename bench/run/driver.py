@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bench import environment
@@ -19,7 +20,7 @@ from bench.run.scheduler import RunState
 from bench.store.files import iso
 from bench.store.record import Run, Status
 from bench.store.store import Store
-from maect.settings import ModelSettings
+from maect.settings import DataSettings, ModelSettings
 
 if TYPE_CHECKING:
     from bench.run import tune
@@ -239,6 +240,7 @@ class _Driver:
             self.display.say(f"{self.options.workers} workers share this machine's cores")
         self.state.wait_s = cluster.wait_s
         cluster.check_room()
+        self._check_data(cluster)
         self._look_at_nodes(cluster)
         self.limit = self._limit(cluster)
         self._look_again()
@@ -249,12 +251,26 @@ class _Driver:
         with self.display:
             while not self.state.finished:
                 signals.check()
+                self.store.check_held()
                 self._check_budget(cluster)
                 self._look_at_nodes(cluster)
                 self._act(cluster)
                 self.display.refresh()
                 self._listen(cluster)
                 self._look_at_search(cluster)
+
+    def _check_data(self, cluster: Cluster) -> None:
+        """Raise `UserError` unless all nodes of the cluster have the data that are left to read."""
+        wanted = {}
+        for stage in self.state.left():
+            if "data" in stage.settings:
+                place = {"path": stage.places["data_path"], "stage": stage.places["data_stage"]}
+                settings = DataSettings.parse(stage.settings["data"] | place)
+                root = Path(str(stage.places["data_root"]))
+                wanted[settings, root] = stage.data.fingerprint
+        if lacking := cluster.lacking([(*which, known) for which, known in wanted.items()]):
+            told = "; ".join(f"{node}: {why}" for node, why in lacking.items())
+            raise UserError(f"the data are not on every node of the cluster: {told}")
 
     def _look_at_nodes(self, cluster: Cluster) -> None:
         """Nodes come and go. One group may be asked for in any case: that calls for a node."""
@@ -459,10 +475,11 @@ class _Driver:
         starting = any(group.phase == "starting" for group in self.state.groups.values())
         if self.cluster is not None:
             self.cluster.close(finished=self.state.finished and not starting, search=self.search)
-        for stage in self.plan.stages.values():
-            # what stopped at a rung has its end, and stays marked
-            if stage.key in self.state.begun - self.state.pruned.keys():
-                self._close_running(stage, "interrupted", "the run was stopped")
+        with suppress(MachineError):  # the store itself may be what gave way
+            for stage in self.plan.stages.values():
+                # what stopped at a rung has its end, and stays marked
+                if stage.key in self.state.begun - self.state.pruned.keys():
+                    self._close_running(stage, "interrupted", "the run was stopped")
         if self.cluster is not None:
             kind: Literal["cpu", "gpu"] = "gpu" if self.cluster.gpus else "cpu"
             self.record.reserved_hours = {kind: self._hours()[1]}

@@ -26,7 +26,7 @@ def take_over(plan: Plan, store: Store, *, keep_stale: bool = False) -> list[str
     for stage in plan.stages.values():
         store.check_usable(stage.key)
         lines += [f"{problem}; it is left out" for problem in stage.state.problems]
-        for problem in store.damages(stage.key, stage.record) if stage.record else ():
+        for problem in store.plain_damages(stage.key, stage.record) if stage.record else ():
             store.set_aside(stage.state, problem)
             lines.append(f"{stage.title}: {problem}; set aside, it is made again")
             break
@@ -41,6 +41,7 @@ def close_left(stages: Collection[Stage], store: Store, *, keep_stale: bool = Fa
 
     Ray's workers outlive their driver by seconds, so those that are still at it are ended first.
     """
+    store.refresh()
     for stage in stages:
         assess(stage, store, keep_stale=keep_stale)
     left = [a for stage in stages for a in stage.state.attempts if a.status == "running"]

@@ -12,11 +12,11 @@ import os
 import platform
 import re
 import resource
-import shutil
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,9 @@ def run_stage(
     forget_memory()
     group, device, began_s = Group(), device_of(gpus), _cpu_s()
     attempt = Attempt(stage, store, run_id, tell, device, group, gpus) if group.rank == 0 else None
-    begun = (attempt.record, attempt.folder) if attempt is not None else None
-    record, folder = group.share(begun)
+    record = group.share(None if attempt is None else attempt.record)
+    folder = store.attempt_folder(stage.key, record.attempt)
+    folder.mkdir(parents=True, exist_ok=True)  # without a shared disk each machine has its own
     uuid = _uuid(device)
     meter = Meter(uuid, folder, group.rank, share=gpus) if uuid else None
     try:
@@ -126,11 +127,18 @@ def run_stage(
             if attempt is not None:
                 job.on_progress, job.on_note = attempt.progress, attempt.log
             job.stop_at = stage.rung.step if stage.rung else None
+            kept = job.checkpoints if isinstance(job.checkpoints, StageCheckpoints) else None
+            if kept is not None:
+                kept.attempt = folder
             output = importlib.import_module(modules[0]).run(job)
+            if kept is not None:
+                kept.wait()
             if stage.rung:
                 evaluation = stage.rung.evaluation
+                # as if their inputs were there
                 following = (evaluation.inputs["features"], evaluation)
-                output.values = measure(output, *(job_of(s, store, device) for s in following))
+                jobs = (job_of(replace(s, inputs={}), store, device) for s in following)
+                output.values = measure(output, *jobs)
         used = _of_all(group, (_cpu_s() - began_s, meter and _reading(meter, device)))
         if attempt is not None:
             attempt.complete(output, sum(s for s, _ in used), [gpu for _, gpu in used if gpu])
@@ -163,7 +171,7 @@ def job_of(stage: Stage, store: Store | None, device: torch.device) -> Job:
     if store is None:
         settings = {name: value for name, value in settings.items() if name != "weights"}
     else:
-        inputs = {name: store.folder(source.key) for name, source in stage.inputs.items()}
+        inputs = {name: store.fetch(source.key) for name, source in stage.inputs.items()}
         if stage.steps:
             kept = StageCheckpoints(store, stage.key, stage.code.hash)
     return Job(
@@ -178,6 +186,7 @@ def job_of(stage: Stage, store: Store | None, device: torch.device) -> Job:
         weights=Path(str(places["weights"])) if "weights" in places else None,
         device=device,
         checkpoints=kept,
+        fingerprint=stage.data.fingerprint,
     )
 
 
@@ -377,7 +386,7 @@ class Attempt:
             raise StageFailed(f"{self.stage.title}: this attempt was given up for lost")
         if status == "complete":
             # before the end is told: the run may end then, and this process with it
-            shutil.rmtree(self.store.checkpoints(self.stage.key), ignore_errors=True)
+            self.store.discard(self.store.checkpoints(self.stage.key))
         ended = Ended(self.stage.key, record.error.message if record.error else None)
         self.tell(Stopped(ended.key, self.stage.until) if status == "stopped" else ended)
 

@@ -47,13 +47,13 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON data for people to read as well. Raises `UserError` if it cannot."""
-    write_atomic(path, _text(value))
+    write_atomic(path, json_text(value))
 
 
 def write_first(path: Path, value: Any) -> bool:
     """Like `write_json` where there is no such file yet. Return whether this writer was first."""
     whole = path.with_name(f".{path.name}.{os.getpid()}.whole")
-    write_atomic(whole, _text(value))
+    write_atomic(whole, json_text(value))
     try:
         os.link(whole, path)
     except FileExistsError:
@@ -67,7 +67,8 @@ def write_first(path: Path, value: Any) -> bool:
     return True
 
 
-def _text(value: Any) -> bytes:
+def json_text(value: Any) -> bytes:
+    """Return JSON data as they are written: for people to read as well."""
     return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
 
 

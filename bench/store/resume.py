@@ -15,6 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.errors import MachineError
 from bench.store.files import read_json, regular, write_atomic, write_json
 from bench.store.record import Count, Curves
 from bench.store.store import Store
@@ -54,7 +56,9 @@ class StageCheckpoints:
     """The checkpoints of one stage under one version of its code."""
 
     def __init__(self, store: Store, key: str, code: str) -> None:
-        self.folder = store.checkpoints(key) / code
+        self.store, self.folder = store, store.checkpoints(key) / code
+        #: the attempt's folder: what it holds is made known with each checkpoint
+        self.attempt: Path | None = None
         self._last = self._asked = time.monotonic()
         #: seconds that the training stood still for the last one
         self._stood_s = 0.0
@@ -62,9 +66,11 @@ class StageCheckpoints:
 
     def load(self) -> State | None:
         """Return the newest whole state, or None."""
+        self.store.fetch_checkpoint(self.folder)
         for note in reversed(self._notes()):
             try:
                 entry = _Note.model_validate(read_json(note))
+                self.store.fetch_checkpoint(note.with_suffix(".safetensors"), entry.sha256)
                 tensors = regular(note.with_suffix(".safetensors"))
                 if sha256(tensors) == entry.sha256:
                     return State(entry.step, load_file(tensors), entry.curves)
@@ -93,8 +99,7 @@ class StageCheckpoints:
 
     def save_now(self, state: State) -> None:
         """Write after what is being written. Raises OSError."""
-        if self._writer is not None:
-            self._writer.join()
+        self.wait()
         self._write(state)
 
     def _write(self, state: State) -> None:
@@ -109,9 +114,17 @@ class StageCheckpoints:
         write_atomic(path, parts())
         note = {"step": state.step, "sha256": checksum.hexdigest(), "curves": state.curves}
         write_json(path.with_suffix(".json"), note)
-        for old in self._notes()[:-KEPT]:
-            old.unlink(missing_ok=True)
-            old.with_suffix(".safetensors").unlink(missing_ok=True)
+        with suppress(MachineError):  # the next one may be known elsewhere again
+            self.store.publish(path, path.with_suffix(".json"))
+            if self.attempt is not None:
+                self.store.publish(self.attempt)
+            for old in self._notes()[:-KEPT]:
+                self.store.discard(old, old.with_suffix(".safetensors"))
+
+    def wait(self) -> None:
+        """Wait until no checkpoint is being written."""
+        if self._writer is not None:
+            self._writer.join()
 
 
 def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:

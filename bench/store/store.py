@@ -7,6 +7,7 @@
     stages/<key>/checkpoints/                    while the stage is not complete
     stages/<key>/attempts/<n>/record.json        written last, atomically: the attempt's authority
     runs/<time>.json                             one run of the command line
+    damaged/, removed/, ray/                     set aside, half removed, Ray's: nobody reads them
 
 A file is written under a temporary name and renamed, so what has its final name is whole. What a
 record says of its files (SHA-256) is checked before a stage builds on them.
@@ -70,7 +71,7 @@ def _refuse_link(path: Path) -> None:
 
 
 class Store:
-    """A store on a file system that all workers reach.
+    """A store on a file system that all workers reach; `bench.store.objects` has others.
 
     It may be a stranger's: what a record says of itself (key, attempt, run) must be what its path
     says. Raises `UserError` where the folder cannot be opened or holds a store of another version.
@@ -89,6 +90,15 @@ class Store:
 
     # ------------------------------------------------------------------------------ opening
 
+    @property
+    def name(self) -> str:
+        """Return how messages call the store."""
+        return str(self.root)
+
+    def exists(self) -> bool:
+        """Return whether anything was ever stored."""
+        return (self.root / "store.json").exists()
+
     def _check_version(self) -> None:
         """Refuse a store of another layout; nothing of it is touched."""
         marker = self.root / "store.json"
@@ -103,7 +113,7 @@ class Store:
             raise unreadable(marker, error) from None
         if schema != SCHEMA:
             raise UserError(
-                f"the store {self.root} was written by maect-bench {wrote} (records of version "
+                f"the store {self.name} was written by maect-bench {wrote} (records of version "
                 f"{schema}; this is {version('maect-bench')}, which reads version {SCHEMA}). "
                 f"Nothing was touched; choose another --store, or install that version"
             )
@@ -139,12 +149,15 @@ class Store:
             except BlockingIOError:
                 holder = file.read(20).decode(errors="replace").strip() or "unknown"
                 raise UserError(
-                    f"another run (process {holder}) is using the store {self.root}; wait for it, "
+                    f"another run (process {holder}) is using the store {self.name}; wait for it, "
                     f"or choose another --store"
                 ) from None
             except OSError as error:
                 raise store_error(path, error) from None
             yield
+
+    def check_held(self) -> None:
+        """Raise `MachineError` where the store was taken from the driver that locked it."""
 
     def check_usable(self, key: str) -> None:
         """Raise `UserError` where a run could not work in a stage's folder, or would leave it."""
@@ -174,6 +187,19 @@ class Store:
         return False
 
     # ------------------------------------------------------------------------------ reading
+
+    def refresh(self) -> None:
+        """Look anew at what is there, before many keys are read."""
+
+    def fetch(self, key: str) -> Path:
+        """Return the folder with the newest complete artifact of a key, for a stage to read.
+
+        Raises ValueError where it does not fit its record and that is seen.
+        """
+        return self.folder(key)
+
+    def fetch_checkpoint(self, path: Path, sha256: str | None = None) -> None:
+        """See to it that a checkpoint's file is here, or of a folder the notes of all."""
 
     def folder(self, key: str) -> Path:
         """Return where a stage's artifact and attempts lie."""
@@ -249,6 +275,10 @@ class Store:
             return None
         return record
 
+    def plain_damages(self, key: str, record: Record) -> Iterator[str]:
+        """Yield what is wrong with a record's files, as far as that is soon seen."""
+        return self.damages(key, record)
+
     def damages(self, key: str, record: Record) -> Iterator[str]:
         """Yield everything that is wrong with the files that a record of `key` names."""
         for name in record.files:
@@ -287,27 +317,72 @@ class Store:
             raise store_error(aside, error) from None
         end = {"status": "damaged", "error": Failure(kind="Damaged", message=why)}
         record = state.record.model_copy(update=end)
-        write_json(self.attempt_folder(state.key, record.attempt) / "record.json", sealed(record))
+        self._write(self.attempt_folder(state.key, record.attempt) / "record.json", sealed(record))
+
+    def sizes(self) -> dict[str, int]:
+        """Return path below the root -> bytes, 0 for folders; links are not followed."""
+        found = dict[str, int]()
+        for folder, folders, names in os.walk(self.root):
+            below = Path(folder).relative_to(self.root)
+            found |= {(below / name).as_posix(): 0 for name in folders}
+            for name in names:
+                with suppress(OSError):  # removed since it was listed
+                    told = Path(folder, name).lstat()
+                    found[(below / name).as_posix()] = told.st_size
+        return found
+
+    def remove(self, path: Path) -> None:
+        """Remove what lies at a path below the root; a link goes, what it leads to stays.
+
+        Whoever is killed meanwhile leaves it whole, or the rest of it in `removed`, which nobody
+        reads. Raises `UserError`.
+        """
+        gone = self.root / "removed" / f"{path.name}-{time.time_ns()}"
+        try:
+            gone.parent.mkdir(exist_ok=True)
+            path.rename(gone)
+            if gone.is_dir() and not gone.is_symlink():
+                shutil.rmtree(gone)
+            else:
+                gone.unlink()
+        except OSError as error:
+            raise store_error(path, error) from None
 
     # ------------------------------------------------------------------------------ writing
+
+    def _write(self, path: Path, value: Any) -> None:
+        write_json(path, value)
+
+    def _write_first(self, path: Path, value: Any) -> bool:
+        return write_first(path, value)
+
+    def publish(self, *paths: Path) -> None:
+        """Make known to all machines what was written below the root; folders with all in them."""
+
+    def discard(self, *paths: Path) -> None:
+        """Remove files or folders below the root, if they are there."""
+        for path in paths:
+            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                path.unlink()
 
     def begin(self, start: Record) -> Record:
         """Begin an attempt: write its `started.json`. Return the record with its number."""
         try:
             for number in count(max(self.attempts(start.key), default=0) + 1):
+                record = start.model_copy(update={"attempt": number})
                 folder = self.attempt_folder(start.key, number)
-                with suppress(FileExistsError):  # another writer's
-                    folder.mkdir(parents=True)
-                    break
+                folder.mkdir(parents=True, exist_ok=True)
+                if self._write_first(folder / "started.json", record.plain()):
+                    break  # else it is another writer's
         except OSError as error:
             raise store_error(self.folder(start.key), error) from None
-        record = start.model_copy(update={"attempt": number})
-        write_json(folder / "started.json", record.plain())
         return record
 
     def put_file(self, key: str, name: str, data: bytes) -> File:
         """Write one artifact file. Return its entry for the record."""
         write_atomic(self.folder(key) / name, data)
+        self.publish(self.folder(key) / name)
         return File(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
     def close_attempt(self, record: Record, ended_s: float) -> bool:
@@ -324,7 +399,8 @@ class Store:
             "log_tail": tail(folder / "log.txt"),
         }
         closed = record.model_copy(update=end)
-        return write_first(folder / "record.json", sealed(closed))
+        self.publish(folder)
+        return self._write_first(folder / "record.json", sealed(closed))
 
     def close_abandoned(
         self, attempt: Record, status: Status, why: str, ended_s: float | None = None
@@ -344,7 +420,7 @@ class Store:
 
     def write_run(self, run: Run) -> None:
         """Write a run's record."""
-        write_json(self.root / "runs" / f"{run.id}.json", run.model_dump())
+        self._write(self.root / "runs" / f"{run.id}.json", run.model_dump())
 
     def close_runs(self) -> None:
         """Note which runs ended without a word; the caller holds the store."""

@@ -268,6 +268,8 @@ class Suite:
     primary: ComparisonSettings | None = None
     secondary: list[ComparisonSettings] = field(default_factory=list)
     devices: DeviceSettings = field(default_factory=DeviceSettings)
+    #: names of all profiles of the file
+    profiles: list[str] = field(default_factory=list)
 
     @property
     def explores(self) -> bool:

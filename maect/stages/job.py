@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from maect import datasets
-from maect.datasets import Split
+from maect.datasets import DataError, Split
 from maect.device import keep_freed_memory
 from maect.parallel import Group, make_deterministic, require_avx2
 from maect.settings import DataSettings, ModelSettings, NumericsSettings
@@ -101,6 +102,8 @@ class Job:
     checkpoints: Checkpoints | None = None
     #: stop at a checkpoint once so many steps are taken, and leave what there is; None: take all
     stop_at: int | None = None
+    #: of the data that the run was planned with; None: whatever lies here
+    fingerprint: str | None = None
 
     @property
     def seed(self) -> int:
@@ -146,8 +149,15 @@ class Job:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
+    @cached_property
+    def _found(self) -> str | None:
+        return datasets.describe(self.data, self.data_root).fingerprint
+
     def split(self, name: str) -> Split:
-        """Return a split of the data. Raises DataError."""
+        """Return a split of the data. Raises DataError, also where they are not those expected."""
+        if self.fingerprint is not None and self._found not in (None, self.fingerprint):
+            told = f"{self.data.name} on {platform.node()} is not what the run was planned with"
+            raise DataError(f"{told}: there are other images, or other splits of them")
         return datasets.load(self.data, self.data_root, name, self.on_note)
 
     def tensors(self, input_name: str, file: str) -> dict[str, Tensor]:

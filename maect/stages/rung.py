@@ -6,8 +6,6 @@ the stage takes later are the same as without it.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from maect.stages.encoder import encoder_of
 from maect.stages.evaluate import evaluate
 from maect.stages.features import JobImages, extract
@@ -17,11 +15,11 @@ from maect.stages.job import Job, Output
 def measure(stopped: Output, features: Job, evaluation: Job) -> dict[str, float]:
     """Return the values of an evaluation on the selection split, as if training were over.
 
-    `features` and `evaluation` are the jobs that would follow; their inputs need not be there. All
-    workers compute features, the first one has the values.
+    `features` and `evaluation` are the jobs that would follow, without their inputs. All workers
+    compute features, the first one has the values.
     """
     channels = JobImages(features).channels
-    encoder = encoder_of(replace(features, inputs={}), channels)
+    encoder = encoder_of(features, channels)
     average = stopped.tensors.get("encoder_ema")
     encoder.load_state_dict(stopped.tensors["encoder"] if average is None else average)
     images = JobImages(features, encoder)

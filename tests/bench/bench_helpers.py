@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from bench.environment import AVX2
 from bench.plan.planner import make_plan
 from bench.plan.stage import Stage
 from bench.run.worker import run_stage
+from bench.store.client import Objects
 from bench.store.files import iso
 from bench.store.record import Cost, Data, Failure, Input, Record, Run, Status
 from bench.store.store import Store
@@ -167,6 +171,97 @@ def gone(processes: list[psutil.Process], within_s: float = 60.0) -> list[psutil
     return psutil.wait_procs(processes, timeout=within_s)[1]
 
 
+def free_port() -> int:
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        return int(chosen.getsockname()[1])
+
+
+@contextmanager
+def running_cluster(*options: str) -> Iterator[int]:
+    """A Ray cluster of one node with two cores, without variables of ours; its port."""
+    port = free_port()
+    ray = Path(sys.executable).with_name("ray")
+    own = {k: v for k, v in environment().items() if k not in AVX2}
+    own["PATH"] = f"{ray.parent}:{own['PATH']}"
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        head = subprocess.Popen(
+            [ray, "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
+             f"--temp-dir={folder}", *options],
+            env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            end = time.monotonic() + 120
+            while not any(Path(folder).glob("session_latest/sockets/raylet*")):
+                assert head.poll() is None and time.monotonic() < end
+                time.sleep(0.2)
+            yield port
+        finally:
+            parts = psutil.Process(head.pid).children(recursive=True)
+            head.terminate()
+            psutil.wait_procs([*parts, psutil.Process(head.pid)], timeout=5)  # it would take 30 s
+            for part in (*parts, head):
+                with suppress(psutil.Error):
+                    part.kill()
+
+
+# ------------------------------------------------------------------------------ object storage
+
+
+#: moto's server with a bucket that is there before the first request
+_SERVER = """
+import sys
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
+from moto.server import main
+s3_backends[DEFAULT_ACCOUNT_ID]["aws"].create_bucket("maect", "us-east-1")
+main(["-H", "127.0.0.1", "-p", sys.argv[1]])
+"""
+
+
+@contextmanager
+def s3_server(log: Path, port: int = 0, *, auth: int | None = None) -> Iterator[str]:
+    """An S3 server with the bucket `maect`, in a process of its own; gives its address.
+
+    With `auth` it asks for credentials after so many requests, and knows none but those it made.
+    """
+    port = port or free_port()
+    env = os.environ | ({} if auth is None else {"INITIAL_NO_AUTH_ACTION_COUNT": str(auth)})
+    script = [sys.executable, "-c", _SERVER, str(port)]
+    with log.open("ab") as file:
+        server = subprocess.Popen(script, stdout=file, stderr=file, env=env)
+    try:
+        end = time.monotonic() + 120
+        while True:
+            assert server.poll() is None and time.monotonic() < end, log.read_text()
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def s3_environment(address: str, cache: Path) -> dict[str, str]:
+    """What processes need in their environment to use that server, and a folder for copies."""
+    return {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": address,
+        "MAECT_CACHE": str(cache),
+    }
+
+
+def upload(root: Path, url: str) -> None:
+    """Copy a local store into a bucket, object by object."""
+    objects = Objects(url)
+    for path in root.rglob("*"):
+        if path.is_file() and path.relative_to(root).parts[0] in ("stages", "runs", "store.json"):
+            objects.put(path.relative_to(root).as_posix(), path)
+
+
 # ------------------------------------------------------------------------------ what a run leaves
 
 
@@ -228,12 +323,18 @@ def ray_processes(root: psutil.Process) -> list[psutil.Process]:
 
 
 def fill_store(
-    root: Path, *, suite: Path = SMOKE, only: str = "*", sets: Sequence[str] = (), seeds: int = 1
+    root: Path,
+    *,
+    suite: Path = SMOKE,
+    only: str = "*",
+    sets: Sequence[str] = (),
+    seeds: int = 1,
+    profile: str | None = None,
 ) -> Store:
     """A store with the stages of a suite's first seeds, run for real in this process."""
     store = Store(root)
     store.create()
-    loaded = load_suite(suite, seeds=seeds, sets=list(sets))
+    loaded = load_suite(suite, seeds=seeds, sets=list(sets), profile=profile)
     write_run(store, "in-process", suite=loaded.name, profile=loaded.profile)
     for stage in make_plan(loaded, store, only=only).stages.values():
         if stage.status != "cached":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from bench_helpers import SMOKE, Bench, Done, run_bench
+from bench_helpers import SMOKE, Bench, Done, run_bench, s3_environment, s3_server
 
 from bench.cli import main
 from bench.plan.planner import make_plan
@@ -48,6 +48,21 @@ def plan_of(tmp_path: Path) -> Callable[..., Plan]:
         return make_plan(suite, Store(store or tmp_path / "store"))
 
     return plan
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3 server on this machine."""
+    with s3_server(tmp_path_factory.mktemp("s3") / "log.txt") as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty place in a bucket, for this process and those that it starts."""
+    for name, value in s3_environment(s3, tmp_path / "cache").items():
+        monkeypatch.setenv(name, value)
+    return f"s3://maect/{tmp_path.parent.name}-{tmp_path.name}"
 
 
 @dataclass(frozen=True)

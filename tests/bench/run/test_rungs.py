@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,8 @@ def test_a_rung_measures_what_the_evaluations_would(stopped):
     row = plan.rows[0]
     knn, folder = row.evaluations["knn"], store.folder(row.chain[-1].key)
     files = {name: load_file(folder / f"{name}.safetensors") for name in ("encoder", "encoder_ema")}
-    jobs = [job_of(stage, store, torch.device("cpu")) for stage in (row.features, knn)]
+    alone = [replace(stage, inputs={}) for stage in (row.features, knn)]
+    jobs = [job_of(stage, store, torch.device("cpu")) for stage in alone]
     record = store.state(knn.key).record
     assert record is not None
     told = {metric.name: metric.value for metric in record.metrics}
