@@ -384,7 +384,7 @@ class Attempt:
         ended_s = record.started_s + time.monotonic() - self.clock
         if not self.store.close_attempt(record, ended_s):
             raise StageFailed(f"{self.stage.title}: this attempt was given up for lost")
-        if status == "complete":
+        if status == "complete" and self.stage.steps:
             # before the end is told: the run may end then, and this process with it
             self.store.discard(self.store.checkpoints(self.stage.key))
         ended = Ended(self.stage.key, record.error.message if record.error else None)

@@ -318,8 +318,6 @@ def test_the_lease_of_a_driver_that_is_gone_is_taken_at_once_on_its_machine_and_
 def test_a_store_that_cannot_be_opened_is_told_in_a_sentence(
     bucket: str, bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr(client, "FIRST_S", 1.0)
-
     def told(url: str, *words: object) -> str:
         done = bench(*(words or ("ls",)), "--store", url)
         assert (done.code, done.out) == (2, "")
@@ -337,6 +335,7 @@ def test_a_store_that_cannot_be_opened_is_told_in_a_sentence(
     assert f"the store {bucket} was written by maect-bench 9.9" in told(bucket)
     Objects(bucket).put("store.json", b"\xff")
     assert "store.json cannot be read" in told(bucket)
+    monkeypatch.setattr(client, "FIRST_S", 1.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert "http://127.0.0.1:9 does not answer" in told(bucket)
     with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -354,7 +353,7 @@ def test_credentials_that_are_wrong_or_missing_are_told(
 ):
     with s3_server(tmp_path / "log.txt", auth=2) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        iam = boto3.client("iam", endpoint_url=address)
+        iam = boto3.client("iam", "us-east-1", endpoint_url=address)
         iam.create_user(UserName="someone")
         key = iam.create_access_key(UserName="someone")["AccessKey"]
         done = bench("run", SMOKE, "--store", bucket)
