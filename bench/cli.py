@@ -30,6 +30,7 @@ COMMANDS = {
         "diff",
         "what differs between two runs; exit 3 if anything but the environment does",
     ),
+    "gc": ("gc", "list what no suite refers to; with --yes, remove it"),
     "data": ("data", "data sets: list, fetch, check"),
     "doctor": ("doctor", "what is here, what is missing, how to get it"),
 }

@@ -118,3 +118,5 @@ class SuiteView:
     #: what a gallery stage left: key, rows, seed, split, mask_ratio, norm_pix, summary, and its
     #: `arrays` by name (see `maect.stages.gallery`)
     gallery: dict[str, Any] | None = None
+    #: what a search did without by stopping cells, a sentence
+    spared: str | None = None

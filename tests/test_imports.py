@@ -174,6 +174,7 @@ def heavy_modules(script: str) -> list[str]:
         ["ls", "--help"],
         ["show", "--help"],
         ["report", "--help"],
+        ["gc", "--help"],
         ["doctor", "--help"],
         ["doctor"],
     ],

@@ -110,6 +110,12 @@ def load(options: argparse.Namespace) -> Suite:
     )
 
 
+def file_and_profile(text: str) -> tuple[Path, str | None]:
+    """Return a suite's file and the profile that is named with it: `suites/smoke.yaml:tiny`."""
+    file, _, profile = text.rpartition(":") if ".yaml:" in text else (text, "", "")
+    return Path(file), profile or None
+
+
 def planned(options: argparse.Namespace, store: Store, *, keep_stale: bool) -> Plan:
     """Return the plan of the suite that the arguments choose, with what a store has of it.
 

@@ -87,11 +87,11 @@ def _side(what: str, store: Store) -> Side:
     key. Raises `UserError` if it is none of these.
     """
     found = Side(what)
-    file, _, profile = what.rpartition(":") if ".yaml:" in what else (what, "", "")
+    file, profile = common.file_and_profile(what)
     if os.path.isdir(what) or "://" in what:
         found.add_all(common.existing(what if "://" in what else Path(what)))
-    elif file.endswith((".yaml", ".yml")):
-        suite = load_suite(Path(file), profile=profile or None)
+    elif file.suffix in (".yaml", ".yml"):
+        suite = load_suite(file, profile=profile)
         plan = make_plan(suite, store, keep_stale=True)
         found.add(stage.record for stage in plan.stages.values())
     elif any(run.id == what for run in store.runs()):

@@ -9,6 +9,7 @@ from statistics import median_low
 from typing import NamedTuple
 
 from bench.plan.stage import Plan, Stage
+from bench.plan.status import UNTRIED
 
 #: Where no record tells a rate: a device, its peak FLOP/s in dense bf16, and the share of it that
 #: training is taken to reach, low, middle and high. Of the published costs, 40 A100-hours for
@@ -94,7 +95,9 @@ def rates(plan: Plan) -> dict[str, Rates]:
         if stage.record is not None and stage.record.cost.device_kind == device:
             cost = stage.record.cost
             spent_s = max(cost.devices * (cost.wall_s or 0.0), 1e-3)
-            speeds[stage.kind].append((stage.flops or 1.0) / spent_s)
+            # of a stage that went on from a checkpoint, what its last attempt did
+            left = 1 - stage.steps_at("resumed_at", stage.record) / (stage.steps or 1)
+            speeds[stage.kind].append((stage.flops * left or 1.0) / spent_s)
             held[stage.kind].append(cost.devices)
     recorded = set(speeds)
     if given is not None and given.device_kind == device:
@@ -134,6 +137,23 @@ def seconds(stage: Stage, known: Mapping[str, Rates]) -> float | None:
     if rates is None and stage.flops:  # an evaluation that runs the encoder, about as features do
         rates = known.get("features")
     return None if rates is None else 3600 * _hours(stage, rates).hours / rates.devices
+
+
+def spared(plan: Plan) -> str | None:
+    """Return in words the training that a search did without by stopping cells, or None."""
+    operations, hours, known = 0.0, 0.0, rates(plan)
+    stopped = [s for s in plan.with_status("pruned") if s.trains and s.reason != UNTRIED]
+    for stage in stopped:
+        taken = max((stage.steps_at("stopped_at", a) for a in stage.state.attempts), default=0)
+        left = 1 - taken / (stage.steps or 1)
+        operations += stage.flops * left
+        own = _of(stage, known)
+        hours += left * _hours(stage, own).hours if own else math.nan
+    if not stopped:
+        return None
+    text = f"Stopping early spared {operations:.3g} FLOPs of training"
+    device = "GPU" if _device(plan) == "gpu" else "core"
+    return text + ("" if math.isnan(hours) else f", about {hours:.3g} {device}-hours") + "."
 
 
 def remaining(plan: Plan, left: list[Stage], slots: int, going_s: float = 0.0) -> float | None:

@@ -16,13 +16,13 @@ from typing import Any
 from bench.environment import processors
 from bench.errors import UserError, short, suggestion
 from bench.plan.identity import code, stage_key
-from bench.plan.stage import Plan, Row, Stage, entry_modules
+from bench.plan.stage import Plan, Row, Rung, Stage, entry_modules
 from bench.plan.status import assess_all
 from bench.store import calibration
 from bench.store.store import Store
 from bench.suite.evaluations import Evaluation
 from bench.suite.load import data_info
-from bench.suite.schema import Suite, Variant
+from bench.suite.schema import SearchSettings, Suite, Variant
 from maect import datasets, flops
 from maect.datasets import DataInfo, lists
 from maect.files import sha256
@@ -165,7 +165,22 @@ class _RowPlanner:
             if source is not features and source not in more:
                 more.append(source)
             evaluations[name] = self._evaluation(name, evaluation, source)
+        search, cells = self.planner.suite.search, self.planner.suite.cells
+        if search and search.rungs and self.variant.name in cells and not earlier:
+            self._add_rungs(search, encoder_stage(self.chain), evaluations[search.metric])
         return Row(self.variant, self.seed, self.chain, features, more, evaluations)
+
+    def _add_rungs(self, search: SearchSettings, stage: Stage, evaluation: Stage) -> None:
+        """Let a search compare its cells within a stage. Raises `UserError` where it cannot."""
+        problem, steps = None, search.rung_steps(stage.steps or 0)
+        if stage.rungs:
+            problem = f"'{self.variant.name}' trains like another cell, and rungs tell none apart"
+        elif steps[0] < 1 or len({*steps, stage.steps}) <= len(steps):
+            problem = f"{stage.title} has {stage.steps} steps, too few for {len(steps)} rungs with "
+            problem += f"reduction {search.reduction:g} (they would be at {steps})"
+        if problem:
+            raise UserError(f"{problem}; lower search.rungs to 0", file=self.planner.suite.path)
+        stage.rungs = [Rung(step, evaluation) for step in steps]
 
     @property
     def data(self) -> DataInfo:

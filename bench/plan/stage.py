@@ -26,6 +26,16 @@ ENTRY = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Rung:
+    """A point within a training stage at which a search compares its cell with others."""
+
+    #: steps taken
+    step: int
+    #: the evaluation that it goes by; what it reads is among its inputs
+    evaluation: Stage
+
+
 @dataclass(eq=False)
 class Stage:
     """One unit of work with one output."""
@@ -46,6 +56,10 @@ class Stage:
     #: cached | stale | pending | pruned (a search left it out)
     status: str = "pending"
     reason: str | None = None
+    #: where a search may stop it; no part of its identity, as they change no bit
+    rungs: list[Rung] = field(default_factory=list)
+    #: the number of the rung, from 1, at which it is to stop; of none there: not before its end
+    until: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what travels to a worker: all but what the store holds of the stage."""
@@ -72,6 +86,16 @@ class Stage:
         if self.kind in ENTRY:
             return self.trains or self.kind == "features"
         return evals.get(self.kind).needs_encoder
+
+    @property
+    def rung(self) -> Rung | None:
+        """Return the rung at which it is to stop; None: not before its end."""
+        return self.rungs[self.until - 1] if 0 < self.until <= len(self.rungs) else None
+
+    def steps_at(self, name: str, attempt: Record | None) -> int:
+        """Return a count of steps that an attempt's summary tells: `stopped_at`, `resumed_at`."""
+        told = attempt.summary.get(name) if attempt else None
+        return min(max(told, 0), self.steps or 0) if isinstance(told, int) else 0
 
     @property
     def record(self) -> Record | None:

@@ -30,6 +30,8 @@ def assess(stage: Stage, store: Store, *, keep_stale: bool = False) -> None:
         last = stage.state.attempts[-1] if stage.state.attempts else None
         if last is not None and last.status == "failed" and last.error is not None:
             stage.reason = f"failed before: {last.error.message}"
+        if last is not None and last.status == "stopped" and last.error is not None:
+            stage.reason = f"stopped {last.error.message}"
         return
     waiting = [s.title for s in stage.inputs.values() if s.status != "cached"]
     if waiting:
@@ -62,6 +64,8 @@ def _changed_modules(record: Record, stage: Stage) -> list[str]:
 def search_identity(suite: Suite) -> str:
     """Return a digest of everything that a search's decisions depend on, results apart."""
     search = suite.search.resolved() if suite.search else {}
+    if not search.get("rungs"):  # as searches were before there were rungs
+        search.pop("rungs", None)
     return digest([search, suite.seeds, sorted(suite.variants)], 20)
 
 

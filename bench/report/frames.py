@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from bench import environment
 from bench.errors import reason
+from bench.plan import estimate
 from bench.plan.stage import Plan, Row, Stage
 from bench.plan.status import UNTRIED
 from bench.store.record import Curves, Data, Failure, Record
@@ -67,6 +68,7 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
             if (run.suite, run.profile) == (suite.name, suite.profile)
         ],
         cells=_cells(plan),
+        spared=estimate.spared(plan),
         columns=columns,
         gallery=_gallery(plan, store, problems),
         named=_named(plan),
@@ -130,7 +132,8 @@ def _status(stage: Stage, attempts: list[Record]) -> tuple[str, str | None]:
         return "stale", stage.reason  # kept or not, its code is not today's
     if stage.status == "cached":
         return "complete", None
-    if stage.status == "pruned" or not attempts or attempts[-1].status in ("complete", "damaged"):
+    as_planned = ("complete", "damaged", "stopped")
+    if stage.status == "pruned" or not attempts or attempts[-1].status in as_planned:
         return stage.status, stage.reason
     newest = attempts[-1]
     status = "interrupted" if newest.status == "lost" else newest.status
@@ -197,7 +200,10 @@ def _search_note(plan: Plan) -> str:
     }
     untried = _untried(plan)
     by = f"by {search.metric} on the selection split"
-    by += ", seed after seed (ASHA)" if search.asha else ""
+    if search.rungs:
+        by += f" at {search.rungs} rungs within the last training stage of the first seed (ASHA)"
+    else:
+        by += ", seed after seed (ASHA)" if search.asha else ""
     return (
         f"Exploration: {how}, compared {by}. {len(cells) - len(untried)} of {len(cells)} cells "
         f"were tried, {len(pruned - untried)} of them stopped early; their cost is in the ledger. "
@@ -314,6 +320,10 @@ def _stage_row(one: _Told) -> dict[str, Any]:
     stage, record = one.stage, one.record
     measured = {} if record is None else _measured(record)
     if record is not None:
+        parts = [_measured(part) for part in [*_parts(one), record]]
+        for name in ("device_hours", "wall_s", "cpu_s", "energy_kwh"):
+            values = [part[name] for part in parts]
+            measured[name] = None if None in values else math.fsum(values)
         measured |= {name: record.env.get(name) for name in ("torch", "workers", "backend")}
         measured |= {"worker": f"{record.env['host']}:{record.pid}", "code": record.code.hash}
     return measured | {
@@ -327,13 +337,23 @@ def _stage_row(one: _Told) -> dict[str, Any]:
     }
 
 
+def _parts(one: _Told) -> list[Record]:
+    """Return the attempts that stopped at rungs on the way to a stage's complete one."""
+    end = one.record
+    if end is None or not one.stage.steps_at("resumed_at", end):
+        return []
+    mine = [part for part in one.attempts if part.attempt < end.attempt and part.code == end.code]
+    return [part for part in mine if part.status == "stopped"]
+
+
 def _attempt_rows(one: _Told) -> Iterator[dict[str, Any]]:
+    parts = _parts(one)
     for attempt in one.attempts:
         yield _measured(attempt) | {
             "key": one.stage.key,
             "kind": one.stage.kind,
             "name": one.stage.title,
-            "status": attempt.status,
+            "status": "continued" if attempt in parts else attempt.status,
             "error": attempt.error.message if attempt.error else None,
         }
 

@@ -44,6 +44,8 @@ from bench.run.mailbox import Alive, Event, GroupEnded, Mailbox
 from bench.run.scheduler import WAIT_S
 from bench.store.store import Store
 from bench.suite.schema import DeviceSettings
+from maect.datasets import DataError, prepare
+from maect.settings import DataSettings
 
 #: how long Ray may take to start, and how long the mailbox may leave a question unanswered
 START_S, ANSWER_S = 120.0, 60.0
@@ -146,6 +148,29 @@ class Cluster:
                 f"{' and '.join(f'{count:.0f} {name}s' for name, count in has.items())}. Lower "
                 f"--workers or {more}"
             )
+
+    def lacking(self, data: list[tuple[DataSettings, Path, str | None]]) -> dict[str, str]:
+        """Return what other nodes lack of these data: a node's name -> why.
+
+        Each set comes with its root and its fingerprint. A node reads a folder of images once.
+        """
+        here = ray.get_runtime_context().get_node_id()
+        asked = {}
+        for node in ray.nodes() if self._joined else ():
+            if node["Alive"] and (number := node["NodeID"]) != here:
+                there = NodeAffinitySchedulingStrategy(number, soft=False)
+                ask = ray.remote(_lack).options(
+                    num_cpus=0, max_retries=0, scheduling_strategy=there
+                )
+                asked[ask.remote(data)] = f"{node['NodeManagerHostname']} ({number[:6]})"
+        found, left = {}, list(asked)
+        while left:
+            signals.check()
+            answered, left = ray.wait(left, timeout=0.2)
+            for answer in answered:
+                with contextlib.suppress(ray.exceptions.RayError):  # a lost node is no news yet
+                    found[asked[answer]] = ray.get(answer)
+        return {name: why for name, why in found.items() if why}
 
     def _nodes(self) -> list[dict[str, float]]:
         """Return the resources of each node that is alive and that workers may run on."""
@@ -342,6 +367,18 @@ def _torch_config(gpus: float, width: int) -> Any:
     return Config(backend=None if width > 1 else "gloo")  # alone it sends nothing
 
 
+def _lack(data: list[tuple[DataSettings, Path, str | None]]) -> str:
+    """Return what this node lacks of these data; nothing if it has all."""
+    for settings, root, fingerprint in data:
+        try:
+            found = prepare(settings, root).fingerprint
+        except DataError as error:
+            return str(error)
+        if found != fingerprint:
+            return f"{settings.path or settings.name} holds other images than on the run's own node"
+    return ""
+
+
 def _serve(config: dict[str, Any]) -> None:
     """The train function of a group, on each of its workers."""
     from bench.run.worker import serve  # imports torch
@@ -382,6 +419,10 @@ def _start(address: str | None, cores: int, waiting: Callable[[float], None]) ->
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         _knock(address)
+        # its workers have the variables of their node, not of this process; a job may name them too
+        ours = {name: os.environ[name] for name in environment.AVX2 if name in os.environ}
+        options["runtime_env"] = {"env_vars": ours}
+        os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     else:
         options |= {
             "num_cpus": cores if shared else None,

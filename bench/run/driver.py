@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bench import environment
@@ -19,7 +20,7 @@ from bench.run.scheduler import RunState
 from bench.store.files import iso
 from bench.store.record import Run, Status
 from bench.store.store import Store
-from maect.settings import ModelSettings
+from maect.settings import DataSettings, ModelSettings
 
 if TYPE_CHECKING:
     from bench.run import tune
@@ -239,6 +240,7 @@ class _Driver:
             self.display.say(f"{self.options.workers} workers share this machine's cores")
         self.state.wait_s = cluster.wait_s
         cluster.check_room()
+        self._check_data(cluster)
         self._look_at_nodes(cluster)
         self.limit = self._limit(cluster)
         self._look_again()
@@ -256,6 +258,19 @@ class _Driver:
                 self.display.refresh()
                 self._listen(cluster)
                 self._look_at_search(cluster)
+
+    def _check_data(self, cluster: Cluster) -> None:
+        """Raise `UserError` unless all nodes of the cluster have the data that are left to read."""
+        wanted = {}
+        for stage in self.state.left():
+            if "data" in stage.settings:
+                place = {"path": stage.places["data_path"], "stage": stage.places["data_stage"]}
+                settings = DataSettings.parse(stage.settings["data"] | place)
+                root = Path(str(stage.places["data_root"]))
+                wanted[settings, root] = stage.data.fingerprint
+        if lacking := cluster.lacking([(*which, known) for which, known in wanted.items()]):
+            told = "; ".join(f"{node}: {why}" for node, why in lacking.items())
+            raise UserError(f"the data are not on every node of the cluster: {told}")
 
     def _look_at_nodes(self, cluster: Cluster) -> None:
         """Nodes come and go. One group may be asked for in any case: that calls for a node."""
@@ -352,8 +367,10 @@ class _Driver:
                 self._completed(self.plan.stages[key])
             case mailbox.Ended(key, str(problem)):
                 self._failed(key, problem)
-            case mailbox.Wanted(keys):
-                self.state.held -= set(keys)
+            case mailbox.Stopped(key, rung):
+                self._stopped(self.plan.stages[key], rung)
+            case mailbox.Wanted(keys, rung):
+                self.state.want(keys, rung)
             case mailbox.GroupEnded(group, problem, hopeless):
                 self._group_ended(group, problem or "the worker group ended")
                 if hopeless:
@@ -378,6 +395,14 @@ class _Driver:
                     self.state.complete(other.key)
                     self._ended(other, "complete")
 
+    def _stopped(self, stage: Stage, rung: int) -> None:
+        """Take note that a stage has come to a rung, where it waits for the search."""
+        self._assess(stage)
+        self.state.stop(stage.key, rung)
+        if self.cluster is not None:
+            self.cluster.settle(mailbox.at_rung(stage.key, rung), "complete")
+        self.display.end(stage, "stopped", stage.reason)
+
     def _failed(self, key: str, reason: str) -> None:
         """Take note of a failure and of what it takes with it, for the table too."""
         if key not in self.state.done:
@@ -388,7 +413,9 @@ class _Driver:
     def _ended(self, stage: Stage, how: str) -> None:
         why = self.state.failed.get(stage.key)
         if self.options.tune and self.cluster is not None:
-            self.cluster.settle(stage.key, why or how)
+            rungs = [mailbox.at_rung(stage.key, n) for n in range(1, len(stage.rungs) + 1)]
+            for name in [stage.key, *rungs]:
+                self.cluster.settle(name, why or how)
         self.display.end(stage, how, why)
 
     def _group_ended(self, group: int, why: str) -> None:
@@ -437,7 +464,9 @@ class _Driver:
                 self.state.pruned[stage.key] = stage.reason
         held.clear()
         if self.state.pruned:
-            self.display.say(f"the search leaves out {len(self.state.pruned)} stages")
+            told = f"the search leaves out {len(self.state.pruned)} stages"
+            spared = estimate.spared(self.plan)
+            self.display.say(f"{told}. {spared}" if spared else told)
 
     # -------------------------------------------------------------------------------------- the end
 
@@ -448,7 +477,8 @@ class _Driver:
             self.cluster.close(finished=self.state.finished and not starting, search=self.search)
         with suppress(MachineError):  # the store itself may be what gave way
             for stage in self.plan.stages.values():
-                if stage.key in self.state.begun:
+                # what stopped at a rung has its end, and stays marked
+                if stage.key in self.state.begun - self.state.pruned.keys():
                     self._close_running(stage, "interrupted", "the run was stopped")
         if self.cluster is not None:
             kind: Literal["cpu", "gpu"] = "gpu" if self.cluster.gpus else "cpu"

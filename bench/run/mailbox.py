@@ -55,10 +55,19 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class Stopped:
+    """A training stage has stopped at a rung, numbered from 1, and its record says so."""
+
+    key: str
+    rung: int
+
+
+@dataclass(frozen=True)
 class Wanted:
-    """A trial of a search asks for stages."""
+    """A trial of a search asks for stages; of the last one as far as a rung unless that is 0."""
 
     keys: tuple[str, ...]
+    rung: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,11 +89,16 @@ class GroupEnded:
     hopeless: bool = False
 
 
-Event = Waiting | Began | Stepped | Ended | Wanted | Alive | GroupEnded
+Event = Waiting | Began | Stepped | Ended | Stopped | Wanted | Alive | GroupEnded
 #: events that need not be heard at once
 _CAN_WAIT = (Stepped, Alive)
 #: how a worker leaves an event for the driver
 Tell = Callable[[Event], None]
+
+
+def at_rung(key: str, rung: int) -> str:
+    """Return how a stage's way to a rung is named among what ends."""
+    return f"{key}@{rung}"
 
 
 class Mailbox:
@@ -97,7 +111,7 @@ class Mailbox:
         #: group -> the stage left for it, or None where it shall end
         self._left: dict[int, Stage | None] = {}
         self._events: list[Event] = []
-        #: key -> "complete", or why the stage did not complete
+        #: key, or key and rung -> "complete", or why the stage did not complete
         self._ended: dict[str, str] = {}
         self._closed = False
         self._moved = asyncio.Condition()

@@ -107,6 +107,9 @@ class Display:
         bar = self.running.pop(stage.key, None)
         if bar is not None:
             self.bars.remove_task(bar)
+        if how == "stopped":
+            self.say(f"  {stage.title}: {why}")
+            return
         if how == "lost":
             self.say(f"  {stage.title}: its worker died; trying again ({why})")
             return

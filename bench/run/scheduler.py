@@ -10,7 +10,7 @@ that has nothing to do makes way for the other kind.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -164,11 +164,17 @@ class RunState:
         """Return the stages that can be given to a group, the most pressing first.
 
         Features and evaluations come before training: results show early, and a run that its
-        budget ends has paid for them.
+        budget ends has paid for them. Of stages on their way to a rung the least far come first,
+        in an order as good as random, so that a search compares many cells before it goes on.
         """
         busy = self.running | self.held
         found = [s for s in self.left() if s.key not in busy and self.inputs_done(s)]
-        return sorted(found, key=lambda stage: (stage.trains, -self._path[stage.key]))
+
+        def order(stage: Stage) -> tuple[bool, int, float, str]:
+            rung = stage.until if stage.rungs else 0
+            return stage.trains, rung, -self._path[stage.key], stage.key if rung else ""
+
+        return sorted(found, key=order)
 
     def inputs_done(self, stage: Stage) -> bool:
         """Return whether everything that a stage builds on is complete."""
@@ -195,6 +201,20 @@ class RunState:
         """A stage was given to a group."""
         self.groups[group].phase, self.groups[group].stage = "working", key
         self.begun.add(key)
+
+    def want(self, keys: Sequence[str], rung: int) -> None:
+        """A trial asks for stages; of the last one as far as a rung, unless that is 0."""
+        self.held -= {*keys}
+        for key in keys:
+            stage = self.stages[key]
+            wanted = rung if rung and key == keys[-1] else len(stage.rungs) + 1
+            stage.until = max(stage.until, wanted)  # another trial may want more
+
+    def stop(self, key: str, rung: int) -> None:
+        """A stage has come to a rung; unless more is wanted of it, it waits there."""
+        self._release(key)
+        if self.stages[key].until == rung:
+            self.held.add(key)
 
     def complete(self, key: str) -> None:
         """A stage is complete."""

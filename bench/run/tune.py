@@ -5,13 +5,16 @@ are stages like any other, run by the same worker groups and kept under their ke
 shares with others (the MAE, say) runs once, and a finished trial never runs again.
 
 A trial asks for all of its seeds at once, unless the search explores. Then cells compete on the
-selection split, seed after seed: after each the search goes on with some and stops others.
+selection split, seed after seed: after each the search goes on with some and stops others. With
+rungs they compete within the first seed's last training stage instead. It stops at a checkpoint at
+each rung, so that no device waits for a decision, and goes on from there if its cell does.
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -19,11 +22,12 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from bench.plan.stage import Plan, Row
+from bench.plan.stage import Plan, Row, Rung, Stage
 from bench.plan.status import UNTRIED
 from bench.run.cluster import Cluster
-from bench.run.mailbox import Wanted
+from bench.run.mailbox import Wanted, at_rung
 from bench.store.store import Store
+from bench.suite.schema import SearchSettings
 
 #: a resource that every cluster has once; trials hold a crumb of it, and so no core or GPU that
 #: the worker groups need
@@ -43,6 +47,9 @@ class Trial:
     parameters: dict[str, Any]
     #: for each step the keys of what it lacks, and the evaluations: (name, key)
     steps: list[tuple[list[str], list[tuple[str, str]]]]
+    #: the stage within which cells are compared before, and what that needs
+    within: Stage | None = None
+    before: list[str] = field(default_factory=list)
 
 
 def of_cells(plan: Plan) -> dict[str, set[str]]:
@@ -62,10 +69,13 @@ def trials(plan: Plan) -> list[Trial]:
     found = []
     for label, cell in plan.suite.cells.items():
         rows = [row for row in plan.rows if row.variant.name == label]  # `--only` may leave it out
-        steps = [_step([row]) for row in rows] if plan.suite.explores else [_step(rows)]
+        within = next((s for row in rows for s in row.chain if s.rungs), None)
+        by_seed = plan.suite.explores and within is None
+        steps = [_step([row]) for row in rows] if by_seed else [_step(rows)]
         if rows and (plan.suite.explores or steps[0][0]):
             parameters = {path: choice.name for path, choice in cell.items()}
-            found.append(Trial(label, parameters, steps))
+            before = [stage.key for stage in rows[0].chain]
+            found.append(Trial(label, parameters, steps, within, before))
     return found
 
 
@@ -77,24 +87,59 @@ def _step(rows: list[Row]) -> tuple[list[str], list[tuple[str, str]]]:
 # --------------------------------------------------------------------------- in a trial's process
 
 
-def run_trial(config: dict[str, Any], trials: list[Trial], store: Store, mailbox: Any) -> None:
+def run_trial(
+    config: dict[str, Any],
+    trials: list[Trial],
+    store: Store,
+    mailbox: Any,
+    settings: SearchSettings,
+) -> None:
     """Ask for a trial's stages, wait, and report the evaluations' primary metrics.
 
-    After each step it reports their means so far; there ASHA may stop it. Raises RuntimeError where
-    a stage does not complete.
+    After each rung it reports the one that the search goes by, after each step their means so far;
+    there ASHA may stop it. Raises RuntimeError where a stage does not complete.
     """
-    values: dict[str, list[float]] = {}
-    for number, (todo, evaluations) in enumerate(_trial(config, trials).steps, 1):
-        mailbox.tell.remote(Wanted(tuple(todo)))
-        how = ray.get(mailbox.outcomes.remote(todo))
+    trial, values = _trial(config, trials), dict[str, list[float]]()
+    stage = trial.within
+
+    def wait_for(names: Iterable[str]) -> None:
+        how = ray.get(mailbox.outcomes.remote([*names]))
         failed = [why for why in how.values() if why != "complete"]
         if failed:
             raise RuntimeError(f"a stage of the trial ended: {failed[0]}")
+
+    for number, rung in enumerate(stage.rungs if stage else (), 1):
+        assert stage is not None
+        found = measured_at(store, stage, rung)
+        if found is None and stage.status != "cached":
+            mailbox.tell.remote(Wanted((*trial.before, stage.key), number))
+            wait_for([at_rung(stage.key, number)])
+            found = measured_at(store, stage, rung)
+        if found is not None:
+            tune.report({STEPS: age_at(number, settings), settings.metric: found})
+    for number, (todo, evaluations) in enumerate(trial.steps, len(stage.rungs) + 1 if stage else 1):
+        mailbox.tell.remote(Wanted(tuple(todo)))
+        wait_for(todo)
         for name, key in evaluations:
             record = store.state(key).record
             if record is not None and record.primary is not None:
                 values.setdefault(name, []).append(record.primary.value)
-        tune.report({STEPS: number, **{name: fmean(found) for name, found in values.items()}})
+        age = age_at(number, settings) if stage else number
+        tune.report({STEPS: age, **{name: fmean(found) for name, found in values.items()}})
+
+
+def age_at(rung: int, settings: SearchSettings) -> float:
+    """Return the age of a trial at a rung: 1 at the first one, where ASHA's milestones are too."""
+    return settings.reduction ** (rung - 1)
+
+
+def measured_at(store: Store, stage: Stage, rung: Rung) -> float | None:
+    """Return what a stage measured at a rung under its code; None, too, where it was past it."""
+    for attempt in store.state(stage.key).attempts:
+        told = (attempt.code.hash, attempt.summary.get("rung"), attempt.summary.get("stopped_at"))
+        if told == (stage.code.hash, rung.evaluation.key, rung.step) and attempt.primary:
+            return attempt.primary.value
+    return None
 
 
 def _trial(config: dict[str, Any], trials: list[Trial]) -> Trial:
@@ -122,7 +167,7 @@ class Search(threading.Thread):
         self.at_once = min(self.count, max(MAX_AT_ONCE, wanted))
         self.store, self.run_id, self.cluster = store, run_id, cluster
         self._users = of_cells(plan)
-        #: cell -> seeds that it came to
+        #: cell -> seeds that it came to, or rungs
         self._seeds: dict[str, int] = {}
         self._failed: set[str] = set()
         self._problem: str | None = None
@@ -139,6 +184,8 @@ class Search(threading.Thread):
         most = max((self._seeds.get(label, 0) for label in self._users[key]), default=0)
         if not most:
             return UNTRIED
+        if self.settings.rungs:
+            return f"stopped at rung {most} of {self.settings.rungs} by ASHA, others did better"
         return (
             f"stopped after {most} of {len(self.plan.suite.seeds)} seeds by ASHA, others did better"
         )
@@ -153,9 +200,8 @@ class Search(threading.Thread):
             self._problem = str(error) or repr(error)
 
     def _tuner(self) -> tune.Tuner:
-        trainable = tune.with_parameters(
-            run_trial, trials=self.todo, store=self.store, mailbox=self.cluster.mailbox
-        )
+        given = {"trials": self.todo, "store": self.store, "mailbox": self.cluster.mailbox}
+        trainable = tune.with_parameters(run_trial, settings=self.settings, **given)
         return tune.Tuner(
             tune.with_resources(trainable, tune.PlacementGroupFactory([_HEAD])),
             param_space=self._space(),
@@ -169,7 +215,8 @@ class Search(threading.Thread):
         label = _trial(result.config, self.todo).label
         if result.error is not None:
             self._failed.add(label)
-        came_to = int((result.metrics or {}).get(STEPS, 0))
+        # its reports: one for each rung or seed
+        came_to = int((result.metrics or {}).get("training_iteration", 0))
         self._seeds[label] = max(came_to, self._seeds.get(label, 0))
 
     def _space(self) -> dict[str, Any]:
@@ -197,9 +244,11 @@ class Search(threading.Thread):
 
             searcher, samples = OptunaSearch(seed=self.settings.seed), self.count
         if self.settings.asha:
+            rungs, seeds = self.settings.rungs, max(len(trial.steps) for trial in self.todo)
+            end: Any = age_at(rungs + 1, self.settings) if rungs else seeds
             scheduler = ASHAScheduler(
                 time_attr=STEPS,
-                max_t=max(len(trial.steps) for trial in self.todo),
+                max_t=end,
                 grace_period=1,
                 reduction_factor=self.settings.reduction,
             )

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from safetensors.torch import save
 from bench import environment
 from bench.errors import MachineError
 from bench.plan.identity import code
-from bench.plan.stage import Stage, entry_modules
-from bench.run.mailbox import Began, Ended, Stepped, Tell
+from bench.plan.stage import Rung, Stage, entry_modules
+from bench.run.mailbox import Began, Ended, Stepped, Stopped, Tell
 from bench.store.files import iso
 from bench.store.gpu_meter import Meter, driver_version
 from bench.store.record import Cost, Data, Failure, Gpu, Input, Record, Status
@@ -39,6 +40,7 @@ from maect.datasets import decoders
 from maect.files import digest
 from maect.parallel import Group
 from maect.stages.job import Job, Output, Progress
+from maect.stages.rung import measure
 
 #: seconds between two lines of an attempt's log
 LOG_EVERY_S = 5.0
@@ -124,12 +126,19 @@ def run_stage(
             job = job_of(stage, store, device)
             if attempt is not None:
                 job.on_progress, job.on_note = attempt.progress, attempt.log
+            job.stop_at = stage.rung.step if stage.rung else None
             kept = job.checkpoints if isinstance(job.checkpoints, StageCheckpoints) else None
             if kept is not None:
                 kept.attempt = folder
             output = importlib.import_module(modules[0]).run(job)
             if kept is not None:
                 kept.wait()
+            if stage.rung:
+                evaluation = stage.rung.evaluation
+                # as if their inputs were there
+                following = (evaluation.inputs["features"], evaluation)
+                jobs = (job_of(replace(s, inputs={}), store, device) for s in following)
+                output.values = measure(output, *jobs)
         used = _of_all(group, (_cpu_s() - began_s, meter and _reading(meter, device)))
         if attempt is not None:
             attempt.complete(output, sum(s for s, _ in used), [gpu for _, gpu in used if gpu])
@@ -177,6 +186,7 @@ def job_of(stage: Stage, store: Store | None, device: torch.device) -> Job:
         weights=Path(str(places["weights"])) if "weights" in places else None,
         device=device,
         checkpoints=kept,
+        fingerprint=stage.data.fingerprint,
     )
 
 
@@ -311,9 +321,13 @@ class Attempt:
     def complete(self, output: Output, used_s: float, gpus: list[Gpu]) -> None:
         """Write the artifact, then the record. Raises `StageFailed` if it came too late.
 
+        Of a stage that stopped at a rung there is no artifact: its checkpoint is kept.
         `used_s` is the processor time of all workers, `gpus` what their meters told.
         """
         stage, content = self.stage, {}
+        if stage.rung:
+            self._stopped(stage.rung, output, used_s, gpus)
+            return
         for name, tensors in output.tensors.items():
             whole = {key: value.contiguous() for key, value in tensors.items()}
             content[f"{name}.safetensors"] = save(whole)
@@ -334,6 +348,20 @@ class Attempt:
             }
         self.log(f"{stage.title} is complete")
         self._close("complete", end, used_s, gpus)
+
+    def _stopped(self, rung: Rung, output: Output, used_s: float, gpus: list[Gpu]) -> None:
+        """Write the record of an attempt that ended at a rung."""
+        evaluation = Evaluation.of(rung.evaluation.kind, rung.evaluation.settings)
+        first, *others = evaluation.measured(output.values)  # the primary one
+        told = f"at step {output.summary['stopped_at']} of {self.stage.steps}, {first.label} "
+        told += f"{first.value:.1f} {first.unit}"
+        self.log(f"{self.stage.title} stopped {told}")
+        end: dict[str, Any] = {
+            "metrics": [first, *others],
+            "summary": {"rung": rung.evaluation.key, **output.summary},
+        }
+        end["error"] = Failure(kind="Stopped", message=told)
+        self._close("stopped", end, used_s, gpus)
 
     def fail(self, error: BaseException, why: Failure, used_s: float | None) -> None:
         """Write the record of an attempt that ended with an error."""
@@ -359,7 +387,8 @@ class Attempt:
         if status == "complete" and self.stage.steps:
             # before the end is told: the run may end then, and this process with it
             self.store.discard(self.store.checkpoints(self.stage.key))
-        self.tell(Ended(self.stage.key, record.error.message if record.error else None))
+        ended = Ended(self.stage.key, record.error.message if record.error else None)
+        self.tell(Stopped(ended.key, self.stage.until) if status == "stopped" else ended)
 
 
 def held(device: torch.device, group: Group, threads: int, gpus: float) -> Cost:

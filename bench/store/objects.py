@@ -335,6 +335,17 @@ class ObjectStore(Store):
             name = self._name(path)
             self.objects.delete([name] if path.suffix else list(self.objects.listing(name)))
 
+    def sizes(self) -> dict[str, int]:
+        return {name: told["size"] for name, told in self.objects.listing().items()}
+
+    def remove(self, path: Path) -> None:
+        """Whoever is killed meanwhile leaves what no record names."""
+        name = self._name(path)
+        names = [n for n in self.objects.listing(name) if n == name or n.startswith(f"{name}/")]
+        for first in (True, False):
+            self.objects.delete([n for n in names if n.endswith("/record.json") == first])
+        super().discard(path)
+
     def close_abandoned(
         self, attempt: Record, status: Status, why: str, ended_s: float | None = None
     ) -> None:

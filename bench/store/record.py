@@ -56,7 +56,7 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 Curves = dict[str, list[Count | float]]
 Env = Annotated[dict[str, Any], AfterValidator(_env)]
 
-Status = Literal["running", "complete", "failed", "interrupted", "lost", "damaged"]
+Status = Literal["running", "complete", "failed", "interrupted", "lost", "damaged", "stopped"]
 
 
 class _Part(BaseModel):

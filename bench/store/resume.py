@@ -97,6 +97,11 @@ class StageCheckpoints:
         self._last = time.monotonic()
         self._stood_s = self._last - self._asked
 
+    def save_now(self, state: State) -> None:
+        """Write after what is being written. Raises OSError."""
+        self.wait()
+        self._write(state)
+
     def _write(self, state: State) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         path, checksum = self.folder / f"{state.step}.safetensors", hashlib.sha256()

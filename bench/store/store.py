@@ -7,6 +7,7 @@
     stages/<key>/checkpoints/                    while the stage is not complete
     stages/<key>/attempts/<n>/record.json        written last, atomically: the attempt's authority
     runs/<time>.json                             one run of the command line
+    damaged/, removed/, ray/                     set aside, half removed, Ray's: nobody reads them
 
 A file is written under a temporary name and renamed, so what has its final name is whole. What a
 record says of its files (SHA-256) is checked before a stage builds on them.
@@ -317,6 +318,35 @@ class Store:
         end = {"status": "damaged", "error": Failure(kind="Damaged", message=why)}
         record = state.record.model_copy(update=end)
         self._write(self.attempt_folder(state.key, record.attempt) / "record.json", sealed(record))
+
+    def sizes(self) -> dict[str, int]:
+        """Return path below the root -> bytes, 0 for folders; links are not followed."""
+        found = dict[str, int]()
+        for folder, folders, names in os.walk(self.root):
+            below = Path(folder).relative_to(self.root)
+            found |= {(below / name).as_posix(): 0 for name in folders}
+            for name in names:
+                with suppress(OSError):  # removed since it was listed
+                    told = Path(folder, name).lstat()
+                    found[(below / name).as_posix()] = told.st_size
+        return found
+
+    def remove(self, path: Path) -> None:
+        """Remove what lies at a path below the root; a link goes, what it leads to stays.
+
+        Whoever is killed meanwhile leaves it whole, or the rest of it in `removed`, which nobody
+        reads. Raises `UserError`.
+        """
+        gone = self.root / "removed" / f"{path.name}-{time.time_ns()}"
+        try:
+            gone.parent.mkdir(exist_ok=True)
+            path.rename(gone)
+            if gone.is_dir() and not gone.is_symlink():
+                shutil.rmtree(gone)
+            else:
+                gone.unlink()
+        except OSError as error:
+            raise store_error(path, error) from None
 
     # ------------------------------------------------------------------------------ writing
 

@@ -158,6 +158,7 @@ class _Loader:
             primary=spec.primary,
             secondary=spec.secondary,
             devices=spec.devices,
+            profiles=[*spec.profiles],
         )
 
     def _seeds(self, count: int | None) -> list[int]:

@@ -206,6 +206,13 @@ def check_search(search: SearchSettings | None, rows: list[Variant], tree: Map) 
             hint = suggestion(search.metric, variant.evaluations)
             message = f"the search goes by '{short(search.metric)}', which 'evaluate' does not have"
             raise fault(message + hint, tree, ("search", "metric"))
+        if search.rungs and variant.evaluations[search.metric].evaluator.needs_encoder:
+            message = f"rungs compare cells by stored features, and '{search.metric}' runs the "
+            message += "encoder itself; take another metric, e.g. knn"
+            raise fault(message, tree, ("search", "rungs"))
+        if search.rungs and not variant.stages:
+            message = f"rungs are points within a training stage, and row '{variant.name}' has none"
+            raise fault(f"{message}; take rungs out", tree, ("search", "rungs"))
         if variant.row.report_on != "selection":
             message = "a search that goes by results must not see the test split; add "
             message += "'report_on: selection' to the profile, or run every cell: method 'grid'"

@@ -121,7 +121,8 @@ class SearchSettings(Settings):
     #: with `each` and where a row's cost is matched to it
     variant: str | Annotated[list[str], Field(min_length=1)]
     #: dotted setting, `augment` or `stages`, to the values it takes: a list, or a mapping of
-    #: names to values where a value is a mapping itself or long
+    #: names to values where a value is a mapping itself or long; or, for `random`,
+    #: {loguniform: [least, most]}
     grid: dict[str, Any] = Field(min_length=1)
     #: every combination; one setting changed at a time; combinations drawn at random; or those that
     #: Optuna draws as results come in
@@ -132,6 +133,9 @@ class SearchSettings(Settings):
     seed: NonNegativeInt = 0
     #: stop cells that fall behind after a seed, through ASHA
     asha: bool = False
+    #: points within the first seed's last training stage at which ASHA compares the cells instead:
+    #: the last one `reduction` times nearer to its start than its end, and so on
+    rungs: Annotated[int, Field(ge=0, le=20)] = 0
     #: of the cells that have come as far, ASHA goes on with one in so many
     reduction: Annotated[float, Field(gt=1)] = 2.0
     #: evaluation whose first metric `optuna` and ASHA go by, on the selection split
@@ -144,6 +148,9 @@ class SearchSettings(Settings):
             raise ValueError(f"method '{self.method}' needs samples, the number of cells to try")
         if not draws and self.samples is not None:
             raise ValueError("samples goes with methods 'random' and 'optuna'; take it out")
+        if self.rungs and not self.asha:
+            message = "rungs stop cells, and a grid that is reported runs every cell; add "
+            raise ValueError(f"{message}'asha: true' to explore, or take rungs out")
         return self
 
     @property
@@ -155,6 +162,11 @@ class SearchSettings(Settings):
     def explores(self) -> bool:
         """Return whether results decide which cells are run to their end."""
         return self.asha or self.method == "optuna"
+
+    def rung_steps(self, steps: int) -> list[int]:
+        """Return after how many of the steps of a training stage its cell is compared."""
+        shares = (self.reduction ** (number - self.rungs) for number in range(self.rungs))
+        return [int(steps * share + 1e-6) for share in shares]
 
 
 def _ray_counts(share: float) -> float:
@@ -256,6 +268,8 @@ class Suite:
     primary: ComparisonSettings | None = None
     secondary: list[ComparisonSettings] = field(default_factory=list)
     devices: DeviceSettings = field(default_factory=DeviceSettings)
+    #: names of all profiles of the file
+    profiles: list[str] = field(default_factory=list)
 
     @property
     def explores(self) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import product
-from math import prod
+from math import inf, prod
 from typing import Any
+
+import numpy as np
 
 from bench.errors import short
 from bench.suite.messages import Place, fault, require, shown
@@ -38,18 +40,23 @@ def cells_of(
     axes = {}
     if len(several) > 1:
         axes["variant"] = [Choice(name, name) for name in several]
+    ranges = dict[str, list[Choice]]()
     for path, values in tree["search"]["grid"].items():
-        axes[path] = _axis(path, values, tree, (*where, path))
+        if isinstance(values, dict) and [*values] == ["loguniform"]:
+            ranges[path] = _drawn(search, path, values["loguniform"], tree, (*where, path))
+        else:
+            axes[path] = _axis(path, values, tree, (*where, path))
     total = prod(map(len, axes.values()))
     most = MAX_DRAWN_FROM if search.method == "random" else MAX_CELLS
     if search.method != "each" and total > most:
         raise fault(f"the grid has more than {most} cells; write fewer", tree, where)
-    if (search.samples or 0) > min(total, MAX_CELLS):
-        message = f"samples {search.samples} is more than the {min(total, MAX_CELLS)} cells"
+    possible = MAX_CELLS if ranges else min(total, MAX_CELLS)
+    if (search.samples or 0) > possible:
+        message = f"samples {search.samples} is more than the {possible} cells"
         raise fault(f"{message} there can be", tree, ("search", "samples"))
-    names = setting_names(axes)
+    names = setting_names([*axes, *ranges])
     found = {}
-    for cell in _cells(search, axes, total):
+    for cell in _cells(search, axes, total, ranges):
         settings = [f"{names[p]}={choice.name}" for p, choice in cell.items() if p != "variant"]
         found[" ".join([varied_by(cell, search), *settings])] = cell
     for label in found:
@@ -87,6 +94,21 @@ def _axis(path: str, values: Any, tree: Map, at: Place) -> list[Choice]:
     return choices
 
 
+def _drawn(search: SearchSettings, path: str, bounds: Any, tree: Map, at: Place) -> list[Choice]:
+    """Return the values of one setting by sample, drawn evenly on a logarithmic scale."""
+    match bounds:
+        case _ if search.method != "random":
+            problem = f"a range is drawn from by method 'random'; list values for '{search.method}'"
+        case [int() | float() as least, int() | float() as most] if 0 < least < most < inf:
+            each = np.arange(min(search.samples or 0, MAX_CELLS))
+            draws = Stream(search.seed, "search", path).uniform(0, each, 1)[:, 0].tolist()
+            values = [float(f"{least * (most / least) ** draw:.4g}") for draw in draws]
+            return [Choice(shown(value), value) for value in values]
+        case _:
+            problem = "loguniform takes two numbers above 0 in order, e.g. [1e-4, 1e-1]"
+    raise fault(problem, tree, at)
+
+
 def setting_names(axes: Collection[str]) -> dict[str, str]:
     """Return settings by the last part of their path, or all of it where that is not unique."""
     last = [path.split(".")[-1] for path in axes]
@@ -95,13 +117,26 @@ def setting_names(axes: Collection[str]) -> dict[str, str]:
     }
 
 
-def _cells(search: SearchSettings, axes: dict[str, list[Choice]], total: int) -> list[Choices]:
-    """Return the cells of `axes`; of all combinations the last setting varies fastest."""
+def _cells(
+    search: SearchSettings,
+    axes: dict[str, list[Choice]],
+    total: int,
+    ranges: dict[str, list[Choice]],
+) -> list[Choices]:
+    """Return the cells of `axes`; of all combinations the last setting varies fastest.
+
+    With `ranges`, whose values are given by sample, a combination may stand in several cells.
+    """
     if search.method == "each":
         rows = [{"variant": variant} for variant in axes.pop("variant", [])] or [{}]
         return [row | {p: c} for row in rows for p, choices in axes.items() for c in choices]
-    wanted: Collection[int] = range(total)
+    wanted: Sequence[int] = range(total)
     if search.method == "random":
-        wanted = {*Stream(search.seed, "search", "cells").permutation(0, total)[: search.samples]}
-    every = enumerate(product(*axes.values()))
-    return [dict(zip(axes, cell, strict=True)) for number, cell in every if number in wanted]
+        wanted = [*Stream(search.seed, "search", "cells").permutation(0, total)[: search.samples]]
+    combined = [dict(zip(axes, cell, strict=True)) for cell in product(*axes.values())]
+    if not ranges:
+        return [combined[number] for number in sorted(wanted)]
+    drawn = (
+        dict(zip(ranges, values, strict=True)) for values in zip(*ranges.values(), strict=True)
+    )
+    return [combined[wanted[n % total]] | values for n, values in enumerate(drawn)]

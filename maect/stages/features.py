@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, cached_property
 from typing import Any
@@ -205,15 +205,15 @@ def run(job: Job) -> Output:
     return Output(tensors={"features": tensors}, summary=summary)
 
 
-def extract(images: JobImages) -> dict[str, Tensor]:
-    """Return features and labels of all splits: `train_x`, `train_y` and so on, as `run` leaves.
+def extract(images: JobImages, splits: Sequence[str] = SPLITS) -> dict[str, Tensor]:
+    """Return features and labels of `splits`: `train_x`, `train_y` and so on, as `run` leaves.
 
     On the first worker; on the others the features are empty.
     """
     network = None if images.pixels else images.network().eval()
     first = images.group.rank == 0
     tensors: dict[str, Tensor] = {}
-    for name in SPLITS:
+    for name in splits:
 
         def features(rows: slice, name: str = name) -> Tensor:
             batch = images.prepared(name, np.arange(rows.start, rows.stop))

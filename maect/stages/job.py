@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from maect import datasets
-from maect.datasets import Split
+from maect.datasets import DataError, Split
 from maect.device import keep_freed_memory
 from maect.parallel import Group, make_deterministic, require_avx2
 from maect.settings import DataSettings, ModelSettings, NumericsSettings
@@ -70,6 +71,9 @@ class Checkpoints(Protocol):
     def save(self, state: State) -> None:
         """Keep a state. Its tensors are copies, which stay as they are until `due` says yes."""
 
+    def save_now(self, state: State) -> None:
+        """Keep a state, written when this returns. Raises OSError where it cannot be written."""
+
 
 @dataclass
 class Job:
@@ -96,6 +100,10 @@ class Job:
     #: told in sentences what is done before the first step, on the first worker only
     on_note: Callable[[str], None] = lambda note: None
     checkpoints: Checkpoints | None = None
+    #: stop at a checkpoint once so many steps are taken, and leave what there is; None: take all
+    stop_at: int | None = None
+    #: of the data that the run was planned with; None: whatever lies here
+    fingerprint: str | None = None
 
     @property
     def seed(self) -> int:
@@ -141,8 +149,15 @@ class Job:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
+    @cached_property
+    def _found(self) -> str | None:
+        return datasets.describe(self.data, self.data_root).fingerprint
+
     def split(self, name: str) -> Split:
-        """Return a split of the data. Raises DataError."""
+        """Return a split of the data. Raises DataError, also where they are not those expected."""
+        if self.fingerprint is not None and self._found not in (None, self.fingerprint):
+            told = f"{self.data.name} on {platform.node()} is not what the run was planned with"
+            raise DataError(f"{told}: there are other images, or other splits of them")
         return datasets.load(self.data, self.data_root, name, self.on_note)
 
     def tensors(self, input_name: str, file: str) -> dict[str, Tensor]:

@@ -176,9 +176,9 @@ class Training(ABC, Generic[S]):
                 moments.setdefault(int(parameter), {})[key] = tensor
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
-    def own_crops(self, began: int) -> Iterator[Request]:
+    def own_crops(self, began: int, end: int | None = None) -> Iterator[Request]:
         """Yield what this worker's pieces need of images, in the order of the steps."""
-        for number in range(began, self.steps):
+        for number in range(began, self.steps if end is None else end):
             epoch, indices = self.batches.at(number)
             for piece in self.pieces:
                 yield self.augment.request(self.train, epoch, indices[piece])
@@ -256,8 +256,8 @@ class Log:
 def train(training: Training[S]) -> Output:
     """Take all steps of a stage, from its newest checkpoint where it has one.
 
-    Return what it leaves, curves included. Raises TrainingError where a loss or a weight is not
-    finite.
+    Return what it leaves, curves included: where the job says `stop_at`, what it has then, the
+    checkpoint written before. Raises TrainingError where a loss or a weight is not finite.
     """
     job, steps = training.job, training.steps
     log = Log(steps, job.device)
@@ -267,16 +267,17 @@ def train(training: Training[S]) -> Output:
         training.restore(state.tensors)
         log.curves = state.curves
         log.loss = [math.nan, *state.curves.get("loss", [])][-1]
-    training.train.expect(training.own_crops(began))
+    end = steps if job.stop_at is None else min(job.stop_at, steps)
+    training.train.expect(training.own_crops(began, end))
 
     held: dict[str, Tensor] = {}  # where states are copied to
     last, last_step = time.monotonic(), began
-    for number in range(began, steps):
+    for number in range(began, end):
         log.add(number, training.step(number))
         if training.group.rank > 0:
             continue  # the first worker tells how far the stage is, and keeps its state
         now, done = time.monotonic(), number + 1
-        if now - last >= PROGRESS_S or done == steps:
+        if now - last >= PROGRESS_S or done == end:
             images = (done - last_step) * training.settings.batch_size
             epoch = number // training.batches.per_epoch
             job.on_progress(Progress(done, steps, epoch, log.loss, images / max(now - last, 1e-9)))
@@ -288,12 +289,19 @@ def train(training: Training[S]) -> Output:
             copied = copies(tensors, held)
             job.checkpoints.save(State(done, copied, copy.deepcopy(log.curves)))
 
+    log.flush()
+    end = max(began, end)  # a checkpoint may be past it
+    if job.checkpoints is not None and began < end < steps and training.group.rank == 0:
+        tensors = training.state()
+        _require_finite(tensors, end, steps)
+        job.checkpoints.save_now(State(end, copies(tensors), log.curves))
     output = training.output()
     for tensors in output.tensors.values():
-        _require_finite(tensors, steps, steps)
+        _require_finite(tensors, end, steps)
     output.curves = log.curves
     trained = sum(p.numel() for o in training.optimizers for p in parameters_of(o))
     output.summary |= {"final_loss": log.loss, "trained_parameters": trained, "resumed_at": began}
+    output.summary |= {"stopped_at": end} if end < steps else {}
     return output
 
 

@@ -254,6 +254,7 @@ def ledger(facts: Facts) -> Ledger:
         _gpus(facts),
         [
             *_overhead_sentences(overhead),
+            *([facts.view.spared] if facts.view.spared else []),
             *_reserved(facts.view.runs),
             *_integrated(facts.done),
             *_sampled(facts.done),
@@ -309,7 +310,7 @@ def _wasted(facts: Facts) -> list[LedgerLine]:
     complete = pl.col("status") == "complete"
     wasted = (
         facts.view.attempts.join(stages, on="key", how="left", maintain_order="left")
-        .filter((pl.col("status") != "running") & ~(complete & current))
+        .filter(~pl.col("status").is_in(["running", "continued"]) & ~(complete & current))
         .with_columns(
             pl.when(complete).then(pl.lit("superseded")).otherwise("status").alias("label"),
             pl.coalesce("device_kind", "known", only_kind).alias("device_kind"),

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from bench.environment import AVX2
 from bench.plan.planner import make_plan
 from bench.plan.stage import Stage
 from bench.run.worker import run_stage
@@ -169,6 +171,40 @@ def gone(processes: list[psutil.Process], within_s: float = 60.0) -> list[psutil
     return psutil.wait_procs(processes, timeout=within_s)[1]
 
 
+def free_port() -> int:
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        return int(chosen.getsockname()[1])
+
+
+@contextmanager
+def running_cluster(*options: str) -> Iterator[int]:
+    """A Ray cluster of one node with two cores, without variables of ours; its port."""
+    port = free_port()
+    ray = Path(sys.executable).with_name("ray")
+    own = {k: v for k, v in environment().items() if k not in AVX2}
+    own["PATH"] = f"{ray.parent}:{own['PATH']}"
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        head = subprocess.Popen(
+            [ray, "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
+             f"--temp-dir={folder}", *options],
+            env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            end = time.monotonic() + 120
+            while not any(Path(folder).glob("session_latest/sockets/raylet*")):
+                assert head.poll() is None and time.monotonic() < end
+                time.sleep(0.2)
+            yield port
+        finally:
+            parts = psutil.Process(head.pid).children(recursive=True)
+            head.terminate()
+            psutil.wait_procs([*parts, psutil.Process(head.pid)], timeout=5)  # it would take 30 s
+            for part in (*parts, head):
+                with suppress(psutil.Error):
+                    part.kill()
+
+
 # ------------------------------------------------------------------------------ object storage
 
 
@@ -189,10 +225,7 @@ def s3_server(log: Path, port: int = 0, *, auth: int | None = None) -> Iterator[
 
     With `auth` it asks for credentials after so many requests, and knows none but those it made.
     """
-    if not port:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    port = port or free_port()
     env = os.environ | ({} if auth is None else {"INITIAL_NO_AUTH_ACTION_COUNT": str(auth)})
     script = [sys.executable, "-c", _SERVER, str(port)]
     with log.open("ab") as file:

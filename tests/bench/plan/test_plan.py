@@ -151,7 +151,15 @@ def test_a_search_becomes_rows_and_its_template_is_none(plan_of):
             assert (head.settings["views"][0]["jitter"] > 0) == (augment == "aug")
 
 
-SWEEPS = ("sweep_queue", "sweep_augment", "sweep_model", "sweep_cross", "ablations", "explore")
+SWEEPS = (
+    "sweep_queue",
+    "sweep_augment",
+    "sweep_model",
+    "sweep_cross",
+    "ablations",
+    "explore",
+    "sweep_rungs",
+)
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -286,6 +294,23 @@ def test_a_random_search_draws_its_cells_once_and_for_all(plan_of, tmp_path: Pat
     assert set(drawn("  samples: 8\n")) > set(six)  # more samples keep those there are
     assert drawn("  samples: 6\n  seed: 1\n") != six
     assert len(drawn("  samples: 20\n")) == 20
+
+
+def test_a_random_search_draws_from_a_range(plan_of, tmp_path: Path):
+    grid = "  grid: {tune.lr: {loguniform: [1e-4, 1e-1]}, tune.topk: [1, 2]}\n"
+
+    def drawn(samples: int) -> list[tuple[float, int]]:
+        path = searched(tmp_path, f"  method: random\n  samples: {samples}\n{grid}")
+        tunes = [row.variant.row.tune for row in plan_of(path, seeds=1).rows]
+        return [(tune.lr, tune.topk) for tune in tunes]
+
+    many = drawn(40)
+    rates = sorted(rate for rate, _ in many)
+    assert len(set(rates)) == 40
+    assert 1e-4 <= rates[0] < 5e-4
+    assert 1e-3 < rates[20] < 1e-2
+    assert [sum(topk == k for _, topk in many) for k in (1, 2)] == [20, 20]
+    assert drawn(6) == many[:6]  # more samples keep those there are
 
 
 # --------------------------------------------------------------------------- searches that explore

@@ -5,27 +5,24 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
-import subprocess
-import sys
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 from bench_helpers import (
     SMOKE,
     Bench,
     artifacts,
-    environment,
+    free_port,
     records,
     run_bench,
+    running_cluster,
     started,
     wait_for,
 )
@@ -34,12 +31,6 @@ from bench.errors import MachineError, UserError
 from bench.run import driver
 from bench.run.scheduler import Group, LoseGroup, Say, decide
 from bench.store.store import Store
-
-
-def free_port() -> int:
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        return int(chosen.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -202,27 +193,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A Ray cluster of one node with two cores that asks for a token; its port."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    port = free_port()
-    ray = Path(sys.executable).with_name("ray")
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:
-        head = subprocess.Popen(
-            [ray, "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=false",
-             f"--port={port}", f"--temp-dir={folder}"],
-            env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            end = time.monotonic() + 120
-            while not any(Path(folder).glob("session_latest/sockets/raylet*")):
-                assert head.poll() is None and time.monotonic() < end
-                time.sleep(0.2)
-            yield port
-        finally:
-            parts = psutil.Process(head.pid).children(recursive=True)
-            head.terminate()
-            psutil.wait_procs([*parts, psutil.Process(head.pid)], timeout=5)  # it would take 30 s
-            for part in (*parts, head):
-                with suppress(psutil.Error):
-                    part.kill()
+    with running_cluster("--include-dashboard=false") as port:
+        yield port
 
 
 def trains(stage: Path) -> bool:
@@ -240,7 +212,9 @@ def test_nodes_are_waited_for(tmp_path: Path):
     alone, store = tmp_path / "alone", tmp_path / "store"
     rows = ("--seeds", "1", "--only", "MAE", "--set", "mae.steps=400")
     assert run_bench("run", SMOKE, *rows, "--store", alone, "--workers", "0").code == 0
+    handler = signal.getsignal(signal.SIGTERM)
     there = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    signal.signal(signal.SIGTERM, handler)  # Ray set its own
     line = ("run", SMOKE, *rows, "--store", store, "--address", there.address)
     try:
         done = run_bench(*line, "--wait", "0.2")

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from bench.commands.data import prepare_data
 from bench.plan.planner import make_plan
-from bench.run.worker import run_stage
+from bench.run.cluster import _lack
+from bench.run.worker import StageFailed, run_stage
 from bench.store.store import Store
 from bench.suite.load import data_info, load_suite
 from maect import evals
@@ -441,3 +442,23 @@ def test_ten_broken_images_among_a_thousand(tmp_path: Path, bench: Bench, monkey
     assert "10 training images cannot be read and are left out" in page
     assert all(name in page for name in broken)
     assert "Images converted to RGB: 2 CMYK." in done.out
+
+
+def test_another_node_with_other_images_is_found_out(folder: Path, tmp_path: Path):
+    """At the start, for all nodes at once, and by a worker on a node that joined later."""
+    suite = suite_over(folder, tmp_path)
+    prepare_data(suite)
+    suite = suite_over(folder, tmp_path)
+    store = Store(tmp_path / "store")
+    store.create()
+    plan = make_plan(suite, store, only="raw pixels")
+    stage = next(s for s in plan.stages.values() if s.kind == "features")
+    settings = next(iter(suite.variants.values())).row.data
+    known = [(settings, tmp_path / "data", stage.data.fingerprint)]
+    assert _lack(known) == ""
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "train" / "cat" / "0.png")
+    assert _lack(known) == f"{folder} holds other images than on the run's own node"
+    with pytest.raises(StageFailed, match="is not what the run was planned with: there are other"):
+        run_stage(stage, store, "later", lambda event: None, 0.0)
+    shutil.rmtree(folder)
+    assert f"there is no folder {folder}" in _lack(known)

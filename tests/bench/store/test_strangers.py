@@ -292,7 +292,7 @@ def test_a_checkpoint_that_is_none_is_passed_over(name: str, note: str, store: S
 # ------------------------------------------------------------------------------------ odd places
 
 
-COMMANDS = ("ls", "show", "plan", "report", "verify", "diff", "run")
+COMMANDS = ("ls", "show", "plan", "report", "verify", "diff", "run", "gc")
 
 
 @pytest.mark.parametrize(

@@ -411,6 +411,18 @@ def test_what_contradicts_is_told(suite: Path, given: str, says: str, bench: Ben
         ("  grid:", "  asha: true\n  metric: knm\n  grid:", "did you mean 'knn'?", "metric"),
         ("  grid:", "  method: random\n  samples: 9\n  grid:", "than the 8 cells", "samples"),
         ("augment: [min, aug]", "head..lr: [1]", "should name a setting", "head..lr"),
+        (
+            "augment: [min, aug]",
+            "tune.lr: {loguniform: [1e-4, 1]}",
+            "by method 'random'; list values for 'grid'",
+            "tune.lr",
+        ),
+        (
+            "  grid:",
+            "  method: random\n  samples: 2\n  grid:\n    tune.lr: {loguniform: [1, 1]}",
+            "two numbers above 0",
+            "tune.lr",
+        ),
         ("  grid:", "  gird:", "did you mean 'grid'?", "gird"),
         ("augment: [min, aug]", f"tune.lr: {list(range(1, 2000))}", "1000 cells", "grid:"),
         ("MAE:", "MAE-CT queue_size=128 augment=min:", "rename this variant", "queue_size=128"),
