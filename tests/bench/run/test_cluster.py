@@ -244,7 +244,7 @@ def test_a_running_cluster_is_joined_only_when_asked(cluster: int, tmp_path: Pat
     """Ray's own default would be to join whatever cluster is running on the machine."""
     alone, joined = tmp_path / "alone", tmp_path / "joined"
     rows = ("--seeds", "1", "--set", "mae.steps=8")
-    assert run_bench("run", SMOKE, *rows, "--store", alone).code == 0
+    assert run_bench("run", SMOKE, *rows, "--store", alone, "--workers", "0").code == 0
     done = run_bench("run", SMOKE, *rows, "--store", joined, "--address", f"127.0.0.1:{cluster}")
     assert done.code == 0, done
     assert artifacts(alone) == artifacts(joined)

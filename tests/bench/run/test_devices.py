@@ -361,9 +361,7 @@ def test_memory_that_ran_out_at_another_worker_than_the_first_is_recorded(
     """The first one waits in a collective call, until it is killed."""
     stage = next(iter(plan_of(seeds=1, store=store.root).stages.values()))
     begun = write_record(store, stage, status="running")
-    second = SimpleNamespace(
-        rank=1, size=2, share=lambda _: (begun, store.attempt_folder(stage.key, 1))
-    )
+    second = SimpleNamespace(rank=1, size=2, share=lambda _: begun)
     monkeypatch.setattr(worker, "Group", lambda: second)
     failing = MagicMock(side_effect=torch.cuda.OutOfMemoryError(CUDA))
     monkeypatch.setattr(f"maect.stages.{stage.kind}.run", failing)

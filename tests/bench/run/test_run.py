@@ -258,7 +258,8 @@ def test_a_failed_stage_is_told_with_its_reason(failed):
 def test_a_failure_leaves_a_record_and_takes_its_descendants_only(failed):
     store, _, _ = failed
     attempts = [a for several in records(store).values() for a in several]
-    bad = {a["name"]: a for a in attempts if a["status"] != "complete"}
+    # Ray may take a group for dead on a busy machine; its stage is tried again
+    bad = {a["name"]: a for a in attempts if a["status"] not in ("complete", "lost")}
     assert set(bad) == {
         f"{row} tuning, seed 0" for row in ("NNCLR without MAE", "MAE-CT", "MAE-CT_aug")
     }

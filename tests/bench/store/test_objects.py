@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -468,9 +469,11 @@ def test_a_run_killed_in_its_training_goes_on_elsewhere_and_every_machine_sees_t
     chosen = (SMOKE, "--seeds", 1, "--only", "MAE-CT", "--set", "mae.steps=200")
     local = fill_store(tmp_path / "local", only="MAE-CT", sets=["mae.steps=200"]).root
     (tmp_path / "sitecustomize.py").write_text(HASTY)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     with started("run", *chosen, "--store", bucket) as process:
-        wait_for(lambda: any("/checkpoints/" in n for n in Objects(bucket).listing()), process)
+        # its note comes last
+        note = re.compile(r"/checkpoints/.*\.json$")
+        wait_for(lambda: any(map(note.search, Objects(bucket).listing())), process)
         machine = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGKILL)
         for child in machine:
