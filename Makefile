@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-# what `make test-soak` runs; the signals, which take most of its time, come last
-SOAK ?= tests/soak
+# what `make test-soak` runs, every case of it; the signals, which take most of its time, come last
+SOAK ?= tests/bench/run/test_kills.py tests/soak
 
 .PHONY: run test test-slow test-soak test-oldest test-benchmark lint install clean
 
