@@ -26,7 +26,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     address = "join a running Ray cluster (default: $RAY_ADDRESS, else a Ray of this run's own)"
     default = os.environ.get("RAY_ADDRESS")
     parser.add_argument("--address", default=default, metavar="A", help=address)
-    wait = "minutes to wait for devices, also at the start (default 5, and none at the start)"
+    wait = "minutes to wait for a node with room, also at the start (default: 5, none at the start)"
     parser.add_argument("--wait", type=common.amount_of("minutes"), metavar="M", help=wait)
     cpu = "compute on the CPU and hold no GPU, also where there are some"
     parser.add_argument("--cpu", action="store_true", help=cpu)

@@ -32,7 +32,7 @@ class Rung:
 
     #: steps taken
     step: int
-    #: the evaluation that it goes by; what it reads is among its inputs
+    #: evaluation by whose first metric the cells are compared, with the features that it reads
     evaluation: Stage
 
 
@@ -58,7 +58,7 @@ class Stage:
     reason: str | None = None
     #: where a search may stop it; no part of its identity, as they change no bit
     rungs: list[Rung] = field(default_factory=list)
-    #: the number of the rung, from 1, at which it is to stop; of none there: not before its end
+    #: number of the rung, from 1, at which the stage stops; 0 or beyond the last: at its end
     until: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Stage:
 
     @property
     def rung(self) -> Rung | None:
-        """Return the rung at which it is to stop; None: not before its end."""
+        """Return the rung at which the stage stops, or None where it goes on to its end."""
         return self.rungs[self.until - 1] if 0 < self.until <= len(self.rungs) else None
 
     def steps_at(self, name: str, attempt: Record | None) -> int:

@@ -96,7 +96,8 @@ class Cluster:
         KeyboardInterrupt after a signal.
         """
         self.workers, self.threads, self._joined = workers, threads, bool(address)
-        #: seconds that a group without room is waited for, and whether the first one may be
+        #: seconds that a run waits for a node with room for a group, and whether it also does so
+        #: at its start
         self.wait_s, self._patient = wait_s or WAIT_S, wait_s is not None and bool(address)
         if devices is None and not address:  # nothing may take a GPU by itself
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -141,7 +142,8 @@ class Cluster:
         wanted, room = max(self.workers, 1), self.room()
         if room < wanted and not self._patient:
             each = f"{self.threads} core(s)" + (f" and {self.gpus:g} GPU" if self.gpus else "")
-            has = {name: sum(node.get(name, 0) for node in self._nodes()) for name in self._held()}
+            nodes = self._nodes()
+            has = {name: sum(node.get(name, 0) for node in nodes) for name in self._held()}
             more = "wait for nodes with --wait" if self._joined else "join one with --address"
             raise UserError(
                 f"{wanted} workers with {each} each are more than Ray has room for: {room}, with "
@@ -156,8 +158,8 @@ class Cluster:
         """
         here = ray.get_runtime_context().get_node_id()
         asked = {}
-        for node in ray.nodes() if self._joined else ():
-            if node["Alive"] and (number := node["NodeID"]) != here:
+        for node in _alive() if self._joined else ():
+            if (number := node["NodeID"]) != here:
                 there = NodeAffinitySchedulingStrategy(number, soft=False)
                 ask = ray.remote(_lack).options(
                     num_cpus=0, max_retries=0, scheduling_strategy=there
@@ -174,11 +176,10 @@ class Cluster:
 
     def _nodes(self) -> list[dict[str, float]]:
         """Return the resources of each node that is alive and that workers may run on."""
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        kind = "GPU" if self._type is None else TYPE + self._type
         if not self.gpus:
-            return alive
-        return [node for node in alive if node.get("GPU", 0) >= 1 and kind in node]
+            return [node["Resources"] for node in _alive()]
+        kind = "GPU" if self._type is None else TYPE + self._type
+        return [node for node in _with_gpu() if kind in node]
 
     def _held(self) -> dict[str, float]:
         """Return what each worker holds."""
@@ -200,8 +201,7 @@ class Cluster:
 
     def _share(self, devices: DeviceSettings) -> float:
         """Return how much of a GPU each worker is given. Raises `UserError`."""
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        nodes = [node for node in alive if node.get("GPU", 0) >= 1]
+        nodes = _with_gpu()
         if (kind := self._type) is not None:
             names = {name.partition(TYPE)[2] for node in nodes for name in node if TYPE in name}
             if kind not in names and not self._patient:
@@ -365,6 +365,16 @@ def _torch_config(gpus: float, width: int) -> Any:
         backend_cls = Backend
 
     return Config(backend=None if width > 1 else "gloo")  # alone it sends nothing
+
+
+def _alive() -> list[dict[str, Any]]:
+    """Return what Ray tells of each node that is alive."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _with_gpu() -> list[dict[str, float]]:
+    """Return the resources of each node that is alive and has a whole GPU."""
+    return [node["Resources"] for node in _alive() if node["Resources"].get("GPU", 0) >= 1]
 
 
 def _lack(data: list[tuple[DataSettings, Path, str | None]]) -> str:

@@ -273,7 +273,10 @@ class _Driver:
             raise UserError(f"the data are not on every node of the cluster: {told}")
 
     def _look_at_nodes(self, cluster: Cluster) -> None:
-        """Nodes come and go. One group may be asked for in any case: that calls for a node."""
+        """Count the room anew, as nodes come and go.
+
+        One group may always be started, without room too: it makes an autoscaler add a node.
+        """
         self.state.room = cluster.room()
         self.state.capacity = max(self.state.room, self.state.width)
 

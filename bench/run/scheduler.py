@@ -22,8 +22,8 @@ MAX_LOST = 3
 SHORT_A_GROUP = 8
 #: seconds after which a group is ended that finds nothing to do
 IDLE_S = 60.0
-#: seconds that a group without room for it is waited for, unless the run says otherwise; after
-#: which that is told
+#: seconds that a run waits for a node where none has room for a group, unless it was told how
+#: long; seconds until it says that it waits
 WAIT_S, NO_ROOM_S = 300.0, 10.0
 #: seconds without a sign of life of a group, by its phase: when that is said, when it is given up
 PATIENCE_S = {

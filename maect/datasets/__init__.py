@@ -66,16 +66,18 @@ def load(
     root: Path | None = None,
     split: str = "train",
     progress: Callable[[str], None] = lambda text: None,
+    planned: str | None = None,
 ) -> Split:
     """Return images and labels of one split: "train", "selection" or "test".
 
     Where the settings say `stage: local`, this machine's copy of the images is made first, unless
-    it is there; `progress` is told. Raises DataError where the data are absent, damaged or were not
-    `prepare`d, or cannot be copied.
+    it is there; `progress` is told. `planned` is the fingerprint that the data are to have. Raises
+    DataError where the data are absent, damaged, not `prepare`d or not the planned ones, or cannot
+    be copied.
     """
     if split not in SPLITS:
         raise DataError(f"no split {split!r}; write one of {', '.join(SPLITS)}")
-    return _home(settings).load(settings, root or data_root(), split, progress)
+    return _home(settings).load(settings, root or data_root(), split, progress, planned)
 
 
 def low_shot(settings: DataSettings, root: Path | None = None) -> dict[str, list[np.ndarray]]:

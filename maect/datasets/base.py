@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -120,6 +121,13 @@ class ArraySplit(Split):
         import torch
 
         return torch.from_numpy(self.pool[self.rows[np.asarray(indices)]])
+
+
+def require_planned(name: str, found: str, planned: str | None) -> None:
+    """Raise DataError where a set's fingerprint is not the planned one, if there is a plan."""
+    if planned not in (None, found):
+        told = f"{name} on {platform.node()} is not what the run was planned with"
+        raise DataError(f"{told}: there are other images, or other splits of them")
 
 
 def workers_here() -> int:

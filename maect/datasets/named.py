@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from maect.datasets import splits
-from maect.datasets.base import ArraySplit, DataError, DataInfo
+from maect.datasets.base import ArraySplit, DataError, DataInfo, require_planned
 from maect.files import write_atomic
 from maect.settings import DataSettings
 
@@ -263,8 +263,7 @@ def describe(settings: DataSettings, root: Path) -> DataInfo:
     entry, drawn = CATALOG[name], _sizes(settings)
     fingerprint, hint = None, None
     try:
-        both = f"{read(name, root)[1]}:{_manifest(settings, root).sha256}"
-        fingerprint = hashlib.sha256(both.encode()).hexdigest()
+        fingerprint = _fingerprint(read(name, root)[1], _manifest(settings, root))
     except DataError as error:
         hint = str(error)
     counts = {
@@ -284,10 +283,19 @@ def prepare(settings: DataSettings, root: Path, progress: Any) -> DataInfo:
     return info
 
 
-def load(settings: DataSettings, root: Path, split: str, progress: Any) -> ArraySplit:
+def _fingerprint(content: str, manifest: splits.Manifest) -> str:
+    """Return the fingerprint of images and labels with this checksum, split as a manifest says."""
+    return hashlib.sha256(f"{content}:{manifest.sha256}".encode()).hexdigest()
+
+
+def load(
+    settings: DataSettings, root: Path, split: str, progress: Any, planned: str | None = None
+) -> ArraySplit:
     entry = CATALOG[settings.name]
-    pools, _ = read(settings.name, root)
-    lists = _manifest(settings, root).splits
+    pools, content = read(settings.name, root)
+    manifest = _manifest(settings, root)
+    require_planned(settings.name, _fingerprint(content, manifest), planned)
+    lists = manifest.splits
     images, labels = pools["train" if split in lists else "test"]
     rows = lists.get(split, np.arange(len(labels), dtype=np.int64))
     return ArraySplit(split, labels[rows], entry.classes, entry.mean, entry.std, images, rows)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maect.datasets import folder, lists, local, shards
-from maect.datasets.base import DataError, DataInfo, Split, listed
+from maect.datasets.base import DataError, DataInfo, Split, listed, require_planned
 from maect.datasets.decoders import Ahead, Crops, Cut, Request, Task, unreadable
 from maect.datasets.image_index import Index
 from maect.datasets.images import Place, decode, read_file
@@ -200,11 +200,17 @@ def prepare(settings: DataSettings, root: Path, progress: Callable[[str], None])
 
 
 def load(
-    settings: DataSettings, root: Path, split: str, progress: Callable[[str], None]
+    settings: DataSettings,
+    root: Path,
+    split: str,
+    progress: Callable[[str], None],
+    planned: str | None = None,
 ) -> EncodedSplit:
-    """Return one split, decoded when asked for. Raises DataError where the set was not prepared, or
-    cannot be copied as its settings want."""
+    """Return one split, decoded when asked for. Raises DataError where the set was not prepared, is
+    not the planned one, or cannot be copied as its settings want."""
     index, splits, _, place = _usable(settings, root)
+    if planned is not None:
+        require_planned(settings.name, index.fingerprint(settings.selection), planned)
     if settings.stage == "local":
         place = local.copied(index, place, progress)
     part, classes = splits[split], len(index.classes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from maect import datasets
-from maect.datasets import DataError, Split
+from maect.datasets import Split
 from maect.device import keep_freed_memory
 from maect.parallel import Group, make_deterministic, require_avx2
 from maect.settings import DataSettings, ModelSettings, NumericsSettings
@@ -149,16 +148,9 @@ class Job:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
-    @cached_property
-    def _found(self) -> str | None:
-        return datasets.describe(self.data, self.data_root).fingerprint
-
     def split(self, name: str) -> Split:
-        """Return a split of the data. Raises DataError, also where they are not those expected."""
-        if self.fingerprint is not None and self._found not in (None, self.fingerprint):
-            told = f"{self.data.name} on {platform.node()} is not what the run was planned with"
-            raise DataError(f"{told}: there are other images, or other splits of them")
-        return datasets.load(self.data, self.data_root, name, self.on_note)
+        """Return a split of the data. Raises DataError, also where it is not what was planned."""
+        return datasets.load(self.data, self.data_root, name, self.on_note, self.fingerprint)
 
     def tensors(self, input_name: str, file: str) -> dict[str, Tensor]:
         """Return the tensors of a file of an input's artifact."""
