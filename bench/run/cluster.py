@@ -55,6 +55,8 @@ JOIN_S = 60.0
 BEAT_S = 3.0
 #: seconds between two looks at whether Ray's own processes are there
 LOOK_S = 2.0
+#: seconds that a run which leaves waits until Ray knows what its groups asked for
+ASKED_S = 30.0
 #: how Ray names the resource of a type of GPU
 TYPE = "accelerator_type:"
 #: bytes that Ray adds to its folder in the names of its sockets, and that such a name may have
@@ -333,6 +335,8 @@ class Cluster:
         local instance dies with this process; its workers are ended at once.
         """
         if not finished:
+            if self._joined and self.workers:
+                self._wait_until_asked()
             signals.end_children()
             return
         with contextlib.suppress(ray.exceptions.RayError):
@@ -344,6 +348,23 @@ class Cluster:
                 return
             time.sleep(0.05)
         ray.shutdown()
+
+
+    def _wait_until_asked(self) -> None:
+        """Wait until Ray knows the devices that each group asks for, to take the request back.
+
+        Of a request that reaches Ray just after its run has left, nobody takes it back: it would
+        hold the next free devices for ever.
+        """
+        job, end = ray.get_runtime_context().get_job_id(), time.monotonic() + ASKED_S
+        with contextlib.suppress(ray.exceptions.RayError, MachineError):
+            while time.monotonic() < end:
+                self._look()
+                table = ray.util.placement_group_table()
+                ours = (told for name, told in table.items() if name.endswith(job))
+                if sum(told["state"] != "REMOVED" for told in ours) >= len(self._groups):
+                    return
+                time.sleep(0.2)
 
 
 def _torch_config(gpus: float, width: int) -> Any:
