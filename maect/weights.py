@@ -24,6 +24,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -266,10 +267,24 @@ def weights_file(path: str | Path) -> Path:
             names = ", ".join(sorted(p.name for p in near)[:3])
             raise CheckpointError(f"{path}: several folders begin so ({names}); give more of it")
         path = near[0]
+    path = _artifact(path)
     for name in _IN_FOLDER:
         if (path / name).is_file():
             return path / name
     raise CheckpointError(f"{path}: the folder holds neither {' nor '.join(_IN_FOLDER)}")
+
+
+def _artifact(folder: Path) -> Path:
+    """Return where the newest artifact of a stage lies whose folder of a store this is.
+
+    Of other folders that is the folder itself.
+    """
+    found = [p for p in folder.glob("attempts/*/artifact") if p.parent.name.isdecimal()]
+    for path in sorted(found, key=lambda path: int(path.parent.name), reverse=True):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads((path.parent / "record.json").read_bytes())["status"] == "complete":
+                return path
+    return folder
 
 
 def _read(file: Path) -> Any:

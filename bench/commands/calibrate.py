@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         if plan.unresolved:
             raise UserError(f"nothing can be measured without the data: {plan.unresolved}")
         store.create()
-        with store.lock():
+        with store.leases.driving(alone=True):
             found = _measure(plan, steps, store, options, images, end, Path(folder))
     if options.json:
         print(found.model_dump_json(indent=1))

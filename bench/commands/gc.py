@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.yes:
         items, unknown = unreferred(store, kept)
     else:
-        with store.lock():
+        with store.leases.driving(alone=True):
             items, unknown = unreferred(store, kept)
             _forget(store, {item.key for item in items} - kept)
             for item in items:

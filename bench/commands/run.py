@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     if plan.unresolved:
         raise UserError(f"the data of profile '{suite.profile}' are not here: {plan.unresolved}")
     store.create()
-    with store.lock():
+    with store.leases.driving():
         store.close_runs()
         for line in recovery.take_over(plan, store, keep_stale=options.keep_stale):
             print(line)

@@ -110,8 +110,8 @@ def verify(plan: Plan, store: Store, rerun: str | None = None) -> Verified:
         if record is None:
             continue
         found.stages += 1
-        found.wrong(stage, chain(_identity(stage, record), store.damages(stage.key, record)))
-        for path in (store.folder(stage.key) / name for name in record.files):
+        found.wrong(stage, chain(_identity(stage, record), store.damages(record)))
+        for path in (store.artifact(record) / name for name in record.files):
             with suppress(OSError):
                 found.bytes += regular(path).stat().st_size
                 found.files += 1
@@ -212,7 +212,7 @@ def _metrics(
     """Return the metrics that the predictions give, and how those of the record differ."""
     evaluation = Evaluation.of(stage.kind, stage.settings)
     try:
-        predictions = load_file(regular(store.folder(stage.key) / "predictions.safetensors"))
+        predictions = load_file(regular(store.artifact(record) / "predictions.safetensors"))
         labels = predictions.pop("labels")
         values = evaluation.evaluator.derive(predictions, labels)
         draws = evaluation.evaluator.by_draw(predictions, labels)
@@ -245,8 +245,10 @@ def _metrics(
 def _labels(stage: Stage, store: Store) -> np.ndarray | None:
     """Return labels of the reported images as the features stage has them."""
     features, split = stage.inputs["features"], stage.settings["split"]
+    if features.record is None:
+        return None
     try:
-        path = regular(store.folder(features.key) / "features.safetensors")
+        path = regular(store.artifact(features.record) / "features.safetensors")
         with safe_open(path, framework="numpy") as file:
             labels: np.ndarray = file.get_tensor(f"{split}_y")
     except (OSError, SafetensorError, KeyError):
@@ -309,7 +311,7 @@ def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> N
     from bench.run.worker import StageFailed, run_stage
 
     for name, source in stage.inputs.items():
-        if source.record is None or any(store.damages(source.key, source.record)):
+        if source.record is None or any(store.damages(source.record)):
             return found.wrong(stage, [f"it cannot be run again: its '{name}' is damaged"])
     scratch.create()
     try:
@@ -320,7 +322,7 @@ def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> N
     again = scratch.state(stage.key).record
     assert again is not None and stage.record is not None
     found.rerun.append(stage.title)
-    folders = store.folder(stage.key), scratch.folder(stage.key)
+    folders = store.artifact(stage.record), scratch.artifact(again)
     differences = "; ".join(_differences(stage.record, again, *folders))
     if differences:
         why = _why_not(stage, stage.record, again)

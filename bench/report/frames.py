@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -103,10 +104,10 @@ class _Told(NamedTuple):
 
 def _tell(plan: Plan, store: Store) -> dict[str, _Told]:
     """Return every stage by its key."""
-    alive = store.in_use()
+    at_work = {*store.leases.drivers(), store.leases.run}
     found: dict[str, _Told] = {}
     for key, stage in plan.stages.items():  # inputs first
-        attempts = [one if alive else _ended(one) for one in stage.state.attempts]
+        attempts = [one if one.run in at_work else _ended(one) for one in stage.state.attempts]
         status, reason = _status(stage, attempts)
         inputs = (found[source.key] for source in stage.inputs.values())
         lost = next((source for source in inputs if source.status == "failed"), None)
@@ -414,8 +415,8 @@ def _curves(plan: Plan, store: Store, problems: list[str]) -> dict[str, Curves]:
     for stage in plan.stages.values():
         record = stage.record if stage.trains and stage.status == "cached" else None
         if record is not None and "curves.json" in record.files:
-            with _naming(problems, stage, "curves.json"):
-                data = store.read(stage.key, record, "curves.json")
+            with _naming(problems, store.artifact(record) / "curves.json", store):
+                data = store.read(record, "curves.json")
                 found = _CURVES.validate_python(json.loads(data))
                 lengths = {len(values) for values in found.values()}
                 if len(lengths) != 1 or not all(map(math.isfinite, found["step"])):
@@ -433,8 +434,8 @@ def _gallery(plan: Plan, store: Store, problems: list[str]) -> dict[str, Any] | 
 
     from reports.figures.gallery import gallery
 
-    with _naming(problems, stage, "gallery.safetensors"):
-        arrays = load(store.read(stage.key, stage.record, "gallery.safetensors"))
+    with _naming(problems, store.artifact(stage.record) / "gallery.safetensors", store):
+        arrays = load(store.read(stage.record, "gallery.safetensors"))
         told = {name: stage.settings[name] for name in ("seed", "split", "mask_ratio", "norm_pix")}
         rows, summary = list(plan.suite.gallery), stage.record.summary
         found = told | {"key": stage.key, "rows": rows, "summary": summary, "arrays": arrays}
@@ -444,12 +445,12 @@ def _gallery(plan: Plan, store: Store, problems: list[str]) -> dict[str, Any] | 
 
 
 @contextmanager
-def _naming(problems: list[str], stage: Stage, name: str) -> Iterator[None]:
-    """Name in `problems` a file of a stage that does not fit its record or holds something else."""
+def _naming(problems: list[str], path: Path, store: Store) -> Iterator[None]:
+    """Name in `problems` a file that does not fit its record or holds something else."""
     try:
         yield
     except Exception as error:  # of a stranger's file anything can be wrong
-        problems.append(f"stages/{stage.key}/{name} is damaged: {reason(error)}")
+        problems.append(f"{path.relative_to(store.root)} is damaged: {reason(error)}")
 
 
 def _provenance(plan: Plan, command: str) -> dict[str, Any]:

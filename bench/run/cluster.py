@@ -349,7 +349,6 @@ class Cluster:
             time.sleep(0.05)
         ray.shutdown()
 
-
     def _wait_until_asked(self) -> None:
         """Wait until Ray knows the devices that each group asks for, to take the request back.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: how long to wait for news, where nothing moves
 QUIET_S = 0.8
+#: seconds between two looks at what other runs on the same store do
+LOOK_S = 3.0
 #: what the first worker group takes to start, about
 GROUP_START_S = 12.0
 
@@ -66,6 +68,8 @@ class Interrupted(Exception):
 def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
     """Run what the plan lacks. Return the failed stages: key -> why.
 
+    The caller drives a run of the store (`Leases.driving`). Stages at which other runs work are
+    waited for.
     With nothing to run it starts no Ray and imports no torch. Raises `Interrupted` where the run
     ends before its stages, `UserError` where it cannot begin.
     """
@@ -141,9 +145,9 @@ def check_weights(plan: Plan) -> None:
 def _recorded(plan: Plan, store: Store, options: RunOptions) -> Iterator[Run]:
     """Write the run's own record at its start and at its end."""
     began, clock = time.time(), time.monotonic()
+    assert store.leases.run is not None
     run = Run(
-        # no other of the store is equal: it has one driver at a time, and Ray takes longer to start
-        id=f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(began))}-{os.getpid()}",
+        id=store.leases.run,
         suite=plan.suite.name,
         profile=plan.suite.profile,
         command=options.command,
@@ -206,6 +210,8 @@ class _Driver:
         self._held: dict[int, tuple[float, float]] = {}
         #: device-hours that ended groups held
         self._held_hours = 0.0
+        #: when it was last looked what other runs do, by the monotonic clock, and who was told of
+        self._looked, self._told_of = -math.inf, set[str]()
 
     def _expected(self) -> float | None:
         """Return the seconds that the run will still take, if that is known.
@@ -251,9 +257,10 @@ class _Driver:
         with self.display:
             while not self.state.finished:
                 signals.check()
-                self.store.check_held()
+                self.store.leases.check_held()
                 self._check_budget(cluster)
                 self._look_at_nodes(cluster)
+                self._look_at_others()
                 self._act(cluster)
                 self.display.refresh()
                 self._listen(cluster)
@@ -280,6 +287,36 @@ class _Driver:
         self.state.room = cluster.room()
         self.state.capacity = max(self.state.room, self.state.width)
 
+    def _look_at_others(self) -> None:
+        """Learn which stages other runs work on, and what became of those that they left."""
+        if time.monotonic() - self._looked < LOOK_S:
+            return
+        self._looked, before = time.monotonic(), self.state.elsewhere
+        there = self.store.leases.elsewhere()
+        self.state.elsewhere = there.keys() & {stage.key for stage in self.state.left()}
+        for stage in self.state.left():
+            if stage.key in before - self.state.elsewhere:
+                self._take_if_complete(stage)
+        for driver in {there[key].run: there[key] for key in self.state.elsewhere}.values():
+            if driver.run not in self._told_of:
+                self._told_of.add(driver.run)
+                self.display.say(f"  another run ({driver}) is at stages of this one, which waits")
+
+    def _take_if_complete(self, stage: Stage) -> bool:
+        """Take what another run has completed, if it has. Return whether it has."""
+        self._assess(stage)
+        if stage.status == "cached":
+            self._completed(stage)
+        return stage.status == "cached"
+
+    def _claim(self, stage: Stage) -> bool:
+        """Return whether a stage is this run's to work on: nobody else is at it, or was before."""
+        if self.store.leases.claim(stage.key) is not None:
+            self.state.elsewhere.add(stage.key)
+            return False
+        recovery.close_orphans(stage.key, self.store)
+        return not self._take_if_complete(stage)
+
     def _look_again(self) -> None:
         """Workers of a run killed just before this one may have ended a stage or begun another."""
         left = self.state.left()
@@ -302,6 +339,8 @@ class _Driver:
                     self.state.groups[self._groups] = scheduler.Group(width, since=self._clock)
                     self._held[self._groups] = time.monotonic(), cluster.devices(width)
                     cluster.start_group(self._groups, width, self.store, self.run_id)
+                case scheduler.Give(_, key) if not self._claim(self.plan.stages[key]):
+                    continue
                 case scheduler.Give(group, key):
                     self.state.begin(group, key)
                     cluster.give(group, self.plan.stages[key])
@@ -388,6 +427,7 @@ class _Driver:
             self._failed(stage.key, stage.reason or "it left no complete record")
             return
         self.state.complete(stage.key)
+        self.store.leases.release(stage.key)
         self._ended(stage, "complete")
         for other in self.state.left():
             # what waited for its input may turn out to be cached after all
@@ -401,6 +441,7 @@ class _Driver:
     def _stopped(self, stage: Stage, rung: int) -> None:
         """Take note that a stage has come to a rung, where it waits for the search."""
         self._assess(stage)
+        self.store.leases.release(stage.key)
         self.state.stop(stage.key, rung)
         if self.cluster is not None:
             self.cluster.settle(mailbox.at_rung(stage.key, rung), "complete")
@@ -410,6 +451,7 @@ class _Driver:
         """Take note of a failure and of what it takes with it, for the table too."""
         if key not in self.state.done:
             self._assess(self.plan.stages[key])
+        self.store.leases.release(key)
         for other in self.state.fail(key, reason):
             self._ended(self.plan.stages[other], "failed")
 
@@ -437,6 +479,7 @@ class _Driver:
         elif newest is not None and newest.status == "failed" and newest.run == self.run_id:
             self._failed(key, newest.error.message if newest.error else why)
         else:
+            self.store.leases.release(key)
             self.display.end(stage, "lost", why)
 
     # -------------------------------------------------------------------------------------- search
@@ -491,5 +534,5 @@ class _Driver:
         """Write the record of a stage's attempt in this run, at which nobody works any more."""
         began = self._began.get(stage.key)
         wall_s = None if began is None else time.monotonic() - began
-        recovery.close_running(self.store, stage.key, status, why, wall_s)
+        recovery.close_running(self.store, stage.key, status, why, wall_s, self.run_id)
         self._assess(stage)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -18,17 +18,19 @@ from bench.store.store import Store
 def take_over(plan: Plan, store: Store, *, keep_stale: bool = False) -> list[str]:
     """Set every stage's status; close what a killed run left open and set aside what is damaged.
 
-    The caller holds the store. Return what was damaged, in words; it is made again. Raises
-    `UserError` where a stage's folder is of no use.
+    The caller drives a run. What another run works on stays as it is. Return what was damaged, in
+    words; it is made again. Raises `UserError` where a stage's folder is of no use.
     """
     close_left(plan.stages.values(), store, keep_stale=keep_stale)
     lines = []
     for stage in plan.stages.values():
         store.check_usable(stage.key)
         lines += [f"{problem}; it is left out" for problem in stage.state.problems]
-        for problem in store.plain_damages(stage.key, stage.record) if stage.record else ():
-            store.set_aside(stage.state, problem)
-            lines.append(f"{stage.title}: {problem}; set aside, it is made again")
+        for problem in store.plain_damages(stage.record) if stage.record else ():
+            with _claimed(store, stage.key) as ours:
+                if ours:
+                    store.set_aside(stage.state, problem)
+                    lines.append(f"{stage.title}: {problem}; set aside, it is made again")
             break
     for stage in plan.stages.values() if lines else ():
         assess(stage, store, keep_stale=keep_stale)
@@ -44,14 +46,34 @@ def close_left(stages: Collection[Stage], store: Store, *, keep_stale: bool = Fa
     store.refresh()
     for stage in stages:
         assess(stage, store, keep_stale=keep_stale)
-    left = [a for stage in stages for a in stage.state.attempts if a.status == "running"]
-    for attempt in left:
-        if (orphan := _orphan(attempt)) is not None:
-            with suppress(psutil.Error):
-                orphan.kill()
-        store.close_abandoned(attempt, "lost", "its run ended without a word (killed?)")
+    left = [s for s in stages if any(a.status == "running" for a in s.state.attempts)]
+    for stage in left:
+        with _claimed(store, stage.key) as ours:
+            if ours:
+                close_orphans(stage.key, store)
     for stage in stages if left else ():
         assess(stage, store, keep_stale=keep_stale)
+
+
+@contextmanager
+def _claimed(store: Store, key: str) -> Iterator[bool]:
+    """Have a stage's lease for a moment. Yield whether it is ours."""
+    ours = store.leases.claim(key) is None
+    try:
+        yield ours
+    finally:
+        if ours:
+            store.leases.release(key)
+
+
+def close_orphans(key: str, store: Store) -> None:
+    """Close the attempts that are open at a stage whose lease we have; end who is still at them."""
+    for attempt in store.state(key).attempts:
+        if attempt.status == "running":
+            if (orphan := _orphan(attempt)) is not None:
+                with suppress(psutil.Error):
+                    orphan.kill()
+            store.close_abandoned(attempt, "lost", "its run ended without a word (killed?)")
 
 
 def _orphan(attempt: Record) -> psutil.Process | None:
@@ -72,10 +94,18 @@ def _orphan(attempt: Record) -> psutil.Process | None:
 
 
 def close_running(
-    store: Store, key: str, status: Status, why: str, wall_s: float | None = None
+    store: Store,
+    key: str,
+    status: Status,
+    why: str,
+    wall_s: float | None = None,
+    run: str | None = None,
 ) -> None:
-    """Write the records of attempts at which nobody works any more, after `wall_s` of work."""
+    """Write the records of attempts at which nobody works any more, after `wall_s` of work.
+
+    With `run` those of that run alone.
+    """
     for attempt in store.state(key).attempts:
-        if attempt.status == "running":
+        if attempt.status == "running" and run in (None, attempt.run):
             ended_s = None if wall_s is None else attempt.started_s + wall_s
             store.close_abandoned(attempt, status, why, ended_s)

@@ -132,6 +132,8 @@ class RunState:
     groups: dict[int, Group] = field(default_factory=dict)
     #: stages that wait until a trial of the search asks for them
     held: set[str] = field(default_factory=set)
+    #: stages that other runs on the same store work on
+    elsewhere: set[str] = field(default_factory=set)
     #: when a silence was last told of
     told: float = -math.inf
 
@@ -167,7 +169,7 @@ class RunState:
         budget ends has paid for them. Of stages on their way to a rung the least far come first,
         in an order as good as random, so that a search compares many cells before it goes on.
         """
-        busy = self.running | self.held
+        busy = self.running | self.held | self.elsewhere
         found = [s for s in self.left() if s.key not in busy and self.inputs_done(s)]
 
         def order(stage: Stage) -> tuple[bool, int, float, str]:

@@ -46,6 +46,8 @@ from maect.stages.rung import measure
 LOG_EVERY_S = 5.0
 #: how a record names the error of a stage for which there was not enough memory
 OUT_OF_MEMORY = "OutOfMemory"
+#: why nothing of a stage is published
+_TAKEN = "another run has taken its lease, as this one gave no sign of life"
 #: what CUDA says where torch has no class for it
 _NO_MEMORY = re.compile("CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED")
 #: what torch and numpy say was asked for, what the device has, what of it was free
@@ -72,7 +74,7 @@ def serve(
     group = Group()
     while (stage := group.share(take() if group.rank == 0 else None)) is not None:
         try:
-            run_stage(stage, store, run_id, tell, gpus)
+            run_stage(stage, store, run_id, tell, gpus, leased=True)
         except StageFailed:
             if group.size > 1:  # the others may hang in a collective call
                 raise
@@ -100,12 +102,19 @@ def require_gpu() -> None:
 
 
 def run_stage(
-    stage: Stage, store: Store, run_id: str, tell: Tell, gpus: float | None = None
+    stage: Stage,
+    store: Store,
+    run_id: str,
+    tell: Tell,
+    gpus: float | None = None,
+    *,
+    leased: bool = False,
 ) -> None:
     """Run a stage in this process, leaving its artifact and record. Raises `StageFailed`.
 
     Every worker of a group calls this; the first one writes. `gpus` is what each worker was given
-    of them: 0 computes on the CPU, None on a GPU where torch has one.
+    of them: 0 computes on the CPU, None on a GPU where torch has one. `leased` says that a driver
+    has the stage's lease; once another run has taken it, nothing is published.
     """
     if gpus is None:
         gpus = float(torch.cuda.is_available())
@@ -114,7 +123,9 @@ def run_stage(
         importlib.import_module(module)  # not part of the stage's time
     forget_memory()
     group, device, began_s = Group(), device_of(gpus), _cpu_s()
-    attempt = Attempt(stage, store, run_id, tell, device, group, gpus) if group.rank == 0 else None
+    attempt = None
+    if group.rank == 0:
+        attempt = Attempt(stage, store, run_id, tell, device, group, gpus, leased)
     record = group.share(None if attempt is None else attempt.record)
     folder = store.attempt_folder(stage.key, record.attempt)
     folder.mkdir(parents=True, exist_ok=True)  # without a shared disk each machine has its own
@@ -130,6 +141,7 @@ def run_stage(
             kept = job.checkpoints if isinstance(job.checkpoints, StageCheckpoints) else None
             if kept is not None:
                 kept.attempt = folder
+                kept.leased_to = run_id if leased else None
             output = importlib.import_module(modules[0]).run(job)
             if kept is not None:
                 kept.wait()
@@ -253,7 +265,7 @@ def forget_memory() -> None:
 class Attempt:
     """Writes the files of one attempt and tells the driver about it.
 
-    Raises `StageFailed` where an input is not in the store.
+    Raises `StageFailed` where an input is not in the store, or another run has the stage's lease.
     """
 
     def __init__(
@@ -265,8 +277,14 @@ class Attempt:
         device: torch.device,
         group: Group,
         gpus: float,
+        leased: bool,
     ) -> None:
         self.stage, self.store, self.tell = stage, store, tell
+        #: the run that must have the stage's lease
+        self.leased_to = run_id if leased else None
+        if not self._ours():
+            tell(Ended(stage.key, _TAKEN))
+            raise StageFailed(f"{stage.title}: {_TAKEN}")
         self.clock, began = time.monotonic(), time.time()
         cost = held(device, group, stage.settings["numerics"]["threads"], gpus)
         here = {
@@ -296,6 +314,11 @@ class Attempt:
         self._logged = 0.0
         self.log(f"{stage.title} began")
         tell(Began(stage.key))
+
+    def _ours(self) -> bool:
+        """Return whether the attempt may still be published."""
+        run = self.leased_to
+        return run is None or self.store.leases.still_ours(self.stage.key, run)
 
     def _input(self, key: str) -> Input:
         record = self.store.state(key).record
@@ -335,7 +358,7 @@ class Attempt:
         for name, document in documents.items():
             content[f"{name}.json"] = json.dumps(document, sort_keys=True).encode()
         end: dict[str, Any] = {
-            "files": {n: self.store.put_file(stage.key, n, data) for n, data in content.items()},
+            "files": {n: self.store.put_file(self.record, n, data) for n, data in content.items()},
             "summary": {"flops": stage.flops, "steps": stage.steps, **output.summary},
         }
         if stage.kind in evals.names():
@@ -382,7 +405,14 @@ class Attempt:
         cost = self.record.cost.model_copy(update=used)
         record = self.record.model_copy(update={"cost": cost, "status": status, **end})
         ended_s = record.started_s + time.monotonic() - self.clock
-        if not self.store.close_attempt(record, ended_s):
+        if status in ("complete", "stopped") and not self._ours():
+            error = Failure(kind="Lost", message=_TAKEN)
+            record = self.record.model_copy(update={"status": "lost", "error": error, "cost": cost})
+            status = "lost"
+        first = self.store.close_attempt(record, ended_s)
+        if status == "lost":
+            self.tell(Ended(self.stage.key, _TAKEN))
+        if not first or status == "lost":
             raise StageFailed(f"{self.stage.title}: this attempt was given up for lost")
         if status == "complete" and self.stage.steps:
             # before the end is told: the run may end then, and this process with it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import stat
 import time
 from collections.abc import Iterable
@@ -52,7 +53,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_first(path: Path, value: Any) -> bool:
     """Like `write_json` where there is no such file yet. Return whether this writer was first."""
-    whole = path.with_name(f".{path.name}.{os.getpid()}.whole")
+    # on other machines processes have the same numbers
+    whole = path.with_name(f".{path.name}.{secrets.token_hex(8)}.whole")
     write_atomic(whole, json_text(value))
     try:
         os.link(whole, path)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
-import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -21,18 +19,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from obstore.exceptions import AlreadyExistsError, PreconditionError
-from pydantic import BaseModel, ValidationError
+from obstore.exceptions import AlreadyExistsError
 
-from bench.errors import MachineError, UserError, reason
-from bench.store.client import Meta, Objects, StoreGone
+from bench.errors import UserError, reason
+from bench.store.bucket_leases import BucketLeases
+from bench.store.client import Meta, Objects
 from bench.store.files import json_text, regular
 from bench.store.record import Record, Run, Status
 from bench.store.store import StageState, Store
 from maect.files import sha256, write_atomic
 
-#: seconds between two signs of life of a driver, and after which its lease may be taken
-BEAT_S, LAPSES_S = 10.0, 60.0
 #: requests at a time
 AT_ONCE = 16
 #: what a copy has of everything, as far as it was looked at; all else is fetched when it is read
@@ -40,16 +36,6 @@ _SMALL = re.compile(
     r"(store|calibration)\.json|runs/(?!\.)[^/\0]+\.json"
     r"|stages/(?!\.)[^/\0]+/attempts/[1-9][0-9]{0,5}/(started|record)\.json"
 )
-
-
-class _Lease(BaseModel):
-    """Who drives a store; the content of `lock`."""
-
-    #: drawn for this lease; empty: nobody
-    holder: str = ""
-    pid: int = 0
-    host: str = ""
-    beats: int = 0
 
 
 class ObjectStore(Store):
@@ -71,17 +57,16 @@ class ObjectStore(Store):
         self._seen: dict[str, Meta] = {}
         #: keys read since the last listing of all; None: each is listed when it is read
         self._read: set[str] | None = None
-        self._lost: str | None = None
         self.objects.answers = known
         with _copying(self.root / "store.json"):
             pass
-        if known:
-            return
-        try:
-            self._write_copy(self.root / "store.json", self.objects.get("store.json")[0])
-        except FileNotFoundError:  # the copy may be of a store that is no more
-            super().discard(self.root / "store.json", self.root / "stages")
-        super().__init__(self.root)
+        if not known:
+            try:
+                self._write_copy(self.root / "store.json", self.objects.get("store.json")[0])
+            except FileNotFoundError:  # the copy may be of a store that is no more
+                super().discard(self.root / "store.json", self.root / "stages")
+            super().__init__(self.root)
+        self.leases = BucketLeases(self.root, self.objects)
 
     def __reduce__(self) -> Any:
         """A worker opens it by its URL, with the credentials and the copy of its own machine."""
@@ -92,113 +77,6 @@ class ObjectStore(Store):
     @property
     def name(self) -> str:
         return self.objects.url
-
-    def create(self) -> None:
-        super().create()  # of the copy
-        with suppress(AlreadyExistsError):
-            self.objects.put("store.json", self.root / "store.json", new=True)
-        self._now_s()  # proves that it can be written
-
-    def _now_s(self) -> float:
-        """Return the server's time, in seconds since the epoch: that of a new object."""
-        probe = f".probe-{secrets.token_hex(8)}"
-        self.objects.put(probe, b"x")
-        now_s = _time_s(self.objects.get(probe)[1])
-        self.objects.delete([probe])
-        return now_s
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the store for one driver: the copy as `Store` does, the bucket by a lease."""
-        with super().lock():
-            lease = _Lease(holder=secrets.token_hex(8), pid=os.getpid(), host=platform.node())
-            mark, ended = self._take(lease), threading.Event()
-            beats = threading.Thread(target=self._beat, args=(lease, mark, ended), daemon=True)
-            beats.start()
-            try:
-                self.refresh()
-                yield
-            finally:
-                ended.set()
-                beats.join()
-
-    def _take(self, lease: _Lease) -> Meta:
-        """Make the lease ours, and return its mark. Raises `UserError` where it is another's."""
-        old, seen = self._lease()
-        if seen is not None and self._elsewhere(old):
-            age_s = max(0.0, self._now_s() - _time_s(seen))
-            if age_s < LAPSES_S:
-                raise UserError(
-                    f"another run (process {old.pid} on {old.host or 'an unknown machine'}) is "
-                    f"using the store {self.name}; its last sign of life is {age_s:.0f} s old. "
-                    f"Wait for it (a run that was killed holds a store for {LAPSES_S:.0f} s), or "
-                    "choose another --store"
-                )
-        self._write_copy(self.root / "lease", lease.holder.encode())
-        try:
-            return self._put_lease(self.objects, lease, seen)
-        except (AlreadyExistsError, PreconditionError):
-            raise UserError(
-                f"another run has begun to use the store {self.name} just now; wait for it, or "
-                "choose another --store"
-            ) from None
-
-    def _lease(self) -> tuple[_Lease, Meta | None]:
-        """Return who drives the store, and what is known of the object that says so."""
-        seen = None
-        with suppress(FileNotFoundError, ValidationError):
-            data, seen = self.objects.get("lock")
-            return _Lease.model_validate_json(data), seen
-        return _Lease(), seen
-
-    def _elsewhere(self, lease: _Lease) -> bool:
-        """Return whether a lease's driver used another copy.
-
-        One that used this copy holds the copy's lock while it lives.
-        """
-        with suppress(OSError):
-            if (self.root / "lease").read_bytes() == lease.holder.encode():
-                return False
-        return bool(lease.holder)
-
-    def _put_lease(self, objects: Objects, lease: _Lease, over: Meta | None) -> Meta:
-        """Write the lease over the one that was seen. Return its own mark.
-
-        A put may be told to have failed that was done: it was tried again, as its answer was lost.
-        """
-        data = json_text(lease.model_dump())
-        try:
-            return objects.put("lock", data, over=over, new=over is None)
-        except (AlreadyExistsError, PreconditionError):
-            found, seen = objects.get("lock")
-            if found != data:
-                raise
-            return seen
-
-    def _beat(self, lease: _Lease, mark: Meta, ended: threading.Event) -> None:
-        """Give signs of life until the end, and then the lease away."""
-        objects, last = Objects(self.name, patient=False), False
-        while self._lost is None and not last:
-            last = ended.wait(BEAT_S)
-            beat = _Lease() if last else lease.model_copy(update={"beats": lease.beats + 1})
-            try:
-                mark, lease = self._put_lease(objects, beat, mark), beat
-            except (AlreadyExistsError, PreconditionError, FileNotFoundError):
-                self._lost = f"another run took the store {self.name} over: this one gave no sign "
-                self._lost += f"of life for {LAPSES_S:.0f} s"
-            except StoreGone:  # for a while, maybe
-                continue
-
-    def check_held(self) -> None:
-        if self._lost is not None:
-            raise MachineError(self._lost)
-
-    def in_use(self) -> bool:
-        if super().in_use():
-            return True
-        lease, seen = self._lease()
-        recent = seen is not None and time.time() - _time_s(seen) < LAPSES_S
-        return recent and self._elsewhere(lease)
 
     # ------------------------------------------------------------------------------ reading
 
@@ -254,26 +132,26 @@ class ObjectStore(Store):
         """Return what the object is called whose copy lies at a path."""
         return path.relative_to(self.root).as_posix()
 
-    def plain_damages(self, key: str, record: Record) -> Iterator[str]:
+    def plain_damages(self, record: Record) -> Iterator[str]:
         """Yield which files are missing or of another size, by the newest listing.
 
         What they hold is compared when they are fetched.
         """
         for name in record.files:
-            if fault := self._unlike(key, record, name):
+            if fault := self._unlike(record, name):
                 yield f"{name} {fault}"
 
-    def _unlike(self, key: str, record: Record, name: str) -> str | None:
-        seen = self._seen.get(f"stages/{key}/{name}")
+    def _unlike(self, record: Record, name: str) -> str | None:
+        seen = self._seen.get(self._name(self.artifact(record) / name))
         if seen is None:
             return "is missing"
         return None if seen["size"] == record.files[name].bytes else "does not fit its checksum"
 
-    def _fault(self, key: str, record: Record, name: str) -> str | None:
-        if fault := self._unlike(key, record, name):
+    def _fault(self, record: Record, name: str) -> str | None:
+        if fault := self._unlike(record, name):
             return fault
-        self._bring([f"stages/{key}/{name}"])
-        return super()._fault(key, record, name)
+        self._bring([self._name(self.artifact(record) / name)])
+        return super()._fault(record, name)
 
     def fetch(self, key: str) -> Path:
         state = self.state(key)
@@ -281,14 +159,14 @@ class ObjectStore(Store):
             raise ValueError(f"its input {key} is not in the store")
         for name in state.record.files:
             # a copy that fits its record needs no look at the bucket
-            fault = super()._fault(key, state.record, name) and self._fault(key, state.record, name)
+            fault = super()._fault(state.record, name) and self._fault(state.record, name)
             if fault:
                 self.set_aside(state, f"{name} {fault}")
                 raise ValueError(
                     f"{name} {fault}: it is of {state.record.name}, which is set aside. The same "
                     "command makes it again"
                 )
-        return self.folder(key)
+        return self.artifact(state.record)
 
     def fetch_checkpoint(self, path: Path, checksum: str | None = None) -> None:
         if checksum is None:
@@ -325,7 +203,8 @@ class ObjectStore(Store):
             files = [path]
             if path.is_dir():  # of an attempt
                 own = (".", "started.", "record.")
-                files = [file for file in path.iterdir() if not file.name.startswith(own)]
+                found = (file for file in path.iterdir() if file.is_file())
+                files = [file for file in found if not file.name.startswith(own)]
             for file in files:
                 self.objects.put(self._name(file), file)
 
@@ -351,14 +230,15 @@ class ObjectStore(Store):
     ) -> None:
         prefix = self._name(self.attempt_folder(attempt.key, attempt.attempt))
         if not (self.root / prefix / "log.txt").exists():  # it ran on another machine
-            self._bring(name for name in self._seen if name.startswith(f"{prefix}/"))
+            there = (name for name in self._seen if name.startswith(f"{prefix}/"))
+            self._bring(name for name in there if "/artifact/" not in name)
         super().close_abandoned(attempt, status, why, ended_s)
 
     def set_aside(self, state: StageState, why: str) -> None:
         assert state.record is not None
         for name in state.record.files:
             aside = f"damaged/{state.key}-{time.time_ns()}/{name}"
-            self.objects.move(f"stages/{state.key}/{name}", aside)
+            self.objects.move(self._name(self.artifact(state.record) / name), aside)
         super().set_aside(state, why)
 
 

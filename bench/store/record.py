@@ -20,8 +20,9 @@ from maect.datasets import DataInfo
 from maect.evals.base import Measured
 from maect.files import digest
 
-#: version of the layout of records; a store of another version is refused, never changed
-SCHEMA = 2
+#: version of the layout of stores and records, and those that are read; a store of another version
+#: is refused, never changed
+SCHEMA, READ = 3, (2, 3)
 
 #: how many unreadable files a record names
 NAMED_FILES = 100

@@ -59,6 +59,9 @@ class StageCheckpoints:
         self.store, self.folder = store, store.checkpoints(key) / code
         #: the attempt's folder: what it holds is made known with each checkpoint
         self.attempt: Path | None = None
+        self.key = key
+        #: the run that must have the stage's lease, where one must
+        self.leased_to: str | None = None
         self._last = self._asked = time.monotonic()
         #: seconds that the training stood still for the last one
         self._stood_s = 0.0
@@ -102,7 +105,16 @@ class StageCheckpoints:
         self.wait()
         self._write(state)
 
+    def _ours(self) -> bool:
+        """Return whether no other run has taken the stage's lease, as far as that can be seen."""
+        with suppress(MachineError):
+            run = self.leased_to
+            return run is None or self.store.leases.still_ours(self.key, run)
+        return True
+
     def _write(self, state: State) -> None:
+        if not self._ours():
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         path, checksum = self.folder / f"{state.step}.safetensors", hashlib.sha256()
 

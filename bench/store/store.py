@@ -1,29 +1,30 @@
 """The store: a directory of artifacts and records, one folder a stage key.
 
     store.json                                   the version of the store's layout
-    stages/<key>/<artifact files>                the newest complete attempt's output
     stages/<key>/attempts/<n>/started.json       written first: who began when
     stages/<key>/attempts/<n>/log.txt
-    stages/<key>/checkpoints/                    while the stage is not complete
+    stages/<key>/attempts/<n>/artifact/<files>   its output
     stages/<key>/attempts/<n>/record.json        written last, atomically: the attempt's authority
+    stages/<key>/checkpoints/                    while the stage is not complete
     runs/<time>.json                             one run of the command line
+    drivers/<run>, leases/<key>                  who works on what (`bench.store.leases`)
     damaged/, removed/, ray/                     set aside, half removed, Ray's: nobody reads them
 
 A file is written under a temporary name and renamed, so what has its final name is whole. What a
-record says of its files (SHA-256) is checked before a stage builds on them.
+record says of its files (SHA-256) is checked before a stage builds on them. In version 2 of the
+layout the files of the newest complete attempt lay in the stage's own folder; they are read there.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import chain, count
@@ -42,7 +43,19 @@ from bench.store.files import (
     write_first,
     write_json,
 )
-from bench.store.record import SCHEMA, Failure, File, Record, Run, Status, parsed, sealed, unsealed
+from bench.store.leases import Leases
+from bench.store.record import (
+    READ,
+    SCHEMA,
+    Failure,
+    File,
+    Record,
+    Run,
+    Status,
+    parsed,
+    sealed,
+    unsealed,
+)
 from maect.files import sha256
 
 
@@ -80,6 +93,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         try:
             self.root = root.expanduser().resolve()
+            self.leases = Leases(self.root, str(self.root))
             for path in self.root.iterdir():
                 _refuse_link(path)
         except FileNotFoundError:
@@ -111,7 +125,7 @@ class Store:
             schema, wrote = 1, "0.1"
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise unreadable(marker, error) from None
-        if schema != SCHEMA:
+        if schema not in READ:
             raise UserError(
                 f"the store {self.name} was written by maect-bench {wrote} (records of version "
                 f"{schema}; this is {version('maect-bench')}, which reads version {SCHEMA}). "
@@ -122,10 +136,8 @@ class Store:
         """Make the folders and prove that they can be written. Raises `UserError`."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            if not (self.root / "store.json").exists():  # before `stages`: a store always has it
-                told = {"schema": SCHEMA, "version": version("maect-bench")}
-                write_json(self.root / "store.json", told)
-            for name in ("stages", "runs"):
+            self._mark()  # before there are `stages`: a store always has it
+            for name in ("stages", "runs", "drivers", "leases"):
                 probe = self.root / name / f".probe-{os.getpid()}"
                 probe.parent.mkdir(exist_ok=True)
                 write_atomic(probe, b"x" * 65536)
@@ -133,31 +145,11 @@ class Store:
         except OSError as error:
             raise store_error(self.root / "store.json", error) from None
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the store for one driver; the kernel releases it when that process dies."""
-        path = self.root / "lock"
-        try:
-            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-        except OSError as error:
-            raise store_error(path, error) from None
-        with os.fdopen(number, "r+b", buffering=0) as file:
-            try:
-                _take(file)
-                file.truncate(0)
-                file.write(b"%d\n" % os.getpid())
-            except BlockingIOError:
-                holder = file.read(20).decode(errors="replace").strip() or "unknown"
-                raise UserError(
-                    f"another run (process {holder}) is using the store {self.name}; wait for it, "
-                    f"or choose another --store"
-                ) from None
-            except OSError as error:
-                raise store_error(path, error) from None
-            yield
-
-    def check_held(self) -> None:
-        """Raise `MachineError` where the store was taken from the driver that locked it."""
+    def _mark(self) -> None:
+        """Write which version of the layout the store has from now on."""
+        marker = self.root / "store.json"
+        if not marker.exists() or read_json(marker)["schema"] != SCHEMA:
+            self._write(marker, {"schema": SCHEMA, "version": version("maect-bench")})
 
     def check_usable(self, key: str) -> None:
         """Raise `UserError` where a run could not work in a stage's folder, or would leave it."""
@@ -172,20 +164,6 @@ class Store:
         except OSError as error:
             raise unreadable(top, error) from None
 
-    def in_use(self) -> bool:
-        """Return whether a driver holds the store, as far as its lock tells."""
-        try:
-            lock = os.open(self.root / "lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-        except OSError as error:
-            return not isinstance(error, FileNotFoundError)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        finally:
-            os.close(lock)
-        return False
-
     # ------------------------------------------------------------------------------ reading
 
     def refresh(self) -> None:
@@ -194,19 +172,28 @@ class Store:
     def fetch(self, key: str) -> Path:
         """Return the folder with the newest complete artifact of a key, for a stage to read.
 
-        Raises ValueError where it does not fit its record and that is seen.
+        Raises ValueError where there is none, or where it does not fit its record and that is seen.
         """
-        return self.folder(key)
+        record = self.state(key).record
+        if record is None:
+            raise ValueError(f"its input {key} is not in the store")
+        return self.artifact(record)
 
     def fetch_checkpoint(self, path: Path, sha256: str | None = None) -> None:
         """See to it that a checkpoint's file is here, or of a folder the notes of all."""
 
+    def artifact(self, record: Record) -> Path:
+        """Return where the files lie that a record names."""
+        if record.schema_ < 3:
+            return self.folder(record.key)
+        return self.attempt_folder(record.key, record.attempt) / "artifact"
+
     def folder(self, key: str) -> Path:
-        """Return where a stage's artifact and attempts lie."""
+        """Return where all lies that is of a stage."""
         return self.root / "stages" / key
 
     def attempt_folder(self, key: str, number: int) -> Path:
-        """Return where the log and the records of a key's attempt lie."""
+        """Return where all lies that is of a key's attempt."""
         return self.folder(key) / "attempts" / str(number)
 
     def checkpoints(self, key: str) -> Path:
@@ -254,7 +241,7 @@ class Store:
         folder = self.attempt_folder(state.key, number)
         path = folder / "record.json"
         try:
-            if folder.is_symlink():
+            if folder.is_symlink() or (folder / "artifact").is_symlink():
                 raise ValueError("its folder is a link")
             names = os.listdir(folder)
             if path.name in names:
@@ -275,21 +262,21 @@ class Store:
             return None
         return record
 
-    def plain_damages(self, key: str, record: Record) -> Iterator[str]:
+    def plain_damages(self, record: Record) -> Iterator[str]:
         """Yield what is wrong with a record's files, as far as that is soon seen."""
-        return self.damages(key, record)
+        return self.damages(record)
 
-    def damages(self, key: str, record: Record) -> Iterator[str]:
-        """Yield everything that is wrong with the files that a record of `key` names."""
+    def damages(self, record: Record) -> Iterator[str]:
+        """Yield everything that is wrong with the files that a record names."""
         for name in record.files:
-            if fault := self._fault(key, record, name):
+            if fault := self._fault(record, name):
                 yield f"{name} {fault}"
 
-    def _fault(self, key: str, record: Record, name: str) -> str | None:
-        """Return what is wrong with a file that a record of `key` names, or None."""
+    def _fault(self, record: Record, name: str) -> str | None:
+        """Return what is wrong with a file that a record names, or None."""
         told = record.files[name]
         try:
-            path = regular(self.folder(key) / name)
+            path = regular(self.artifact(record) / name)
             sound = path.stat().st_size == told.bytes and sha256(path) == told.sha256
         except FileNotFoundError:
             return "is missing"
@@ -297,16 +284,16 @@ class Store:
             return f"cannot be read: {reason(error)}"
         return None if sound else "does not fit its checksum"
 
-    def read(self, key: str, record: Record, name: str) -> bytes:
-        """Return a file that a record of `key` names. Raises ValueError where it does not fit."""
-        if fault := self._fault(key, record, name):
+    def read(self, record: Record, name: str) -> bytes:
+        """Return a file that a record names. Raises ValueError where it does not fit."""
+        if fault := self._fault(record, name):
             raise ValueError(f"it {fault}")
-        return (self.folder(key) / name).read_bytes()
+        return (self.artifact(record) / name).read_bytes()
 
     def set_aside(self, state: StageState, why: str) -> None:
         """Move a damaged stage's files out of the way and close its record."""
         assert state.record is not None
-        folder = self.folder(state.key)
+        folder = self.artifact(state.record)
         aside = self.root / "damaged" / f"{state.key}-{time.time_ns()}"
         try:
             aside.mkdir(parents=True)
@@ -379,10 +366,15 @@ class Store:
             raise store_error(self.folder(start.key), error) from None
         return record
 
-    def put_file(self, key: str, name: str, data: bytes) -> File:
-        """Write one artifact file. Return its entry for the record."""
-        write_atomic(self.folder(key) / name, data)
-        self.publish(self.folder(key) / name)
+    def put_file(self, record: Record, name: str, data: bytes) -> File:
+        """Write a file of an attempt's artifact. Return its entry for the attempt's record."""
+        path = self.artifact(record) / name
+        try:
+            path.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise store_error(path, error) from None
+        write_atomic(path, data)
+        self.publish(path)
         return File(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
     def close_attempt(self, record: Record, ended_s: float) -> bool:
@@ -400,7 +392,14 @@ class Store:
         }
         closed = record.model_copy(update=end)
         self.publish(folder)
-        return self._write_first(folder / "record.json", sealed(closed))
+        first = self._write_first(folder / "record.json", sealed(closed))
+        if first and record.status == "complete":  # which replaces what there was
+            with suppress(OSError):
+                old = [n for n in self.attempts(record.key) if n < record.attempt]
+                self.discard(*(self.attempt_folder(record.key, n) / "artifact" for n in old))
+        elif first:
+            self.discard(folder / "artifact")
+        return first
 
     def close_abandoned(
         self, attempt: Record, status: Status, why: str, ended_s: float | None = None
@@ -423,9 +422,10 @@ class Store:
         self._write(self.root / "runs" / f"{run.id}.json", run.model_dump())
 
     def close_runs(self) -> None:
-        """Note which runs ended without a word; the caller holds the store."""
+        """Note which runs ended without a word; the caller drives one itself."""
+        at_work = self.leases.drivers()
         for run in self.runs():
-            if run.status == "running":
+            if run.status == "running" and run.id not in at_work:
                 self.write_run(run.model_copy(update={"status": "lost"}))
 
     def runs(self, problems: list[str] | None = None) -> list[Run]:
@@ -441,19 +441,3 @@ class Store:
                 if problems is not None:
                     problems.append(f"runs/{path.name} is no record of a run: {reason(error)}")
         return found
-
-
-def _take(lock: Any) -> None:
-    """Lock a file for this process alone. Raises BlockingIOError where another holds it.
-
-    Whoever looks whether it is held (`Store.in_use`) holds it for a moment: one second is waited.
-    """
-    end = time.monotonic() + 1.0
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)

@@ -20,7 +20,8 @@ import psutil
 
 from bench.environment import AVX2
 from bench.plan.planner import make_plan
-from bench.plan.stage import Stage
+from bench.plan.stage import Plan, Stage
+from bench.run.recovery import take_over
 from bench.run.worker import run_stage
 from bench.store.client import Objects
 from bench.store.files import iso
@@ -107,7 +108,7 @@ def write_record(
         return record
     end: dict[str, Any] = {"status": status}
     if status == "complete":
-        end["files"] = {"artifact.bin": store.put_file(stage.key, "artifact.bin", content)}
+        end["files"] = {"artifact.bin": store.put_file(record, "artifact.bin", content)}
     else:
         end["error"] = Failure(kind="ValueError", message="it went wrong")
     store.close_attempt(record.model_copy(update=end), began + wall_s)
@@ -131,6 +132,13 @@ def stored(root: Path, name: str) -> tuple[Store, dict[str, Any]]:
     raise AssertionError(f"no stage is called {name}")
 
 
+def taken_over(plan: Plan, store: Store) -> list[str]:
+    """What a run does to a store before it starts Ray; what was damaged, in words."""
+    with store.leases.driving():
+        store.close_runs()
+        return take_over(plan, store)
+
+
 def forge(store: Store, content: dict[str, Any]) -> Path:
     """Write a changed record with a checksum that fits it."""
     path = store.folder(content["key"]) / "attempts" / str(content["attempt"]) / "record.json"
@@ -139,6 +147,24 @@ def forge(store: Store, content: dict[str, Any]) -> Path:
 
 
 # ---------------------------------------------------------------------------- runs to be disturbed
+
+
+#: `sitecustomize` of every process of a run: checkpoints all the time, a lease of some seconds
+HASTY = """
+import sys, threading, time
+WANTED = {
+    "bench.store.resume": ("StageCheckpoints", {"EVERY_S": 0.1, "SHARE": 1e9}),
+    "bench.store.bucket_leases": ("BucketLeases", {"BEAT_S": 0.5, "LAPSES_S": 5.0}),
+}
+def change():
+    while WANTED:
+        for name, (last, values) in list(WANTED.items()):
+            if hasattr(sys.modules.get(name), last):
+                vars(sys.modules[name]).update(values)
+                del WANTED[name]
+        time.sleep(0.1)
+threading.Thread(target=change, daemon=True).start()
+"""
 
 
 def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:

@@ -70,7 +70,7 @@ def test_a_step_is_not_slower_than_its_bound(kind, stages, plain_pass, benchmark
     stage = chain[kind]
     job = Job(
         settings=stage.settings,
-        inputs={name: store.folder(source.key) for name, source in stage.inputs.items()},
+        inputs={name: store.fetch(source.key) for name, source in stage.inputs.items()},
         data_root=Path(stage.places["data_root"]),
     )
     stage.settings["train"]["steps"] = 100  # the inputs above took 5

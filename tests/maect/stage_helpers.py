@@ -32,7 +32,7 @@ def trained_inputs(root: Path) -> dict[str, Path]:
     stages = chain(store, ["mae.steps=5", "head.steps=3"])
     for stage in stages[:2]:
         run_stage(stage, store, "test", lambda event: None)
-    return {"encoder": store.folder(stages[0].key), "head": store.folder(stages[1].key)}
+    return {"encoder": store.fetch(stages[0].key), "head": store.fetch(stages[1].key)}
 
 
 def job_of(stage: Stage, inputs: dict[str, Path], device: str = "cpu") -> Job:

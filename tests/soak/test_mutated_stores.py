@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_helpers import SMOKE, fill_store, write_record, write_run
+from bench_helpers import SMOKE, fill_store, taken_over, write_record, write_run
 from soak_helpers import cases, draw, told, unchanged
 
 from bench.errors import UserError
 from bench.plan.planner import make_plan
 from bench.plan.stage import Plan
-from bench.run.recovery import take_over
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.files import digest
@@ -82,9 +81,7 @@ def test_a_mutated_store_is_told_of(
         with suppress(UserError):  # what a run does before it starts Ray
             store = Store(root)
             store.create()
-            with store.lock():
-                store.close_runs()
-                take_over(plan_of(store), store)
+            taken_over(plan_of(store), store)
     believed = forged in mutations or fitting in mutations
     if changed(root, example, believed=believed):
         assert verified.code in (2, 3), f"{mutations}: verify finds nothing"
@@ -213,7 +210,17 @@ def linked(root: Path, outside: Path, chance: random.Random) -> None:
 
 def linked_new(root: Path, outside: Path, chance: random.Random) -> None:
     folder = some(root, chance, file=False)
-    names = ("lock", "damaged", "reports", "checkpoints", "attempts", "log.txt", "5", ".x.json.tmp")
+    names = (
+        "drivers",
+        "leases",
+        "damaged",
+        "reports",
+        "checkpoints",
+        "attempts",
+        "log.txt",
+        "5",
+        ".x.json.tmp",
+    )
     place = chance.choice((root, folder)) / chance.choice(names)
     place.symlink_to(chance.choice((outside, outside / "file")))
 
@@ -223,7 +230,7 @@ def piped(root: Path, outside: Path, chance: random.Random) -> None:
     if chance.random() < 0.8:
         path.unlink()
     else:
-        path = path.with_name(chance.choice(("lock", "store.json", "record.json", "9.json")))
+        path = path.with_name(chance.choice(("drivers", "store.json", "record.json", "9.json")))
     os.mkfifo(path)
 
 

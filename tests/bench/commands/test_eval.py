@@ -239,7 +239,7 @@ def row(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Recor
         if stage.kind != "gallery":
             run_stage(stage, store, "test", lambda event: None)
     records = {n: store.state(s.key).record for n, s in plan.rows[0].evaluations.items()}
-    return store.folder(plan.rows[0].chain[0].key), records
+    return store.fetch(plan.rows[0].chain[0].key), records
 
 
 @pytest.mark.parametrize("name", [*evals.names(), *TOKENS])
@@ -316,8 +316,8 @@ def test_where_predictions_go_is_checked_first(
 def test_a_key_cut_short_names_its_encoder(
     row: tuple[Path, dict[str, Record]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, _ = row
-    whole = load_encoder(folder).state_dict()
+    artifact, _ = row
+    folder, whole = artifact.parents[2], load_encoder(artifact).state_dict()
     monkeypatch.chdir(folder.parents[2])
     for path in (folder.with_name(folder.name[:10]), folder.name[:10], folder.name):
         for name, value in load_encoder(path).state_dict().items():

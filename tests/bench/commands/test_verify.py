@@ -42,7 +42,7 @@ def verify(bench, root: Path):
 def change_predictions(root: Path, name: str) -> tuple[Store, dict[str, Any], bytes]:
     """The first prediction of a stage changed to another class."""
     store, record = stored(root, name)
-    path = store.folder(record["key"]) / "predictions.safetensors"
+    path = store.fetch(record["key"]) / "predictions.safetensors"
     found = load_file(path)
     right = found["class_k10"] == found["labels"]
     found["class_k10"][right.argmax()] += 1
@@ -136,7 +136,7 @@ def test_a_prediction_that_is_missing_is_named_although_all_checksums_were_made_
     verify, root
 ) -> None:
     store, record = stored(root, "raw pixels knn")
-    path = store.folder(record["key"]) / "predictions.safetensors"
+    path = store.fetch(record["key"]) / "predictions.safetensors"
     found = {name: array for name, array in load_file(path).items() if name != "class_k20"}
     path.write_bytes(save(found))
     data = path.read_bytes()
@@ -150,11 +150,11 @@ def test_a_prediction_that_is_missing_is_named_although_all_checksums_were_made_
 
 def test_changed_costs_labels_and_missing_files_are_named(verify, root):
     store, record = stored(root, "MAE, seed 0")
-    (store.folder(record["key"]) / "decoder.safetensors").unlink()
+    (store.fetch(record["key"]) / "decoder.safetensors").unlink()
     record["cost"]["device_hours"] *= 0.5
     forge(store, record)
     store, record = stored(root, "MAE probe, seed 0")
-    path = store.folder(record["key"]) / "predictions.safetensors"
+    path = store.fetch(record["key"]) / "predictions.safetensors"
     found = load_file(path)
     found["labels"][0] = (found["labels"][0] + 1) % 10
     path.write_bytes(save(found))
@@ -176,7 +176,7 @@ def test_stages_run_again_come_out_bit_for_bit(verify, root):
 
 def test_a_result_that_does_not_come_out_again_is_told_with_how_much(verify, root):
     store, record = stored(root, "MAE, seed 0")
-    path = store.folder(record["key"]) / "decoder.safetensors"
+    path = store.fetch(record["key"]) / "decoder.safetensors"
     found = load_file(path)
     found["mask_token"] = found["mask_token"] + 0.5
     path.write_bytes(save(found))
@@ -288,7 +288,7 @@ def test_times_and_costs_that_cannot_be_are_named(verify, root, changes: dict, s
 )
 def test_predictions_that_are_none_are_named(verify, root, content: bytes):
     store, record = stored(root, "raw pixels knn")
-    path = store.folder(record["key"]) / "predictions.safetensors"
+    path = store.fetch(record["key"]) / "predictions.safetensors"
     other = path.rename(root.parent / "elsewhere")
     match content:
         case b"link":
@@ -305,7 +305,7 @@ def test_predictions_that_are_none_are_named(verify, root, content: bytes):
 
 def test_a_stage_whose_input_is_a_fifo_is_not_run_again(verify, root):
     store, record = stored(root, "raw pixels features")
-    path = store.folder(record["key"]) / "features.safetensors"
+    path = store.fetch(record["key"]) / "features.safetensors"
     path.unlink()
     os.mkfifo(path)
     with limited("a FIFO"):

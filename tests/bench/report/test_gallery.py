@@ -41,7 +41,7 @@ def pictures(made) -> dict[str, np.ndarray]:
     _, plan, store = made
     (stage,) = [stage for stage in plan.stages.values() if stage.kind == "gallery"]
     assert stage.status == "cached"
-    return dict(load_file(store.folder(stage.key) / "gallery.safetensors"))
+    return dict(load_file(store.fetch(stage.key) / "gallery.safetensors"))
 
 
 def test_only_hidden_patches_are_made_up(made, pictures):
@@ -61,7 +61,7 @@ def test_neighbours_are_those_of_the_features(made, pictures):
     _, plan, store = made
     rows = {row.variant.name: row for row in plan.rows}
     for at, name in enumerate(("MAE", "MAE-CT")):
-        features = load_file(store.folder(rows[name].features.key) / "features.safetensors")
+        features = load_file(store.fetch(rows[name].features.key) / "features.safetensors")
         queries = pictures["query_row"]
         wrong = 100 - evals.knn(
             features["train_x"], features["train_y"], features["test_x"][queries],
@@ -91,7 +91,7 @@ def test_a_report_shows_it_and_goes_on_without_it(made, pictures, bench: Bench):
     assert '<section id="gallery"' in page.read_text(encoding="utf-8")
     assert len(pictures["map_label"]) == 500
     (stage,) = [stage for stage in plan.stages.values() if stage.kind == "gallery"]
-    file = store.folder(stage.key) / "gallery.safetensors"
+    file = store.fetch(stage.key) / "gallery.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:100])
     done = bench(*arguments)

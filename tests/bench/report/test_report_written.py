@@ -74,7 +74,7 @@ def test_what_a_dead_run_left_is_not_running(store: Store, plan: Plan, bench: Be
     mae = next(stage for stage in plan.stages.values() if stage.title == "MAE, seed 0")
     write_record(store, mae, status="running")
     arguments = ("report", SMOKE, "--store", store.root, "--seeds", 1)
-    with store.lock():
+    with store.leases.driving("run"):
         assert "MAE, seed 0 interrupted" not in (out := bench(*arguments).out)
         assert "  running" in out
     out = bench(*arguments).out

@@ -62,7 +62,7 @@ def test_an_attempt_costs_what_it_took(
 @pytest.mark.parametrize("by", [-HOUR, HOUR], ids=["back", "ahead"])
 def test_a_run_took_what_it_took(by: float, store: Store, set_clock: Callable[[float], None]):
     plan = make_plan(load_suite(SMOKE, seeds=1), store)
-    with driver._recorded(plan, store, RunOptions()):
+    with store.leases.driving(), driver._recorded(plan, store, RunOptions()):
         set_clock(by)
     (run,) = store.runs()
     assert run.wall_s is not None

@@ -194,7 +194,7 @@ profiles:
     stage = row.evaluations["probe_shifted"]
     for one in (stage.inputs["features"], stage):
         run_stage(one, store, "test", lambda event: None)
-    return load_file(store.folder(stage.key) / "predictions.safetensors")
+    return load_file(store.fetch(stage.key) / "predictions.safetensors")
 
 
 def test_robustness_is_a_set_with_the_training_images_and_other_test_images(

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from bench_helpers import write_record
+from bench_helpers import taken_over, write_record
 
 from bench import environment
 from bench.plan.stage import Plan
-from bench.run.recovery import take_over
 from bench.store.store import Store
 
 HERE = {"host": platform.node()}
@@ -42,7 +41,7 @@ def take(plan: Plan, store: Store, pid: int, **told: Any) -> None:
     stage = next(iter(plan.stages.values()))
     said = {"env": HERE, "pid": pid, **told}
     write_record(store, stage, status="running", wall_s=0, **said)
-    take_over(plan, store)
+    taken_over(plan, store)
     assert [attempt.status for attempt in store.state(stage.key).attempts] == ["lost"]
 
 

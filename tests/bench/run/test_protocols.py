@@ -42,7 +42,7 @@ def metrics(store: Store, name: str) -> dict[str, float]:
 
 def test_blocks_give_what_the_encoder_says_at_each(store: Store) -> None:
     found = record(store, "MAE features (blocks 0, 1, mean of patches), seed 0")
-    inputs = {name: store.folder(source["key"]) for name, source in found["inputs"].items()}
+    inputs = {name: store.fetch(source["key"]) for name, source in found["inputs"].items()}
     job = Job(found["settings"], inputs, data_root())
     images = JobImages(job)
     encoder = encoder_of(job, 1, averaged=True).eval()
@@ -53,7 +53,7 @@ def test_blocks_give_what_the_encoder_says_at_each(store: Store) -> None:
             tokens = encoder.features_by_depth(images.prepared(name, rows), [0, 1])
         x.append([block[:, 1:].mean(1) for block in tokens])
         y.append(images.split(name).labels)
-    stored = load_file(store.folder(found["key"]) / "features.safetensors")
+    stored = load_file(store.fetch(found["key"]) / "features.safetensors")
     assert stored["test_x"].shape == (500, 2, 32)
     torch.testing.assert_close(stored["train_x"], torch.stack(x[0], 1))
     measured = metrics(store, "MAE knn_by_block, seed 0")
@@ -67,9 +67,9 @@ def test_blocks_give_what_the_encoder_says_at_each(store: Store) -> None:
 
 def test_both_pools_stand_side_by_side(store: Store) -> None:
     found = record(store, "MAE features (class token and mean), seed 0")
-    both = load_file(store.folder(found["key"]) / "features.safetensors")
+    both = load_file(store.fetch(found["key"]) / "features.safetensors")
     usual = load_file(
-        store.folder(record(store, "MAE features, seed 0")["key"]) / "features.safetensors"
+        store.fetch(record(store, "MAE features, seed 0")["key"]) / "features.safetensors"
     )
     assert both["train_x"].shape == (1097, 64)
     torch.testing.assert_close(both["test_x"][:, 32:], usual["test_x"])
@@ -81,9 +81,9 @@ def test_both_pools_stand_side_by_side(store: Store) -> None:
 
 def images_and_input(store: Store) -> tuple[JobImages, evals.EvalInput]:
     found = record(store, "MAE features, seed 0")
-    inputs = {name: store.folder(source["key"]) for name, source in found["inputs"].items()}
+    inputs = {name: store.fetch(source["key"]) for name, source in found["inputs"].items()}
     images = JobImages(Job(found["settings"], inputs, data_root()))
-    tensors = load_file(store.folder(found["key"]) / "features.safetensors")
+    tensors = load_file(store.fetch(found["key"]) / "features.safetensors")
     draws = low_shot(DataSettings(name="digits"))
     return images, eval_input(tensors, "test", draws, 0, images)
 

@@ -264,7 +264,7 @@ def test_several_workers_without_shards_train_like_one(
         (record,) = records(several)[trained[kind]]
         assert record["env"]["workers"] == workers
         curves, expected = (
-            json.loads((root / "stages" / trained[kind] / "curves.json").read_text())
+            json.loads((Store(root).fetch(trained[kind]) / "curves.json").read_text())
             for root in (several, one)
         )
         ages = zip(curves.get("queue_age", []), expected.get("queue_age", []), strict=True)

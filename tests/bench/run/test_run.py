@@ -28,6 +28,7 @@ from bench_helpers import (
 )
 
 from bench.environment import processors
+from bench.store.store import Store
 
 ROWS = [
     "raw pixels", "random encoder", "MAE", "MAE, compute-matched", "NNCLR without MAE", "MAE-CT",
@@ -106,11 +107,11 @@ def test_evaluations_keep_metrics_protocol_and_predictions(smoke):
         assert 0 <= primary[0]["value"] <= 100
         assert record["protocol"]["evaluation"] == record["kind"]
         assert record["protocol"]["split"] == "test"
-        folder = smoke.store / "stages" / record["key"]
+        folder = Store(smoke.store).fetch(record["key"])
         predictions = load_file(folder / "predictions.safetensors")
         assert len(predictions["labels"]) == 500
     record = found["MAE-CT knn, seed 0"]
-    predictions = load_file(smoke.store / "stages" / record["key"] / "predictions.safetensors")
+    predictions = load_file(Store(smoke.store).fetch(record["key"]) / "predictions.safetensors")
     right = (predictions["class_k10"] == predictions["labels"]).mean()
     assert next(m["value"] for m in record["metrics"] if m["primary"]) == pytest.approx(100 * right)
 
@@ -119,7 +120,7 @@ def test_training_leaves_its_curves(smoke):
     for record in completed(smoke.store).values():
         if record["kind"] not in ("mae", "head", "tune"):
             continue
-        path = smoke.store / "stages" / record["key"] / "curves.json"
+        path = Store(smoke.store).fetch(record["key"]) / "curves.json"
         curves = json.loads(path.read_text())
         assert curves["step"][:20] == list(range(20))
         assert curves["loss"][-1] == record["summary"]["final_loss"]
@@ -216,8 +217,8 @@ def test_damage_is_named_set_aside_and_made_again(smoke, copy: Path):
     found = {r["name"]: r for r in completed(copy).values()}
     mae, features = found["MAE, seed 0"], found["MAE-CT features, seed 0"]
     knn = found["MAE knn, seed 1"]
-    flip(copy / "stages" / mae["key"] / "encoder.safetensors")
-    flip(copy / "stages" / features["key"] / "features.safetensors")
+    flip(Store(copy).fetch(mae["key"]) / "encoder.safetensors")
+    flip(Store(copy).fetch(features["key"]) / "features.safetensors")
     (copy / "stages" / knn["key"] / "attempts" / "1" / "record.json").write_text('{"key": ')
     done = run_bench("run", SMOKE, "--store", copy)
     assert done.code == 0, done

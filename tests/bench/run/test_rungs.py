@@ -79,7 +79,7 @@ def test_a_stage_that_stops_at_rungs_ends_as_one_that_never_stops(stopped, tmp_p
     assert [rung.step for rung in tune.rungs] == [5, 10]
     assert (tune.status, [a.status for a in tune.state.attempts]) == ("pending", ["stopped"] * 2)
     assert tune.reason is not None and tune.reason.startswith("stopped at step 10 of 20, k-NN")
-    assert not (store.folder(tune.key) / "encoder.safetensors").exists()
+    assert not list(store.folder(tune.key).glob("attempts/*/artifact"))
     assert {p.stem for p in store.checkpoints(tune.key).rglob("*.json")} == {"5", "10"}
     assert [measured_at(store, tune, rung) for rung in tune.rungs] == [
         attempt.primary.value for attempt in tune.state.attempts
@@ -108,7 +108,7 @@ def test_a_rung_measures_what_the_evaluations_would(stopped):
     plan, store = stopped
     run_here(plan, store, "tune features knn")
     row = plan.rows[0]
-    knn, folder = row.evaluations["knn"], store.folder(row.chain[-1].key)
+    knn, folder = row.evaluations["knn"], store.fetch(row.chain[-1].key)
     files = {name: load_file(folder / f"{name}.safetensors") for name in ("encoder", "encoder_ema")}
     alone = [replace(stage, inputs={}) for stage in (row.features, knn)]
     jobs = [job_of(stage, store, torch.device("cpu")) for stage in alone]

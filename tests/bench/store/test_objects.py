@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 from bench_helpers import (
+    HASTY,
     PAPER,
     SMOKE,
     SWEEP,
@@ -29,18 +30,18 @@ from bench_helpers import (
     run_bench,
     s3_server,
     started,
+    taken_over,
     upload,
     wait_for,
     write_record,
     write_run,
 )
 
-from bench.errors import MachineError, UserError
 from bench.plan.planner import make_plan
 from bench.plan.stage import Stage
-from bench.run.recovery import close_running, take_over
+from bench.run.recovery import close_running
 from bench.run.worker import run_stage
-from bench.store import client, objects
+from bench.store import client
 from bench.store.client import Objects, StoreGone
 from bench.store.objects import ObjectStore
 from bench.store.resume import StageCheckpoints
@@ -124,7 +125,7 @@ def test_what_is_in_the_cache_is_not_fetched_again(
     assert said(bench, "verify", SMOKE, *CHOSEN, "--store", bucket) == first
     assert fetched == []
     (copy,) = Path(os.environ["MAECT_CACHE"]).glob("stores/*")
-    damaged = next(copy.glob("stages/*/encoder.safetensors"))
+    damaged = next(copy.glob("stages/*/attempts/*/artifact/encoder.safetensors"))
     damaged.write_bytes(b"x" * damaged.stat().st_size)
     assert said(bench, "verify", SMOKE, *CHOSEN, "--store", bucket) == first
     assert fetched == [damaged.relative_to(copy).as_posix()]
@@ -209,7 +210,7 @@ def test_an_input_that_was_changed_in_the_bucket_is_set_aside_when_it_is_read(
     stage = mae_of(remote)
     write_record(remote, stage, content=b"weights")
     assert (remote.fetch(stage.key) / "artifact.bin").read_bytes() == b"weights"
-    remote.objects.put(f"stages/{stage.key}/artifact.bin", b"weighte")
+    remote.objects.put(f"stages/{stage.key}/attempts/1/artifact/artifact.bin", b"weighte")
     other = elsewhere(monkeypatch, tmp_path, bucket)
     with pytest.raises(ValueError, match=r"artifact.bin does not fit its checksum: it is of MAE"):
         other.fetch(stage.key)
@@ -222,8 +223,8 @@ def test_an_artifact_that_is_gone_is_seen_before_a_run_computes(remote: ObjectSt
     plan = make_plan(load_suite(SMOKE, seeds=1), remote, only="MAE")
     stage = next(stage for stage in plan.stages.values() if stage.kind == "mae")
     write_record(remote, stage)
-    remote.objects.delete([f"stages/{stage.key}/artifact.bin"])
-    (line,) = take_over(plan, remote)
+    remote.objects.delete([f"stages/{stage.key}/attempts/1/artifact/artifact.bin"])
+    (line,) = taken_over(plan, remote)
     assert line == "MAE, seed 0: artifact.bin is missing; set aside, it is made again"
     assert plan.stages[stage.key].status == "pending"
 
@@ -259,58 +260,6 @@ def test_another_machine_goes_on_from_the_newest_whole_checkpoint(
     assert newest() == 2
     remote.discard(remote.checkpoints("k" * 20))
     assert Objects(bucket).listing("stages") == {}
-
-
-# -------------------------------------------------------------------------------------- the lease
-
-
-def test_one_driver_at_a_time(
-    remote: ObjectStore, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(objects, "BEAT_S", 0.2)
-    with remote.lock():
-        here = rf"another run \(process {os.getpid()}\) is using the store {bucket}; wait"
-        with pytest.raises(UserError, match=here), ObjectStore(bucket).lock():
-            pass
-        assert remote.in_use()
-        told = rf"another run \(process {os.getpid()} on .*\) is using the store {bucket}; its last"
-        with pytest.raises(UserError, match=told), elsewhere(monkeypatch, tmp_path, bucket).lock():
-            pass
-        before = remote.objects.get("lock")[0]
-        time.sleep(1.0)
-        assert remote.objects.get("lock")[0] != before
-        remote.check_held()
-    assert not remote.in_use()
-    with ObjectStore(bucket).lock():
-        pass
-
-
-def test_a_lease_without_signs_of_life_lapses_and_its_holder_hears_of_it(
-    remote: ObjectStore, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(objects, "BEAT_S", 1.5)
-    monkeypatch.setattr(objects, "LAPSES_S", 0.0)
-    with remote.lock(), elsewhere(monkeypatch, tmp_path, bucket).lock():
-        time.sleep(2.5)
-        with pytest.raises(MachineError, match=r"another run took the store .* over"):
-            remote.check_held()
-    assert not remote.in_use()
-
-
-def test_the_lease_of_a_driver_that_is_gone_is_taken_at_once_on_its_machine_and_later_elsewhere(
-    remote: ObjectStore, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    remote._take(objects._Lease(holder="killed", pid=7, host="there"))
-    other = elsewhere(monkeypatch, tmp_path, bucket)
-    assert other.in_use() and not remote.in_use()
-    with pytest.raises(UserError, match="7 on there"), other.lock():
-        pass
-    with remote.lock():
-        pass
-    assert not other.in_use()
-    remote.objects.put("lock", b"no lease")
-    with other.lock():
-        pass
 
 
 # -------------------------------------------------------------------------------- what goes wrong
@@ -385,18 +334,18 @@ def test_a_server_that_is_away_for_a_moment_is_waited_for_and_then_told_of(
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         store = ObjectStore(bucket)
         store.create()
-    put = threading.Thread(target=store.put_file, args=("key", "name", b"data"))
-    (store.folder("key")).mkdir()
+        record = write_record(store, mae_of(store), status="running")
+    put = threading.Thread(target=store.put_file, args=(record, "name", b"data"))
     put.start()
     time.sleep(1.0)
     assert put.is_alive()
     with s3_server(tmp_path / "log.txt", int(address.rpartition(":")[2])):
         put.join(60)
-        assert store.objects.get("stages/key/name")[0] == b"data"
+        assert store.objects.get(store._name(store.artifact(record) / "name"))[0] == b"data"
     monkeypatch.setattr(client, "PATIENCE_S", 1.0)
     store = pickle.loads(pickle.dumps(store))
     with pytest.raises(StoreGone, match=f"the store {bucket}: http://127.0.0.1:.* does not"):
-        store.put_file("key", "name", b"data")
+        store.put_file(record, "name", b"data")
 
 
 KILLED = """
@@ -442,23 +391,6 @@ def test_a_stage_killed_in_its_training_goes_on_on_another_machine(
 
 
 # ----------------------------------------------------------------------------------- whole runs
-
-#: `sitecustomize` of every process of a run: checkpoints all the time, a lease of some seconds
-HASTY = """
-import sys, threading, time
-WANTED = {
-    "bench.store.resume": ("StageCheckpoints", {"EVERY_S": 0.1, "SHARE": 1e9}),
-    "bench.store.objects": ("ObjectStore", {"BEAT_S": 0.5, "LAPSES_S": 5.0}),
-}
-def change():
-    while WANTED:
-        for name, (last, values) in list(WANTED.items()):
-            if hasattr(sys.modules.get(name), last):
-                vars(sys.modules[name]).update(values)
-                del WANTED[name]
-        time.sleep(0.1)
-threading.Thread(target=change, daemon=True).start()
-"""
 
 
 @pytest.mark.slow

@@ -12,14 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
-from bench_helpers import SMOKE, Bench, write_record, write_run
+from bench_helpers import SMOKE, Bench, taken_over, write_record, write_run
 
 from bench.errors import UserError
 from bench.plan.planner import make_plan
 from bench.plan.stage import Plan, Stage
 from bench.plan.status import assess_all
 from bench.run.driver import spent
-from bench.run.recovery import close_running, take_over
+from bench.run.recovery import close_running
 from bench.store.files import write_atomic
 from bench.store.record import Cost, Failure
 from bench.store.store import Store
@@ -153,7 +153,7 @@ def test_a_changed_artifact_is_found_set_aside_and_pending(
     how: str, store: Store, mae: Stage, plan: Plan
 ):
     write_record(store, mae, content=b"weights")
-    artifact = store.folder(mae.key) / "artifact.bin"
+    artifact = store.fetch(mae.key) / "artifact.bin"
     match how:
         case "flipped":
             artifact.write_bytes(b"weighte")
@@ -162,7 +162,7 @@ def test_a_changed_artifact_is_found_set_aside_and_pending(
         case "missing":
             artifact.unlink()
     plan = make_plan(plan.suite, store)
-    (line,) = take_over(plan, store)
+    (line,) = taken_over(plan, store)
     assert line.startswith("MAE, seed 0: artifact.bin ")
     assert line.endswith("set aside, it is made again")
     assert not artifact.exists()
@@ -172,12 +172,12 @@ def test_a_changed_artifact_is_found_set_aside_and_pending(
     assert state.record is None
     assert [a.status for a in state.attempts] == ["damaged"]
     assert make_plan(plan.suite, store).stages[mae.key].status == "pending"
-    assert take_over(make_plan(plan.suite, store), store) == []
+    assert taken_over(make_plan(plan.suite, store), store) == []
 
 
 def test_a_sound_store_has_no_damage(store: Store, mae: Stage, plan: Plan):
     write_record(store, mae)
-    assert take_over(make_plan(plan.suite, store), store) == []
+    assert taken_over(make_plan(plan.suite, store), store) == []
 
 
 # --------------------------------------------------------------------------- attempts that died
@@ -234,42 +234,6 @@ def test_a_run_has_spent_what_its_attempts_held(store: Store, plan: Plan):
     close_running(store, tune.key, "lost", "its worker died")
     assess_all(plan, store)
     assert spent(stages, "this", {}) == pytest.approx(1.1, abs=1e-3)
-
-
-# ------------------------------------------------------------------------------------ one driver
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from bench.store.store import Store
-with Store(Path(sys.argv[1])).lock():
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_a_second_driver_is_refused_until_the_first_is_gone(store: Store, bench: Bench):
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, store.root], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with (
-            pytest.raises(UserError, match=f"process {holder.pid}.* is using the store"),
-            store.lock(),
-        ):
-            pass
-        # reading goes on
-        assert bench("plan", SMOKE, "--store", store.root).code == 0
-        assert bench("report", SMOKE, "--store", store.root).code == 0
-    finally:
-        holder.kill()
-        holder.wait()
-    with store.lock():
-        pass
-    with store.lock():
-        pass
 
 
 def test_a_run_with_nothing_to_do_reads_each_record_once(

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_helpers import SMOKE, Bench, forge, write_record, write_run
+from bench_helpers import SMOKE, Bench, forge, taken_over, write_record, write_run
 from soak_helpers import limited, unchanged
 
 from bench.errors import UserError
 from bench.plan.planner import make_plan
 from bench.plan.stage import Plan, Stage
 from bench.report.frames import build_view
-from bench.run.recovery import take_over
 from bench.store.files import write_atomic
 from bench.store.resume import StageCheckpoints
 from bench.store.store import Store
@@ -52,9 +51,7 @@ def prepare(root: Path) -> None:
     """What a run does to a store before it starts Ray."""
     store = Store(root)
     store.create()
-    with store.lock():
-        store.close_runs()
-        take_over(plan_of(store), store)
+    taken_over(plan_of(store), store)
 
 
 # ------------------------------------------------------------------- what a record says of itself
@@ -110,7 +107,8 @@ def test_what_a_record_cannot_say_is_not_believed(
             assert f"{path.relative_to(store.root)} is damaged" in done.out.replace("\n", " ")
         assert bench("verify", SMOKE, *CHOSEN, "--store", store.root).code == 3
         prepare(store.root)
-    assert (store.folder(key) / "artifact.bin").read_bytes() == b"weights"
+    (artifact,) = store.folder(key).rglob("artifact.bin")
+    assert artifact.read_bytes() == b"weights"
 
 
 def test_a_start_that_says_how_it_ended_is_not_believed(store: Store):
@@ -152,10 +150,10 @@ def test_curves_that_do_not_fit_are_named_and_left_out(
 ) -> None:
     """One flipped bit is enough; the report goes on without them."""
     record = store.state(mae_of(store).key).attempts[0]
-    entry = store.put_file(record.key, "curves.json", CURVES.encode())
+    entry = store.put_file(record, "curves.json", CURVES.encode())
     forge(store, record.model_copy(update={"files": {"curves.json": entry}}).plain())
     assert build_view(plan_of(store), store, "").curves == {record.key: json.loads(CURVES)}
-    path = store.folder(record.key) / "curves.json"
+    path = store.fetch(record.key) / "curves.json"
     match place:
         case "gone":
             path.unlink()
@@ -170,7 +168,9 @@ def test_curves_that_do_not_fit_are_named_and_left_out(
     assert build_view(plan_of(store), store, "").curves == {}
     done = bench("report", SMOKE, *CHOSEN, "--store", store.root)
     assert done.code == 0
-    assert f"stages/{record.key}/curves.json is damaged: " in done.out.replace("\n", " ")
+    assert f"stages/{record.key}/attempts/1/artifact/curves.json is damaged: " in done.out.replace(
+        "\n", " "
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,27 +181,31 @@ def test_curves_that_are_none_are_named_although_their_checksum_fits(
     content: object, store: Store, bench: Bench
 ) -> None:
     record = store.state(mae_of(store).key).attempts[0]
-    entry = store.put_file(record.key, "curves.json", json.dumps(content).encode())
+    entry = store.put_file(record, "curves.json", json.dumps(content).encode())
     forge(store, record.model_copy(update={"files": {"curves.json": entry}}).plain())
     done = bench("report", SMOKE, *CHOSEN, "--store", store.root)
     assert done.code == 0
-    assert f"stages/{record.key}/curves.json is damaged: " in done.out.replace("\n", " ")
+    assert f"stages/{record.key}/attempts/1/artifact/curves.json is damaged: " in done.out.replace(
+        "\n", " "
+    )
 
 
 # ------------------------------------------------------------------------ links and special files
 
 PLACES = (
     "store.json",
-    "lock",
     "damaged",
+    "drivers",
+    "leases",
     "reports",
     "runs",
     "stages",
     "stages/KEY",
-    "stages/KEY/artifact.bin",
     "stages/KEY/checkpoints",
     "stages/KEY/attempts",
     "stages/KEY/attempts/1",
+    "stages/KEY/attempts/1/artifact",
+    "stages/KEY/attempts/1/artifact/artifact.bin",
     "stages/KEY/attempts/1/record.json",
 )
 
@@ -215,11 +219,9 @@ def test_a_link_is_refused_and_what_it_leads_to_is_left_alone(
     path, target = store.root / place.replace("KEY", key), tmp_path / "outside"
     if path.exists():
         path.rename(target)
-    elif place != "lock":
+    else:
         target.mkdir()
         (target / "file").write_text("x")
-    else:
-        target.write_text("a file of somebody")
     path.symlink_to(target)
     keep = tmp_path / "keep"
     shutil.copytree(target, keep) if target.is_dir() else shutil.copy(target, keep)
@@ -235,18 +237,19 @@ def test_a_link_is_refused_and_what_it_leads_to_is_left_alone(
         assert "link" in done.err or place.endswith("checkpoints")
 
 
-@pytest.mark.parametrize("place", ["store.json", "lock", "stages/KEY/artifact.bin", PLACES[-1]])
+@pytest.mark.parametrize("place", ["store.json", "drivers/other", "leases/KEY", *PLACES[-2:]])
 def test_a_fifo_hangs_no_command(place: str, store: Store, bench: Bench) -> None:
     key = mae_of(store).key
     path = store.root / place.replace("KEY", key)
+    path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
     os.mkfifo(path)
     with limited(place):
         for command in (["ls"], ["show", key], ["report", SMOKE, *CHOSEN]):
             assert bench(*command, "--store", store.root).code in (0, 2)
         found = bench("verify", SMOKE, *CHOSEN, "--store", store.root)
-        assert "it is no file" in found.err or place == "lock"
-        if place in ("store.json", "lock"):
+        assert "it is no file" in found.err or place.startswith(("drivers", "leases"))
+        if place == "store.json":
             with pytest.raises(UserError, match=r"it is no file|cannot be written"):
                 prepare(store.root)
         else:
@@ -256,7 +259,7 @@ def test_a_fifo_hangs_no_command(place: str, store: Store, bench: Bench) -> None
 @pytest.mark.parametrize("place", ["stages/KEY", "stages/KEY/attempts", "damaged"])
 def test_a_file_in_place_of_a_folder_is_told_before_a_run(place: str, store: Store):
     key = mae_of(store).key
-    (store.folder(key) / "artifact.bin").write_bytes(b"damaged")
+    (store.fetch(key) / "artifact.bin").write_bytes(b"damaged")
     path = store.root / place.replace("KEY", key)
     if path.exists():
         shutil.rmtree(path)
@@ -398,7 +401,7 @@ def open_store(store: Store) -> Iterator[Path]:
     root = Path(shutil.copytree(store.root, folder / "store"))
     for path in [root, *root.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
-        if os.geteuid() == 0 and path.name != "lock":
+        if os.geteuid() == 0:
             os.chown(path, 65534, 65534)
     yield root
     for path in [root, *root.rglob("*")]:
@@ -410,7 +413,8 @@ def closed(root: Path, place: str, mode: int) -> None:
     """Take permissions from a file or folder of a store, or from all of it."""
     key = next(path.name for path in (root / "stages").iterdir())
     top = root / place.replace("KEY", key)
-    if place == "lock":
+    top.parent.mkdir(exist_ok=True)
+    if place == "drivers/other":
         top.touch()
     for path in [top, *top.rglob("*")] if place == "" else [top]:
         path.chmod(mode | (0o111 if path.is_dir() and mode else 0))
@@ -435,12 +439,12 @@ def test_a_store_that_cannot_be_written_is_read(
 @pytest.mark.parametrize(
     ("place", "mode", "listed", "verified"),
     [
-        ("lock", 0, 0, 0),
+        ("drivers/other", 0, 0, 0),
         ("stages", 0o555, 0, 0),
         ("stages", 0, 2, 3),
         ("stages/KEY", 0o555, 0, 0),
         ("stages/KEY", 0, 0, 3),
-        ("stages/KEY/artifact.bin", 0, 0, 3),
+        ("stages/KEY/attempts/1/artifact/artifact.bin", 0, 0, 3),
         ("stages/KEY/attempts", 0o555, 0, 0),
         ("stages/KEY/attempts", 0, 0, 3),
         ("stages/KEY/attempts/1", 0, 0, 3),

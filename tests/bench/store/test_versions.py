@@ -99,7 +99,7 @@ def test_stores_since_then_stay_readable(fixture: Path, tmp_path: Path, bench: B
     attempts = [attempt for state in states for attempt in state.attempts]
     assert {attempt.status for attempt in attempts} == {"complete", "failed"}
     for state in states:
-        assert state.record is None or not any(store.damages(state.key, state.record))
+        assert state.record is None or not any(store.damages(state.record))
     listed = bench("ls", "--store", root)
     assert listed.code == 0
     assert len(listed.out.splitlines()) == len(attempts)

@@ -1,0 +1,183 @@
+"""The leases of a store in a bucket: files become objects, locks become signs of life.
+
+A driver puts its object anew every few seconds, each time over its own last one. Once a minute has
+passed without, another run may put over it, and the driver finds out with its next sign of life. On
+the driver's own machine nobody has to wait: the copy of the store has a file that it holds locked.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from obstore.exceptions import AlreadyExistsError, PreconditionError
+from pydantic import BaseModel
+from pydantic_core import from_json
+
+from bench.errors import MachineError
+from bench.store.client import Meta, Objects, StoreGone
+from bench.store.files import json_text, read_json
+from bench.store.leases import NAME, Driver, Leases, parsed
+
+#: seconds between two signs of life of a driver, and after which its leases may be taken
+BEAT_S, LAPSES_S = 10.0, 60.0
+_REFUSED = (AlreadyExistsError, PreconditionError)
+
+
+class BucketLeases(Leases):
+    """The leases of a store whose copy lies at `root`. Raises `StoreGone` as `Objects` does."""
+
+    def __init__(self, root: Path, objects: Objects) -> None:
+        super().__init__(root, objects.url)
+        self.objects = objects
+        #: the server's clock less this process's monotonic one, seconds
+        self._ahead_s: float | None = None
+        self._lost: str | None = None
+
+    # ------------------------------------------------------------------------------------- drivers
+
+    @contextmanager
+    def _present(self, driver: Driver) -> Iterator[None]:
+        with super()._present(driver):
+            mark, ended = self._put(self.objects, driver, None), threading.Event()
+            self._ahead_s = self._put_s(driver.run) - time.monotonic()
+            beats = threading.Thread(target=self._beat, args=(driver, mark, ended), daemon=True)
+            beats.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                beats.join()
+                if self._lost is None:
+                    with suppress(StoreGone):
+                        self._remove(f"drivers/{driver.run}")
+
+    def _put_s(self, run: str) -> float:
+        """Return when a driver's object was put, in seconds since the epoch by the server's clock.
+
+        0 where there is none.
+        """
+        with suppress(FileNotFoundError):
+            return float(self.objects.get(f"drivers/{run}")[1]["last_modified"].timestamp())
+        return 0.0
+
+    def _put(self, objects: Objects, driver: Driver, over: Meta | None) -> Meta:
+        """Put a driver's object over the one that was seen. Return its own mark.
+
+        A put may be told to have failed that was done: it was tried again, as its answer was lost.
+        """
+        name, data = f"drivers/{driver.run}", json_text(driver.model_dump())
+        try:
+            return objects.put(name, data, over=over, new=over is None)
+        except _REFUSED:
+            found, seen = objects.get(name)
+            if found != data:
+                raise
+            return seen
+
+    def _beat(self, driver: Driver, mark: Meta, ended: threading.Event) -> None:
+        """Give signs of life until the end."""
+        objects = Objects(self.name, patient=False)
+        while not ended.wait(BEAT_S):
+            try:
+                beat = driver.model_copy(update={"beats": driver.beats + 1})
+                mark, driver = self._put(objects, beat, mark), beat
+            except (*_REFUSED, FileNotFoundError):
+                self._lost = f"another run took the store {self.name} over: this one gave no sign "
+                self._lost += f"of life for {LAPSES_S:.0f} s"
+                return
+            except StoreGone:  # for a while, maybe
+                continue
+
+    def check_held(self) -> None:
+        if self._lost is not None:
+            raise MachineError(self._lost)
+
+    def living(self, run: str) -> Driver | None:
+        try:
+            data, seen = self.objects.get(f"drivers/{run}")
+        except FileNotFoundError:
+            return None
+        driver = _told(run, data)
+        if driver.buried_by is None and self._here(run):
+            return driver if super().living(run) else None
+        return driver if self._age_s(seen) < LAPSES_S else None
+
+    def _age_s(self, seen: Meta) -> float:
+        now_s = time.time() if self._ahead_s is None else time.monotonic() + self._ahead_s
+        return now_s - float(seen["last_modified"].timestamp())
+
+    def _here(self, run: str) -> bool:
+        """Return whether a run's driver used this copy, so that its lock tells whether it lives."""
+        with suppress(OSError, ValueError):
+            driver = parsed(run, read_json(self.root / "drivers" / run))
+            return driver is not None and driver.buried_by is None
+        return False
+
+    @contextmanager
+    def _taken(self, driver: Driver) -> Iterator[bool]:
+        """Hold a run's file in the copy; to bury another run, its object too."""
+        here = self._here(driver.run)
+        with super()._taken(driver) as ours:
+            if ours and driver.buried_by is not None:
+                ours = self._put_over(driver, here)
+            yield ours
+            if ours and driver.buried_by is not None:
+                self._remove(f"drivers/{driver.run}")
+
+    def _put_over(self, burial: Driver, here: bool) -> bool:
+        """Put over the object of a dead run, `here` or elsewhere. Return whether that is done."""
+        seen = None
+        with suppress(FileNotFoundError):
+            data, seen = self.objects.get(f"drivers/{burial.run}")
+            surely_dead = here and _told(burial.run, data).buried_by is None
+            if not surely_dead and self._age_s(seen) < LAPSES_S:
+                return False  # it gave a sign of life, or somebody else buries it
+        try:
+            self._put(self.objects, burial, seen)
+        except (*_REFUSED, FileNotFoundError):
+            return False
+        return True
+
+    def _there(self, run: str) -> bool:
+        try:
+            return _told(run, self.objects.get(f"drivers/{run}")[0]).buried_by is None
+        except FileNotFoundError:
+            return False
+
+    # ------------------------------------------------------------------------------------- objects
+
+    def _names(self, folder: str) -> list[str]:
+        found = (name.rpartition("/")[2] for name in self.objects.listing(folder))
+        return [name for name in found if NAME.fullmatch(name)]
+
+    def _create(self, name: str, value: BaseModel) -> bool:
+        data = json_text(value.model_dump())
+        try:
+            self.objects.put(name, data, new=True)
+        except AlreadyExistsError:
+            with suppress(FileNotFoundError):
+                return self.objects.get(name)[0] == data  # then the answer to ours was lost
+            return False
+        return True
+
+    def _read(self, name: str) -> object:
+        try:
+            return from_json(self.objects.get(name)[0])
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {}
+
+    def _remove(self, name: str) -> None:
+        self.objects.delete([name])
+
+
+def _told(run: str, data: bytes) -> Driver:
+    """Return what an object tells of a run's driver."""
+    with suppress(ValueError):
+        return parsed(run, from_json(data)) or Driver(run=run, pid=0, host="")
+    return Driver(run=run, pid=0, host="")
