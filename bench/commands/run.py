@@ -72,6 +72,10 @@ def run(options: argparse.Namespace) -> int:
     if plan.unresolved:
         raise UserError(f"the data of profile '{suite.profile}' are not here: {plan.unresolved}")
     store.create()
+
+    def show() -> None:
+        write_report(options.command_line, (plan, store))
+
     with store.leases.driving():
         store.close_runs()
         for line in recovery.take_over(plan, store, keep_stale=options.keep_stale):
@@ -87,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
             command=options.command_line,
             tune=tune,
             max_hours={kind: limit for kind, limit in hours.items() if limit is not None},
+            on_seed=lambda: None if tune else show(),
         )
         try:
             failed = execute(plan, store, run_options)
@@ -97,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
             told = f"{stopped}: {left(plan)}. To continue: {options.command_line}"
             print(f"\n{told}", file=sys.stderr)
             return stopped.code if isinstance(stopped, Interrupted) else STAGE_FAILED
-        write_report(options.command_line, (plan, store))
+        show()
     for key, reason in failed.items():
         print(f"failed: {plan.stages[key].title}: {reason}", file=sys.stderr)
     return STAGE_FAILED if failed else OK

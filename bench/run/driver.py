@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,8 @@ class RunOptions:
     tune: bool = False
     #: device-hours that the run may spend, by kind: "gpu", "cpu"
     max_hours: dict[str, float] = field(default_factory=dict)
+    #: called when all is known of another seed, but for the last one
+    on_seed: Callable[[], None] = lambda: None
 
 
 class Interrupted(Exception):
@@ -210,6 +212,8 @@ class _Driver:
         self._held: dict[int, tuple[float, float]] = {}
         #: device-hours that ended groups held
         self._held_hours = 0.0
+        #: seeds of which not all is known
+        self._open_seeds = 0
         #: when it was last looked what other runs do, by the monotonic clock, and who was told of
         self._looked, self._told_of = -math.inf, set[str]()
 
@@ -262,6 +266,7 @@ class _Driver:
                 self._look_at_nodes(cluster)
                 self._look_at_others()
                 self._act(cluster)
+                self._tell_of_seeds()
                 self.display.refresh()
                 self._listen(cluster)
                 self._look_at_search(cluster)
@@ -297,10 +302,11 @@ class _Driver:
         for stage in self.state.left():
             if stage.key in before - self.state.elsewhere:
                 self._take_if_complete(stage)
-        for driver in {there[key].run: there[key] for key in self.state.elsewhere}.values():
+        for driver in (there[key] for key in self.state.elsewhere):
             if driver.run not in self._told_of:
                 self._told_of.add(driver.run)
-                self.display.say(f"  another run ({driver}) is at stages of this one, which waits")
+                told = "works on stages of this one too: what it completes is taken from it"
+                self.display.say(f"  another run ({driver}) {told}")
 
     def _take_if_complete(self, stage: Stage) -> bool:
         """Take what another run has completed, if it has. Return whether it has."""
@@ -382,6 +388,14 @@ class _Driver:
         hours, now = spent(begun, self.run_id, self._began), time.monotonic()
         held = sum(devices * (now - began) for began, devices in self._held.values()) / 3600
         return hours, max(0.0, self._held_hours + held - hours)
+
+    def _tell_of_seeds(self) -> None:
+        """Show the tables of the seeds of which all is known, now that the groups have work."""
+        left = {stage.key for stage in self.state.left()}
+        open_seeds = {r.seed for r in self.plan.rows if any(s.key in left for s in r.stages())}
+        if open_seeds and len(open_seeds) < self._open_seeds:
+            self.options.on_seed()
+        self._open_seeds = len(open_seeds)
 
     # -------------------------------------------------------------------------------------- events
 

@@ -166,15 +166,18 @@ class RunState:
         """Return the stages that can be given to a group, the most pressing first.
 
         Features and evaluations come before training: results show early, and a run that its
-        budget ends has paid for them. Of stages on their way to a rung the least far come first,
+        budget ends has paid for them. Training goes seed by seed, so that a whole table of one seed
+        is there early. Of stages on their way to a rung the least far come first,
         in an order as good as random, so that a search compares many cells before it goes on.
         """
         busy = self.running | self.held | self.elsewhere
         found = [s for s in self.left() if s.key not in busy and self.inputs_done(s)]
 
-        def order(stage: Stage) -> tuple[bool, int, float, str]:
-            rung = stage.until if stage.rungs else 0
-            return stage.trains, rung, -self._path[stage.key], stage.key if rung else ""
+        def order(stage: Stage) -> tuple[bool, int, int, float, str]:
+            if stage.rungs and stage.until:
+                return stage.trains, stage.until, 0, -self._path[stage.key], stage.key
+            seed = stage.settings.get("seed", 0)
+            return stage.trains, 0, seed, -self._path[stage.key], ""
 
         return sorted(found, key=order)
 

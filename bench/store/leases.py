@@ -89,6 +89,7 @@ class Leases:
                 yield
             finally:
                 with suppress(UserError):
+                    self.drivers()  # whoever died meanwhile
                     for key in list(self._held):
                         self.release(key)
                 self.run = None

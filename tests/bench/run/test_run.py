@@ -74,7 +74,7 @@ def test_every_stage_leaves_a_whole_record(smoke):
         assert record.keys() >= RECORD, record["name"]
         assert record["cost"].keys() >= COST
         assert record["env"].keys() >= ENV
-        assert (record["key"], record["schema"], record["attempt"]) == (key, 2, 1)
+        assert (record["key"], record["schema"], record["attempt"]) == (key, 3, 1)
         assert (record["status"], record["error"]) == ("complete", None)
         assert record["started"] < record["ended"]
         assert record["settings"]["numerics"] == {

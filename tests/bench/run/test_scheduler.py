@@ -91,6 +91,20 @@ def test_a_stage_waits_for_all_its_inputs_and_evaluations_come_before_training()
     assert ready(state) == ["probe", "knn", "long mae"]
 
 
+def test_training_goes_seed_by_seed_and_then_the_longest_path_first():
+    state = make()
+    state.stages["mae"].settings["seed"] = 1
+    assert ready(state) == ["long mae", "mae"]
+
+
+def test_what_another_run_works_on_is_left_to_it():
+    state = make(groups={1: waiting()}, elsewhere={"mae", "long mae"})
+    assert ready(state) == []
+    assert decide(state, 0.0) == []
+    state.elsewhere.clear()
+    assert decide(state, 0.0)[0] == Give(1, "mae")
+
+
 def test_what_a_group_works_on_is_not_ready():
     state = make(groups={1: Group(1), 2: Group(1)})
     state.begin(1, "mae")
