@@ -561,6 +561,8 @@ def test_machines_that_share_nothing_but_a_bucket_give_what_one_gives(
         time.sleep(6.0)  # until the lease lapses
         again = [sys.executable, "-c", AT_NODE, node.node_id, *map(str, line)]
         done = subprocess.run(again, cwd=ROOT, env=environment(), capture_output=True, text=True)
+        use("fifth")
+        verified = run_bench("verify", *line[1:6])
         planted = [sys.executable, "-c", f"import os; os.listdir({str(top / 'first')!r})"]
         subprocess.run(planted, check=True)
     finally:
@@ -575,11 +577,10 @@ def test_machines_that_share_nothing_but_a_bucket_give_what_one_gives(
     assert len(completed(remote.root)) == 28
     assert not any("/checkpoints/" in name for name in remote.objects.listing())
     assert {run.status for run in remote.runs()} == {"lost", "complete"}
-    use("fifth")
-    assert run_bench("verify", *line[1:6]).out.endswith("everything fits\n")
+    assert verified.out.endswith("everything fits\n"), verified
     assert artifacts(remote.root).items() <= artifacts(smoke.store).items()
     noted = [json.loads(line) for line in notes.read_text().splitlines()]
     assert [note for note in noted if note["other"] not in ("", str(top / "first"))] == []
     assert [note["argv"] for note in noted if note["other"]] == [["-c"]]  # the planted one
     assert {a.pid for a in attempts} <= {note["pid"] for note in noted}
-    assert {Path(note["machine"]).name for note in noted} == {*nodes, "fourth"}
+    assert {Path(note["machine"]).name for note in noted} == {*nodes, "fourth", "fifth"}
