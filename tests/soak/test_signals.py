@@ -74,7 +74,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.slow
-@cases(30, few=2)
+@cases(30, few=1)
 def test_a_signal_at_any_moment(case: int, alone: Run, tmp_path: Path):
     rng, store = draw("signals", case), tmp_path / "store"
     number = list(CODES)[case % len(CODES)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -19,8 +20,10 @@ from bench_helpers import (
     SMOKE,
     artifacts,
     completed,
+    fill_store,
     gone,
     measured,
+    printed_metrics,
     records,
     run_bench,
     started,
@@ -29,7 +32,7 @@ from bench_helpers import (
 
 pytestmark = pytest.mark.slow
 
-DRIVERS = 10 if os.environ.get("MAECT_SOAK") == "full" else 6
+DRIVERS = 10 if os.environ.get("MAECT_SOAK") == "full" else 2
 #: killed under each driver before it goes itself; a stage may lose three under one driver
 WORKERS = 2
 PATIENCE_S = 6.0
@@ -104,7 +107,7 @@ def _works(pid: int) -> bool:
 
 
 def test_whatever_is_killed_the_end_is_the_same(smoke, tmp_path: Path):
-    """12 workers and 6 drivers, the next driver started at once, while orphans may still live.
+    """4 workers and 2 drivers, the next driver started at once, while orphans may still live.
 
     With MAECT_SOAK=full 20 and 10.
     """
@@ -122,6 +125,7 @@ def test_whatever_is_killed_the_end_is_the_same(smoke, tmp_path: Path):
                 assert process.poll() in (None, 0, -signal.SIGKILL), process.communicate()
         last = run_bench(*arguments)
         assert last.code == 0, last
+        assert printed_metrics(last.out) == printed_metrics(smoke.done.out) != {}
         print(f"killed: {Counter(kills.workers.values())}, {kills.drivers} drivers")
         _as_if_left_alone(kills, smoke.store)
     kinds = Counter(kind for kills in rounds for kind in kills.workers.values())
@@ -138,6 +142,7 @@ def _as_if_left_alone(kills: Kills, alone: Path) -> None:
         # one result a stage, whatever else was tried on record
         assert [a["status"] for a in several] == ["lost"] * (len(several) - 1) + ["complete"]
         assert all(a["cost"]["wall_s"] >= 0 for a in several)
+        assert all(re.search("worker died|killed", a["error"]["message"]) for a in several[:-1])
         folder = kills.store / "stages" / key
         begun = {int(p.parent.name) for p in folder.glob("attempts/*/started.json")}
         assert begun == {a["attempt"] for a in several}
@@ -154,14 +159,11 @@ def _as_if_left_alone(kills: Kills, alone: Path) -> None:
     assert gone(kills.below, 90) == []
 
 
-def test_a_crossed_search_killed_half_way_ends_with_the_same_cells(tmp_path: Path):
-    arguments = ("sweep", CROSS, "--profile", "tiny", "--seeds", "1", "--store")
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
-    done = run_bench(*arguments, alone)
-    assert done.code == 0, done
-    assert "Ray Tune: 8 trials" in done.out
-    assert len(completed(alone)) == 34
-    with started(*arguments, killed) as process:
+def test_a_crossed_search_killed_half_way_ends_with_the_same_cells_and_runs_once(tmp_path: Path):
+    killed = tmp_path / "killed"
+    arguments = ("sweep", CROSS, "--profile", "tiny", "--seeds", "1", "--store", killed)
+    alone = fill_store(tmp_path / "alone", suite=CROSS, profile="tiny").root
+    with started(*arguments) as process:
         wait_for(lambda: len(list(killed.glob("stages/*/attempts/*/record.json"))) >= 17, process)
         below = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
@@ -170,7 +172,7 @@ def test_a_crossed_search_killed_half_way_ends_with_the_same_cells(tmp_path: Pat
     assert gone([p for p in below if not (p.is_running() and p.name().endswith("Agent"))]) == []
     before = completed(killed)
     assert len(before) < 34
-    again = run_bench(*arguments, killed)
+    again = run_bench(*arguments)
     assert again.code == 0, again
     assert f"{len(before)} cached" in again.out
     assert "Ray Tune: " in again.out
@@ -180,3 +182,13 @@ def test_a_crossed_search_killed_half_way_ends_with_the_same_cells(tmp_path: Pat
     assert artifacts(killed) == artifacts(alone)
     assert measured(killed) == measured(alone)
     assert gone(below, 90) == []
+    kinds = Counter(record["kind"] for record in completed(killed).values())
+    assert kinds == {"mae": 2, "head": 8, "tune": 8, "features": 8, "knn": 8}
+    html = (killed / "reports" / "sweep_cross-tiny.html").read_text(encoding="utf-8")
+    assert "queue_size=128" in html
+    ended = records(killed)
+    once = run_bench(*arguments)
+    assert once.code == 0, once
+    assert "34 cached, 0 to run" in once.out
+    assert "Ray" not in once.out.split("\n\n")[0]
+    assert records(killed) == ended

@@ -15,10 +15,10 @@ from bench_helpers import (
     LIMIT_S,
     PAPER,
     SMOKE,
-    SWEEP,
     Done,
     artifacts,
     completed,
+    fill_store,
     gone,
     measured,
     printed_metrics,
@@ -36,6 +36,7 @@ from bench.suite.load import load_suite
 pytestmark = pytest.mark.slow
 
 CHAIN = ("mae", "head", "tune")
+FULL = os.environ.get("MAECT_SOAK") == "full"
 #: points; of five seeds the k-NN and probe figures have standard deviations of 7.6 and 7.8
 SEED_NOISE = 8.0
 
@@ -51,38 +52,6 @@ def running_pid(store: Path, key: str) -> int | None:
         if not path.with_name("record.json").exists():
             return int(json.loads(path.read_text())["pid"])
     return None
-
-
-def test_a_killed_driver_leaves_a_store_that_the_same_command_completes(smoke, tmp_path: Path):
-    store = tmp_path / "store"
-    arguments = ("run", SMOKE, "--store", store, "--seeds", "1")
-    last = key_of("MAE, compute-matched, seed 0", store, seeds=1)
-    with started(*arguments) as process:
-        # in the middle of a training stage, others complete
-        wait_for(lambda: len(completed(store)) >= 2 and running_pid(store, last), process)
-        below = psutil.Process(process.pid).children(recursive=True)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    # two agents of Ray look for its head for a minute; whatever could write to the store is gone
-    agents = [p for p in below if p.is_running() and p.name().endswith("Agent")]
-    assert gone([p for p in below if p not in agents]) == []
-    done_before = set(completed(store))
-    assert 0 < len(done_before) < 28
-    done = run_bench(*arguments)
-    assert done.code == 0, done
-    assert f"{len(done_before)} cached" in done.out
-    attempts = records(store)
-    assert all(len(attempts[key]) == 1 for key in done_before)
-    lost = [a for several in attempts.values() for a in several if a["status"] == "lost"]
-    assert last in {a["key"] for a in lost}
-    assert all("killed" in a["error"]["message"] for a in lost)
-    # digit for digit, bit for bit what a run that was left alone has
-    assert artifacts(store).items() <= artifacts(smoke.store).items()
-    assert measured(store).items() <= measured(smoke.store).items()
-    alone = run_bench("report", SMOKE, "--seeds", "1", "--store", smoke.store)
-    assert printed_metrics(done.out) == printed_metrics(alone.out)
-    assert len(printed_metrics(done.out)) == 7
-    assert gone(agents) == []
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(smoke, tmp_path: Path):
@@ -106,7 +75,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(smoke, tmp_path: Path):
     assert set(statuses.values()) <= {"complete", "interrupted"}
     (run,) = [json.loads(path.read_text()) for path in (store / "runs").glob("*.json")]
     assert run["status"] == "interrupted"
-    done = run_bench(*arguments)
+    done = run_bench(*arguments, "--max-cpu-hours", "1")
     assert done.code == 0, done
     assert f"{complete} cached" in done.out
     assert artifacts(store).items() <= artifacts(smoke.store).items()
@@ -155,25 +124,36 @@ def test_a_part_of_ray_that_dies_ends_the_run_in_a_sentence(part: str, told: str
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_worker_that_dies_or_hangs_costs_an_attempt_and_nothing_else(
-    number: signal.Signals, smoke, tmp_path: Path
+#: `sitecustomize` of a run that gives a worker up after half the time that it is silent
+IMPATIENT = """
+import sys, threading, time
+def change():
+    while not hasattr(sys.modules.get("bench.run.scheduler"), "decide"):
+        time.sleep(0.1)
+    sys.modules["bench.run.scheduler"].PATIENCE_S["working"] = 15.0, 30.0
+threading.Thread(target=change, daemon=True).start()
+"""
+
+
+def test_a_worker_that_hangs_costs_an_attempt_and_nothing_else(
+    smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    (tmp_path / "sitecustomize.py").write_text(IMPATIENT)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     store = tmp_path / "store"
     matched = key_of("MAE, compute-matched, seed 0", store, seeds=1)
-    with started("run", SMOKE, "--store", store, "--seeds", "1") as process:
+    chosen = ("--seeds", "1", "--only", "MAE, compute*")
+    with started("run", SMOKE, "--store", store, *chosen) as process:
         wait_for(lambda: running_pid(store, matched), process)
         pid = running_pid(store, matched)
         assert pid is not None
         assert pid != process.pid
-        os.kill(pid, number)
+        os.kill(pid, signal.SIGSTOP)
         out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, (out, err)
-    assert "its worker died; trying again" in out
-    if number == signal.SIGSTOP:
-        assert f"  process {pid} on " in out
-        assert "gives no sign of life (MAE, compute-matched, seed 0, 1" in out
-        assert "its worker died; trying again (no sign of life for 60 s)" in out
+    assert f"  process {pid} on " in out
+    assert "gives no sign of life (MAE, compute-matched, seed 0, 1" in out
+    assert "its worker died; trying again (no sign of life for 30 s)" in out
     attempts = records(store)
     lost, complete = attempts[matched]
     assert (lost["status"], complete["status"]) == ("lost", "complete")
@@ -181,11 +161,11 @@ def test_a_worker_that_dies_or_hangs_costs_an_attempt_and_nothing_else(
     assert lost["cost"]["wall_s"] >= 0
     assert lost["files"] == {}
     assert artifacts(store).items() <= artifacts(smoke.store).items()
-    assert len(completed(store)) == 28
+    assert len(completed(store)) == 4
     assert "lost" in run_bench("ls", "--store", store).out
 
 
-def test_a_run_stops_at_its_budget_and_says_what_is_left(smoke, tmp_path: Path):
+def test_a_run_stops_at_its_budget_and_says_what_is_left(tmp_path: Path):
     store = tmp_path / "store"
     arguments = ("run", SMOKE, "--store", store, "--seeds", "1")
     stopped = run_bench(*arguments, "--max-cpu-hours", "0.01")
@@ -203,42 +183,35 @@ def test_a_run_stops_at_its_budget_and_says_what_is_left(smoke, tmp_path: Path):
     refused = run_bench(*arguments, "--max-gpu-hours", "1")
     assert refused.code == 2
     assert "--max-gpu-hours: this run holds CPUs; write --max-cpu-hours" in refused.err
-    done = run_bench(*arguments, "--max-cpu-hours", "1")
-    assert done.code == 0, done
-    assert artifacts(store).items() <= artifacts(smoke.store).items()
 
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_several_workers_train_exactly_like_one(workers: int, smoke, tmp_path: Path):
     """The suite's logical shards: bit for bit the same, in every stage after every stage."""
     store, cores = tmp_path / "store", len(os.sched_getaffinity(0))
-    done = run_bench("run", SMOKE, "--store", store, "--seeds", "1", "--workers", str(workers))
+    chosen = ("--seeds", "1", "--only", "MAE-CT_aug", "--workers", str(workers))
+    done = run_bench("run", SMOKE, "--store", store, *chosen)
     assert done.code == 0, done
     assert (f"{workers} workers share this machine's cores" in done.out) == (workers > cores)
     trained = [r for r in completed(store).values() if r["kind"] in ("mae", "head", "tune")]
-    assert len(trained) == 7
+    assert sorted(record["kind"] for record in trained) == sorted(CHAIN)
     held = {(r["env"]["workers"], r["cost"]["devices"]) for r in trained}
     assert held == {(workers, min(workers, cores))}
     assert artifacts(store).items() <= artifacts(smoke.store).items()
     assert measured(store).items() <= measured(smoke.store).items()
 
 
-WITHOUT_SHARDS = (
-    *("run", SMOKE, "--seeds", "1", "--only", "MAE-CT"),
-    *("--set", "numerics.shards=1", "--set", "tune.lr=2e-3"),
-)
+SETS = ("numerics.shards=1", "tune.lr=2e-3")
+WITHOUT_SHARDS = ("run", SMOKE, "--seeds", 1, "--only", "MAE-CT", *(f"--set={one}" for one in SETS))
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of a run without shards on one worker."""
-    store = tmp_path_factory.mktemp("one")
-    done = run_bench(*WITHOUT_SHARDS, "--store", store)
-    assert done.code == 0, done
-    return store
+    """The store of a run without shards in one process."""
+    return fill_store(tmp_path_factory.mktemp("one"), only="MAE-CT", sets=SETS).root
 
 
-@pytest.mark.parametrize(("workers", "kinds"), [(2, CHAIN), (4, ("tune",))])
+@pytest.mark.parametrize(("workers", "kinds"), [(2, CHAIN if FULL else ("mae",)), (4, ("tune",))])
 def test_several_workers_without_shards_train_like_one(
     workers: int, kinds: tuple[str, ...], one: Path, tmp_path: Path
 ):
@@ -285,29 +258,6 @@ def _compare_metrics(one: Path, several: Path, workers: int) -> None:
         difference = found[name] - value
         print(f"{name}, {workers} workers against one: {difference:+.2f} of {value:.2f}")
         assert abs(difference) <= SEED_NOISE, name
-
-
-def test_a_search_runs_through_tune_and_once_only(tmp_path: Path):
-    store = tmp_path / "store"
-    arguments = ("sweep", SWEEP, "--profile", "tiny", "--seeds", "1", "--store", store)
-    done = run_bench(*arguments)
-    assert done.code == 0, done
-    assert "Ray Tune: 8 trials" in done.out
-    kinds = [record["kind"] for record in completed(store).values()]
-    assert {kind: kinds.count(kind) for kind in kinds} == {
-        "mae": 1, "head": 8, "tune": 8, "features": 9, "knn": 9
-    }  # fmt: skip
-    heads = [record for record in completed(store).values() if record["kind"] == "head"]
-    assert len({record["inputs"]["encoder"]["key"] for record in heads}) == 1
-    report = store / "reports" / "sweep_queue-tiny.html"
-    html = report.read_text(encoding="utf-8")
-    assert "MAE-CT queue_size=128 augment=min" in html
-    before = records(store)
-    again = run_bench(*arguments)
-    assert again.code == 0, again
-    assert "35 cached, 0 to run" in again.out
-    assert "Ray" not in again.out.split("\n\n")[0]
-    assert records(store) == before
 
 
 EXPLORATION = """

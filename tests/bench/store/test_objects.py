@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import boto3
 import psutil
@@ -22,10 +23,13 @@ import torch
 from bench_helpers import (
     HASTY,
     PAPER,
+    ROOT,
     SMOKE,
     SWEEP,
     Bench,
     artifacts,
+    completed,
+    environment,
     fill_store,
     run_bench,
     s3_server,
@@ -394,46 +398,6 @@ def test_a_stage_killed_in_its_training_goes_on_on_another_machine(
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_its_training_goes_on_elsewhere_and_every_machine_sees_the_same(
-    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """All kinds of stages, against a local store; three machines, each with an empty cache."""
-    chosen = (SMOKE, "--seeds", 1, "--only", "MAE-CT", "--set", "mae.steps=200")
-    local = fill_store(tmp_path / "local", only="MAE-CT", sets=["mae.steps=200"]).root
-    (tmp_path / "sitecustomize.py").write_text(HASTY)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
-    with started("run", *chosen, "--store", bucket) as process:
-        # its note comes last
-        note = re.compile(r"/checkpoints/.*\.json$")
-        wait_for(lambda: any(map(note.search, Objects(bucket).listing())), process)
-        machine = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGKILL)
-        for child in machine:
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
-    shutil.rmtree(tmp_path / "cache")
-    time.sleep(6.0)  # until the lease lapses
-    second = elsewhere(monkeypatch, tmp_path, bucket)
-    done = run_bench("run", *chosen, "--store", bucket)
-    assert done.code == 0, done
-    assert not (tmp_path / "cache").exists()
-    attempts = [a for key in second.stage_keys() for a in second.state(key).attempts]
-    assert any(a.summary.get("resumed_at", 0) > 0 for a in attempts)
-    assert {a.status for a in attempts} == {"complete", "lost"}
-    assert {run.status for run in second.runs()} == {"lost", "complete"}
-    assert not any("/checkpoints/" in name for name in Objects(bucket).listing())
-
-    third = elsewhere(monkeypatch, tmp_path, bucket)
-    assert run_bench("verify", *chosen, "--store", bucket).out.endswith("everything fits\n")
-    assert artifacts(third.root) == artifacts(local) and len(artifacts(local)) >= 6
-    for words in (("ls",), ("report", *chosen), ("diff", local, bucket)):
-        monkeypatch.setenv("MAECT_CACHE", str(tmp_path / f"empty-{words[0]}"))
-        done = run_bench(*words, *(() if words[0] == "diff" else ("--store", bucket)))
-        assert done.code == 0, done
-    assert "0 differ" in done.out and "bit for bit equal" in done.out
-
-
-@pytest.mark.slow
 def test_a_search_over_a_bucket_gives_what_it_gives_over_a_folder(bucket: str, tmp_path: Path):
     text = SWEEP.read_text().replace("[paper_table.yaml, smoke.yaml]", f"[{PAPER}, {SMOKE}]")
     suite = tmp_path / "sweep.yaml"
@@ -442,4 +406,113 @@ def test_a_search_over_a_bucket_gives_what_it_gives_over_a_folder(bucket: str, t
     chosen = (suite, "--profile", "tiny", "--seeds", 1)
     done = run_bench("sweep", *chosen, "--store", bucket)
     assert done.code == 0, done
+    assert "Ray Tune: 2 trials" in done.out
     assert run_bench("diff", local, bucket).code == 0
+
+
+#: more of `sitecustomize`, on machines of their own: a process notes what it opens of another one,
+#: and the first thing of its own
+WATCH = """
+import json, os
+here, noted = os.environ.get("MACHINE", ""), set()
+top = os.path.dirname(here) + "/"
+def watch(event, given):
+    if (event != "open" and not event.startswith("os.")) or event == "os.putenv":
+        return
+    for path in given:
+        if isinstance(path, (str, bytes)):
+            path = os.path.abspath(os.fsdecode(path))
+            other = "" if (path + "/").startswith(here + "/") else path
+            if path.startswith(top) and other not in noted:
+                noted.add(other)
+                note = {"pid": os.getpid(), "machine": here, "other": other, "argv": sys.argv}
+                with open(os.environ["NOTES"], "a") as notes:
+                    notes.write(json.dumps(note) + "\\n")
+if here:
+    sys.addaudithook(watch)
+"""
+
+#: the command line on the node that is named first; Ray itself would take the head for this host's
+AT_NODE = """
+import runpy, sys
+from bench.run import cluster
+from ray._private import services
+services.find_node_ids = lambda node=sys.argv.pop(1): {node}
+runpy.run_module("bench", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_machines_that_share_nothing_but_a_bucket_give_what_one_gives(
+    remote: ObjectStore, smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A node is lost in mid-training, then the driver; a new machine goes on.
+
+    None opens a file of another one, as far as Python tells: not of what is no code of Python's.
+    """
+    from ray.cluster_utils import Cluster
+
+    top, notes = Path(tempfile.mkdtemp(prefix="m", dir="/tmp")), tmp_path / "notes"
+    (tmp_path / "sitecustomize.py").write_text(HASTY + WATCH)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("NOTES", str(notes))
+    plan = make_plan(load_suite(SMOKE, seeds=1), remote).stages.values()
+    (key,) = (stage.key for stage in plan if stage.title == "MAE, compute-matched, seed 0")
+    there, handler = Cluster(), signal.getsignal(signal.SIGTERM)
+
+    def use(machine: str) -> None:
+        """What this process starts next is on a machine with folders of its own."""
+        for name in ("HOME", "TMPDIR", "MAECT_CACHE", "MAECT_DATA"):
+            (folder := top / machine / name).mkdir(parents=True, exist_ok=True)
+            monkeypatch.setenv(name, str(folder))
+        monkeypatch.setenv("MACHINE", str(top / machine))
+
+    def add_node(machine: str) -> Any:
+        use(machine)
+        own = {"temp_dir": str(top / machine / "TMPDIR" / "ray"), "include_dashboard": False}
+        return there.add_node(num_cpus=int(machine != "first"), **own)
+
+    def trainer(attempt: int) -> int | None:
+        """The process that is at an attempt at the longest training, once it has a checkpoint."""
+        time.sleep(0.2)
+        kept = remote.objects.listing(f"stages/{key}/checkpoints/")
+        running = {a.attempt: a.pid for a in remote.state(key).attempts if a.status == "running"}
+        return running.get(attempt) if any(name.endswith(".json") for name in kept) else None
+
+    try:
+        nodes = {name: add_node(name) for name in ("first", "second", "third")}
+        use("first")
+        line = ("run", SMOKE, "--seeds", 1, "--store", remote.name, "--address", there.address)
+        with started(*line) as process:
+            wait_for(lambda: trainer(1), process)
+            lost = Path(psutil.Process(trainer(1)).environ()["MACHINE"]).name
+            there.remove_node(nodes[lost], allow_graceful=False)
+            wait_for(lambda: trainer(2), process)
+            process.kill()
+        node = add_node("fourth")
+        time.sleep(6.0)  # until the lease lapses
+        again = [sys.executable, "-c", AT_NODE, node.node_id, *map(str, line)]
+        done = subprocess.run(again, cwd=ROOT, env=environment(), capture_output=True, text=True)
+        use("fifth")
+        verified = run_bench("verify", *line[1:6])
+        planted = [sys.executable, "-c", f"import os; os.listdir({str(top / 'first')!r})"]
+        subprocess.run(planted, check=True)
+    finally:
+        there.shutdown()
+        signal.signal(signal.SIGTERM, handler)  # Ray set its own
+        shutil.rmtree(top)
+    assert done.returncode == 0, done
+    attempts = [a for k in remote.stage_keys() for a in remote.state(k).attempts]
+    assert {a.status for a in attempts} == {"complete", "lost"}
+    *before, last = remote.state(key).attempts
+    assert [a.status for a in before] == ["lost", "lost"] and last.summary["resumed_at"] > 0
+    assert len(completed(remote.root)) == 28
+    assert not any("/checkpoints/" in name for name in remote.objects.listing())
+    assert {run.status for run in remote.runs()} == {"lost", "complete"}
+    assert verified.out.endswith("everything fits\n"), verified
+    assert artifacts(remote.root).items() <= artifacts(smoke.store).items()
+    noted = [json.loads(line) for line in notes.read_text().splitlines()]
+    assert [note for note in noted if note["other"] not in ("", str(top / "first"))] == []
+    assert [note["argv"] for note in noted if note["other"]] == [["-c"]]  # the planted one
+    assert {a.pid for a in attempts} <= {note["pid"] for note in noted}
+    assert {Path(note["machine"]).name for note in noted} == {*nodes, "fourth", "fifth"}
