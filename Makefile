@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 # what `make test-soak` runs, every case of it; the signals, which take most of its time, come last
-SOAK ?= tests/bench/run/test_kills.py tests/soak \
+SOAK ?= tests/bench/run/test_two_drivers.py tests/bench/run/test_kills.py tests/soak \
   tests/bench/run/test_recovery.py::test_several_workers_without_shards_train_like_one
 
 .PHONY: run test test-slow test-soak test-oldest test-benchmark lint install clean

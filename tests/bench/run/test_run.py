@@ -173,7 +173,7 @@ def test_a_second_run_starts_no_ray_imports_no_torch_and_is_quick(smoke):
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert spent < 5
     first = smoke.done.out
-    table = first[first.index("Smoke test") : first.index("\nreport: ")]
+    table = first[first.rindex("Smoke test") : first.rindex("\nreport: ")]
     assert table in out
     assert all(len(attempts) == 1 for attempts in records(smoke.store).values())
 
