@@ -30,6 +30,12 @@ def statuses(store: Store) -> dict[str, list[str]]:
     return {s.attempts[0].name: [a.status for a in s.attempts] for s in states if s.attempts}
 
 
+def both_at_work(place: str) -> bool:
+    """Whether two runs are there, and one of them has begun a stage."""
+    store = open_store(place)
+    return len(store.leases.drivers()) == 2 and bool(statuses(store))
+
+
 @pytest.mark.parametrize("kind", ["folder", "bucket"])
 def test_two_runs_share_a_store_and_one_is_killed(
     kind: str,
@@ -54,8 +60,8 @@ def test_two_runs_share_a_store_and_one_is_killed(
         with started(*line, rows[0]) as victim:
             monkeypatch.setenv("MAECT_CACHE", str(tmp_path / f"other-{turn}"))
             with started(*line, rows[1]) as survivor:
-                wait_for(lambda: statuses(open_store(place)), survivor)  # noqa: B023
-                time.sleep(rng.uniform(0.0, 15.0))
+                wait_for(lambda: both_at_work(place), survivor)  # noqa: B023
+                time.sleep(rng.uniform(0.0, 12.0))
                 below = psutil.Process(victim.pid).children(recursive=True)
                 alive = victim.poll() is None
                 victim.send_signal(signal.SIGKILL)
