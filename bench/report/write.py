@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -92,6 +93,7 @@ def write_figures(view: SuiteView, formats: Sequence[str], folder: Path) -> list
     Raises `UserError` where matplotlib is missing, there is nothing to draw, or the folder cannot
     be written.
     """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its font cache
     try:
         from reports.figures.paper import drawn
     except ModuleNotFoundError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any
 
 import matplotlib
@@ -21,7 +22,7 @@ _MARKERS = {
     **{"circle": "o", "square": "s", "diamond": "D", "up": "^", "down": "v"},
     **{"cross": "x", "plus": "+", "star": "*"},
 }
-_SETTINGS = {
+_SETTINGS: Any = {
     "font.family": ["STIXGeneral", "DejaVu Sans"],
     "font.size": 8,
     "axes.linewidth": 0.6,
@@ -35,7 +36,8 @@ _SETTINGS = {
 
 def drawn(figure: Figure, panel: Panel, suffix: str) -> bytes:
     """Return a panel with the figure's legend as pdf, svg or png; the same again, bit for bit."""
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # what no font has becomes a box
         lines = -(-len(figure.legend) // (6 if figure.bars else 2))
         high = 0.16 * len(panel.categories) + 0.7 if panel.categories else 2.2
         size = (_PAGE if figure.bars else _COLUMN, high + 0.14 * lines)

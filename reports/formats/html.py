@@ -53,7 +53,8 @@ def render_html(
     style, script = (FOLDER.joinpath(f).read_text("utf-8") for f in ("style.css", "script.js"))
     style += palette.style()
     ledger = costs.ledger(facts)
-    lead, *further = tables[0].headline or [findings.best_row(tables[0])]
+    best = [findings.best_row(tables[0]), *findings.ranking(tables[0], facts)[:1]]
+    lead, *further = tables[0].headline or best
     grey = tables[0].published
     return (
         _environment()

@@ -27,7 +27,6 @@ def test_each_panel_of_the_page_is_drawn_with_all_its_rows() -> None:
 
 
 @pytest.mark.needs("pdffonts")
-@pytest.mark.filterwarnings("ignore:Glyph")  # of which no font has a picture
 def test_pdffonts_finds_every_font_embedded_whatever_a_row_is_called(tmp_path: Path) -> None:
     name = "$x_1$ \\alpha 100 % é 表 \x1b[31m"
     points = [Point(1.0, 1e-6, 1e-7), Point(10.0, 1e-5)]
