@@ -102,7 +102,7 @@ def to_parquet(tables: Sequence[Table]) -> bytes:
 
 def to_json(view: SuiteView, tables: Sequence[Table]) -> str:
     """Return tables with where they come from, see `plain_report`."""
-    return json.dumps(plain_report(view, tables), indent=1) + "\n"
+    return json.dumps(plain_report(view, tables), indent=1, default=str) + "\n"
 
 
 def plain_report(view: SuiteView, tables: Sequence[Table]) -> dict[str, Any]:
@@ -114,8 +114,8 @@ def plain_report(view: SuiteView, tables: Sequence[Table]) -> dict[str, Any]:
     }
     used = (c.protocol for t in tables for c in t.columns if c.protocol is not None)
     return {
-        **{name: getattr(view, name) for name in ("suite", "profile", "title", "scale", "seeds")},
         **view.provenance,
+        **{name: getattr(view, name) for name in ("suite", "profile", "title", "scale", "seeds")},
         "protocols": {name: told[name] for name in dict.fromkeys(used) if name in told},
         "tables": [_plain(table) for table in tables],
         "published": _plain(tables[0].published) if tables[0].published else None,

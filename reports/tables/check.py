@@ -43,13 +43,13 @@ def checked(view: SuiteView) -> str:
     tables = build_tables(view, facts)
     keys = {key for t in tables for cell in t.cells.values() for key in cell.keys}
     behind = plural(len(_with_ancestors(facts, keys)), "stage")
-    cells = plural(sum(len(table.cells) for table in tables), "cell")
+    valued = sum(cell.valued for table in tables for cell in table.cells.values())
     return (
-        f"{cells} of {plural(len(tables), 'table')}, with {behind} behind them: each is complete "
-        "or not planned, and measured under the protocol of its column. The stages of one kind "
-        f"behind a column have the same {', '.join(_WHERE)}. No number was selected on the test "
-        "split. No file of the store was damaged. Whether the numbers follow from the predictions "
-        "is for `python -m bench verify`."
+        f"{plural(valued, 'number')} in {plural(len(tables), 'table')}, with {behind} behind them: "
+        "no cell that is planned is open, and each was measured under the protocol of its column. "
+        f"The stages of one kind behind a column have the same {', '.join(_WHERE)}. No number was "
+        "selected on the test split. No file of the store was damaged. Whether the numbers follow "
+        "from the predictions is for `python -m bench verify`."
     )
 
 

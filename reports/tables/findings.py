@@ -61,8 +61,10 @@ def best_row(table: Table) -> str:
 
 
 def caveats(table: Table, facts: Facts) -> list[str]:
-    """Return what to bear in mind at the first number: what n can show, the images, the scale."""
-    found = []
+    """Return what to bear in mind: what is open, what n can show, the images, the scale."""
+    found, count = [], len(facts.distinct)
+    if count > len(facts.done):
+        found.append(f"{count - len(facts.done)} of {plural(count, 'stage')} are not complete")
     if table.named and table.named[0].detectable is not None:
         one = table.named[0]
         column = next((c for c in table.metrics if c.id == one.column), None)

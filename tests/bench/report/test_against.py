@@ -87,7 +87,7 @@ def test_its_own_export_and_a_copy_have_the_same_digits(
     first, *_, last, check = done.out.splitlines()
     assert first == "reproduced: of 2 cells 2 have the same digits."
     assert last == "Only there: 2 cells (raw pixels: knn, probe)."
-    assert check.startswith("check: passed. 5 cells of 1 table, with 8 stages behind them: each is")
+    assert check.startswith("check: passed. 4 numbers in 1 table, with 8 stages behind them: no")
     assert "The stages of one kind behind a column have the same code, hardware, torch." in check
     copy = Path(shutil.copytree(store, tmp_path / "copy"))
     arguments = ("report", SMOKE, "--seeds", 2, "--store", store, "--against")

@@ -305,6 +305,7 @@ def test_page_renders_while_the_run_goes_on() -> None:
     ]
     html = render_html(view_of(rows, [], tables=[{"title": "T", "columns": ["knn", "cost"]}]))
     assert "1 of 4 stages complete; 1 running, 2 pending" in html
+    assert "<dd>3 of 4 stages are not complete" in html
     assert "running" in html
 
 
