@@ -11,7 +11,8 @@ SOAK ?= tests/bench/run/test_two_drivers.py tests/bench/run/test_kills.py tests/
 
 run: install
 	$(BIN)/python -m bench run suites/paper_table.yaml
-	@$(BIN)/python -m bench report suites/paper_table.yaml --against docs/results/digits.json
+	@$(BIN)/python -m bench report suites/paper_table.yaml --against docs/results/digits.json \
+	  --output store/reports
 
 test: install
 	$(BIN)/python -m pytest -m "not slow"

@@ -5,8 +5,9 @@ benchmarks run, and a step that has become slower than its committed bound fails
 
 `@pytest.mark.gpu`: what only a GPU shows; `pytest -m gpu` runs it, elsewhere it is skipped.
 
-`@pytest.mark.needs("gcc", "cc")`: the test needs one of these programs. Without any it is skipped,
-or fails where MAECT_REQUIRE_PROGRAMS is set: where continuous integration has installed them.
+`@pytest.mark.needs("gcc", "cc")`: the test needs one of these programs, or packages of LaTeX
+("siunitx.sty"). Without any it is skipped, or fails where MAECT_REQUIRE_PROGRAMS is set: where
+continuous integration has installed them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,11 +54,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if not torch.cuda.is_available():
             pytest.skip("torch sees no GPU")
     for mark in item.iter_markers("needs"):
-        if not any(map(shutil.which, mark.args)):
-            message = f"needs {' or '.join(mark.args)} on the PATH"
+        if not any(map(_has, mark.args)):
+            message = f"needs {' or '.join(mark.args)}"
             if os.environ.get("MAECT_REQUIRE_PROGRAMS"):
                 pytest.fail(message, pytrace=False)
             pytest.skip(message)
+
+
+def _has(name: str) -> bool:
+    """Return whether a program is on the PATH, or LaTeX has a package."""
+    if not name.endswith(".sty") or not shutil.which("kpsewhich"):
+        return shutil.which(name) is not None
+    return subprocess.run(["kpsewhich", name], capture_output=True, check=False).returncode == 0
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from bench.commands import common
 from bench.errors import MISMATCH, OK, UserError
 
-FORMATS = ("latex", "markdown", "csv", "parquet", "json")
+FORMATS = ("latex", "latex-published", "markdown", "csv", "parquet", "json")
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     sides("--compare", type=common.place, nargs="+", default=[], metavar="STORE", help=beside)
     against = "tell instead whether a file of `export --results`, or another store, is reproduced"
     sides("--against", type=common.place, metavar="FILE_OR_STORE", help=against)
-    add("--check", action="store_true", help="exit 3 if the table is not sound, or not reproduced")
+    check = "say what was checked; exit 3 if the table is not sound, or not reproduced"
+    add("--check", action="store_true", help=check)
     output = "where the page goes, exports beside it (default: the folder `reports` of the store)"
     add("--output", type=common.path, metavar="PATH", help=output)
     embedded = "print the suite that a report embeds, and nothing else"
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from bench.report.write import extract, tell_against, write_report
-    from reports.tables.check import check
+    from reports.tables.check import check, checked
 
     if options.extract_suite is not None:
         print(extract(options.extract_suite), end="")
@@ -55,8 +56,8 @@ def _run(options: argparse.Namespace) -> int:
         after = " --compare A B" if options.compare else ""
         raise UserError(f"say which suite: python -m bench report suites/paper_table.yaml{after}")
     against, name = options.against, "--against" if options.against else "--compare"
-    if against is not None and (options.export or options.output):
-        raise UserError("--against writes no page; leave out --export and --output")
+    if against is not None and options.export:
+        raise UserError("--against exports no tables; leave out --export")
     is_store = isinstance(against, str) or (against is not None and against.is_dir())
     beside = [against] if is_store else options.compare
     stores = [common.existing(path) for path in [options.store, *beside][-2:]]
@@ -66,14 +67,19 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError(f"{name} needs two stores; both are {stores[0].name}")
     kept = options.keep_stale or len(stores) > 1
     sides = [(common.planned(options, store, keep_stale=kept), store) for store in stores]
-    command, found = options.command_line, []
+    command, found = options.command_line, list[str]()
     if against is None:
-        files = {"exports": options.export, "output": options.output}
+        files: dict[str, Any] = {"exports": options.export, "output": options.output}
         view = write_report(command, *sides, as_json=options.json, **files)
     else:
-        view, held = tell_against(command, *sides, results=against, as_json=options.json)
+        files = {"results": against, "output": options.output}
+        view, held = tell_against(command, *sides, as_json=options.json, **files)
         found = [] if held.reproduced else [held.sentence]
-    found = found + check(view) if options.check else []
+    if not options.check:
+        return OK
+    found = found + check(view)
     for problem in found:
         print(f"check: {problem}", file=sys.stderr)
+    if not found:
+        print(f"check: passed. {checked(view)}", file=sys.stderr if options.json else sys.stdout)
     return MISMATCH if found else OK

@@ -128,7 +128,6 @@ def _rows(table: Table) -> dict[str, dict[str, Any]]:
                 "seeds": [seed for value in cell.values for seed in value.seeds],
             }
             for column in table.columns
-            if column.kind != "published"
             if (cell := table.cell(row, column)).valued and cell.mean is not None
         }
         for row in table.rows

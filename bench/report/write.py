@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,13 +17,15 @@ from bench.report.results import measured_in, read_results, stored_results
 from bench.store.store import Store
 from maect.files import write_atomic
 from reports.facts import Facts
-from reports.formats.exports import FORMATS, plain_against, plain_tables
+from reports.figures.all import all_figures
+from reports.formats.exports import FORMATS, plain_against, plain_report
 from reports.formats.html import extract_suite, render_html
 from reports.formats.text import against_text, render_text
 from reports.frames import SuiteView
 from reports.tables.against import Against, hold, measured
 from reports.tables.build import build_tables
 from reports.tables.compare import side_by_side
+from reports.tables.model import Table
 
 
 def write_report(
@@ -41,9 +44,7 @@ def write_report(
     """
     (plan, store), roots = sides[0], [store.root for _, store in sides]
     names = [store.name for _, store in sides]
-    # the suite's name, made safe for a file
-    page = re.sub(r"[^\w.-]+", "_", f"{plan.suite.name}-{plan.suite.profile}")[:100]
-    page += "".join(f"-beside-{root.name[:100]}" for root in roots[1:])
+    page = _page(plan) + "".join(f"-beside-{root.name[:100]}" for root in roots[1:])
     files = _Files(store.root / "reports" / f"{page}.html", output, exports)
     view, *others = (build_view(plan, store, command) for plan, store in sides)
     for other in others:
@@ -55,13 +56,22 @@ def write_report(
 
 
 def tell_against(
-    command: str, side: tuple[Plan, Store], *other: tuple[Plan, Store], results: Path, as_json: bool
+    command: str,
+    side: tuple[Plan, Store],
+    *other: tuple[Plan, Store],
+    results: Path,
+    as_json: bool,
+    output: Path | None = None,
 ) -> tuple[SuiteView, Against]:
     """Print how far a suite's tables reproduce a file of results, or the suite in an `other` store.
 
-    Return the suite's data and what was found. Raises `UserError` where the reference cannot be
-    read, or has none of its rows and columns.
+    Return the suite's data and what was found; with `output` the page says so too. Raises
+    `UserError` where the reference cannot be read, or has none of its rows and columns, or the page
+    cannot be written.
     """
+    files = (
+        _Files(side[1].root / "reports" / f"{_page(side[0])}.html", output, ()) if output else None
+    )
     stored = [stored_results(str(results), build_view(*one, command)) for one in other]
     reference = stored[0] if stored else read_results(results)
     view = build_view(*side, command)
@@ -72,7 +82,48 @@ def tell_against(
         raise UserError(message, file=results)
     found = hold(tables, measured_in(view), reference)
     print(json.dumps(plain_against(found), indent=1) if as_json else against_text(found))
+    if files is not None:
+        files.write_pages(view, Facts(view), tables, against=found, as_json=as_json)
     return view, found
+
+
+def write_figures(view: SuiteView, formats: Sequence[str], folder: Path) -> list[Path]:
+    """Write each panel of a view's figures to a folder. Return the files.
+
+    Raises `UserError` where matplotlib is missing, there is nothing to draw, or the folder cannot
+    be written.
+    """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its font cache
+    try:
+        from reports.figures.paper import drawn
+    except ModuleNotFoundError:
+        needs = "figures need matplotlib: pip install 'maect-bench[figures]'"
+        raise UserError(needs) from None
+    facts = Facts(view)
+    figures = all_figures(facts, build_tables(view, facts))
+    if not figures:
+        raise UserError(f"nothing of suite {view.suite} can be drawn yet; run it first")
+    written = []
+    for one in figures:
+        for number, panel in enumerate(one.panels, 1):
+            for suffix in formats:
+                path = folder / f"{one.id}-{number}.{suffix}"
+                data = drawn(one, panel, suffix)
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    write_atomic(path, data)
+                except OSError as error:
+                    told = (
+                        f"{path} cannot be written ({reason(error)}); name another folder: --to DIR"
+                    )
+                    raise UserError(told) from None
+                written.append(path)
+    return written
+
+
+def _page(plan: Plan) -> str:
+    """Return the name of a suite's page, made safe for a file."""
+    return re.sub(r"[^\w.-]+", "_", f"{plan.suite.name}-{plan.suite.profile}")[:100]
 
 
 class _Files:
@@ -112,11 +163,24 @@ class _Files:
         tables = build_tables(view, facts)
         if as_json:
             found = {"failures": view.failures.to_dicts(), "problems": view.problems}
-            print(json.dumps({"tables": plain_tables(tables)} | found, indent=1))
+            print(json.dumps(plain_report(view, tables) | found, indent=1, default=str))
         else:
             print(render_text(view, facts, tables))
+        self.write_pages(view, facts, tables, as_json=as_json)
+
+    def write_pages(
+        self,
+        view: SuiteView,
+        facts: Facts,
+        tables: list[Table],
+        *,
+        as_json: bool,
+        against: Against | None = None,
+    ) -> None:
+        """Write the page and the exports, as far as they can be written."""
         for name, path in self.paths.items() if self.refused is None else ():
-            data = FORMATS[name][1](tables) if name in FORMATS else render_html(view, facts, tables)
+            export = FORMATS[name][1] if name in FORMATS else None
+            data = export(view, tables) if export else render_html(view, facts, tables, against)
             with self._told(path):
                 write_atomic(path, data.encode() if isinstance(data, str) else data)
                 if not as_json:

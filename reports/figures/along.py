@@ -9,12 +9,13 @@ from statistics import fmean
 from typing import Any
 
 import polars as pl
-from markupsafe import Markup
 
 from reports.display import short, slug
 from reports.facts import DONE, Facts, flatten
-from reports.figures.charts import Figure, colour, legend_of, off_scale, with_unit
-from reports.figures.svg import LEFT, PALETTE, RIGHT, Point, Scale, Series, plot, spanning, words
+from reports.figures.charts import legend_of, off_scale, with_unit
+from reports.figures.model import Figure, Note, Panel, Point, Series, figure
+from reports.figures.palette import looks
+from reports.figures.svg import LEFT, RIGHT, spanning
 from reports.tables.cells import metric_cells
 from reports.tables.model import Cell, Table
 
@@ -33,35 +34,38 @@ _ALONG = {
 
 def ablation(facts: Facts, table: Table) -> Figure | None:
     """Return metrics against each number that at least three comparable rows differ in."""
-    panels: list[Markup] = []
-    legend: list[tuple[str, str]] = []
+    panels: list[Panel] = []
+    legend: list[tuple[int, str]] = []
+    title = ""
     for setting, lines in _lines(facts, [row.variant for row in table.rows]).items():
-        legend = legend or [(f"c{i % PALETTE}", _common(line)) for i, line in enumerate(lines)]
         kind, _, name = setting.partition(".")
+        name = name.rpartition(".")[2]
+        shared = [_common(line) for line in lines]
+        numbers = looks(shared)
+        legend = legend or [(numbers[label], label) for label in shared]
+        title = title or f"By {name.replace('_', ' ')}"
         for column in table.metrics:
             series: list[Series] = []
-            for i, line in enumerate(lines):
+            for label, line in zip(shared, lines, strict=True):
                 cells = ((x, table.cells[variant, column.id]) for x, variant in line)
-                series += _series(f"c{i % PALETTE}", ", ".join(v for _, v in line), cells)
+                series += _series(numbers[label], label, cells)
             if series:
-                x_label = f"{name.rpartition('.')[2]} ({kind})"
-                panels.append(_panel(with_unit(column), x_label, series))
+                panels.append(_panel(with_unit(column), f"{name} ({kind})", series))
     caption = (
         "Mean over seeds against a setting in which the rows differ, whiskers one sd; rows that "
         "are alike in all other settings are joined."
     )
-    figure = Figure("ablations", "Ablations", caption, panels[:_PANELS], legend)
-    return figure if panels else None
+    return figure("ablations", title, caption, panels[:_PANELS], legend)
 
 
-def _series(css: str, name: str, cells: Iterable[tuple[float, Cell]]) -> list[Series]:
+def _series(number: int, name: str, cells: Iterable[tuple[float, Cell]]) -> list[Series]:
     """Return the line through the cells that have a number; none through fewer than two."""
     points = [
         Point(x, cell.mean, cell.sd, f"{short(name)}: {cell.mean:.4g} at {x:g}")
         for x, cell in cells
         if cell.valued and cell.mean is not None
     ]
-    return [Series(css, name, points)] if len(points) > 1 else []
+    return [Series(number, name, points)] if len(points) > 1 else []
 
 
 def _lines(facts: Facts, variants: Sequence[str]) -> dict[str, list[list[tuple[float, str]]]]:
@@ -126,26 +130,26 @@ def by_number(facts: Facts) -> list[Figure]:
             found = columns.setdefault(row["along"], {})
             found.setdefault((row["evaluation"], row["series"]), []).append((row["at"], column))
     figures = []
+    numbers = looks(facts.view.variants)
     for along, (title, x_label) in _ALONG.items():
         panels, drawn = [], []
         for (_, label), numbered in columns.get(along, {}).items():
             series: list[Series] = []
             for v in facts.view.variants[:_LINES]:
                 known = ((x, cells[v, c]) for x, c in sorted(numbered) if (v, c) in cells)
-                series += _series(colour(facts, v), v, known)
+                series += _series(numbers[v], v, known)
             if series and len({x for x, _ in numbered}) >= 3:
                 unit = facts.columns[numbered[0][1]]["unit"]
                 told = short(label, 40) + (f", {unit}" if unit else "")
                 panels.append(_panel(told, x_label, series))
                 drawn += [one.name for one in series]
-        if panels:
-            legend = legend_of(facts, drawn)
-            caption = "Mean over seeds; whiskers are one sd."
-            figures.append(Figure(f"by-{slug(title)}", title, caption, panels[:_PANELS], legend))
-    return figures
+        legend = legend_of(facts, drawn)
+        caption = "Mean over seeds; whiskers are one sd."
+        figures.append(figure(slug(title), title, caption, panels[:_PANELS], legend))
+    return [found for found in figures if found is not None]
 
 
-def _panel(title: str, x_label: str, series: Sequence[Series]) -> Markup:
+def _panel(y_label: str, x_label: str, series: Sequence[Series]) -> Panel:
     """Return lines over one number; those so far from all others that these would be flat are told
     in words."""
     values = {one.name: [point.y for point in one.points] for one in series}
@@ -163,15 +167,11 @@ def _panel(title: str, x_label: str, series: Sequence[Series]) -> Markup:
     scale = spanning(marks, LEFT, RIGHT, log=log)
     crowded = any(scale(b) - scale(a) < 24 for a, b in pairwise(marks))
 
-    def told(x: Scale, y: Scale) -> list[Markup]:
-        """Return the lines off the scale, in words."""
-        found = []
-        for i, one in enumerate(beyond):
-            first, last = one.points[0].y, one.points[-1].y
-            text = f"off the scale: {short(one.name, 24)}, {first:.1f} to {last:.1f}"
-            found.append(words(text, RIGHT - 4, y.start - 8 - 16 * i, f"edge {one.css}", "end"))
-        return found
-
+    notes = []
+    for one in beyond:
+        first, last = one.points[0].y, one.points[-1].y
+        notes.append(Note(f"off the scale: {short(one.name, 24)}, {first:.1f} to {last:.1f}"))
     said = "; ".join(short(one.name, 40) for one in series[:8])
     at = None if crowded else marks
-    return plot(title, series, said, x_label=short(x_label, 50), log_x=log, marks=at, under=told)
+    x_label = short(x_label, 50)
+    return Panel("", series, said, x_label, y_label, log_x=log, marks=at, notes=notes)

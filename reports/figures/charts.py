@@ -1,18 +1,16 @@
-"""The report's figures as inline SVG: curves, seeds, accuracy against cost."""
+"""The report's figures as data: curves, seeds, accuracy against cost."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from itertools import pairwise, takewhile
-
-from markupsafe import Markup
 
 from reports.display import middle, plural, short
 from reports.facts import Facts
-from reports.figures.svg import PALETTE, Point, Scale, Series, line, plot, polyline, words
+from reports.figures.model import Figure, Note, Panel, Point, Series, figure
+from reports.figures.palette import PLAIN, looks
 from reports.tables.model import Column, Table, number
 
 #: lines in one panel, points in one line, rows in one panel: a picture with more gets heavier,
@@ -21,27 +19,10 @@ _LINES, _POINTS, _ROWS = 60, 80, 40
 _STAGES = {"mae": "MAE", "head": "head", "tune": "tuning"}
 
 
-@dataclass
-class Figure:
-    """Panels under one caption; `legend` is (colour class, text)."""
-
-    id: str
-    title: str
-    caption: str
-    panels: list[Markup]
-    legend: list[tuple[str, str]]
-    wide: bool = False
-
-
-def colour(facts: Facts, variant: str) -> str:
-    """Return the class that gives a variant its colour, the same in every figure."""
-    return f"c{facts.view.variants.index(variant) % PALETTE}"
-
-
-def legend_of(facts: Facts, variants: Collection[str]) -> list[tuple[str, str]]:
-    """Return (colour class, label) of the first 24 variants, in row order."""
-    ordered = [v for v in facts.view.variants if v in variants]
-    return [(colour(facts, v), middle(v)) for v in ordered[:24]]
+def legend_of(facts: Facts, variants: Collection[str]) -> list[tuple[int, str]]:
+    """Return (look, label) of the first 24 variants, in row order."""
+    numbers = looks(facts.view.variants)
+    return [(numbers[v], middle(v)) for v in facts.view.variants if v in variants][:24]
 
 
 # ------------------------------------------------------------------------------ training curves
@@ -58,33 +39,34 @@ def curves(facts: Facts) -> Figure | None:
     order = {kind: i for i, kind in enumerate(_STAGES)}
     chosen = sorted(panels, key=lambda p: (p[0] != "loss", p[0], order.get(p[1], 9)))
     shown = {facts.stages[key]["variant"] for keys in panels.values() for key in keys[:_LINES]}
-    figure = Figure(
+    return figure(
         "curves",
         "Training",
         "Training curves, one line a seed, over long runs means of "
-        "neighbouring steps. A stage that rows share has the colour of the first of them.",
-        [_curve_panel(facts, kind, name, panels[name, kind]) for name, kind in chosen],
+        "neighbouring steps. A stage that rows share has the look of the first of them.",
+        (_curve_panel(facts, kind, name, panels[name, kind]) for name, kind in chosen),
         legend_of(facts, shown),
+        folded=True,
     )
-    return figure if panels else None
 
 
-def _curve_panel(facts: Facts, kind: str, name: str, keys: list[str]) -> Markup:
-    series = []
+def _curve_panel(facts: Facts, kind: str, name: str, keys: list[str]) -> Panel:
+    series, numbers = [], looks(facts.view.variants)
     for key in keys[:_LINES]:
         stage, columns = facts.stages[key], facts.view.curves[key]
         points = zip(columns["step"], columns[name], strict=False)
         finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
         label = f"{short(stage['variant'])}, seed {stage['seed']}"
-        series.append(Series(colour(facts, stage["variant"]), label, smoothed(finite), dots=False))
+        line = smoothed(finite)
+        series.append(Series(numbers[stage["variant"]], label, line, dots=False, width=1.2))
     ys = [point.y for one in series for point in one.points]
     # a loss that falls far at first would be a corner and a flat line on a linear axis
     log = name == "loss" and min(ys) > 0 and max(ys) / min(ys) > 4
     what = short(name, 30).replace("_", " ").replace("neighbor", "neighbour")
-    title = f"{_STAGES.get(kind, short(kind, 20))}: {what}{', log scale' if log else ''}"
+    title = f"{_STAGES.get(kind, short(kind, 20))}: {what}"
     more = f" The first {_LINES} of {len(keys):,} are drawn." if len(keys) > _LINES else ""
     said = f"{plural(len(series), 'line')} against the step.{more}"
-    return plot(title, series, said, x_label="step", log_y=log)
+    return Panel(title, series, said, "step", what, log_y=log)
 
 
 def smoothed(points: list[tuple[float, float]]) -> list[Point]:
@@ -104,45 +86,33 @@ def by_seed(facts: Facts, table: Table) -> Figure | None:
     caption = "Each dot is one seed, the bar their mean; an arrow stands for a row off the scale."
     if len(rows) < len(table.rows):
         caption += f" The first {len(rows)} of {len(table.rows):,} rows are drawn."
-    panels = [_seed_panel(facts, table, column, rows) for column in drawn]
-    return Figure("seeds", "Metric by seed", caption, panels, []) if panels else None
+    panels = (_seed_panel(facts, table, column, rows) for column in drawn)
+    return figure("seeds", "Metric by seed", caption, panels, [])
 
 
-def _seed_panel(facts: Facts, table: Table, column: Column, rows: list[str]) -> Markup:
+def _seed_panel(facts: Facts, table: Table, column: Column, rows: list[str]) -> Panel:
     cells = {v: table.cells[v, column.id] for v in rows}
     means = {v: c.mean for v, c in cells.items() if c.valued and c.mean is not None}
-    apart = off_scale(means)
-    series = []
+    apart, numbers = off_scale(means), looks(facts.view.variants)
+    lowest = min((mean for v, mean in means.items() if v not in apart), default=0.0)
+    series, notes = [], []
     for i, (variant, cell) in enumerate(cells.items()):
-        if variant in means and variant not in apart:
+        if variant in apart:
+            above, text = means[variant] > lowest, number(cell, column)
+            notes.append(Note(f"{text} ▸" if above else f"◂ {text}", above, i))
+        elif variant in means:
             points = []
             for value in cell.values:
                 seeds = "all seeds" if cell.fixed else f"seed {value.seeds[0]}"
                 text = f"{short(variant)}, {seeds}: {value.value:.{column.digits}f}"
                 points.append(Point(value.value, i, text=text))
-            series.append(Series(colour(facts, variant), variant, points, line=False))
-
-    def middles(x: Scale, y: Scale) -> list[Markup]:
-        """Return the bar at each row's mean; of a row off the scale an arrow and its number."""
-        found = []
-        for i, (variant, cell) in enumerate(cells.items()):
-            css, at = colour(facts, variant), y(i)
-            if variant not in means:
-                continue
-            if variant not in apart:
-                mean = x(means[variant])
-                found.append(line(mean, mean, at - 8, at + 8, f"mean {css}"))
-            elif means[variant] < x.low:
-                text = f"◂ {number(cell, column)}"
-                found.append(words(text, x.start + 4, at + 4, f"edge {css}", "start"))
-            else:
-                text = f"{number(cell, column)} ▸"
-                found.append(words(text, x.end - 4, at + 4, f"edge {css}", "end"))
-        return found
-
+            series.append(Series(numbers[variant], variant, points, line=False))
+            bar = [Point(means[variant], i + end) for end in (-0.34, 0.34)]
+            series.append(Series(numbers[variant], "mean", bar, dots=False, width=2, dash=""))
     said = "; ".join(f"{short(v)} {number(cells[v], column)}" for v in means)
     labels = [middle(label, 28) for label in told_apart(rows)]
-    return plot(with_unit(column), series, said, categories=labels, under=middles)
+    label = with_unit(column)
+    return Panel("", series, said, label, categories=labels, notes=notes)
 
 
 def told_apart(names: Sequence[str]) -> list[str]:
@@ -185,7 +155,7 @@ def pareto(facts: Facts, table: Table) -> Figure | None:
     cost = next((c for c in table.columns if c.id == "cost.total"), None)
     if cost is None:
         return None
-    panels: list[Markup] = []
+    panels: list[Panel] = []
     shown: list[str] = []
     for column in table.metrics[:6]:
         points = {}
@@ -205,8 +175,7 @@ def pareto(facts: Facts, table: Table) -> Figure | None:
         "whiskers are one sd. The line joins the rows that no other row beats on both. Rows that "
         "train nothing are left out."
     )
-    legend = legend_of(facts, shown)
-    return Figure("pareto", "Accuracy against cost", caption, panels, legend) if panels else None
+    return figure("pareto", "Accuracy against cost", caption, panels, legend_of(facts, shown))
 
 
 def front(points: dict[str, Point], higher_is_better: bool) -> list[str]:
@@ -220,19 +189,14 @@ def front(points: dict[str, Point], higher_is_better: bool) -> list[str]:
     return found
 
 
-def _pareto_panel(facts: Facts, points: dict[str, Point], column: Column, cost: Column) -> Markup:
+def _pareto_panel(facts: Facts, points: dict[str, Point], column: Column, cost: Column) -> Panel:
     costs = [point.x for point in points.values()]
-    names = front(points, column.higher_is_better)
-
-    def steps(x: Scale, y: Scale) -> list[Markup]:
-        """Return the line through the front, in steps."""
-        at = [(x(points[name].x), y(points[name].y)) for name in names]
-        corners = [
-            corner for (_, low), (b, high) in pairwise(at) for corner in ((b, low), (b, high))
-        ]
-        return [polyline([*at[:1], *corners], "front")]
-
-    series = [Series(colour(facts, v), v, [point], line=False) for v, point in points.items()]
+    names, numbers = front(points, column.higher_is_better), looks(facts.view.variants)
+    at = [points[name] for name in names]
+    corners = [Point(b.x, level) for a, b in pairwise(at) for level in (a.y, b.y)]
+    series = [Series(PLAIN, "front", [*at[:1], *corners], dots=False, width=1, dash="4 3")]
+    series += [Series(numbers[v], v, [point], line=False) for v, point in points.items()]
     said = "On the front: " + ", ".join(short(name) for name in names)
     log = max(costs) / min(costs) > 8
-    return plot(with_unit(column), series, said, x_label=cost.unit, log_x=log, under=steps)
+    x_label = f"training cost of a seed, {cost.unit}"
+    return Panel("", series, said, x_label, with_unit(column), log_x=log)

@@ -11,7 +11,8 @@ import numpy as np
 from markupsafe import Markup
 
 from reports.display import middle
-from reports.figures.svg import PALETTE, picture, tag, words
+from reports.figures.palette import look
+from reports.figures.svg import mark, picture, tag, words
 from reports.formats.records import anchor
 
 #: width of a map, its margin, and room for its heading, in pixels
@@ -25,11 +26,11 @@ _CHANGES = {
     (True, True): "right in both",
     (False, False): "wrong in both",
 }
-#: row of the reconstructions -> the array of its images
+#: row of the reconstructions -> the array of its images, what each shows
 _SHOWN = {
-    "image": "original",
-    "what the MAE sees": "masked",
-    "its reconstruction": "reconstructed",
+    "image": ("original", "Test image"),
+    "what the MAE sees": ("masked", "What the MAE sees of image"),
+    "its reconstruction": ("reconstructed", "The MAE's reconstruction of image"),
 }
 
 
@@ -47,19 +48,20 @@ def gallery(found: dict[str, Any] | None) -> dict[str, Any] | None:
         "rows": rows,
         "summary": {name: int(found["summary"][name]) for name in ("images", "gained", "lost")},
         "reconstructions": {
-            name: [_picture(image) for image in arrays[key]] for name, key in _SHOWN.items()
+            name: [_picture(image, f"{said} {i}") for i, image in enumerate(arrays[key], 1)]
+            for name, (key, said) in _SHOWN.items()
         },
-        "strips": [*_strips(arrays)],
+        "strips": [*_strips(arrays, rows)],
         "maps": [
             _map(points, labels, row) for points, row in zip(arrays["map"], rows, strict=True)
         ],
         "mapped": len(labels),
-        "legend": [(f"c{label % PALETTE}", f"class {label}") for label in np.unique(labels)],
+        "legend": [(int(label), f"class {label}") for label in np.unique(labels)],
     }
 
 
-def _picture(image: np.ndarray, label: str = "", other: bool = False) -> dict[str, Any]:
-    """Return one image, uint8 [C, s, s], as a PNG in a data URI.
+def _picture(image: np.ndarray, said: str, label: str = "", other: bool = False) -> dict[str, Any]:
+    """Return one image, uint8 [C, s, s], as a PNG in a data URI, with the words in its place.
 
     It is grey, by its first channel, unless C is 3. `other` marks a neighbour of another class.
     """
@@ -69,23 +71,29 @@ def _picture(image: np.ndarray, label: str = "", other: bool = False) -> dict[st
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
     source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return {"source": source, "label": label, "other": other}
+    return {"source": source, "said": said, "label": label, "other": other}
 
 
-def _strips(arrays: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+def _strips(arrays: dict[str, np.ndarray], rows: list[str]) -> Iterator[dict[str, Any]]:
     """Yield each image, what became of its nearest neighbour, its neighbours before and after."""
     near, near_labels = arrays["neighbor"], arrays["neighbor_label"]
     for i, (image, label) in enumerate(zip(arrays["query"], arrays["query_label"], strict=True)):
         before, after = near_labels[:, i, 0] == label
-        pairs = (
-            zip(images[i], at[i], strict=True) for images, at in zip(near, near_labels, strict=True)
-        )
+        told = f"query {i + 1}"
         yield {
-            "query": _picture(image, f"class {label}"),
+            "query": _picture(image, f"Image of {told}, class {label}", f"class {label}"),
             "change": _CHANGES[bool(before), bool(after)],
             "neighbors": [
-                [_picture(other, f"class {at}", bool(at != label)) for other, at in row]
-                for row in pairs
+                [
+                    _picture(
+                        other,
+                        f"Neighbour {n} of {told} by {row}, class {at}",
+                        f"class {at}",
+                        bool(at != label),
+                    )
+                    for n, (other, at) in enumerate(zip(images[i], ats[i], strict=True), 1)
+                ]
+                for row, images, ats in zip(rows, near, near_labels, strict=True)
             ],
         }
 
@@ -99,6 +107,6 @@ def _map(points: np.ndarray, labels: np.ndarray, row: str) -> Markup:
     height = round(float(height)) + _HEAD
     parts = [words(row, 0, 13, "head")]
     for (x, y), label in zip((points - low) * scale + offset, labels, strict=True):
-        css = f"dot c{label % PALETTE}"
-        parts.append(tag("circle", cx=float(x), cy=float(y), r=3, class_=css))
+        drawn = mark(int(label), float(x), float(y), small=True)
+        parts.append(tag("g", drawn, class_=f"c{look(int(label)).colour}"))
     return picture(f"Map of the features of {row}", parts, _MAP, height)

@@ -1,23 +1,22 @@
-"""The one drawer of series as SVG. Colours come from the page's style sheet by class."""
+"""The page's drawer of panels as SVG. Colours come from the page's style sheet by class."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from markupsafe import Markup, escape
 from rich.cells import cell_len
 
 from reports.display import plain, short
+from reports.figures.model import Panel, Series
+from reports.figures.palette import look
 
-#: colours that the style sheet has, c0 and up
-PALETTE = 12
 #: where a panel's axes begin and end; room is left for the numbers beside and below them
-LEFT, RIGHT, BOTTOM, TOP = 46, 380, 214, 26
+LEFT, RIGHT, BOTTOM, TOP = 62, 396, 214, 26
 #: the end of one as wide as the page
-WIDE = 1060
+WIDE = 1240
 #: pixels that a letter takes in the widest of the common fonts, at a panel's text size
 GLYPH = 7.8
 
@@ -113,89 +112,106 @@ def line(x1: float, x2: float, y1: float, y2: float, class_: str) -> Markup:
     return tag("line", x1=x1, x2=x2, y1=y1, y2=y2, class_=class_)
 
 
-class Point(NamedTuple):
-    """A value with its spread; `text` is what it says when it is pointed at."""
-
-    x: float
-    y: float
-    sd: float | None = None
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Series:
-    """Points of one colour, joined by a line, marked by dots with whiskers, or both."""
-
-    css: str
-    name: str
-    points: Sequence[Point]
-    line: bool = True
-    dots: bool = True
-
-
-def plot(
-    title: str,
-    series: Sequence[Series],
-    description: str,
-    *,
-    x_label: str = "",
-    log_x: bool = False,
-    log_y: bool = False,
-    marks: Sequence[float] | None = None,
-    categories: Sequence[str] = (),
-    wide: bool = False,
-    under: Callable[[Scale, Scale], list[Markup]] = lambda x, y: [],
-) -> Markup:
-    """Return all series over their axes, which are as wide as the points need.
-
-    The x axis is marked at `marks`, else at round numbers. With `categories` y counts these from
-    the top, and the picture is as high as they need; `wide` makes it as wide as the page. `under`
-    draws below the series, given both scales.
-    """
-    points = [point for one in series for point in one.points]
+def plot(panel: Panel, *, wide: bool = False) -> Markup:
+    """Return a panel, as high as its categories need; `wide` makes it as wide as the page."""
     left, right, bottom = float(LEFT), WIDE if wide else RIGHT, BOTTOM
-    if categories:
-        left = min(12 + GLYPH * max(map(cell_len, categories)), 240)
-        bottom = TOP + 24 * len(categories)
-        y = Scale(len(categories) - 0.5, -0.5, bottom, TOP)
-    else:
-        ends = [p.y + sign * (p.sd or 0.0) for p in points for sign in (-1, 1)] or [0.0, 1.0]
-        y = spanning(ends, bottom, TOP, log=log_y)
-    pad = 0.0 if wide else 0.06
-    x = spanning([p.x for p in points] or [0.0, 1.0], left, right, pad=pad, log=log_x)
-    drawn = [words(short(title, 44), 0, 13, "head")]
-    for value in marks or x.ticks(12 if wide else 5):
-        drawn.append(line(x(value), x(value), bottom, TOP, "grid"))
+    top = TOP if panel.title else 10
+    if panel.categories:
+        left = min(12 + GLYPH * max(map(cell_len, panel.categories)), 240)
+        bottom = top + 24 * len(panel.categories)
+    x, y = scales(panel, (left, right), (bottom, top), pad=0.0 if wide else 0.06)
+    drawn = [words(short(panel.title, 44), 0, 13, "head")]
+    for value in panel.marks or x.ticks(12 if wide else 5):
+        drawn.append(line(x(value), x(value), bottom, top, "grid"))
         drawn.append(words(tick_text(value), x(value), bottom + 15, "tick", "middle"))
-    rows: list[tuple[float, str]] = [*enumerate(categories)]
-    rows = rows or [(value, tick_text(value)) for value in y.ticks()]
-    for value, label in rows:
+    for value, label in rows_of(panel, y):
         drawn.append(line(left, right, y(value), y(value), "grid"))
         drawn.append(words(label, left - 6, y(value) + 4, "tick", "end"))
     drawn.append(line(left, right, bottom, bottom, "axis"))
-    if x_label:
-        label = short(x_label + (", log scale" if log_x else ""), 44)
+    if panel.x_label:
+        label = short(panel.x_label + (", log scale" if panel.log_x else ""), 44)
         drawn.append(words(label, right, bottom + 31, "label", "end"))
-    drawn += [*under(x, y), *(_drawn(one, x, y) for one in series)]
-    return picture(f"{title}. {description}", drawn, right + 20, bottom + 46)
+    if panel.y_label:
+        label = short(panel.y_label + (", log scale" if panel.log_y else ""), 34)
+        middle = (bottom + top) / 2
+        turned = {"transform": f"rotate(-90 12 {middle:g})", "text_anchor": "middle"}
+        drawn.append(tag("text", label, x=12, y=middle, class_="label", **turned))
+    drawn += [line(x(at), x(at), bottom, top, "cut") for at in panel.cuts]
+    drawn += [_drawn(one, x, y) for one in panel.series]
+    for i, note in enumerate(panel.notes):
+        level = bottom - 8 - 16 * i if note.row is None else y(note.row) + 4
+        at, anchor = (right - 4, "end") if note.at_end else (left + 4, "start")
+        drawn.append(words(note.text, at, level, "edge", anchor))
+    return picture(f"{panel.title or panel.y_label}. {panel.said}", drawn, right + 20, bottom + 46)
+
+
+def scales(
+    panel: Panel, across: tuple[float, float], up: tuple[float, float], pad: float = 0.06
+) -> tuple[Scale, Scale]:
+    """Return the scales of a panel's axes, from one end of each to the other."""
+    points = [point for one in panel.series for point in one.points]
+    if panel.categories:
+        y = Scale(len(panel.categories) - 0.5, -0.5, *up)
+    else:
+        ends = [p.y + sign * (p.sd or 0.0) for p in points for sign in (-1, 1)] or [0.0, 1.0]
+        y = spanning(ends, *up, log=panel.log_y)
+    return spanning([p.x for p in points] or [0.0, 1.0], *across, pad=pad, log=panel.log_x), y
+
+
+def rows_of(panel: Panel, y: Scale) -> list[tuple[float, str]]:
+    """Return where the y axis is marked, and how."""
+    named: list[tuple[float, str]] = [*enumerate(panel.categories)]
+    return named or [(value, tick_text(value)) for value in y.ticks()]
 
 
 def _drawn(series: Series, x: Scale, y: Scale) -> Markup:
-    """Return the line, whiskers and dots of a series; its name is said where it is pointed at."""
+    """Return the line, whiskers and marks of a series; its name is said where it is pointed at."""
     found = [tag("title", series.name)]
+    at = [(x(p.x), y(p.y)) for p in series.points]
     if series.line:
-        found.append(polyline([(x(p.x), y(p.y)) for p in series.points], f"line {series.css}"))
-    for point in series.points if series.dots else ():
-        at = x(point.x)
+        dash = look(series.look).dash if series.dash is None else series.dash
+        found.append(polyline(at, "line", stroke_dasharray=dash or None, stroke_width=series.width))
+    for point, (across, down) in zip(series.points, at, strict=True) if series.dots else ():
         if point.sd:
             ends = y(point.y - point.sd), y(point.y + point.sd)
-            found.append(line(at, at, *ends, f"whisker {series.css}"))
-        said = tag("title", point.text)
-        found.append(tag("circle", said, cx=at, cy=y(point.y), r=4, class_=f"dot {series.css}"))
-    return tag("g", Markup("").join(found))
+            found.append(line(across, across, *ends, "whisker"))
+        found.append(mark(series.look, across, down, point.text))
+    return tag("g", Markup("").join(found), class_=f"c{look(series.look).colour}")
 
 
-def polyline(points: Sequence[tuple[float, float]], class_: str) -> Markup:
+#: corners of marks around 0, 0; what is no polygon is drawn as a line
+_CORNERS = {
+    "square": "-3.6,-3.6 3.6,-3.6 3.6,3.6 -3.6,3.6",
+    "diamond": "0,-5.2 5.2,0 0,5.2 -5.2,0",
+    "up": "0,-5 4.8,3.6 -4.8,3.6",
+    "down": "0,5 4.8,-3.6 -4.8,-3.6",
+    "star": "0,-5.6 1.5,-1.8 5.4,-1.7 2.4,0.8 3.3,4.6 0,2.4 -3.3,4.6 -2.4,0.8 -5.4,-1.7 -1.5,-1.8",
+}
+_STROKES = {"cross": "M-4,-4L4,4M-4,4L4,-4", "plus": "M-5,0L5,0M0,-5L0,5"}
+
+
+def mark(number: int, x: float, y: float, text: str = "", *, small: bool = False) -> Markup:
+    """Return the mark of a look at a place; `text` is what it says when it is pointed at."""
+    said = tag("title", text) if text else Markup("")
+    marker, at = look(number).marker, f"translate({x:.1f} {y:.1f})" + " scale(.75)" * small
+    if marker in _STROKES:
+        return tag("path", said, d=_STROKES[marker], transform=at, class_="stroke")
+    if marker in _CORNERS:
+        return tag("polygon", said, points=_CORNERS[marker], transform=at, class_="dot")
+    return tag("circle", said, r=4, transform=at, class_="dot")
+
+
+def swatch(number: int, *, bar: bool = False) -> Markup:
+    """Return the look of a row as the legend shows it: its line with its mark, or a bar."""
+    dash, width = (("", 9) if bar else (look(number).dash, 1.5)) if number >= 0 else ("2 1", 9)
+    ends = [(1.0, 7.0), (31.0, 7.0)]
+    drawn = polyline(ends, "line", stroke_dasharray=dash or None, stroke_width=width)
+    marks = Markup("") if bar or number < 0 else mark(number, 16.0, 7.0)
+    said = {"viewBox": "0 0 32 14", "width": 32, "height": 14, "aria_hidden": "true"}
+    return tag("svg", drawn + marks, class_=f"swatch c{look(number).colour}", **said)
+
+
+def polyline(points: Sequence[tuple[float, float]], class_: str, **attributes: object) -> Markup:
     """Return a line through points."""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return tag("polyline", points=path, class_=class_)
+    return tag("polyline", points=path, class_=class_, **attributes)

@@ -7,24 +7,30 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 import polars as pl
-from markupsafe import Markup
 
 from reports.display import duration, plural, short
 from reports.facts import DONE, Facts
-from reports.figures.charts import Figure
-from reports.figures.svg import TOP, WIDE, Point, Scale, Series, line, plot
+from reports.figures.model import Figure, Panel, Point, Series, figure
+from reports.figures.palette import BAD, looks
+from reports.figures.svg import WIDE
 
 #: bars beyond which the picture shows the longest ones only
 _MOST = 1500
-#: css class of a bar -> its name in the legend
-_KINDS = {"k-mae": "MAE", "k-head": "head", "k-tune": "tuning", "k-other": "evaluation"}
+#: kind of a stage -> its name in the legend, the row whose look its bars have, their thickness
+_KINDS = {
+    "mae": ("MAE", "MAE", 15),
+    "head": ("head", "NNCLR without MAE", 5),
+    "tune": ("tuning", "MAE-CT", 10),
+    "other": ("evaluation", "raw pixels", 3),
+}
+_LOOKS = {kind: looks([row])[row] for kind, (_, row, _) in _KINDS.items()}
 
 
 class _Bar(NamedTuple):
     start: float
     end: float
     lane: str
-    css: str
+    kind: str
     text: str
 
 
@@ -53,30 +59,27 @@ def timeline(facts: Facts) -> Figure | None:
         lost = sum(min(moment, b) - a - cut for a, b in pauses if moment > a)
         return (moment - first - lost) / size
 
-    def dashes(x: Scale, y: Scale) -> list[Markup]:
-        """Return a line in the middle of each pause."""
-        middles = (x(at(a) + cut / 2 / size) for a, _ in pauses)
-        return [line(middle, middle, TOP, y.start, "cut") for middle in middles]
-
     series, pixel = [], shown / size / (WIDE - 100)
     for bar in kept:
         start, row = at(bar.start), lanes.index(bar.lane)
         end = max(at(bar.end) - pixel / 2, start + pixel)  # all apart, and none too narrow to see
         ends = [Point(start, row), Point(end, row)]
-        series.append(Series(f"bar {bar.css}", bar.text, ends, dots=False))
-    legend = list(_KINDS.items())
-    if any(bar.css == "k-bad" for bar in kept):
-        legend.append(("k-bad", "failed, interrupted or lost"))
-    panel = plot(
+        number, width, dash = BAD, 10, "2 1"
+        if bar.kind in _KINDS:
+            number, width, dash = _LOOKS[bar.kind], _KINDS[bar.kind][2], ""
+        series.append(Series(number, bar.text, ends, dots=False, width=width, dash=dash))
+    legend = [(_LOOKS[kind], name) for kind, (name, _, _) in _KINDS.items()]
+    if any(bar.kind not in _KINDS for bar in kept):
+        legend.append((BAD, "failed, interrupted or lost"))
+    panel = Panel(
         "By worker",
         series,
         plural(len(kept), "bar"),
-        x_label=f"{unit} {'of running time' if pauses else 'since the first stage began'}",
+        f"{unit} {'of running time' if pauses else 'since the first stage began'}",
         categories=lanes,
-        wide=True,
-        under=dashes,
+        cuts=[at(a) + cut / 2 / size for a, _ in pauses],
     )
-    return Figure("timeline", "Timeline", caption, [panel], legend, wide=True)
+    return figure("timeline", "Timeline", caption, [panel], legend, bars=True, folded=True)
 
 
 def _bars(facts: Facts) -> Iterator[_Bar]:
@@ -89,13 +92,13 @@ def _bars(facts: Facts) -> Iterator[_Bar]:
         start, end = _seconds(row["started"]), _seconds(row["ended"])
         if stage is None or start is None or end is None or end < start:
             continue
-        css = f"k-{stage['kind']}" if f"k-{stage['kind']}" in _KINDS else "k-other"
+        kind = stage["kind"] if stage["kind"] in _KINDS else "other"
         said = row["status"]
         if said not in DONE:
-            css, said = "k-bad", f"{said}: {short(row['error'])}"
+            kind, said = "bad", f"{said}: {short(row['error'])}"
         where = f"{short(stage['variant'])}, seed {stage['seed']}"
         text = f"{short(stage['name'])} ({where}), {duration(end - start)}, {said}"
-        yield _Bar(start, end, short(stage["worker"] or "no worker named", 17), css, text)
+        yield _Bar(start, end, short(stage["worker"] or "no worker named", 17), kind, text)
 
 
 def _seconds(text: str | None) -> float | None:

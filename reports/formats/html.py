@@ -17,13 +17,16 @@ from markupsafe import Markup, escape
 from reports import display
 from reports.display import fixed, plain, plural, short, time_unit
 from reports.facts import DONE, Facts
-from reports.figures import along, charts
+from reports.figures import palette
+from reports.figures.all import all_figures
+from reports.figures.charts import with_unit
 from reports.figures.gallery import gallery
-from reports.figures.timeline import timeline
+from reports.figures.svg import plot, swatch
 from reports.formats import records
 from reports.formats.templates import FOLDER, environment
 from reports.frames import SuiteView
 from reports.tables import costs, findings
+from reports.tables.against import Against
 from reports.tables.build import build_tables
 from reports.tables.costs import Ledger
 from reports.tables.model import Cell, Column, Row, Table, full_label, number, remark
@@ -35,24 +38,36 @@ _RUN = ("started", "wall_s", "status", "command")
 
 
 def render_html(
-    view: SuiteView, facts: Facts | None = None, tables: list[Table] | None = None
+    view: SuiteView,
+    facts: Facts | None = None,
+    tables: list[Table] | None = None,
+    against: Against | None = None,
 ) -> str:
     """Return the page. Every string of the view is escaped; scripts and styles are ours alone.
 
-    `facts` and `tables` are those of the view, where they are at hand.
+    `facts` and `tables` are those of the view, where they are at hand; `against` is how far they
+    reproduce a reference, where one is given.
     """
     facts = facts or Facts(view)
     tables = tables or build_tables(view, facts)
     style, script = (FOLDER.joinpath(f).read_text("utf-8") for f in ("style.css", "script.js"))
+    style += palette.style()
     ledger = costs.ledger(facts)
+    best = [findings.best_row(tables[0]), *findings.ranking(tables[0], facts)[:1]]
+    lead, *further = tables[0].headline or best
+    grey = tables[0].published
     return (
         _environment()
         .get_template("page.html")
         .render(
             view=view,
             status=_status(facts),
+            lead=lead,
+            further=further,
+            answers=_answers(facts, tables, ledger, against),
             tables=[_TableView(table, i, facts) for i, table in enumerate(tables)],
-            figures=_figures(facts, tables),
+            grey=grey and _TableView(grey, len(tables), facts),
+            figures=all_figures(facts, tables),
             gallery=gallery(view.gallery),
             ledger=ledger,
             book=_book(ledger),
@@ -93,7 +108,7 @@ def _environment() -> Environment:
     made.filters |= {"remark": remark, "codes": _codes}
     made.filters["middle"] = partial(display.middle, limit=80)
     made.globals |= {"plural": plural, "record_anchor": records.anchor}
-    made.globals |= {"needed_text": findings.needed_text}
+    made.globals |= {"needed_text": findings.needed_text, "plot": plot, "swatch": swatch}
     return made
 
 
@@ -134,24 +149,20 @@ def _status(facts: Facts) -> str:
     return f"{done} of {plural(total, 'stage')} complete; {rest}"
 
 
-def _figures(facts: Facts, tables: list[Table]) -> list[charts.Figure]:
-    """Return figures of each table, then those of the run; what two tables share is drawn once.
-
-    A figure bears the number of its table, but for those of the first one.
-    """
-    found: list[charts.Figure | None] = []
-    drawn: list[tuple[list[str], list[str]]] = []
-    for i, table in enumerate(tables, 1):
-        what = [row.variant for row in table.rows], [column.id for column in table.metrics]
-        for make in (charts.pareto, charts.by_seed, along.ablation) if what not in drawn else ():
-            figure = make(facts, table)
-            if figure is not None and i > 1:
-                title = f"{figure.title}, table {i}"
-                figure = replace(figure, id=f"{figure.id}-{i}", title=title)
-            found.append(figure)
-        drawn.append(what)
-    found += [*along.by_number(facts), charts.curves(facts), timeline(facts)]
-    return [figure for figure in found if figure is not None]
+def _answers(
+    facts: Facts, tables: list[Table], ledger: Ledger, against: Against | None
+) -> dict[str, str]:
+    """Return what stands under the lead: what it cost, at which scale, what to bear in mind."""
+    caveats = "; ".join(findings.caveats(tables[0], facts))
+    told = {
+        "Cost": costs.in_short(ledger, tables),
+        "Scale": short(facts.view.scale, 300),
+        "Caveat": f"{caveats[:1].upper()}{caveats[1:]}." if caveats else "",
+    }
+    if against is not None:
+        name = short(against.reference.name, 100)
+        told["Against"] = f"{against.sentence[:1].upper()}{against.sentence[1:]} ({name})"
+    return {name: text for name, text in told.items() if text}
 
 
 class _TableView:
@@ -160,6 +171,7 @@ class _TableView:
     def __init__(self, table: Table, index: int, facts: Facts) -> None:
         self.table, self.index, self.facts = table, index, facts
         self.columns = {column.id: column for column in table.columns}
+        self.bold = findings.how_tested(table)
         self.findings = findings.findings(table, facts)
         #: (row, column) -> id of the cell's line among the values by seed
         self.anchors = {
@@ -184,7 +196,7 @@ class _TableView:
 
     def named(self, column: Column) -> str:
         """Return the column's name and unit, where its header does not stand above it."""
-        return charts.with_unit(replace(column, label=short(full_label(self.table, column), 60)))
+        return with_unit(replace(column, label=short(full_label(column), 60)))
 
     def number(self, cell: Cell, column: Column) -> Markup:
         """Return the number with its spread set apart, so that means line up below each other."""

@@ -21,7 +21,7 @@ from reports.frames import SuiteView
 from reports.tables.against import DIFFERENT, NOISE, SAME, Against, Held
 from reports.tables.build import build_tables
 from reports.tables.costs import CPU_TIME, ENERGY, Ledger, ledger
-from reports.tables.findings import numerics, ranking, tests
+from reports.tables.findings import how_tested, numerics, ranking
 from reports.tables.model import Column, Table, cell_text
 
 #: columns where no terminal tells, and of sentences at the most
@@ -100,7 +100,7 @@ def _held_text(one: Held) -> str:
 
 
 def table_text(table: Table) -> list[str]:
-    """Return one table, ruled as in print; published numbers are left to the report.
+    """Return one table, ruled as in print.
 
     Columns past the width of the terminal go on below, beside the same rows.
     """
@@ -108,13 +108,12 @@ def table_text(table: Table) -> list[str]:
     parts: list[list[Column]] = []
     room = 0
     for column in table.columns:
-        if column.kind != "published":
-            taken = _WIDE.measure(_grid(table, [column])).maximum - rows
-            if not parts or taken > room:
-                parts.append([])
-                room = _room() - rows
-            parts[-1].append(column)
-            room -= taken
+        taken = _WIDE.measure(_grid(table, [column])).maximum - rows
+        if not parts or taken > room:
+            parts.append([])
+            room = _room() - rows
+        parts[-1].append(column)
+        room -= taken
     return [short(table.title, 80), *(line for part in parts for line in _ruled(table, part))]
 
 
@@ -175,7 +174,7 @@ def _head(column: Column) -> str:
 
 
 def _said(table: Table, facts: Facts) -> list[str]:
-    said = [*table.notes, *tests(table), *ranking(table, facts), *numerics(table, facts)]
+    said = [*table.notes, *how_tested(table), *ranking(table, facts), *numerics(table, facts)]
     if any(cell.bold for cell in table.cells.values()):
         said.append("* stands for bold.")
     said += [f"Problem: {problem}" for problem in table.problems]

@@ -44,15 +44,15 @@ def build_tables(view: SuiteView, facts: Facts | None = None) -> list[Table]:
     tested = statistics.judged(
         [one for one in named if one] + [one for table in tables for one in table.comparisons]
     )
-    for table, one in zip(tables, declared, strict=True):
+    for table in tables:
         table.comparisons = [tested[comparison.what] for comparison in table.comparisons]
         for found in table.comparisons:
             at = found.variant, found.column
             table.cells[at] = replace(table.cells[at], bold=found.survives)
         table.notes += _notes(table)
         table.crossed = cross(facts, table)
-        if one.get("published"):
-            published.add(table, facts)
+    beside = [t for t, one in zip(tables, declared, strict=True) if one.get("published")]
+    tables[0].published = published.reference(beside, facts)
     tables[0].named = [tested[one.what] for one in named if one]
     tables[0].headline = [
         headline(_column(facts, told["metric"]), told, tested[one.what] if one else None)

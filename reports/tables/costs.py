@@ -15,7 +15,7 @@ import polars as pl
 from reports.display import amount, device_word, duration, plural, short, time_unit
 from reports.facts import DONE, Facts
 from reports.tables.cells import gathered
-from reports.tables.model import Cell, Column
+from reports.tables.model import Cell, Column, Table
 from reports.tables.published import PUBLISHED
 
 #: stages of tuning, whose cost over the MAE's is its overhead
@@ -260,6 +260,30 @@ def ledger(facts: Facts) -> Ledger:
             *_sampled(facts.done),
         ],
     )
+
+
+def in_short(found: Ledger, tables: Sequence[Table]) -> str:
+    """Return what the suite cost, and a seed of the rows of the primary comparison."""
+    total = []
+    for kind, hours in found.total.hours.items():
+        unit, factor = time_unit(hours)
+        total.append(f"{amount(hours * factor)} {kind}-{unit}")
+    if not total:
+        return ""
+    text = f"{' and '.join(total)} for the whole suite, each stage once"
+    energy, _ = found.total.measured(ENERGY)
+    text += f", {ENERGY.text(energy)}" if energy is not None else ""
+    named = [row for one in tables[0].named[:1] for row in (one.variant, one.baseline)]
+    told: list[str] = []
+    for table in tables:
+        column = next((c for c in table.columns if c.id == "cost.total"), None)
+        cells = {row: table.cells.get((row, column.id)) for row in named} if column else {}
+        told = told or [
+            f"{short(row)} {amount(cell.mean)} {column.unit}"
+            for row, cell in cells.items()
+            if column and cell and cell.valued and cell.mean is not None
+        ]
+    return text + (f"; training of one seed: {', '.join(told)}" if told else "") + "."
 
 
 def _integrated(done: pl.DataFrame) -> list[str]:

@@ -9,7 +9,7 @@ import polars as pl
 
 from reports.display import fixed, plural, short, signed
 from reports.facts import DONE, Facts, lookup
-from reports.tables.model import Cell, Column, Comparison, Table
+from reports.tables.model import Cell, Column, Comparison, Table, number
 from reports.tables.statistics import ALPHA, MOST, SHUFFLES, shuffled_spread
 
 
@@ -18,35 +18,76 @@ def headline(column: Column, told: dict[str, Any], found: Comparison | None) -> 
 
     `told` is the comparison as the suite names it; `found` is None where nothing can be compared.
     """
-    kind = "Primary comparison" if told["primary"] else "Further comparison"
-    row, against = short(told["row"]), short(told["against"])
-    text = f"{kind}, named by the suite: {short(column.label)}, {row} against {against}"
+    kind = "primary" if told["primary"] else "further"
+    named = f"{kind} comparison, named by the suite"
+    row, against, label = (short(text) for text in (told["row"], told["against"], column.label))
+    both = f"{row} against {against}, {label}"
     if found is None:
-        return f"{text}: nothing to compare yet."
+        return f"{both}: nothing to compare yet ({named})."
     unit = " points" if column.unit == "%" else f" {column.unit}" if column.unit else ""
-    text += f": {signed(found.mean, column.digits)}{unit}, "
-    over = f"over {plural(found.n, 'seed')}"
+    effect, over = f"{signed(found.mean, column.digits)}{unit}", f"over {plural(found.n, 'seed')}"
     if found.p is None or found.low is None or found.high is None:
-        return f"{text}{over}: one seed, or equal differences, allow no test."
+        none = "one seed, or equal differences, allow no test"
+        return f"{both}: {effect} {over}; {none} ({named})."
     low, high = (signed(end, column.digits) for end in (found.low, found.high))
     how = f"one-sample t {over} against a constant" if found.constant else f"paired t {over}"
     p = found.p if found.p_holm is None else found.p_holm
     chance = f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
     if found.p_holm is not None:
         chance += f" after Holm's correction over {plural(found.family, 'test')}"
-    if found.survives:
-        said = f"{row} is better"
-    elif p < ALPHA:
-        said = f"{row} is worse"
-    else:
-        said = "no difference is shown"
-    return f"{text}95 % confidence interval {low} to {high} ({how}; {chance}): {said}."
+    said = f"No difference is shown between {row} and {against}"
+    if p < ALPHA:
+        said = f"{row} is {'better' if found.survives else 'worse'} than {against}"
+    return (
+        f"{said} in {label}: {effect}, 95 % confidence interval {low} to {high} "
+        f"({named}; {how}; {chance})."
+    )
+
+
+def best_row(table: Table) -> str:
+    """Return the row of the highest mean in a table's first metric, for want of a comparison."""
+    for column in table.metrics[:1]:
+        valued = [row for row in table.rows if table.cell(row, column).valued]
+        sign = 1 if column.higher_is_better else -1
+        best = max(valued, key=lambda r: sign * (table.cell(r, column).mean or 0.0), default=None)
+        if best is not None and len(valued) > 1:
+            unit = f" {column.unit}" if column.unit else ""
+            return (
+                f"Best {short(column.label)} by its mean: {short(best.variant)}, "
+                f"{number(table.cell(best, column), column)}{unit}, of {len(valued)} rows; the "
+                "suite names no primary comparison."
+            )
+    return "The suite names no primary comparison."
+
+
+def caveats(table: Table, facts: Facts) -> list[str]:
+    """Return what to bear in mind: what is open, what n can show, the images, the scale."""
+    found, count = [], len(facts.distinct)
+    if count > len(facts.done):
+        found.append(f"{count - len(facts.done)} of {plural(count, 'stage')} are not complete")
+    if table.named and table.named[0].detectable is not None:
+        one = table.named[0]
+        column = next((c for c in table.metrics if c.id == one.column), None)
+        if column is not None and one.detectable is not None:
+            least = fixed(min(one.detectable, 100.0), column.digits)
+            unit = "points" if column.unit == "%" else column.unit
+            found.append(
+                f"with {plural(one.n, 'seed')} a true difference below {least} {unit} would be "
+                "missed more than once in five times"
+            )
+    if len(facts.view.seeds) == 1:
+        found.append("one seed tells nothing of the noise")
+    image = _first_error(table, facts)
+    if image is not None:
+        found.append(f"all seeds see the same {image[2]} (standard error {image[0]:.1f} points)")
+    if facts.view.model is None:
+        found.append("at this scale only, the published results are of ImageNet-1K")
+    return found
 
 
 def findings(table: Table, facts: Facts) -> list[str]:
     """Return sentences that belong under a table's comparisons."""
     return [
-        *tests(table),
         *ranking(table, facts),
         *numerics(table, facts),
         *_shared_over_seeds(table, facts),
@@ -129,7 +170,12 @@ def _trained_on(workers: int, device_kind: str | None, backend: str | None, shar
     return f"{workers} {kind} workers{over}"
 
 
-def tests(table: Table) -> list[str]:
+def bold_note(table: Table) -> list[str]:
+    """Return what bold means in a table; nothing where nothing is tested."""
+    return how_tested(table)[:1] if any(c.p is not None for c in table.comparisons) else []
+
+
+def how_tested(table: Table) -> list[str]:
     """Return which test, over what, and what it allows one to say with this many seeds."""
     if not table.comparisons:
         return []
@@ -144,14 +190,14 @@ def tests(table: Table) -> list[str]:
     alone = any(c.primary for c in table.comparisons)
     method += ", the primary comparison by itself." if alone else "."
     count = sum(c.survives for c in table.comparisons)
-    survived = f"{plural(count, 'difference')} {'does' if count == 1 else 'do'}"
-    survived = survived if count else "nothing does"
+    survived = f"{plural(count, 'difference')} {'survives' if count == 1 else 'survive'}"
+    over = f"{plural(most, 'seed')} {survived if count else 'nothing survives'}"
     if most > 3:
-        return [method, f"Over {plural(most, 'seed')} {survived}."]
+        return [f"{method} Over {over}."]
     few = (
-        f"With {plural(most, 'seed')} expect nothing to survive: {survived}. See the smallest "
-        "difference that this n could show, and the n that would settle the one seen; "
-        "`--seeds N` extends the suite by what is new only."
+        f"Few seeds: over {over}, as is to be expected. See the smallest difference that this n "
+        "could show, and the n that would settle the one seen; `--seeds N` extends the suite by "
+        "what is new only."
     )
     return [method, few]
 
@@ -185,23 +231,30 @@ def _shared_over_seeds(table: Table, facts: Facts) -> list[str]:
     ]
 
 
-def _test_images(table: Table, facts: Facts) -> list[str]:
-    """Return the sampling error of the images measured on, which no spread over seeds contains."""
+def _first_error(table: Table, facts: Facts) -> tuple[float, float, str, str] | None:
+    """Return the first sampling error of a table: error, mean, images, cell."""
     for column in table.columns:
         for row in table.rows:
             cell = table.cell(row, column)
             found = sampling_error(facts, column, cell)
-            if found is not None:
-                error, images = found
-                sentence = (
-                    f"± is over seeds, all measured on the same {images}. Their own sampling error "
-                    f"comes on top: one standard error is {error:.1f} points at {cell.mean:.1f} % "
-                    f"({short(column.label)}, {short(row.variant)}; binomial); the values by seed "
-                    "have it for each cell. All rows see the same images, which affects "
-                    "differences between rows less."
-                )
-                return [sentence]
-    return []
+            if found is not None and cell.mean is not None:
+                return found[0], cell.mean, found[1], f"{short(column.label)}, {short(row.variant)}"
+    return None
+
+
+def _test_images(table: Table, facts: Facts) -> list[str]:
+    """Return the sampling error of the images measured on, which no spread over seeds contains."""
+    found = _first_error(table, facts)
+    if found is None:
+        return []
+    error, mean, images, where = found
+    sentence = (
+        f"± is over seeds, all measured on the same {images}. Their own sampling error comes on "
+        f"top: one standard error is {error:.1f} points at {mean:.1f} % ({where}; binomial); the "
+        "values by seed have it for each cell. All rows see the same images, which affects "
+        "differences between rows less."
+    )
+    return [sentence]
 
 
 def sampling_error(facts: Facts, column: Column, cell: Cell) -> tuple[float, str] | None:

@@ -141,14 +141,14 @@ class Table:
     seeds: int = 0
     #: of each row with the baseline
     comparisons: list[Comparison] = field(default_factory=list)
-    #: sentences above all tables, on the first one; and the comparisons that they tell
+    #: sentences above all tables, on the first one, and the comparisons that they tell; what others
+    #: published for the rows and metrics of all tables
     headline: list[str] = field(default_factory=list)
     named: list[Comparison] = field(default_factory=list)
+    published: Table | None = None
     #: mark -> text, in the order of the marks
     footnotes: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    #: what has to be said about the published columns
-    reference_notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     #: what stands over the names of the rows
     corner: str = ""
@@ -178,10 +178,13 @@ class Table:
 
 
 def each(tables: Iterable[Table]) -> Iterator[Table]:
-    """All tables as they are printed: each, and behind it the same by the settings of a search."""
+    """All tables as they are printed: each with the same by the settings of a search; what is
+    published comes last."""
+    tables = list(tables)
     for table in tables:
         yield table
         yield from table.crossed
+    yield from (table.published for table in tables if table.published)
 
 
 def number(cell: Cell, column: Column) -> str:
@@ -226,11 +229,6 @@ def remark_in_full(cell: Cell) -> str:
     return cell.state + (f" ({cell.reason})" if cell.reason else "")
 
 
-def full_label(table: Table, column: Column) -> str:
-    """The column's label where no header above or column beside it says what it belongs to."""
-    if column.kind == "cost":
-        return f"training cost, {column.label}"
-    if column.kind == "metric":
-        return column.label
-    base = next(c for c in table.columns if c.id == column.id.rpartition(".")[0])
-    return f"{base.label}, {column.label}"
+def full_label(column: Column) -> str:
+    """The column's label where no header above it says what it belongs to."""
+    return f"training cost, {column.label}" if column.kind == "cost" else column.label

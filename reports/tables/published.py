@@ -1,15 +1,17 @@
-"""Numbers that others published, set beside ours in grey and never mixed with them."""
+"""Numbers that others published: a table of their own, never mixed with what was measured."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from reports.facts import Facts
-from reports.tables.model import Cell, Column, Table, Value
+from reports.tables.model import Cell, Row, Table, Value
 
 PUBLISHED: dict[str, Any] = yaml.safe_load(
     (Path(__file__).parent / "published.yaml").read_text(encoding="utf-8")
@@ -32,31 +34,50 @@ def find(model: str, variant: str, field: str) -> dict[str, Any] | None:
     return None
 
 
-def add(table: Table, facts: Facts) -> None:
-    """Put a grey column behind each metric that has published numbers, with source marks."""
+def reference(tables: Iterable[Table], facts: Facts) -> Table | None:
+    """Return what is published for the rows and metrics of tables; None where nothing is."""
     own = facts.view.model if facts.view.model in PUBLISHED["models"] else None
     model = own or PUBLISHED["reference_model"]
-    name = PUBLISHED["models"][model]
+    name = f"{PUBLISHED['models'][model]} on {PUBLISHED['dataset']}"
     fields = {one: field for field, metrics in PUBLISHED["fields"].items() for one in metrics}
-    columns: list[Column] = []
+    table = Table(f"Published results of {name}", [], [], {}, corner="Method")
     shown: dict[str, str] = {}
-    for column in table.columns:
-        columns.append(column)
-        known = facts.columns.get(column.id) if column.kind == "metric" else None
+    rows = dict.fromkeys(row.variant for one in tables for row in one.rows)
+    for column in {column.id: column for one in tables for column in one.metrics}.values():
+        known = facts.columns.get(column.id)
         field = fields.get(f"{known['evaluation']}.{known['metric']}") if known else None
-        found = {row.variant: find(model, row.variant, field) for row in table.rows if field}
+        found = {row: find(model, row, field) for row in rows if field}
         if field is not None and any(found.values()):
             shown[field] = column.label
-            label = f"{name}, published"
-            grey = Column(
-                f"{column.id}.published", label, column.unit, "published", 1, column.group
+            grey = replace(
+                column, id=f"{column.id}.published", kind="published", digits=1, group=None
             )
-            columns.append(grey)
-            for row in table.rows:
-                table.cells[row.variant, grey.id] = _cell(table, found[row.variant])
-    table.columns = columns
-    if shown:
-        table.reference_notes = _notes(own, model, shown)
+            table.columns.append(grey)
+            table.cells |= {(row, grey.id): _cell(table, found[row]) for row in rows}
+    table.rows = [
+        Row(row) for row in rows if any(table.cells[row, c.id].values for c in table.columns)
+    ]
+    table.notes = _notes(own, model, shown)
+    return table if shown else None
+
+
+def beside(table: Table, published: Table | None) -> Table:
+    """Return a table with what is published of its metrics behind its own columns."""
+    ours = {f"{column.id}.published" for column in table.metrics}
+    columns = [c for c in published.columns if c.id in ours] if published else []
+    if published is None or not columns:
+        return table
+    group = f"Published, {published.title.partition(' of ')[2]}"
+    at = {(row.variant, c.id): Cell("none") for row in table.rows for c in columns}
+    cells = {one: published.cells.get(one, cell) for one, cell in at.items()}
+    marks = {mark for cell in cells.values() for mark in cell.marks}
+    return replace(
+        table,
+        columns=table.columns + [replace(column, group=group) for column in columns],
+        cells=table.cells | cells,
+        footnotes=table.footnotes | {m: t for m, t in published.footnotes.items() if m in marks},
+        notes=[*table.notes, f"Grey: {published.notes[0]}"],
+    )
 
 
 def _cell(table: Table, found: dict[str, Any] | None) -> Cell:
@@ -78,10 +99,9 @@ def _mark(table: Table, text: str) -> str:
 
 
 def _notes(own: str | None, model: str, shown: dict[str, str]) -> list[str]:
-    """Return what the published columns are, what to beware of, and what other methods reach."""
-    scale = "" if own else ", for reference only, measured at another scale"
-    name = f"{PUBLISHED['models'][model]} on {PUBLISHED['dataset']}"
-    notes = [f"Published (grey): results of {name}{scale}."]
+    """Return what the published numbers are, what to beware of, and what other methods reach."""
+    scale = "" if own else ", for reference only: at another scale than the tables above"
+    notes = [f"Printed by others{scale}."]
     notes += [PUBLISHED["caveats"][field] for field in shown if field in PUBLISHED["caveats"]]
     others = [row for row in PUBLISHED["others"] if row["model"] == model and shown.keys() & row]
     if others:

@@ -3,11 +3,12 @@
 (() => {
   const make = (name, props) => Object.assign(document.createElement(name), props);
 
-  // the record that a link points at opens, and so does what the address names
+  // what a link or the address points at opens, with all that it lies in
   const open = () => {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    const record = target && target.closest("details");
-    if (record) { record.open = true; target.scrollIntoView(); }
+    if (!target || !target.closest("details")) return;
+    for (let at = target; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
+    target.scrollIntoView();
   };
   addEventListener("hashchange", open);
   open();
@@ -51,6 +52,14 @@
       head.append(button);
     });
   }
+
+  // tables that have room enough do not say that they scroll
+  const room = () => document.querySelectorAll(".swipe").forEach((told) => {
+    const box = told.nextElementSibling;
+    told.hidden = box.scrollWidth <= box.clientWidth;
+  });
+  addEventListener("resize", room);
+  room();
 
   const filter = (name, items, before) => {
     const box = make("p", { className: "tools" });

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -206,6 +208,73 @@ def full_view(seeds: tuple[int, ...] = (0, 1, 2), **changes: Any) -> SuiteView:
 def headed_view() -> SuiteView:
     """The finished suite of ten seeds, with the comparisons that head its report."""
     return full_view(tuple(range(10)), named=NAMED)
+
+
+#: column -> label, metric, unit, place along a curve
+COLUMNS = {
+    "knn": ("k-NN, k=10", "accuracy_k10", "%", 0.0),
+    "probe": ("linear probe", "accuracy", "%", 0.0),
+    "low_shot": ("1-shot", "accuracy_1", "%", 1.0),
+    "low_shot.accuracy_2": ("2-shot", "accuracy_2", "%", 2.0),
+    "low_shot.accuracy_5": ("5-shot", "accuracy_5", "%", 5.0),
+    "low_shot.accuracy_10pct": ("10% of labels", "accuracy_10pct", "%", 0.0),
+    "cluster": ("accuracy", "accuracy", "%", 0.0),
+    "cluster.nmi": ("NMI", "nmi", "%", 0.0),
+}
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+def digits_view() -> SuiteView:
+    """The default suite as it was measured: rows, columns and values of the committed results."""
+    results = json.loads((RESULTS / "digits.json").read_text(encoding="utf-8"))
+    seeds, metrics, stages, curves = range(10), [], [], {}
+    rows = list(results["tables"][0]["rows"])
+    chains = {"MAE": ["mae"], "MAE, compute-matched": ["mae"], "NNCLR without MAE": ["tune"]}
+    chains |= {tuned: ["mae", "head", "tune"] for tuned in ("MAE-CT", "MAE-CT_aug")}
+    for variant in rows:
+        costs = results["tables"][0]["rows"][variant].get("cost.total", {}).get("values")
+        for seed in seeds:
+            for kind in (chain := chains.get(variant, [])):
+                shared = kind == "mae" and variant != "MAE, compute-matched"
+                key = key_of(kind, "shared" if shared else variant, seed)
+                took = 60 * costs[seed] / len(chain)
+                own = not shared or len(chain) == 1
+                stages.append(stage(key, kind, variant, seed, wall_s=took, own=own))
+                curves[key] = curve(kind, seed)
+            for kind in ("knn", "probe", "low_shot", "cluster"):
+                key = key_of(kind, variant, seed)
+                stages.append(stage(key, kind, variant, seed))
+                for column in (name for name in COLUMNS if name.split(".")[0] == kind):
+                    table = next(t for t in results["tables"] if column in t["rows"][variant])
+                    values = table["rows"][variant][column]["values"]
+                    label, name, unit, at = COLUMNS[column]
+                    along = (
+                        {"along": "images a class", "at": at, "series": "low-shot"} if at else {}
+                    )
+                    value = values[seed % len(values)]
+                    told = {"label": label, "metric": name, "unit": unit} | along
+                    metrics.append(metric(variant, seed, key, value, column, **told))
+    for row in stages:
+        row["record"] = record(row)
+    groups = {"test accuracy of logistic regression": ["low_shot"]}
+    groups["k-means on the test images"] = ["cluster"]
+    tables = [
+        {"title": t["title"], "baseline": "MAE", "published": True, "columns": columns, "groups": g}
+        for t, columns, g in (
+            (results["tables"][0], ["knn", "probe", "cost"], None),
+            (results["tables"][1], list(COLUMNS)[2:], groups),
+        )
+    ]
+    matched = "MAE, compute-matched"
+    note = f"{matched}: pretraining for 2,390 steps: as many FLOPs as all stages of MAE-CT."
+    return view_of(
+        stages, metrics, tables=tables, curves=curves,
+        title="MAE-CT, contrastive tuning of a masked autoencoder",
+        scale="digits at 8×8, ViT of 0.1 M parameters (patch 2, dim 64, depth 4), CPU (AMD EPYC)",
+        notes=[note] * 3, named=[NAMED[0] | {"against": matched}, NAMED[1]],
+        gallery=gallery_of(stages[0]["key"], "MAE", "MAE-CT"),
+        provenance={"commit": results["commit"], "environment": results["environment"]},
+    )  # fmt: skip
 
 
 def search_view() -> SuiteView:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
@@ -83,9 +84,11 @@ def test_its_own_export_and_a_copy_have_the_same_digits(
 ):
     done = held(lambda row: None, "--check")
     assert (done.code, done.err) == (0, "")
-    first, *_, last = done.out.splitlines()
+    first, *_, last, check = done.out.splitlines()
     assert first == "reproduced: of 2 cells 2 have the same digits."
     assert last == "Only there: 2 cells (raw pixels: knn, probe)."
+    assert check.startswith("check: passed. 4 numbers in 1 table, with 8 stages behind them: no")
+    assert "The stages of one kind behind a column have the same code, hardware, torch." in check
     copy = Path(shutil.copytree(store, tmp_path / "copy"))
     arguments = ("report", SMOKE, "--seeds", 2, "--store", store, "--against")
     found = told(bench(*arguments, copy, "--json"))
@@ -93,6 +96,11 @@ def test_its_own_export_and_a_copy_have_the_same_digits(
     assert found["only_here"] == found["only_there"] == []
     assert "--against needs two stores" in bench(*arguments, store).err
     assert not list(store.glob("reports/*"))
+    page = tmp_path / "page.html"
+    done = bench(*arguments, copy, "--output", page)
+    assert (done.code, done.out.splitlines()[-1]) == (0, f"report: {page}")
+    said = "<dt>Against</dt> <dd>Reproduced: of 4 cells 4 have the same digits."
+    assert said in page.read_text(encoding="utf-8")
 
 
 def test_values_without_seeds_are_those_of_the_first(held: Callable[..., Done]):
@@ -271,7 +279,7 @@ def test_mistaken_arguments(store: Path, exported: Path, tmp_path: Path, bench: 
         ((tmp_path / "none.json",), "cannot be read: no such file or directory; name a file"),
         ((exported, "--compare", store), "not allowed with argument"),
         ((tmp_path,), "there is no store"),
-        ((exported, "--export", "csv"), "--against writes no page"),
+        ((exported, "--export", "csv"), "--against exports no tables"),
     ):
         done = bench(*arguments, *given)
         assert (done.code, done.out, said in done.err) == (2, "", True), done.err
@@ -282,9 +290,36 @@ def test_mistaken_arguments(store: Path, exported: Path, tmp_path: Path, bench: 
         (("--to", exported), "--results"),
         (("--results", "--to", tmp_path), "is a directory"),
         (("--results", "--to", tmp_path / "file/x"), "name another place: --to FILE"),
+        (
+            ("--figures", "pdf,gif", "--to", tmp_path),
+            "'gif' is no format of figures: pdf, svg, png",
+        ),
+        (("--figures", "svg", "--to", tmp_path / "file/x"), "name another folder: --to DIR"),
     ):
         done = bench(*export, *given)
         assert (done.code, done.out, said in done.err) == (2, "", True), done.err
+
+
+def test_figures_for_a_paper_have_their_fonts_in_them(
+    store: Path, tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    export = ("export", *CHOSEN, "--store", store, "--figures", "pdf,svg,png", "--to")
+    for folder in ("one", "other"):
+        done = bench(*export, tmp_path / folder)
+        assert (done.code, done.err) == (0, "")
+    files = sorted((tmp_path / "one").iterdir())
+    assert done.out == f"figures: {len(files)} files in {tmp_path / 'other'}\n"
+    assert {"seeds-1.pdf", "seeds-2.svg", "curves-1.png"} <= {file.name for file in files}
+    for file in files:
+        assert file.read_bytes() == (tmp_path / "other" / file.name).read_bytes()
+        if file.suffix == ".pdf":
+            fonts = file.read_bytes()
+            assert fonts.count(b"/FontFile2") == fonts.count(b"/Type /FontDescriptor") > 0
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "reports.figures.paper", raising=False)
+    done = bench(*export, tmp_path)
+    said = "error: figures need matplotlib: pip install 'maect-bench[figures]'\n"
+    assert (done.code, done.err) == (2, said)
 
 
 def knn(root: Path) -> dict[int, float]:

@@ -15,7 +15,9 @@ from report_views import full_view, key_of, metric, record, stage, view_of
 from reports.display import middle
 from reports.facts import Facts
 from reports.figures import along, charts
-from reports.figures.svg import Point, Scale, nice_step, spanning, tag
+from reports.figures.model import Panel, Point, Series
+from reports.figures.palette import BAD
+from reports.figures.svg import Scale, nice_step, plot, spanning, tag
 from reports.figures.timeline import timeline
 from reports.formats.html import render_html
 from reports.formats.text import render_text
@@ -65,14 +67,27 @@ def test_svg_escapes() -> None:
     )
 
 
+def test_a_panel_that_says_nothing_is_not_drawn() -> None:
+    flat, single = [(0.0, 1.0), (1.0, 1.0)], [(0.0, 1.0)]
+    for points, tells in ((flat, False), (single, False), ([*flat, (2.0, 3.0)], True)):
+        series = [Series(0, "A", [Point(x, y) for x, y in points])]
+        assert Panel("", series, "").tells is tells
+    view = full_view()
+    for columns in view.curves.values():
+        columns["temperature"] = [0.1] * len(columns["step"])
+    figure = charts.curves(Facts(view))
+    assert figure is not None
+    assert not [panel for panel in figure.panels if "temperature" in panel.title]
+
+
 def test_curves_have_a_panel_a_kind_and_column() -> None:
     figure = charts.curves(Facts(full_view()))
     assert figure is not None
-    heads = [re.findall(r'class="head">([^<]+)', panel)[0] for panel in figure.panels]
+    heads = [panel.title for panel in figure.panels]
     losses = ["MAE: loss", "head: loss", "tuning: loss"]
     assert heads == [*losses, "head: neighbour accuracy", "tuning: neighbour accuracy"]
     # shared MAEs are drawn once: 3 short and 3 long ones
-    assert figure.panels[0].count("<polyline") == 6
+    assert len(figure.panels[0].series) == 6
 
 
 def test_long_curves_are_means_of_neighbouring_steps() -> None:
@@ -86,9 +101,10 @@ def test_a_loss_that_falls_far_has_a_logarithmic_axis() -> None:
     curves = {"m": {"step": [0.0, 1.0, 2.0], "loss": [5.0, 1.0, 0.5]}}
     figure = charts.curves(Facts(view_of([stage("m", "mae", "A", 0)], [], curves=curves)))
     assert figure is not None
-    assert "MAE: loss, log scale" in figure.panels[0]
+    drawn = plot(figure.panels[0])
+    assert "loss, log scale<" in drawn
     # 5 to 1 is further than 1 to 0.5
-    points = re.search(r'points="([^"]+)"', figure.panels[0])
+    points = re.search(r'points="([^"]+)"', drawn)
     assert points is not None
     ys = [float(point.split(",")[1]) for point in points.group(1).split()]
     assert (ys[1] - ys[0]) / (ys[2] - ys[1]) > 2
@@ -100,7 +116,7 @@ def test_curves_leave_out_what_is_not_finite() -> None:
         columns["loss"][1] = float("nan")
     figure = charts.curves(Facts(view))
     assert figure is not None
-    assert "nan" not in "".join(figure.panels)
+    assert "nan" not in "".join(map(plot, figure.panels))
 
 
 def test_timeline_draws_stages_failures_and_cuts_long_pauses() -> None:
@@ -108,8 +124,8 @@ def test_timeline_draws_stages_failures_and_cuts_long_pauses() -> None:
     figure = timeline(Facts(view))
     assert figure is not None
     # 50 distinct stages and one failed attempt
-    assert figure.panels[0].count("<polyline") == 51
-    assert figure.panels[0].count("k-bad") == 1
+    assert len(figure.panels[0].series) == 51
+    assert [one.look for one in figure.panels[0].series].count(BAD) == 1
     assert "pause" not in figure.caption
     late = datetime(2026, 3, 2, 12, 0, 0)
     times = {"started": late.isoformat(), "ended": (late + timedelta(seconds=2)).isoformat()}
@@ -120,7 +136,7 @@ def test_timeline_draws_stages_failures_and_cuts_long_pauses() -> None:
     ]
     figure = timeline(Facts(view_of(rows, [])))
     assert figure is not None
-    assert figure.panels[0].count("<polyline") == 2
+    assert (len(figure.panels[0].series), len(figure.panels[0].cuts)) == (2, 1)
     assert "1 pause in which nothing ran cut short" in figure.caption
 
 
@@ -141,10 +157,10 @@ def test_ablation_joins_rows_that_differ_in_one_number() -> None:
     view = view_of(rows, metrics, tables=[{"title": "T", "columns": ["knn"]}])
     figure = along.ablation(Facts(view), build_tables(view)[0])
     assert figure is not None
+    assert figure.title == "By queue size"
     (panel,) = figure.panels
-    assert "queue_size (head)" in panel
-    assert panel.count("<polyline") == 2
-    assert panel.count("<circle") == 6
+    assert (panel.x_label, panel.y_label) == ("queue_size (head)", "k-NN (k=10), %")
+    assert [len(one.points) for one in panel.series] == [3, 3]
     assert [text for _, text in figure.legend] == ["min", "aug"]
 
 
@@ -165,8 +181,8 @@ def test_a_curve_far_below_all_others_leaves_them_the_scale() -> None:
     rows = [stage(key_of(v), "few", v, 0) for v in levels]
     metrics = [few_shot(v, labels, level) for v, level in levels.items() for labels in (1, 2, 5)]
     (figure,) = along.by_number(Facts(view_of(rows, metrics)))
-    assert figure.panels[0].count("<polyline") == 3
-    assert "off the scale: random, 21.0 to 25.0" in figure.panels[0]
+    assert len(figure.panels[0].series) == 3
+    assert [note.text for note in figure.panels[0].notes] == ["off the scale: random, 21.0 to 25.0"]
 
 
 def test_numbered_metrics_make_a_curve() -> None:
@@ -179,13 +195,11 @@ def test_numbered_metrics_make_a_curve() -> None:
     depth, few = along.by_number(Facts(view_of([row], metrics)))
     (panel,) = depth.panels
     assert (depth.title, few.title) == ("By encoder depth", "By number of labels")
-    assert "k-NN, k=1, %<" in panel
-    assert panel.count("<circle") == 4
-    assert "low-shot, %" in few.panels[0]
-    assert "off the scale" not in few.panels[0]
+    assert panel.y_label == "k-NN, k=1, %"
+    assert len(panel.series[0].points) == 4
+    assert (few.panels[0].y_label, few.panels[0].notes) == ("low-shot, %", [])
     # the axis is marked where something was measured
-    marks = re.findall(r'class="tick" text-anchor="middle">([^<]+)', few.panels[0])
-    assert marks == ["1", "2", "5"]
+    assert few.panels[0].marks == [1.0, 2.0, 5.0]
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 1e308, -1e308, 1e-308])

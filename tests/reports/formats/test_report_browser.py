@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_views import full_view, headed_view, search_view
+from report_views import digits_view, full_view, headed_view, search_view
 from test_report_html import failed_view, nasty_view
 
 from reports.formats.html import render_html
@@ -90,8 +90,10 @@ document.getElementById("f").addEventListener("load", (event) => {{
     wide: wide.map((e) => e.tagName + "." + e.className).slice(0, 5),
     cut: cut.slice(0, 5), overlaps: overlaps.slice(0, 5),
     pale: [...new Set(pale)].slice(0, 5), small: small.slice(0, 5),
-    broken, opened: page.querySelectorAll("details.record[open]").length,
-    lines: lines.length,
+    broken, opened: page.querySelectorAll("details.part[open] details.record[open]").length,
+    lines: lines.length, height: root.scrollHeight,
+    table: (page.querySelector(".result table") || root).getBoundingClientRect().bottom,
+    swipe: [...page.querySelectorAll("#tables .swipe")].filter((e) => e.checkVisibility()).length,
     requests: view.performance.getEntriesByType("resource").map((r) => r.name),
     background: view.getComputedStyle(page.body).backgroundColor,
     ...(typeof extra === "undefined" ? {{}} : extra),
@@ -180,7 +182,7 @@ def test_without_its_script_a_link_opens_the_record(width: int, tmp_path: Path) 
 def test_the_page_fits_the_width_of_paper(make, tmp_path: Path) -> None:
     page = render_html(make()).replace("@media print{", "@media all{")
     page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
-    paper = round((297 - 2 * 14) / 25.4 * 96)  # A4 across, less its margins, in CSS pixels
+    paper = round((210 - 2 * 14) / 25.4 * 96)  # A4 upright, less its margins, in CSS pixels
     found = measure(tmp_path, page, paper, as_print=True)
     assert found["width"] <= paper
     for name in ("wide", "cut", "overlaps", "pale"):
@@ -217,11 +219,24 @@ def test_screenshots_come_out(width: int, scheme: str, tmp_path: Path) -> None:
         assert np.ptp(side) == 0
 
 
-def test_it_prints_on_paper(tmp_path: Path) -> None:
+def test_it_prints_on_a_few_upright_pages(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    page.write_text(render_html(full_view()), encoding="utf-8")
+    page.write_text(render_html(digits_view()), encoding="utf-8")
     chromium(tmp_path, "--print-to-pdf=page.pdf", "--no-pdf-header-footer", page.as_uri())
     data = (tmp_path / "page.pdf").read_bytes()
     boxes = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", data)
-    assert 3 <= len(boxes) <= 20
-    assert {(round(float(w)), round(float(h))) for w, h in boxes} == {(842, 595)}
+    assert 3 <= len(boxes) <= 10
+    assert {(round(float(w)), round(float(h))) for w, h in boxes} == {(595, 842)}
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_default_suite_is_short_and_its_tables_say_that_they_scroll(
+    width: int, tmp_path: Path
+) -> None:
+    found = measure(tmp_path, render_html(digits_view()), width)
+    assert found["height"] <= (6000 if width == 1440 else 10_000)
+    # the answer and the main table are seen without scrolling
+    assert found["table"] < 1200 or width == 390
+    assert found["swipe"] == (3 if width == 390 else 0)
+    for name in ("wide", "cut", "overlaps", "broken", "pale", "small"):
+        assert found[name] == [], name

@@ -12,7 +12,16 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from report_views import full_view, key_of, metric, record, stage, view_of
+from report_views import (
+    digits_view,
+    full_view,
+    key_of,
+    metric,
+    record,
+    search_view,
+    stage,
+    view_of,
+)
 
 from reports.formats.exports import (
     FORMATS,
@@ -52,33 +61,67 @@ def test_html_latex_markdown_and_csv_show_the_same_digits() -> None:
     shown = [re.sub("[a-z]+$", "", cell.strip()) for cell in cells]
     assert [cell for cell in shown if cell != "–"] == numbers
 
-    body = to_latex(tables).split(r"\midrule")[1].split(r"\bottomrule")[0]
+    body = to_latex(view, tables).split(r"\midrule")[1].split(r"\bottomrule")[0]
     latex = [cell for line in body.strip().split("\\\\\n") for cell in line.split("&")[1:]]
-    plain = [re.sub(r"\\textcolor\{gray\}|\$\^\{.*?\}\$|[{}\\]", "", cell) for cell in latex]
-    shown = [cell.replace("$pm$", "±").strip() for cell in plain]
-    assert [cell for cell in shown if cell != "--"] == numbers
+    shown = [cell.replace(r"\bfseries", "").replace("+-", "±").strip(" \\") for cell in latex]
+    assert [cell for cell in shown if cell != "{--}"] == numbers
 
-    lines = [line for line in to_markdown(tables).splitlines() if line.startswith("| ")][2:]
-    cells = [cell.strip() for line in lines for cell in line.strip("| ").split("|")[1:]]
-    shown = [re.sub("[ᵃᵇᶜ]+$", "", cell) for cell in cells]
-    assert [cell for cell in shown if cell != "–"] == numbers
+    lines = [line for line in to_markdown(tables).splitlines() if line.startswith("| ")]
+    cells = [cell.strip() for line in lines[2:8] for cell in line.strip("| ").split("|")[1:]]
+    assert [cell for cell in cells if cell != "–"] == numbers
 
+
+def test_csv_has_one_measured_value_a_row() -> None:
+    view = digits_view()
+    tables = build_tables(view)
     frame = pl.read_csv(io.StringIO(to_csv(tables)))
-    assert [text for text in frame["text"] if text] == numbers
+    assert pl.read_parquet(io.BytesIO(to_parquet(tables))).equals(to_frame(tables))
+    ours = frame.filter(kind="metric", row="MAE-CT", metric="low_shot.accuracy_5")
+    assert ours["seed"].to_list() == list(range(10))
+    assert set(ours["unit"]) == {"%"} and set(ours["protocol"]) == {"low_shot.accuracy_5-p1"}
+    assert ours["value"].mean() == pytest.approx(89.0, abs=0.05)
+    assert set(frame["kind"]) == {"metric", "cost", "published"}
+    grey = frame.filter(kind="published", row="MAE-CT_aug", metric="low_shot")
+    assert grey.select("value", "seed").rows() == [(49.6, None)]
+    assert "low-shot figure" in grey["source"].item()
+    # the same for all seeds: one value, not one a seed
+    raw = pl.read_csv(io.StringIO(to_csv(build_tables(full_view())))).filter(row="raw pixels")
+    assert raw.filter(metric="knn").select("seed", "seeds", "value").rows() == [
+        (None, "0 1 2", 96.6)
+    ]
+    # what failed is there, without a value
+    open_ = to_frame(build_tables(search_view())).filter(state="failed", kind="metric")
+    assert open_["value"].null_count() == len(open_)
 
 
-def test_csv_parquet_and_json_read_back_to_the_same_values() -> None:
-    tables = build_tables(full_view())
-    frame = to_frame(tables)
-    parquet = pl.read_parquet(io.BytesIO(to_parquet(tables)))
-    assert parquet.equals(frame)
-    back = pl.read_csv(io.StringIO(to_csv(tables)))
-    for name in ("mean", "sd", "n"):
-        assert back[name].to_list() == frame[name].to_list()
-    row = frame.filter(pl.col("row") == "MAE-CT", pl.col("column") == "knn").row(0, named=True)
-    assert json.loads(row["values"]) == [[[0], 97.8], [[1], 98.2], [[2], 97.2]]
-    cell = json.loads(to_json(tables))[0]["rows"][4]["cells"]["knn"]
-    assert (cell["mean"], cell["text"]) == (row["mean"], row["text"])
+def test_json_says_where_the_tables_come_from() -> None:
+    view = full_view(provenance={"commit": "abc", "environment": {"torch": "2.11"}})
+    for key in [key_of("knn", "MAE-CT", seed) for seed in (0, 1, 2)]:
+        view.records[key] |= {"protocol_fingerprint": "knn-p1", "protocol": {"k": 10}}
+    found = json.loads(to_json(view, build_tables(view)))
+    assert (found["commit"], found["environment"]) == ("abc", {"torch": "2.11"})
+    assert (found["suite"], found["protocols"]) == ("paper_table", {"knn-p1": {"k": 10}})
+    cell = found["tables"][0]["rows"][4]["cells"]["knn"]
+    assert (cell["text"], [v["value"] for v in cell["values"]]) == (
+        "97.7 ± 0.5",
+        [97.8, 98.2, 97.2],
+    )
+    assert found["published"]["rows"][1]["cells"]["knn.published"]["mean"] == 78.0
+
+
+def test_published_numbers_stand_in_a_table_of_their_own() -> None:
+    """Behind all measured columns in LaTeX, where they are asked for."""
+    view = digits_view()
+    tables = build_tables(view)
+    assert {column.kind for table in tables for column in table.columns} == {"metric", "cost"}
+    assert [row.variant for row in tables[0].published.rows] == ["MAE", "MAE-CT", "MAE-CT_aug"]
+    assert "Published" not in to_latex(view, tables)
+    first, second = to_latex(view, tables, published=True).split(r"\end{tabular}")[:2]
+    for text, columns in ((first, 2), (second, 4)):
+        grey = ["color=gray" in options for options in re.findall(r"S\[(.*?)\]", text)]
+        assert grey == sorted(grey) and sum(grey) == columns
+        assert f"\\multicolumn{{{columns}}}{{c}}{{Published, ViT-L/16 on ImageNet-1K}}" in text
+    assert "Grey: Printed by others" in second
 
 
 #: what a stranger may call anything
@@ -112,7 +155,9 @@ def foreign_view(text: str):
 def test_foreign_text_stays_text_in_every_format(text: str) -> None:
     view = foreign_view(text)
     tables = build_tables(view)
-    exports = {name: export(tables) for name, (_, export) in FORMATS.items() if name != "parquet"}
+    exports = {
+        name: export(view, tables) for name, (_, export) in FORMATS.items() if name != "parquet"
+    }
     html = render_html(view)
     for made in (*exports.values(), html, render_text(view)):
         acted_on = {c for c in made if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp")}
@@ -122,11 +167,11 @@ def test_foreign_text_stays_text_in_every_format(text: str) -> None:
     assert exports["csv"].splitlines()[1].startswith('"')  # where ";" parts columns, too
     assert (html.count("<script"), html.count("<b>x")) == (2, 0)
     body = exports["latex"].split(r"\midrule")[1]
-    assert not re.search(r"\\\\\s*[\[*]", body.replace(r"\\[r]", ""))
-    assert exports["latex"].count(r"\end{document}") == 1
+    assert not re.search(r"\\\\\s*[\[*]", body)
+    assert r"\end{document}" not in exports["latex"]
     rows = [line for line in exports["markdown"].splitlines() if line.startswith("| ")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows}) == 1
-    assert json.loads(exports["json"])[0]["title"] == text
+    assert json.loads(exports["json"])["tables"][0]["title"] == text
 
 
 def test_latex_escapes() -> None:
@@ -144,15 +189,31 @@ def wide_view():
     return view_of(rows, metrics, tables=[{"title": "T", "columns": columns}])
 
 
+PAPER = r"""\documentclass[twocolumn]{article}
+\usepackage[utf8]{inputenc}
+\usepackage{booktabs,siunitx,graphicx,xcolor}
+\begin{document}
+See Table~\ref{tab:paper-table-digits-1}.
+\input{t}
+\end{document}
+"""
+
+
 @pytest.mark.needs("pdflatex")
+@pytest.mark.needs("siunitx.sty")
 @pytest.mark.parametrize(
     "make",
-    [full_view, wide_view, lambda: foreign_view(NASTY), lambda: foreign_view("[2pt]*`x")],
+    [digits_view, search_view, wide_view, lambda: foreign_view(NASTY)],
 )
-def test_latex_compiles_and_fits_the_page(make, tmp_path: Path) -> None:
-    (tmp_path / "t.tex").write_text(to_latex(build_tables(make())), encoding="utf-8")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
-    assert (tmp_path / "t.pdf").stat().st_size > 1000
-    assert "Overfull" not in (tmp_path / "t.log").read_text(errors="replace")
+def test_latex_is_a_fragment_for_a_paper_of_two_columns(make, tmp_path: Path) -> None:
+    view = make()
+    text = to_latex(view, build_tables(view), published=True)
+    (tmp_path / "t.tex").write_text(text, encoding="utf-8")
+    (tmp_path / "paper.tex").write_text(PAPER, encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    for _ in range(2):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+    log = (tmp_path / "paper.log").read_text(errors="replace")
+    assert "Overfull" not in log
+    assert "There were undefined references" not in log

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from report_views import (
     RESOLVED,
+    digits_view,
     full_view,
     gallery_of,
     key_of,
@@ -26,6 +27,7 @@ from reports.formats.exports import to_json, to_markdown
 from reports.formats.html import extract_suite, render_html
 from reports.formats.text import render_text
 from reports.frames import FAILURES
+from reports.tables.against import Reference, hold, measured
 from reports.tables.build import build_tables
 
 NASTY = "<script>alert(1)</script>{{ 7*7 }}{% raw %}\"'&😀\x1b[31m\x00</details></script><!--"
@@ -141,7 +143,7 @@ def test_a_failed_stage_is_told_on_the_page_and_in_the_terminal() -> None:
     assert failure.endswith("".join(f"  | line {i}\n" for i in range(5, 11)))
     tables = build_tables(failed_view())
     assert "| MAE-CT | failed |" in to_markdown(tables)
-    (row,) = json.loads(to_json(tables))[0]["rows"]
+    (row,) = json.loads(to_json(failed_view(), tables))["tables"][0]["rows"]
     told = row["cells"]["knn"]
     assert (told["state"], told["reason"]) == ("failed", "seed 0 failed: its input failed: tune")
 
@@ -196,15 +198,61 @@ def test_page_is_complete_without_javascript() -> None:
 
 def test_the_gallery_says_what_changed_and_marks_other_classes() -> None:
     html = render_html(full_view())
-    part = html[html.index('<section id="gallery"') :]
-    part = part[: part.index("</section>")]
+    part = html[html.index('<details class="part" id="gallery"') :]
+    part = part[: part.index("</details>")]
     text = " ".join("".join(Page(part).text).split())
     assert "came to be of the image's class for 2 of 60 images, and ceased to be for 1" in text
     assert [text.count(s) for s in ("came right", "went wrong", "right in both")] == [2, 1, 3]
     assert part.count('class="pic other"') == 4
     assert part.count("<img ") == 3 * 8 + 6 * 11
-    assert part.count("<circle ") == 2 * 60
+    assert part.count('class="dot"') + part.count('class="stroke"') == 2 * 60 + 10
+    texts = re.findall(r'<img [^>]*alt="([^"]*)"', part)
+    assert len(set(texts)) == len(texts)
+    for said in ("What the MAE sees of image 3", "Neighbour 5 of query 4 by MAE-CT, class 9"):
+        assert said in texts
     assert "gallery" not in render_html(full_view(gallery=None)).split("</style>")[1]
+
+
+def answer(html: str) -> str:
+    """The text of the block that opens the page."""
+    part = html[html.index('<div class="answer">') :]
+    return " ".join("".join(Page(part[: part.index("</div>\n<p")]).text).split())
+
+
+def test_the_page_opens_with_its_answer() -> None:
+    """The comparison, what it cost, at which scale, what to bear in mind; then the table."""
+    view = digits_view()
+    html = render_html(view)
+    said = answer(html.replace("</dl>\n</div>", "</dl>\n</div>\n<p"))
+    assert said.startswith("MAE-CT is better than MAE, compute-matched in k-NN, k=10: +5.5 points")
+    assert "Cost 1.38 core-h for the whole suite, each stage once; training of one seed" in said
+    assert "Scale digits at 8×8" in said
+    assert "Caveat With 10 seeds a true difference below 1.3 points would be missed" in said
+    assert "Against" not in said
+    places = [
+        html.index(f'id="{name}"') for name in ("t-0", "published", "pareto", "costs", "values")
+    ]
+    assert places == sorted(places)
+    bold = html.index("Bold: better than MAE")
+    assert html.index('id="t-0"') < bold < html.index('id="t-1"')
+    folded = html[html.index('id="details"') :]
+    assert folded.count('<details class="part"') == 5
+    # nothing named: the best row, and that it is no comparison
+    assert "Best k-NN (k=10) by its mean: MAE-CT, 97.7 ± 0.5 %, of 6 rows" in render_html(
+        full_view()
+    )
+
+
+def test_the_page_says_whether_a_reference_is_reproduced() -> None:
+    view = digits_view()
+    tables = build_tables(view)
+    cells = {at: cell for at, (_, cell) in measured(tables).items()}
+    held = hold(tables, {}, Reference("docs/results/digits.json", "", cells, {}))
+    said = answer(render_html(view, against=held).replace("</dl>\n</div>", "</dl>\n</div>\n<p"))
+    assert (
+        "Against Reproduced: of 56 cells 56 have the same digits. (docs/results/digits.json)"
+        in said
+    )
 
 
 def test_every_cell_leads_to_its_records() -> None:
@@ -257,6 +305,7 @@ def test_page_renders_while_the_run_goes_on() -> None:
     ]
     html = render_html(view_of(rows, [], tables=[{"title": "T", "columns": ["knn", "cost"]}]))
     assert "1 of 4 stages complete; 1 running, 2 pending" in html
+    assert "<dd>3 of 4 stages are not complete" in html
     assert "running" in html
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +26,7 @@ from reports.formats.exports import to_markdown
 from reports.formats.html import render_html
 from reports.formats.text import render_text
 from reports.tables.build import build_tables
-from reports.tables.findings import findings, numerics, ranking
+from reports.tables.findings import findings, how_tested, numerics, ranking
 from reports.tables.model import Cell, Column, Value
 from reports.tables.statistics import (
     detectable_effect,
@@ -165,27 +166,29 @@ def test_the_primary_comparison_is_tested_by_itself_with_an_interval() -> None:
     assert further.constant
     assert further.family == len([c for c in table.comparisons if c.p is not None]) + 1
     said = (
-        "Primary comparison, named by the suite: k-NN (k=10), MAE-CT against compute-matched MAE: "
+        "MAE-CT is better than compute-matched MAE in k-NN (k=10): "
         f"+{primary.mean:.1f} points, 95 % confidence interval +{primary.low:.1f} to "
-        f"+{primary.high:.1f} (paired t over 10 seeds; p < 0.001): MAE-CT is better."
+        f"+{primary.high:.1f} (primary comparison, named by the suite; paired t over 10 seeds; "
+        "p < 0.001)."
     )
     assert table.headline[0] == said
-    assert "raw pixels: +1.1 points" in table.headline[1]
+    assert "better than raw pixels in k-NN (k=10): +1.1 points" in table.headline[1]
     assert "one-sample t over 10 seeds against a constant" in table.headline[1]
-    assert "Holm's correction over 11 tests): MAE-CT is better." in table.headline[1]
-    for made in (render_text(view), to_markdown([table]), html.unescape(render_html(view))):
+    assert "Holm's correction over 11 tests)." in table.headline[1]
+    page = html.unescape(re.sub("<[^>]+>", "", render_html(view)))
+    for made in (render_text(view), to_markdown([table]), page):
         assert said in " ".join(made.replace("\\", "").split())
-        assert made.index("Primary comparison") < made.index("Digits: k-NN")
+        assert made.index("primary comparison") < made.index("Digits: k-NN")
 
 
 @pytest.mark.parametrize(
     ("base", "row", "said"),
     [
-        (BETTER, BASE, "p < 0.001): row is worse."),
-        (BASE, [90.3, 90.1, 89.8, 90.4, 90.0], "no difference is shown."),
-        (BASE, [value + 1.0 for value in BASE], "equal differences, allow no test."),
-        (BASE[:1], BETTER[:1], "over 1 seed: one seed, or equal differences, allow no test."),
-        (BASE, [], "row against base: nothing to compare yet."),
+        (BETTER, BASE, "row is worse than base in k-NN"),
+        (BASE, [90.3, 90.1, 89.8, 90.4, 90.0], "No difference is shown between row and base"),
+        (BASE, [value + 1.0 for value in BASE], "equal differences, allow no test (primary"),
+        (BASE[:1], BETTER[:1], "over 1 seed; one seed, or equal differences, allow no test"),
+        (BASE, [], "row against base, k-NN (k=10): nothing to compare yet"),
     ],
 )
 def test_the_headline_says_whatever_was_found(base: list, row: list, said: str) -> None:
@@ -221,8 +224,8 @@ def test_equal_differences_are_not_tested() -> None:
 
 def test_three_seeds_are_said_to_be_few() -> None:
     view = full_view()
-    said = " ".join(findings(build_tables(view)[0], Facts(view)))
-    assert "With 3 seeds expect nothing to survive: nothing does" in said
+    said = " ".join(how_tested(build_tables(view)[0]))
+    assert "Few seeds: over 3 seeds nothing survives" in said
     assert "Holm's correction over the 10 tests" in said
     assert "--seeds N" in said
 

@@ -132,7 +132,7 @@ def test_seeds_of_different_protocols_make_no_mean() -> None:
     rows = [stage(key_of(s), "knn", "A", s) for s in (0, 1)]
     metrics = [metric("A", s, key_of(s), 90.0, protocol=f"p{s}") for s in (0, 1)]
     (exported,) = to_frame(build_tables(view_of(rows, metrics, tables=TABLE))).to_dicts()
-    assert [exported[n] for n in ("state", "text", "mean")] == ["mixed protocols", "", None]
+    assert [exported[n] for n in ("state", "value")] == ["mixed protocols", None]
 
 
 def test_the_spread_over_draws_stands_beside_the_one_over_seeds() -> None:
@@ -147,8 +147,12 @@ def test_the_spread_over_draws_stands_beside_the_one_over_seeds() -> None:
     table = build_tables(view)[0]
     # over seeds 70 and 74; over draws 61, 71, 84, whose squares about 72 sum to 266, over n - 1 = 2
     assert table.cells["A", "low_shot"].draws_sd == pytest.approx(math.sqrt(133))
-    for made in (render_text(view), to_markdown([table]).replace("\\", ""), to_latex([table])):
-        assert re.search(r"72\.0 .{1,5} 2\.8 \{?\[\}?11\.5", made)
+    for made in (
+        render_text(view),
+        to_markdown([table]).replace("\\", ""),
+        to_latex(view, [table]),
+    ):
+        assert re.search(r"72\.0 .{1,5} 2\.8(\{\\,\{| )\[\}?11\.5", made)
     assert "over the draws of the labelled images" in table.notes[1]
     for told in ([[1.0, 2.0], [1.0]], ["x"], None, [[1.0]], [math.nan, 1.0]):
         for row in view.records.values():
@@ -194,41 +198,44 @@ def test_rows_groups_and_digits_follow_the_declaration() -> None:
 
 def test_published_numbers_stand_apart_with_source_and_conflict() -> None:
     table = build_tables(full_view())[0]
-    column = next(c for c in table.columns if c.id == "knn.published")
-    cell = table.cells["MAE-CT", column.id]
-    assert (column.kind, cell.mean) == ("published", 78.0)
-    said = [table.footnotes[mark] for mark in cell.marks]
+    assert {column.kind for column in table.columns} == {"metric", "cost"}
+    grey = table.published
+    assert grey is not None
+    cell = grey.cells["MAE-CT", "knn.published"]
+    assert (grey.columns[0].kind, cell.mean) == ("published", 78.0)
+    said = [grey.footnotes[mark] for mark in cell.marks]
     assert "README" in said[0]
     assert "80.2" in said[1]
-    assert table.cells["raw pixels", column.id].state == "none"
-    assert "another scale" in table.reference_notes[0]
-    # the published number is no part of ours
-    assert table.cells["MAE-CT", "knn"].mean == pytest.approx((97.8 + 98.2 + 97.2) / 3)
+    assert [row.variant for row in grey.rows] == ["MAE", "MAE-CT", "MAE-CT_aug"]
+    assert "another scale" in grey.notes[0]
 
 
-def test_published_numbers_stand_beside_the_metric_they_are_of() -> None:
+def test_published_numbers_are_of_the_very_metric() -> None:
     view = full_view()
     other_k = view.metrics.with_columns(pl.col("metric").replace("accuracy_k10", "accuracy_k20"))
-    table = build_tables(replace(view, metrics=other_k))[0]
-    assert [c.id for c in table.columns if c.kind == "published"] == ["probe.published"]
+    grey = build_tables(replace(view, metrics=other_k))[0].published
+    assert grey is not None and [c.id for c in grey.columns] == ["probe.published"]
 
 
 def test_other_methods_are_named_under_the_table_only() -> None:
     row = stage(key_of(0), "low_shot", "MAE", 0)
     values = [metric("MAE", 0, row["key"], 30.0, "low_shot", metric="accuracy_1", label="1-shot")]
     tables = [{"title": "T", "columns": ["low_shot"], "published": True}]
-    table = build_tables(view_of([row], values, tables=tables))[0]
-    assert table.cells["MAE", "low_shot.published"].mean == 14.3
-    assert any("Other methods, 1-shot: iBOT 48.5; Mugs 52.9" in n for n in table.reference_notes)
+    grey = build_tables(view_of([row], values, tables=tables))[0].published
+    assert grey is not None and grey.cells["MAE", "low_shot.published"].mean == 14.3
+    assert any("Other methods, 1-shot: iBOT 48.5; Mugs 52.9" in n for n in grey.notes)
 
 
 def test_published_numbers_of_the_same_model_are_no_mere_reference() -> None:
-    table = build_tables(full_view(model="vit_base_patch16"))[0]
-    assert table.cells["MAE", "knn.published"].mean == 51.1
-    assert "ViT-B/16 on ImageNet-1K" in table.reference_notes[0]
-    assert "another scale" not in table.reference_notes[0]
-    small = build_tables(full_view(model="vit_tiny_patch4"))[0]
-    assert "another scale" in small.reference_notes[0]
+    grey, small = (
+        build_tables(full_view(model=model))[0].published
+        for model in ("vit_base_patch16", "vit_tiny_patch4")
+    )
+    assert grey is not None and small is not None
+    assert grey.cells["MAE", "knn.published"].mean == 51.1
+    assert "ViT-B/16 on ImageNet-1K" in grey.title
+    assert "another scale" not in grey.notes[0]
+    assert "another scale" in small.notes[0]
 
 
 def test_a_row_is_matched_to_its_method_however_it_is_spelled() -> None:
@@ -324,8 +331,8 @@ def test_a_grid_is_also_printed_by_its_settings() -> None:
     assert "k-NN (k=10) by queue_size and augment\n" in text
     assert "\n128         91.5 ± 0.7  92.5 ± 0.7\n" in text
     assert "| queue\\_size | min (%) | aug (%) |" in to_markdown([table])
-    assert "queue\\_size & min & aug" in to_latex([table])
-    assert len(to_frame([table])) == len(table.rows) * len(table.columns)  # no cell twice
+    assert "queue\\_size & {min} & {aug}" in to_latex(view, [table])
+    assert len(to_frame([table])) == len(metrics)  # no value twice
     page = render_html(view)
     assert "Table 1, crossed." in page
     line = re.search(r'<th scope="row" title="1024">1024</th>\s*<td[^>]*><a href="#([^"]+)">', page)
