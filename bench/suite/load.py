@@ -9,10 +9,14 @@ search, then by `--set`.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from bench.errors import UserError, short, suggestion
+from pydantic import ValidationError
+
+from bench.errors import UserError, several, short, suggestion
 from bench.suite import rules
 from bench.suite.evaluations import declare_all
 from bench.suite.messages import check, fault, require
@@ -32,7 +36,9 @@ from maect.datasets import DataError, DataInfo
 from maect.settings import DataSettings
 
 #: parts of the suite that a profile may replace
-_OWN = ("evaluate", "tables", "primary", "secondary", "devices")
+OWN = ("evaluate", "tables", "primary", "secondary", "devices")
+#: what may stand in for a faulty value while the rest of a file is looked at
+_NEUTRAL: dict[Any, Any] = {"suite": "suite", "seeds": [0]}
 #: two ways to say the same, of which a worker looks at the second where it is there
 _FROZEN = ("frozen", "frozen_blocks")
 
@@ -58,6 +64,56 @@ def load_suite(
     tree = _with_profiles(path)
     overlays = [parse_set(text) for text in sets or []]
     return _Loader(path, tree, overlays, profile).suite(seeds)
+
+
+def faults_of(path: Path, profile: str | None = None) -> tuple[list[UserError], list[str]]:
+    """Return every fault of a suite file, by line, and the profiles that were looked at.
+
+    All profiles, unless one is named. What depends on a faulty value is not looked at.
+    """
+    try:
+        tree = _with_profiles(path)
+    except UserError as error:
+        return error.faults, []
+    faults, broken = _mend(tree)
+    known = tree.get("profiles")
+    names = [profile] if profile else [*known] if isinstance(known, Map) else []
+    for name in names:
+        try:
+            _Loader(path, merge(tree), [], name, broken).suite(None)
+        except UserError as error:
+            faults += error.faults
+    once = {str(fault): fault for fault in faults}
+    return sorted(once.values(), key=lambda fault: fault.line), names
+
+
+def _mend(tree: Map) -> tuple[list[UserError], set[str]]:
+    """Take what is no suite's out of a file's content, so that the rest can be looked at.
+
+    Return the faults, and the rows that have one.
+    """
+    try:
+        SuiteSettings.parse(tree)
+    except ValidationError as error:
+        places = [wrong["loc"] for wrong in error.errors()]
+    else:
+        return [], set()
+    faults, broken = list[UserError](), set[str]()
+    try:
+        check(SuiteSettings, tree)
+    except UserError as error:
+        faults = error.faults
+    for loc in places:
+        depth = 2 if loc[0] in ("variants", "profiles") and len(loc) > 1 else 1
+        section = tree if depth == 1 else tree[str(loc[0])]
+        if depth == 2 and loc[0] == "variants":
+            broken.add(str(loc[1]))
+            section[str(loc[1])] = Map(*tree.place)
+        elif loc[depth - 1] in _NEUTRAL:
+            tree.put(str(loc[0]), _NEUTRAL[loc[0]], *tree.place)
+        else:
+            section.pop(loc[depth - 1], None)
+    return faults, broken
 
 
 def _with_profiles(path: Path) -> Map:
@@ -92,8 +148,16 @@ def parse_set(text: str) -> Map:
 class _Loader:
     """Turns one parsed file into a `Suite`, keeping the place of every value for messages."""
 
-    def __init__(self, path: Path, tree: Map, sets: list[Map], profile: str | None) -> None:
-        self.path, self.tree = path, tree
+    def __init__(
+        self,
+        path: Path,
+        tree: Map,
+        sets: list[Map],
+        profile: str | None,
+        broken: Collection[str] = (),
+    ) -> None:
+        #: `broken`: rows that nothing can be said of
+        self.path, self.tree, self.broken = path, tree, broken
         #: each holds one setting
         self.sets = [given for given in sets if "devices" not in given]
         self.spec = check(SuiteSettings, tree)
@@ -107,7 +171,7 @@ class _Loader:
             require(self.spec.profile, profiles, "profile", tree, ("profile",))
         self.profile = profile or self.spec.profile
         own = tree["profiles"][self.profile]
-        for key in _OWN:
+        for key in OWN:
             if key in own and own.places[key][0] == str(path):  # not those of another suite
                 tree.put(key, own[key], *own.places[key])
         for given in sets:
@@ -135,13 +199,17 @@ class _Loader:
         # what a search varies is a row only for `each`, or where another row matches its cost
         varied = {*search.variants} if search and search.method != "each" else set()
         varied -= {spec.variants[name].match_compute for name in names}
-        variants = {n: self._variant(n, n, {}) for n in names if n not in varied}
+        rows = {name: (name, {}) for name in names if name not in varied}
         if search is not None:
-            variants |= {
-                label: self._variant(label, varied_by(cell, search), cell)
-                for label, cell in cells.items()
-            }
-        rules.check_suite(spec, variants, self.tree)
+            rows |= {label: (varied_by(cell, search), cell) for label, cell in cells.items()}
+        variants = dict[str, Variant]()
+        with several() as each:
+            for label, (source, cell) in rows.items():
+                if source not in self.broken:
+                    with each():
+                        variants[label] = self._variant(label, source, cell)
+            with each():
+                rules.check_suite(spec, rows, variants, self.tree)
         rules.check_search(search, [variants[label] for label in cells], self.tree)
         return Suite(
             path=self.path,
@@ -176,7 +244,7 @@ class _Loader:
         base = merge(self.tree["profiles"][self.profile])
         base.place = self.tree["profiles"].places[self.profile]
         own = base.pop("variants", None) or Map(*base.place)
-        for key in (*_OWN, "search"):
+        for key in (*OWN, "search"):
             base.pop(key, None)
         base = undotted(base)
         if self.spec.search is not None and "report_on" not in base:
