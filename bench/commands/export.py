@@ -1,11 +1,16 @@
-"""`export`: what a suite has in the store, as a file for others."""
+"""`export`: what a suite has in the store, as files for others."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from bench.commands import common
-from bench.errors import OK
+from bench.errors import OK, UserError
+
+if TYPE_CHECKING:
+    from bench.plan.stage import Plan
+    from bench.store.store import Store
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -14,16 +19,40 @@ def declare(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     results = "the tables with every value by seed, as JSON; `report --against` reads it"
     what.add_argument("--results", action="store_true", help=results)
-    parser.add_argument("--to", type=common.path, required=True, metavar="FILE", help="new file")
+    row = "the encoder of a row, for timm and transformers, with a model card"
+    what.add_argument("--checkpoint", metavar="ROW", help=row)
+    seed = "of --checkpoint: which seed (default: the suite's first)"
+    parser.add_argument("--seed", type=common.count_from(0), metavar="N", help=seed)
+    license = "of --checkpoint: licence of the weights as the Hub names it, e.g. mit"
+    parser.add_argument("--license", metavar="ID", default="other", help=license)
+    to = "new file; of --checkpoint a new folder"
+    parser.add_argument("--to", type=common.path, required=True, metavar="PATH", help=to)
 
 
 def run(options: argparse.Namespace) -> int:
     """Write what is asked for. Return the exit code."""
+    store = common.existing(options.store)
+    plan = common.planned(options, store, keep_stale=options.keep_stale)
+    if options.checkpoint is not None:
+        _checkpoint(options, plan, store)
+        return OK
+    if options.seed is not None:
+        raise UserError("goes with --checkpoint", file="--seed")
     from bench.report.frames import build_view
     from bench.report.results import write_results
 
-    store = common.existing(options.store)
-    plan = common.planned(options, store, keep_stale=options.keep_stale)
     write_results(options.to, build_view(plan, store, options.command_line))
     print(f"results: {options.to}")
     return OK
+
+
+def _checkpoint(options: argparse.Namespace, plan: Plan, store: Store) -> None:
+    from bench.report.checkpoint import write_checkpoint
+
+    command = options.command_line
+    row = write_checkpoint(
+        plan, store, options.to, row=options.checkpoint, seed=options.seed,
+        license=options.license, command=command,
+    )  # fmt: skip
+    print(f"{row.variant.name}, seed {row.seed}: {options.to}")
+    print(f'timm.create_model("local-dir:{options.to}", pretrained=True)')

@@ -87,7 +87,6 @@ def _chosen(given: str) -> dict[str, Any]:
     data["image_size"] = str(size)
     if settings.path is not None and images < 5000:
         apart = max(10, images // 10)
-        told += f"; {apart} of the training images are set apart to choose settings on"
         data["selection"] = str(apart)
         images -= apart
     batch = max(b for b in (32, 64, 128) if b <= images // 2 or b == FEWEST)
@@ -96,8 +95,9 @@ def _chosen(given: str) -> dict[str, Any]:
     steps = min(1500, max(300, 30 * images // batch))
     return {
         "about": f"{images + int(data.get('selection', 0)):,} images of {info.classes} classes",
-        "title": "digits" if not settings.path else Path(settings.path).name,
+        "title": json.dumps(f"MAE-CT on {Path(settings.path or settings.name).name}"),
         "images": f"the images have {told}; a larger image_size costs more",
+        "apart": "selection: training images set apart to choose settings on; test ones choose none",
         "data": ", ".join(f"{name}: {value}" for name, value in data.items()),
         "patch": size // grid,
         "grid": grid,

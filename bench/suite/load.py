@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,11 @@ def faults_of(path: Path, profile: str | None = None) -> tuple[list[UserError], 
     faults, broken = _mend(tree)
     known = tree.get("profiles")
     names = [profile] if profile else [*known] if isinstance(known, Map) else []
+    if isinstance(tree.get("profile"), str) and tree["profile"] not in names and not profile:
+        try:
+            require(tree["profile"], names, "profile", tree, ("profile",))
+        except UserError as error:
+            faults.append(error)
     for name in names:
         try:
             _Loader(path, merge(tree), [], name, broken).suite(None)
@@ -92,28 +98,36 @@ def _mend(tree: Map) -> tuple[list[UserError], set[str]]:
 
     Return the faults, and the rows that have one.
     """
-    try:
-        SuiteSettings.parse(tree)
-    except ValidationError as error:
-        places = [wrong["loc"] for wrong in error.errors()]
-    else:
-        return [], set()
     faults, broken = list[UserError](), set[str]()
-    try:
-        check(SuiteSettings, tree)
-    except UserError as error:
-        faults = error.faults
-    for loc in places:
-        depth = 2 if loc[0] in ("variants", "profiles") and len(loc) > 1 else 1
-        section = tree if depth == 1 else tree[str(loc[0])]
-        if depth == 2 and loc[0] == "variants":
-            broken.add(str(loc[1]))
-            section[str(loc[1])] = Map(*tree.place)
-        elif loc[depth - 1] in _NEUTRAL:
-            tree.put(str(loc[0]), _NEUTRAL[loc[0]], *tree.place)
-        else:
-            section.pop(loc[depth - 1], None)
+    for deep in (True, False):
+        try:
+            SuiteSettings.parse(tree)
+            break
+        except ValidationError as error:
+            places = [wrong["loc"] for wrong in error.errors()]
+        try:
+            check(SuiteSettings, tree)
+        except UserError as told:
+            faults = faults or told.faults
+        for loc in places:
+            broken |= {str(loc[1])} if loc[0] == "variants" and len(loc) > 1 else set()
+            _take_out(tree, loc if deep else loc[: 1 + (loc[0] in ("variants", "profiles"))])
     return faults, broken
+
+
+def _take_out(tree: Map, loc: tuple[Any, ...]) -> None:
+    """Take the value at a place out, or put a sound one there."""
+    *above, last = loc
+    section: Any = tree
+    with suppress(LookupError, TypeError):
+        for step in above:
+            section = section[step]
+    if above[:1] == ["variants"] and len(loc) == 2 and isinstance(section, Map):
+        section.put(last, Map(*section.place), *section.place)
+    elif isinstance(section, Map):
+        section.pop(last, None)
+    if loc[0] in _NEUTRAL:
+        tree.put(loc[0], _NEUTRAL[loc[0]], *tree.place)
 
 
 def _with_profiles(path: Path) -> Map:
@@ -193,23 +207,29 @@ class _Loader:
     def suite(self, count: int | None) -> Suite:
         """Return the suite with its first `count` seeds. Raises `UserError`."""
         spec, search = self.spec, self.spec.search
-        self._check_evaluations()
         names = [name for name in spec.variants if self.overlays.get(name, {}) is not None]
-        cells = cells_of(search, names, self.tree)
         # what a search varies is a row only for `each`, or where another row matches its cost
         varied = {*search.variants} if search and search.method != "each" else set()
         varied -= {spec.variants[name].match_compute for name in names}
-        rows = {name: (name, {}) for name in names if name not in varied}
-        if search is not None:
-            rows |= {label: (varied_by(cell, search), cell) for label, cell in cells.items()}
-        variants = dict[str, Variant]()
+        rows: dict[str, tuple[str, Choices]] = {n: (n, {}) for n in names if n not in varied}
+        cells, variants = dict[str, Choices](), dict[str, Variant]()
         with several() as each:
+            with each():
+                self._check_evaluations()
+            known = False
+            with each():
+                cells = cells_of(search, names, self.tree)
+                if search is not None:
+                    rows |= {label: (varied_by(cell, search), cell) for label, cell in cells.items()}
+                known = True
             for label, (source, cell) in rows.items():
                 if source not in self.broken:
                     with each():
                         variants[label] = self._variant(label, source, cell)
-            with each():
-                rules.check_suite(spec, rows, variants, self.tree)
+            if known:
+                whole = len(variants) == len(rows) and not {*spec.evaluate} - self._evaluations()
+                with each():
+                    rules.check_suite(spec, rows, variants, self.tree, whole=whole)
         rules.check_search(search, [variants[label] for label in cells], self.tree)
         return Suite(
             path=self.path,
@@ -256,19 +276,26 @@ class _Loader:
                 require(name, self.spec.variants, "variant", self.tree, at)
         return base, {name: None if m is None else undotted(m) for name, m in own.items()}
 
+    def _evaluations(self) -> set[str]:
+        """Return the names that `evaluate` may have."""
+        declared = self.base.get("evaluations")
+        return {*evals.names(), *(declared if isinstance(declared, Map) else ())}
+
     def _check_evaluations(self) -> None:
         """Raise `UserError` unless each name in `evaluate` is known."""
-        declared = self.base.get("evaluations")
-        known = {*evals.names(), *(declared if isinstance(declared, Map) else ())}
-        for index, name in enumerate(self.spec.evaluate):
-            require(name, known, "evaluation", self.tree, ("evaluate", index))
-        for name, given in (declared if isinstance(declared, Map) else {}).items():
-            rows = given.get("rows") if isinstance(given, Map) else None
-            # a suite need not have the rows of the one that its profiles come from
-            if isinstance(rows, Seq) and rows.place[0] == str(self.path):
-                for index, row in enumerate(rows):
-                    at = ("evaluations", name, "rows", index)
-                    require(row, self.spec.variants, "variant", self.base, at)
+        declared, known = self.base.get("evaluations"), self._evaluations()
+        with several() as each:
+            for index, name in enumerate(self.spec.evaluate):
+                with each():
+                    require(name, known, "evaluation", self.tree, ("evaluate", index))
+            for name, given in (declared if isinstance(declared, Map) else {}).items():
+                rows = given.get("rows") if isinstance(given, Map) else None
+                # a suite need not have the rows of the one that its profiles come from
+                if isinstance(rows, Seq) and rows.place[0] == str(self.path):
+                    for index, row in enumerate(rows):
+                        at = ("evaluations", name, "rows", index)
+                        with each():
+                            require(row, self.spec.variants, "variant", self.base, at)
 
     def _variant(self, label: str, source: str, cell: Choices) -> Variant:
         """Return the row `label`: the variant `source`, changed by a cell of the search."""
@@ -283,7 +310,7 @@ class _Loader:
             last = getattr(row, row.stages[-1]).scaled(row.lr_scale)
             row = row.model_copy(update={row.stages[-1]: last})
         evaluations = declare_all(
-            self.spec.evaluate,
+            [name for name in self.spec.evaluate if name in self._evaluations()],
             row.model,
             row.data,
             tree,

@@ -135,13 +135,17 @@ def _counts(variant: Variant, images: int | None) -> Faults:
 
 
 def check_suite(
-    spec: SuiteSettings, rows: Collection[str], variants: dict[str, Variant], tree: Map
+    spec: SuiteSettings,
+    rows: Collection[str],
+    variants: dict[str, Variant],
+    tree: Map,
+    *,
+    whole: bool,
 ) -> None:
     """Check all that names rows and columns, and that rows fit each other.
 
-    Where not all `rows` could be made into variants, only the names of rows are checked.
+    Not `whole`: some rows or evaluations have faults, and only the names of rows are checked.
     """
-    whole = len(variants) == len(rows)
     with several() as each:
         for name, known, what, place in _names(spec, rows, variants):
             if whole or what == "variant":

@@ -104,7 +104,8 @@ def _text(path: Path) -> str:
             raise UserError(f"is larger than {MAX_BYTES} bytes, so no suite file", file=path)
         return data.decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        near = nearest_file(path, Path("suites"), path.parent / "suites", pattern="*.y*ml")
+        folders = Path("suites"), path.parent / "suites", Path(__file__).parents[2] / "suites"
+        near = nearest_file(path, *folders, pattern="*.y*ml")
         raise UserError(f"there is no suite file '{short(str(path), 240)}'{near}") from None
     except OSError as error:
         raise UserError(f"cannot be read: {reason(error)}; check the path", file=path) from None
