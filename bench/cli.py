@@ -61,8 +61,10 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "export": (
         "export",
         "write a suite's results or an encoder as files",
-        (f"export {SUITE} --results --to results.json",
-         f"export {SUITE} --checkpoint MAE-CT --seed 0 --to encoder"),
+        (
+            f"export {SUITE} --results --to results.json",
+            f"export {SUITE} --checkpoint MAE-CT --seed 0 --to encoder",
+        ),
     ),
     "verify": (
         "verify",

@@ -159,7 +159,9 @@ print(maect.evals.knn(*found, k=[10])[10])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("site", ["wheel"], indirect=True)
-def test_from_a_wheel_to_an_encoder_in_timm_with_the_figure_of_the_table(site: Path, tmp_path: Path):
+def test_from_a_wheel_to_an_encoder_in_timm_with_the_figure_of_the_table(
+    site: Path, tmp_path: Path
+):
     random = np.random.default_rng(0)
     for split, count in (("train", 40), ("val", 10)):
         for label in range(4):  # stripes of four directions, in noise
@@ -185,7 +187,9 @@ def test_from_a_wheel_to_an_encoder_in_timm_with_the_figure_of_the_table(site: P
     bench = partial(call, "maect-bench")
     bench("init", "mine.yaml", "--data", "images")
     chosen = ("mine.yaml", "--seeds", "1", "--only", "MAE-CT")
-    short = [f"--set={stage}.steps={steps}" for stage, steps in (("mae", 60), ("head", 8), ("tune", 20))]
+    short = [
+        f"--set={stage}.steps={steps}" for stage, steps in (("mae", 60), ("head", 8), ("tune", 20))
+    ]
     chosen = (*chosen, *short)
     bench("run", *chosen, "--workers", "0")
     bench("export", *chosen, "--results", "--to", "results.json")
@@ -215,7 +219,9 @@ def test_make_names_the_python_it_needs_before_it_makes_anything(minor: int, tmp
 
 
 def test_the_version_is_the_same_wherever_it_is_told():
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "version"
+    ]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert maect.__version__ == citation["version"] == version
 

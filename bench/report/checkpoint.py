@@ -17,7 +17,14 @@ from reports.tables.build import build_tables
 
 
 def write_checkpoint(
-    plan: Plan, store: Store, folder: Path, *, row: str, seed: int | None, license: str, command: str
+    plan: Plan,
+    store: Store,
+    folder: Path,
+    *,
+    row: str,
+    seed: int | None,
+    license: str,
+    command: str,
 ) -> Row:
     """Write the encoder of a row and seed, by default the first, into a new folder. Return the row.
 

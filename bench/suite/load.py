@@ -220,7 +220,9 @@ class _Loader:
             with each():
                 cells = cells_of(search, names, self.tree)
                 if search is not None:
-                    rows |= {label: (varied_by(cell, search), cell) for label, cell in cells.items()}
+                    rows |= {
+                        label: (varied_by(cell, search), cell) for label, cell in cells.items()
+                    }
                 known = True
             for label, (source, cell) in rows.items():
                 if source not in self.broken:

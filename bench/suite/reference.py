@@ -42,7 +42,7 @@ from maect.settings import (
 )
 
 #: a part of a suite: where it stands, its type, and which keys of stages change with it
-_SECTIONS: tuple[tuple[str, type[BaseModel], str], ...] = (
+SECTIONS: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("", SuiteSettings, "None of it is in a key, but for the number of each seed in its stages'."),
     ("variants.NAME", VariantSettings, "The name is in no key: equal stages of rows are one."),
     ("tables[]", TableSettings, "In no key."),
@@ -129,18 +129,21 @@ def schema() -> dict[str, Any]:
     for one in (row, *definitions.values()):  # of an overlay, which may hold a part
         if one is not definitions["ComparisonSettings"]:
             one.pop("required", None)
-    dotted = {"patternProperties": {r"^[^.]+(\.[^.]+)+$": {}}, "additionalProperties": False}
+    # `mae.steps: 9`, of which nothing is said
+    dotted = {"patternProperties": {r"^[^.]+(\.[^.]+)+$": {}}}
+    closed = dotted | {"additionalProperties": False}
     named = {name: {"$ref": f"#/$defs/{kind.__name__}"} for name, kind in kinds.items()}
     others = [
         {"if": {"properties": {"evaluation": {"const": name}}, "required": ["evaluation"]},
          "then": one}
         for name, one in named.items()
     ]  # fmt: skip
+    any_evaluation = {"type": "object", "allOf": others}
+    row["properties"]["augment"] |= dotted
     row["properties"]["evaluations"] |= {
-        "properties": named,
-        "additionalProperties": {"type": "object", "allOf": others},
-    }
-    overlay = row | dotted
+        "properties": named, "additionalProperties": any_evaluation, **dotted
+    }  # fmt: skip
+    overlay = row | closed
     profile = {name: suite["properties"][name] for name in (*OWN, "search")}
     # of which a profile may give a part
     profile["search"] = {"type": "object", "description": profile["search"]["description"]}
@@ -148,7 +151,7 @@ def schema() -> dict[str, Any]:
     profile["variants"] = {"type": "object", "additionalProperties": rows}
     definitions |= {"Row": overlay}
     definitions["Profile"] = {
-        "type": "object", "properties": row["properties"] | profile, **dotted
+        "type": "object", "properties": row["properties"] | profile, **closed
     }  # fmt: skip
     definitions["VariantSettings"]["properties"]["set"] |= {"$ref": "#/$defs/Row"}
     suite["properties"]["profiles"]["additionalProperties"] = {"$ref": "#/$defs/Profile"}
@@ -192,7 +195,7 @@ def _plain(value: Any, top: dict[str, Any] | None = None) -> Any:
 def markdown() -> str:
     """Return the reference of all keys of a suite file."""
     parts = [_INTRODUCTION]
-    for place, kind, keys in _SECTIONS:
+    for place, kind, keys in SECTIONS:
         common = ScheduleSettings if issubclass(kind, ScheduleSettings) else None
         own = {n for n in kind.model_fields if kind is common or not _same(kind, common, n)}
         heading = f"`{place}`" if place else "The file"
@@ -202,7 +205,9 @@ def markdown() -> str:
         evaluator = evals.get(name)
         own = {*evaluator.settings.model_fields} - {*DeclaredSettings.model_fields}
         rows = _rows(declarable(name), declarable(name).model_json_schema(), own, ())
-        parts.append(f"### `{name}`: {evaluator.label}\n\n{rows if own else 'No settings of its own.'}\n")
+        parts.append(
+            f"### `{name}`: {evaluator.label}\n\n{rows if own else 'No settings of its own.'}\n"
+        )
     return "\n".join(parts)
 
 
