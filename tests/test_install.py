@@ -150,7 +150,8 @@ settings = DataSettings(name="image_folder", path=sys.argv[1], image_size=16, se
 found = []
 for name in ("train", "test"):
     split = maect.datasets.load(settings, split=name)
-    images = [Image.fromarray(split.batch([row])[0].permute(1, 2, 0).numpy()) for row in range(len(split))]
+    pixels = (split.batch([row])[0].permute(1, 2, 0).numpy() for row in range(len(split)))
+    images = [Image.fromarray(one) for one in pixels]
     with torch.inference_mode():
         found += [model(torch.stack([transform(image) for image in images])), split.labels]
 print(maect.evals.knn(*found, k=[10])[10])

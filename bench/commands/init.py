@@ -73,7 +73,7 @@ def _chosen(given: str) -> dict[str, Any]:
     info = datasets.prepare(settings, root, print)
     images = info.counts["train"]
     side, told = info.image_shape[1], f"{info.image_shape[1]} pixels a side"
-    data = {"name": settings.name}
+    data: dict[str, str] = {"name": settings.name}
     if settings.path is not None:
         images += info.counts["selection"]
         sizes = datasets.load(settings, root, "train", print).sizes

@@ -55,9 +55,9 @@ def check(kind: type[M], tree: Any, at: Place = (), root: yamlfile.Map | None = 
     # a misspelt key is told before that the right one is missing
     errors.sort(key=lambda e: e["type"] != "extra_forbidden")
     with several() as each:
-        for error in errors:
+        for wrong in errors:
             with each():
-                raise _fault(kind, error, at, tree if root is None else root)
+                raise _fault(kind, wrong, at, tree if root is None else root)
     raise AssertionError
 
 

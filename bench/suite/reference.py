@@ -1,7 +1,7 @@
-"""What a suite file may say, for people and for editors: both made from the settings themselves.
+"""What a suite file may say, for people and for editors, both made from the settings themselves.
 
-`markdown` is `docs/suite.md`, `schema_text` is `docs/suite.schema.json`; a test makes both anew. What a key is for
-stands in the source, in the comment `#:` before its field.
+`markdown` is `docs/suite.md`, `schema_text` is `docs/suite.schema.json`; a test makes both anew.
+What a key is for stands in the source, in the comment `#:` before its field.
 """
 
 from __future__ import annotations
@@ -73,19 +73,21 @@ _IN_NO_KEY = {
 _INTRODUCTION = """\
 # Suite files
 
-<!-- made by `python -m bench validate --reference`; the texts are comments in the settings' source -->
+<!-- made by `python -m bench validate --reference` from the comments in the settings' source -->
 
-`python -m bench init` writes a first one, with comments; `suites/` has more. `bench validate FILE` names every
-fault at once. A file that begins with `# yaml-language-server: $schema=suite.schema.json` is completed and checked
-by editors (VS Code with the YAML extension, and what else speaks to that server); the schema is
+`python -m bench init` writes a first one, with comments; `suites/` has more. `bench validate FILE`
+names every fault at once. Editors (VS Code with the YAML extension, and others that speak to its
+server) complete and check a file that begins with
+`# yaml-language-server: $schema=suite.schema.json`; the schema is
 [suite.schema.json](suite.schema.json), or `bench validate --schema`.
 
-A profile's settings hold for all rows. Over them are laid, in this order, the profile's `variants` entry of a row, the
-variant's own `set`, a cell of the search, and `--set PATH=VALUE`. Mappings merge, all else replaces. `mae.steps: 9`
-stands for `mae: {steps: 9}`. Numbers, words and lists are those of YAML 1.2: `1e-4` is a number, `on` a word.
+A profile's settings hold for all rows. Over them are laid, in this order, the profile's `variants`
+entry of a row, the variant's own `set`, a cell of the search, and `--set PATH=VALUE`. Mappings
+merge, all else replaces. `mae.steps: 9` stands for `mae: {steps: 9}`. Numbers, words and lists are
+those of YAML 1.2: `1e-4` is a number, `on` a word.
 
-**Keys**: what a stage's key holds decides when it runs again. Each part says whether its settings are in keys; settings
-in *italics* are not, where the others of the part are.
+**Keys**: what a stage's key holds decides when it runs again. Each part says whether its settings
+are in keys; settings in *italics* are not, where the others of the part are.
 """
 
 
@@ -114,7 +116,7 @@ def schema() -> dict[str, Any]:
     """Return the JSON schema of a suite file. It allows what `validate` may refuse for what values
     mean together."""
     kinds = {e: declarable(e) for e in evals.names()}
-    models = [SuiteSettings, RowSettings, *kinds.values()]
+    models: list[type[BaseModel]] = [SuiteSettings, RowSettings, *kinds.values()]
     definitions: dict[str, Any] = {}
     for model in models:
         made = model.model_json_schema(ref_template="#/$defs/{model}")
@@ -130,7 +132,7 @@ def schema() -> dict[str, Any]:
         if one is not definitions["ComparisonSettings"]:
             one.pop("required", None)
     # `mae.steps: 9`, of which nothing is said
-    dotted = {"patternProperties": {r"^[^.]+(\.[^.]+)+$": {}}}
+    dotted: dict[str, Any] = {"patternProperties": {r"^[^.]+(\.[^.]+)+$": {}}}
     closed = dotted | {"additionalProperties": False}
     named = {name: {"$ref": f"#/$defs/{kind.__name__}"} for name, kind in kinds.items()}
     others = [
@@ -256,8 +258,8 @@ def _type(field: dict[str, Any]) -> str:
             words = "whole number" if kind == "integer" else "number"
             limits = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to",
                       "exclusiveMaximum": "below"}  # fmt: skip
-            told = [f"{word} {field[name]:g}" for name, word in limits.items() if name in field]
-            return " ".join([words, *told])
+            within = [f"{word} {field[name]:g}" for name, word in limits.items() if name in field]
+            return " ".join([words, *within])
         case "null":
             return "`null`"
         case "string":
