@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import maect
 from bench.commands import terminal
-from bench.errors import USAGE, UserError, reason, short, suggestion, written
+from bench.errors import OK, USAGE, UserError, reason, short, suggestion, written
 from bench.run import signals
 from maect.datasets import DataError
 
@@ -145,6 +145,23 @@ def main(arguments: list[str] | None = None) -> int:
     return USAGE
 
 
+def _completion(parser: _Parser, added: dict[str, _Parser], shell: str = "bash") -> str:
+    """Return the script by which a shell completes commands and arguments. Raises `UserError`."""
+    try:
+        import shtab
+    except ModuleNotFoundError:
+        message = "needs a package that is not here: pip install 'maect-bench[completion]'"
+        raise UserError(message, file="--completion") from None
+    if shell not in shtab.SUPPORTED_SHELLS:
+        hint = suggestion(shell, shtab.SUPPORTED_SHELLS)
+        raise UserError(f"there is no shell '{short(shell)}'{hint}", file="--completion")
+    for name, (module, *_) in COMMANDS.items():
+        importlib.import_module(f"bench.commands.{module}").declare(added[name])
+    parser.prog = "maect-bench"
+    # where it knows nothing, bash completes files
+    return str(shtab.complete(parser, shell)).replace("complete -o", "complete -o default -o")
+
+
 def _command(given: list[str], line: str) -> int:
     """Run the command that the arguments name. Return its exit code."""
     try:
@@ -169,6 +186,11 @@ def _command(given: list[str], line: str) -> int:
         )
         for name, (_, text, examples) in COMMANDS.items()
     }
+    shell = "print what `eval` makes a shell complete by: bash, zsh or tcsh (needs shtab)"
+    parser.add_argument("--completion", metavar="SHELL", help=shell)
+    if given[:1] == ["--completion"]:
+        print(_completion(parser, added, *given[1:2]))
+        return OK
     if not given or given[0] not in COMMANDS:
         parser.parse_args(given)
         parser.error("name the command first")

@@ -25,6 +25,7 @@ _NOT_CODE = {"maect", "maect.settings"}
 
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
+
 def stage_key(kind: str, settings: dict[str, Any], inputs: dict[str, str], data: str | None) -> str:
     """Return the key of a stage from its resolved settings, its inputs' keys and its data's
     fingerprint: 20 hexadecimal digits.

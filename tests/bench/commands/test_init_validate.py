@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import shlex
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,17 @@ def test_too_few_images_make_no_suite(
     assert main(["init", str(tmp_path / "x.yaml"), "--data", str(made(tmp_path, 8, 10))]) == 2
     assert "20 training images, too few" in capsys.readouterr().err
     assert not (tmp_path / "x.yaml").exists()
+
+
+@pytest.mark.needs("bash")
+def test_a_shell_completes_commands_and_their_options(capsys: pytest.CaptureFixture[str]):
+    assert main(["--completion", "bash"]) == 0
+    ask = "COMP_WORDS=(maect-bench %s); COMP_CWORD=%d; _shtab_maect_bench; echo ${COMPREPLY[@]}"
+    script = capsys.readouterr().out
+    script += "\n".join(["", ask % ("wa", 1), ask % ("export x --check", 3)])
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["watch", "--checkpoint"], done.stderr
+    assert main(["--completion", "csh"]) == 2
 
 
 #: what is written for what, and what is said of it
