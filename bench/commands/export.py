@@ -25,6 +25,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=common.count_from(0), metavar="N", help=seed)
     license = "of --checkpoint: licence of the weights as the Hub names it, e.g. mit"
     parser.add_argument("--license", metavar="ID", default="other", help=license)
+    hub = "of --checkpoint: upload it to the Hugging Face Hub too; a new repository is private"
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help=hub)
     to = "new file; of --checkpoint a new folder"
     parser.add_argument("--to", type=common.path, required=True, metavar="PATH", help=to)
 
@@ -36,8 +38,9 @@ def run(options: argparse.Namespace) -> int:
     if options.checkpoint is not None:
         _checkpoint(options, plan, store)
         return OK
-    if options.seed is not None:
-        raise UserError("goes with --checkpoint", file="--seed")
+    for name in ("seed", "push_to_hub"):
+        if getattr(options, name) is not None:
+            raise UserError("goes with --checkpoint", file=f"--{name.replace('_', '-')}")
     from bench.report.frames import build_view
     from bench.report.results import write_results
 
@@ -47,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _checkpoint(options: argparse.Namespace, plan: Plan, store: Store) -> None:
-    from bench.report.checkpoint import write_checkpoint
+    from bench.report.checkpoint import push_to_hub, write_checkpoint
 
     command = options.command_line
     row = write_checkpoint(
@@ -56,3 +59,5 @@ def _checkpoint(options: argparse.Namespace, plan: Plan, store: Store) -> None:
     )  # fmt: skip
     print(f"{row.variant.name}, seed {row.seed}: {options.to}")
     print(f'timm.create_model("local-dir:{options.to}", pretrained=True)')
+    if options.push_to_hub is not None:
+        print(push_to_hub(options.to, options.push_to_hub))

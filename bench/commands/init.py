@@ -97,7 +97,7 @@ def _chosen(given: str) -> dict[str, Any]:
         "about": f"{images + int(data.get('selection', 0)):,} images of {info.classes} classes",
         "title": json.dumps(f"MAE-CT on {Path(settings.path or settings.name).name}"),
         "images": f"the images have {told}; a larger image_size costs more",
-        "apart": "selection: training images set apart to choose settings on; test ones choose none",
+        "apart": "selection: training images set apart to choose settings on, not to train on",
         "data": ", ".join(f"{name}: {value}" for name, value in data.items()),
         "patch": size // grid,
         "grid": grid,
@@ -109,6 +109,6 @@ def _chosen(given: str) -> dict[str, Any]:
         "tune_steps": steps // 4,
         "crop": 0.2 if mirrored else 0.5,
         "flip": 0.5 if mirrored else 0.0,
-        "flips": "a flip changes what a digit is; write 0.0 where mirrored images mean another thing",
+        "flips": "write flip: 0.0 where mirrored images mean another thing, as with digits",
         "blur": max(0.5, round(2 * size / 224, 1)),
     }

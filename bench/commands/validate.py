@@ -1,4 +1,4 @@
-"""`validate`: every fault of a suite file at once; also what a suite may say, for editors and people."""
+"""`validate`: every fault of a suite file at once; or what a suite may say at all."""
 
 from __future__ import annotations
 

@@ -35,9 +35,13 @@ def write_checkpoint(
     chosen, stage = _chosen(plan, row, seed)
     record = stage.record
     assert record is not None
-    if faults := [*store.damages(stage.key, record)]:
+    try:
+        encoder = load_encoder(store.fetch(stage.key))
+        faults = [*store.damages(stage.key, record)]
+    except ValueError as error:
+        faults = [reason(error)]
+    if faults:
         raise UserError(f"{stage.title} is damaged: {faults[0]}; run the suite again")
-    encoder = load_encoder(store.fetch(stage.key))
     pool = chosen.variant.row.model.pool
     told: dict[str, Any] = encoder.stated | {
         "pool": pool,
@@ -65,6 +69,24 @@ def write_checkpoint(
         message = f"{folder} cannot be written ({reason(error)}); name another place: --to PATH"
         raise UserError(message) from None
     return chosen
+
+
+def push_to_hub(folder: Path, name: str) -> str:
+    """Upload a folder to the repository OWNER/NAME of the Hugging Face Hub, made where it is not
+    there, and return its address. Raises `UserError` where there is no token, or the Hub refuses.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    if get_token() is None:
+        told = "there is no token of the Hub; call `hf auth login`, or set HF_TOKEN"
+        raise UserError(f"{told}. {folder} is written", file="--push-to-hub")
+    try:
+        repository = HfApi().create_repo(name, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=repository.repo_id, folder_path=folder)
+    except (OSError, ValueError) as error:  # as the Hub's errors are
+        told = f"the Hub did not take it: {reason(error)}. {folder} is written"
+        raise UserError(told, file="--push-to-hub") from None
+    return str(repository)
 
 
 def _chosen(plan: Plan, name: str, seed: int | None) -> tuple[Row, Stage]:

@@ -47,7 +47,8 @@ def require(name: str, known: Collection[str], what: str, tree: yamlfile.Map, pl
 
 
 def check(kind: type[M], tree: Any, at: Place = (), root: yamlfile.Map | None = None) -> M:
-    """Return `tree` as settings. Raises `UserError` with all faults; `at` is where `tree` stands in `root`."""
+    """Return `tree` as settings; `at` is where it stands in `root`. Raises `UserError` with all
+    faults."""
     try:
         return kind.parse(tree)
     except ValidationError as error:

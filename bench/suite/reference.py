@@ -50,7 +50,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("search", SearchSettings, "In no key; what a cell sets is in those of its stages."),
     ("devices", DeviceSettings, "In no key."),
     ("profiles.NAME", RowSettings, "In the keys that the parts below name."),
-    ("profiles.NAME.data", DataSettings, "In the key of every stage, as is the images' fingerprint."),
+    ("profiles.NAME.data", DataSettings, "In the key of every stage, as are the images."),
     ("profiles.NAME.model", ModelSettings, "In the key of every stage of a row with an encoder."),
     ("profiles.NAME.numerics", NumericsSettings, "In the key of every stage."),
     ("profiles.NAME.mae, head, tune", ScheduleSettings,
@@ -58,7 +58,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("profiles.NAME.mae", MAESettings, "As above."),
     ("profiles.NAME.head", HeadSettings, "As above; the sizes in the key of tuning too."),
     ("profiles.NAME.tune", TuneSettings, "As above."),
-    ("profiles.NAME.augment.NAME", AugmentSettings, "In the keys of the stages that see the views."),
+    ("profiles.NAME.augment.NAME", AugmentSettings, "In the keys of stages that see the views."),
     ("profiles.NAME.augment.NAME.view0", ViewSettings, "As above."),
     ("profiles.NAME.evaluations.NAME", DeclaredSettings,
      "In the key of that evaluation and, where it reads other tokens or images, of its features."),
@@ -244,15 +244,14 @@ def _default(field: dict[str, Any]) -> str:
 def _type(field: dict[str, Any]) -> str:
     """Return in words what a schema allows."""
     if "anyOf" in field:
-        words = dict.fromkeys(_type(one) for one in field["anyOf"])
-        return ", or ".join(words)
+        return ", or ".join(dict.fromkeys(_type(one) for one in field["anyOf"]))
     if "enum" in field or "const" in field:
         return ", ".join(f"`{one}`" for one in field.get("enum", [field.get("const")]))
     if "$ref" in field:
         return "a mapping"
     match field.get("type"):
         case "array":
-            inner = field.get("items") or {}
+            inner: dict[str, Any] = field.get("items") or {}
             return "a range [low, high]" if "prefixItems" in field else f"a list of: {_type(inner)}"
         case "integer" | "number" as kind:
             words = "whole number" if kind == "integer" else "number"
