@@ -50,8 +50,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _checkpoint(options: argparse.Namespace, plan: Plan, store: Store) -> None:
-    from bench.report.checkpoint import push_to_hub, write_checkpoint
+    from bench.report.checkpoint import push_to_hub, require_token, write_checkpoint
 
+    if options.push_to_hub is not None:
+        require_token()  # before anything is written
     command = options.command_line
     row = write_checkpoint(
         plan, store, options.to, row=options.checkpoint, seed=options.seed,

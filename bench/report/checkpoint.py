@@ -71,15 +71,21 @@ def write_checkpoint(
     return chosen
 
 
-def push_to_hub(folder: Path, name: str) -> str:
-    """Upload a folder to the repository OWNER/NAME of the Hugging Face Hub, made where it is not
-    there, and return its address. Raises `UserError` where there is no token, or the Hub refuses.
-    """
-    from huggingface_hub import HfApi, get_token
+def require_token() -> None:
+    """Raise `UserError` where there is no token of the Hugging Face Hub."""
+    from huggingface_hub import get_token
 
     if get_token() is None:
         told = "there is no token of the Hub; call `hf auth login`, or set HF_TOKEN"
-        raise UserError(f"{told}. {folder} is written", file="--push-to-hub")
+        raise UserError(told, file="--push-to-hub")
+
+
+def push_to_hub(folder: Path, name: str) -> str:
+    """Upload a folder to the repository OWNER/NAME of the Hugging Face Hub, made where it is not
+    there, and return its address. Raises `UserError` where the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+
     try:
         repository = HfApi().create_repo(name, private=True, exist_ok=True)
         HfApi().upload_folder(repo_id=repository.repo_id, folder_path=folder)

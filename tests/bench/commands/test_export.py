@@ -160,6 +160,7 @@ class Hub(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@pytest.mark.slow
 def test_the_folder_is_pushed_to_the_hub_where_a_token_is_there(store: Store, tmp_path: Path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, daemon=True).start()
@@ -177,6 +178,7 @@ def test_the_folder_is_pushed_to_the_hub_where_a_token_is_there(store: Store, tm
 
     done = push("first")
     assert done.returncode == 2 and "there is no token of the Hub" in done.stderr
+    assert not (tmp_path / "first").exists()
     done = push("second", HF_TOKEN="hf_secret")
     assert done.returncode == 0 and "/me/encoder" in done.stdout, done.stderr
     here = {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()}

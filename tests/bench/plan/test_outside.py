@@ -68,6 +68,7 @@ def test_the_documented_file_runs_and_its_source_is_in_the_code_hash(suite: Path
     assert call(suite, MAECT_EVALS=str(file)).stdout.startswith("stale")
 
 
+@pytest.mark.slow
 def test_an_installed_module_is_found_by_its_entry_point_and_hashed_with_what_it_imports(
     suite: Path, tmp_path: Path
 ):
