@@ -17,6 +17,7 @@ from bench.commands import terminal
 from bench.errors import OK, USAGE, UserError, reason, short, suggestion, written
 from bench.run import signals
 from maect.datasets import DataError
+from maect.evals import outside
 
 SUITE = "suites/paper_table.yaml"
 #: command -> the module that has its `declare(parser)` and `run(options)`, what it is for, and
@@ -169,6 +170,7 @@ def _command(given: list[str], line: str) -> int:
     except FileNotFoundError:
         message = "the working directory was removed; change to another"
         raise UserError(message) from None
+    outside.settle()
     parser = _Parser(
         prog=program(),
         description="A reproducible, Ray-distributed benchmark suite for MAE-CT.",

@@ -24,12 +24,19 @@ VARIABLE, GROUP = "MAECT_EVALS", "maect.evals"
 TAKEN = ("data", "mae", "head", "tune", "features", "gallery")
 
 
+def settle() -> None:
+    """Make the files that the variable names absolute: workers may be in another folder."""
+    if given := os.environ.get(VARIABLE):
+        paths = (os.path.abspath(os.path.expanduser(path)) for path in given.split(os.pathsep))
+        os.environ[VARIABLE] = os.pathsep.join(paths)
+
+
 def modules() -> Iterator[ModuleType]:
     """Yield the modules of all evaluations from outside. Raises DataError where one is none."""
     for entry in entry_points(group=GROUP):
         yield _checked(_loaded(entry.load, f"entry point '{entry.name}'"), entry.value)
     for text in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
-        path = Path(text).expanduser()
+        path = Path(text)
         yield _checked(_loaded(partial(_of_file, path), f"{VARIABLE}={text}"), text)
 
 
