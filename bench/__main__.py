@@ -10,10 +10,13 @@ if (
     del sys.path[0]
 
 import shlex
+from typing import NoReturn
 
 from bench.run import signals
 
-if __name__ == "__main__":
+
+def main() -> NoReturn:
+    """Run the command line, as `python -m bench` or as `maect-bench`, and leave with its code."""
     signals.catch()  # first of all: the imports take a second
     try:
         from bench.cli import main
@@ -39,3 +42,7 @@ if __name__ == "__main__":
     if signals.received or "bench.run.cluster" in sys.modules:
         signals.leave(code)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

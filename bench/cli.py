@@ -1,4 +1,7 @@
-"""The command line: `python -m bench COMMAND`. Each command is a module of `bench.commands`."""
+"""The command line: `maect-bench COMMAND`, or `python -m bench COMMAND`.
+
+Each command is a module of `bench.commands`.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,96 @@ import shlex
 import sys
 from typing import Any, NoReturn
 
+import maect
 from bench.commands import terminal
-from bench.errors import USAGE, UserError, reason, short, suggestion, written
+from bench.errors import OK, USAGE, UserError, reason, short, suggestion, written
 from bench.run import signals
 from maect.datasets import DataError
+from maect.evals import outside
 
-#: command -> the module that has its `declare(parser)` and `run(options)`, and what it is for
-COMMANDS = {
-    "run": ("run", "run what a suite lacks, then print its table"),
-    "sweep": ("run", "run the search a suite declares, through Ray Tune"),
-    "plan": ("plan", "show what would run, and why; start nothing"),
-    "calibrate": ("calibrate", "measure how fast a suite's stages go on this machine"),
-    "report": ("report", "render a suite's report from the store alone"),
-    "export": ("export", "write a suite's results as a file"),
-    "verify": ("verify", "derive a suite's numbers again from what is stored"),
-    "eval": ("eval", "evaluate a ViT checkpoint without a suite"),
-    "ls": ("ls", "list the records of a store"),
-    "show": ("show", "show one record, its lineage and its log"),
+SUITE = "suites/paper_table.yaml"
+#: command -> the module that has its `declare(parser)` and `run(options)`, what it is for, and
+#: examples, without the program
+COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "init": (
+        "init",
+        "write a first suite of one's own, with comments",
+        ("init", "init mine.yaml --data ~/images"),
+    ),
+    "validate": (
+        "validate",
+        "name every fault of a suite at once",
+        ("validate mine.yaml", "validate --schema"),
+    ),
+    "run": (
+        "run",
+        "run what a suite lacks, then print its table",
+        (f"run {SUITE}", "run paper_table --profile cifar10", "run mine.yaml --set mae.steps=100"),
+    ),
+    "sweep": (
+        "run",
+        "run the search a suite declares, through Ray Tune",
+        ("sweep suites/sweep_queue.yaml", "sweep sweep_queue --profile tiny"),
+    ),
+    "plan": ("plan", "show what would run, and why; start nothing", (f"plan {SUITE}",)),
+    "calibrate": (
+        "calibrate",
+        "measure how fast a suite's stages go on this machine",
+        (f"calibrate {SUITE} --minutes 3",),
+    ),
+    "watch": (
+        "watch",
+        "show what runs on a store, from another terminal",
+        ("watch", "watch mystore --json"),
+    ),
+    "report": (
+        "report",
+        "render a suite's report from the store alone",
+        (f"report {SUITE}", f"report {SUITE} --against docs/results/digits.json"),
+    ),
+    "export": (
+        "export",
+        "write a suite's results or an encoder as files",
+        (
+            f"export {SUITE} --results --to results.json",
+            f"export {SUITE} --checkpoint MAE-CT --seed 0 --to encoder",
+        ),
+    ),
+    "verify": (
+        "verify",
+        "derive a suite's numbers again from what is stored",
+        (f"verify {SUITE}", f"verify {SUITE} --rerun 'MAE-CT *'"),
+    ),
+    "eval": (
+        "eval",
+        "evaluate a ViT checkpoint without a suite",
+        ("eval --weights encoder/model.safetensors --data ~/images",),
+    ),
+    "ls": ("ls", "list the records of a store", ("ls", "ls --store mystore")),
+    "show": ("show", "show one record, its lineage and its log", ("show 3f2a9c41",)),
     "diff": (
         "diff",
         "what differs between two runs; exit 3 if anything but the environment does",
+        ("diff store other/store", f"diff {SUITE}:digits {SUITE}:cifar10"),
     ),
-    "gc": ("gc", "list what no suite refers to; with --yes, remove it"),
-    "data": ("data", "data sets: list, fetch, check"),
-    "doctor": ("doctor", "what is here, what is missing, how to get it"),
+    "gc": (
+        "gc",
+        "list what no suite refers to; with --yes, remove it",
+        (f"gc {SUITE}", f"gc {SUITE} mine.yaml --yes"),
+    ),
+    "data": (
+        "data",
+        "data sets: list, fetch, check",
+        ("data ls", "data fetch cifar10", "data check ~/images"),
+    ),
+    "doctor": ("doctor", "what is here, what is missing, how to get it", ("doctor",)),
 }
+
+
+def program() -> str:
+    """Return how people call the command line that runs."""
+    called = os.path.basename(sys.argv[0])
+    return called if called == "maect-bench" else "python -m bench"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,7 +129,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    line = written(f"python -m bench {shlex.join(given)}")
+    line = written(f"{program()} {shlex.join(given)}")
     terminal.guard()
     try:
         return _command(given, line)
@@ -78,6 +146,23 @@ def main(arguments: list[str] | None = None) -> int:
     return USAGE
 
 
+def _completion(parser: _Parser, added: dict[str, _Parser], shell: str = "bash") -> str:
+    """Return the script by which a shell completes commands and arguments. Raises `UserError`."""
+    try:
+        import shtab
+    except ModuleNotFoundError:
+        message = "needs a package that is not here: pip install 'maect-bench[completion]'"
+        raise UserError(message, file="--completion") from None
+    if shell not in shtab.SUPPORTED_SHELLS:
+        hint = suggestion(shell, shtab.SUPPORTED_SHELLS)
+        raise UserError(f"there is no shell '{short(shell)}'{hint}", file="--completion")
+    for name, (module, *_) in COMMANDS.items():
+        importlib.import_module(f"bench.commands.{module}").declare(added[name])
+    parser.prog = "maect-bench"
+    # where it knows nothing, bash completes files
+    return str(shtab.complete(parser, shell)).replace("complete -o", "complete -o default -o")
+
+
 def _command(given: list[str], line: str) -> int:
     """Run the command that the arguments name. Return its exit code."""
     try:
@@ -85,14 +170,29 @@ def _command(given: list[str], line: str) -> int:
     except FileNotFoundError:
         message = "the working directory was removed; change to another"
         raise UserError(message) from None
+    outside.settle()
     parser = _Parser(
-        prog="python -m bench",
+        prog=program(),
         description="A reproducible, Ray-distributed benchmark suite for MAE-CT.",
+        epilog="COMMAND --help shows its arguments and examples.",
     )
+    parser.add_argument("--version", action="version", version=f"maect-bench {maect.__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
     added = {
-        name: commands.add_parser(name, help=t, description=t) for name, (_, t) in COMMANDS.items()
+        name: commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog="\n  ".join(["examples:", *(f"{program()} {line}" for line in examples)]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for name, (_, text, examples) in COMMANDS.items()
     }
+    shell = "print what `eval` makes a shell complete by: bash, zsh or tcsh (needs shtab)"
+    parser.add_argument("--completion", metavar="SHELL", help=shell)
+    if given[:1] == ["--completion"]:
+        print(_completion(parser, added, *given[1:2]))
+        return OK
     if not given or given[0] not in COMMANDS:
         parser.parse_args(given)
         parser.error("name the command first")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -21,13 +21,36 @@ KNOWN = 240
 
 
 class UserError(Exception):
-    """A mistake in a suite, data, a store or an argument: no traceback, exit code 2."""
+    """A mistake in a suite, data, a store or an argument: no traceback, exit code 2.
+
+    `faults` are all mistakes that were found, the error itself the first of them.
+    """
 
     def __init__(
         self, message: str, *, file: str | Path | None = None, line: int | None = None
     ) -> None:
         where = "" if file is None else f"{file}:{line}: " if line else f"{file}: "
         super().__init__(printable(where + message))
+        self.line, self.faults = line or 0, [self]
+
+
+@contextmanager
+def several() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Give what to try each of several things with. At the end, raise the `UserError` that came
+    first, if one came, with all of them as its faults."""
+    faults = list[UserError]()
+
+    @contextmanager
+    def each() -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            faults.extend(error.faults)
+
+    yield each
+    if faults:
+        faults[0].faults = [*{str(fault): fault for fault in faults}.values()]
+        raise faults[0]
 
 
 class MachineError(Exception):

@@ -5,6 +5,7 @@ which the planner reads, costs no import of torch.
 """
 
 import importlib
+import importlib.metadata
 from typing import Any
 
 _NAMES = {
@@ -17,7 +18,7 @@ _NAMES = {
 _PUBLIC = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = ("datasets", "evals")
 
-__all__ = [*_PUBLIC, *_MODULES]
+__all__ = [*_PUBLIC, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +26,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     if name in _MODULES:
         return importlib.import_module(f"maect.{name}")
+    if name == "__version__":
+        return importlib.metadata.version("maect-bench")
     raise AttributeError(f"module 'maect' has no attribute {name!r}")
 
 

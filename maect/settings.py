@@ -44,6 +44,7 @@ class Settings(BaseModel):
 class DataSettings(Settings):
     """Which images. Splits are the committed ones of the data set; see `maect.datasets`."""
 
+    #: a named set, or `image_folder` and `parquet` for images of one's own
     name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder", "parquet"]
     #: folder of `image_folder` or `parquet`; the others live under the data directory
     path: str | None = None
@@ -53,6 +54,7 @@ class DataSettings(Settings):
     image_size: PositiveInt = 224
     #: images in the training split, needed to plan `image_folder` and `parquet` without the data
     train_images: PositiveInt | None = None
+    #: of the same use
     classes: PositiveInt | None = None
     #: training images set apart to choose settings on, 0: none; null: those of the committed split,
     #: of a folder or shards the 4 % that their checksums say
@@ -95,14 +97,23 @@ SIZES = {
 class ModelSettings(Settings):
     """ViT encoder and MAE decoder. `size` sets dim, depth and heads; each can be overridden."""
 
+    #: sets dim, depth and heads; `custom` sets none
     size: Literal["tiny", "small", "base", "large", "huge", "custom"] = "base"
+    #: side of a patch, pixels; divides image_size
     patch_size: PositiveInt = 16
+    #: width of the encoder's tokens, a multiple of 4 and of heads
     dim: PositiveInt | None = None
+    #: blocks of the encoder
     depth: PositiveInt | None = None
+    #: attention heads of the encoder
     heads: PositiveInt | None = None
+    #: hidden units of a block's MLP over its width, encoder and decoder
     mlp_ratio: Positive = 4.0
+    #: width of the decoder's tokens, a multiple of 4 and of decoder_heads
     decoder_dim: PositiveInt = 512
+    #: blocks of the decoder
     decoder_depth: PositiveInt = 8
+    #: attention heads of the decoder
     decoder_heads: PositiveInt = 16
     #: features for heads and evaluations: class token or mean of the patch tokens
     pool: Literal["cls", "mean"] = "mean"
@@ -154,6 +165,7 @@ class NumericsSettings(Settings):
     """What changes the digits of a result without changing the method; part of every key, apart
     from what changes none."""
 
+    #: `bf16`: autocast, weights stay fp32; `fp64`: for comparisons
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     #: instructions of a CPU's kernels: `native`, the best that each machine has; `avx2`, the same
     #: on every x86-64 machine, so that bits travel from one to the other
@@ -191,18 +203,27 @@ class ViewSettings(Settings):
 
     #: area of the random resized crop as a share of the image; null: resize and centre crop
     crop_scale: tuple[float, float] | None = (0.08, 1.0)
+    #: width over height of the crop
     crop_ratio: tuple[float, float] = (0.75, 4.0 / 3.0)
+    #: probability of a horizontal flip
     flip: Share = 0.5
-    #: probability of colour jitter, and its strengths
+    #: probability of colour jitter
     jitter: Share = 0.0
+    #: strength of the jitter: factors from 1 - strength to 1 + strength
     brightness: NonNegative = 0.4
+    #: strength of the jitter, likewise
     contrast: NonNegative = 0.4
+    #: strength of the jitter, likewise
     saturation: NonNegative = 0.2
+    #: strength of the jitter: shift as a share of the colour circle
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
+    #: probability of Gaussian blur
     blur: Share = 0.0
     #: standard deviation of the blur, pixels of the cropped image
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    #: probability that colours are dropped
     grey: Share = 0.0
+    #: probability that bright values are inverted
     solarise: Share = 0.0
     #: threshold of solarise on the 0-255 scale
     solarise_threshold: Annotated[int, Field(ge=0, le=255)] = 128
@@ -221,6 +242,7 @@ class ViewSettings(Settings):
 class AugmentSettings(Settings):
     """A pipeline: one view (MAE) or two (NNCLR), the second differing from the first by `view1`."""
 
+    #: the first view
     view0: ViewSettings = ViewSettings()
     #: null: the same as view0
     view1: ViewSettings | None = None
@@ -242,18 +264,24 @@ class ScheduleSettings(Settings):
 
     #: exactly one of the two; an epoch drops its last incomplete batch
     steps: PositiveInt | None = None
+    #: in place of steps
     epochs: PositiveInt | None = None
     #: global batch, images
     batch_size: PositiveInt = 1024
     #: exactly one of the two: peak rate, or base rate scaled by views x batch_size / 256: two views
     #: of each image in head initialisation and tuning, `views` crops in MAE pretraining
     lr: Positive | None = None
+    #: in place of lr
     base_lr: Positive | None = None
+    #: of AdamW
     betas: tuple[float, float] = (0.9, 0.95)
+    #: of AdamW; biases and norms have none
     weight_decay: NonNegative = 0.05
     #: linear warm-up, at most one of the three: a share of the steps, epochs, or steps
     warmup: Share | None = None
+    #: in place of warmup
     warmup_epochs: NonNegative | None = None
+    #: in place of warmup
     warmup_steps: NonNegativeInt | None = None
     #: largest L2 norm of the gradient; null: no clipping
     clip_grad: Positive | None = None
@@ -310,6 +338,7 @@ class MAESettings(ScheduleSettings):
     #: crops of each image in every step, all in the loss: 1 in facebookresearch/mae, 2 in MAE-CT's
     #: published recipes
     views: Literal[1, 2] = 1
+    #: share of the patches that the encoder does not see
     mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
     #: normalise each target patch by its own mean and (unbiased) variance
     norm_pix: bool = True
@@ -321,13 +350,19 @@ class MAESettings(ScheduleSettings):
 class HeadSettings(ScheduleSettings):
     """NNCLR head on the frozen encoder. Its queue and shape are inherited by tuning."""
 
+    #: of AdamW; biases and norms have none
     weight_decay: NonNegative = 1e-5
+    #: hidden units of the projector
     hidden_dim: PositiveInt = 2048
+    #: hidden units of the predictor
     predictor_dim: PositiveInt = 4096
+    #: width of the embeddings
     out_dim: PositiveInt = 256
     #: embeddings in the neighbour queue; a multiple of batch_size
     queue_size: PositiveInt = 65536
+    #: the positive is drawn from so many nearest neighbours
     topk: PositiveInt = 1
+    #: of the contrastive loss
     temperature: Positive = 0.15
 
     @model_validator(mode="after")
@@ -348,14 +383,19 @@ class TuneSettings(ScheduleSettings):
 
     #: peak rate of the head where it differs from the encoder's (`lr`/`base_lr` form as there)
     head_lr: Positive | None = None
+    #: weight decay of the head
     head_weight_decay: NonNegative = 1e-5
     #: first blocks kept frozen with the patch embedding and the class token: a share or a count
     frozen: Share | None = 0.5
+    #: in place of frozen, and goes before it
     frozen_blocks: NonNegativeInt | None = None
+    #: learning rate of a block over that of the next one above
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.65
     #: moving average of the projector that writes and queries the queue
     target_ema: Share = 0.99
+    #: the positive is drawn from so many nearest neighbours
     topk: PositiveInt = 20
+    #: of the contrastive loss
     temperature: Positive = 0.15
     #: never take an earlier view of the same image for its neighbour
     exclude_own: bool = True

@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 #: of a store: a folder, or the URL of a bucket and a prefix
 Place = Path | str
 
+#: where the suites lie that come with the package, in a checkout as in an installation
+SUITES = Path(__file__).parents[2] / "suites"
+
 #: characters of a key that are shown
 SHOWN_KEY = 10
 
 
 def suite_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """Add the arguments that choose a suite, its rows, its settings and the store."""
-    suite = "suite file, e.g. suites/paper_table.yaml"
-    parser.add_argument("suite", type=path, nargs="?" if optional else None, help=suite)
+    suite = "suite file, or the name of one that comes with the package, e.g. paper_table"
+    parser.add_argument("suite", type=suite_file, nargs="?" if optional else None, help=suite)
     parser.add_argument("--profile", help="scale of the suite; default: the suite's own")
     parser.add_argument("--seeds", type=count_from(1), metavar="N", help="run N seeds")
     only = "only rows whose name fits, e.g. 'MAE*'"
@@ -67,6 +70,20 @@ def path(text: str) -> Path:
         message = "is no path" if not text else "there is no such home folder"
         raise argparse.ArgumentTypeError(f"'{short(text)}': {message}")
     return Path(expanded)
+
+
+def suite_file(text: str) -> Path:
+    """Return the type of an argument that is a suite: a file, or the name of one of the package's.
+
+    A file or folder that has the very name goes before.
+    """
+    return _shipped(path(text))
+
+
+def _shipped(given: Path) -> Path:
+    named = SUITES / f"{given.name}.yaml"
+    alone = given.parent == Path() and not given.suffix and not given.exists()
+    return named if alone and named.is_file() else given
 
 
 def place(text: str) -> Place:
@@ -113,7 +130,7 @@ def load(options: argparse.Namespace) -> Suite:
 def file_and_profile(text: str) -> tuple[Path, str | None]:
     """Return a suite's file and the profile that is named with it: `suites/smoke.yaml:tiny`."""
     file, _, profile = text.rpartition(":") if ".yaml:" in text else (text, "", "")
-    return Path(file), profile or None
+    return _shipped(Path(file)), profile or None
 
 
 def planned(options: argparse.Namespace, store: Store, *, keep_stale: bool) -> Plan:

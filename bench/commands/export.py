@@ -1,11 +1,16 @@
-"""`export`: what a suite has in the store, as a file for others."""
+"""`export`: what a suite has in the store, as files for others."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from bench.commands import common
-from bench.errors import OK, short
+from bench.errors import OK, UserError, short
+
+if TYPE_CHECKING:
+    from bench.plan.stage import Plan
+    from bench.store.store import Store
 
 #: formats of figures
 DRAWN = ("pdf", "svg", "png")
@@ -19,7 +24,15 @@ def declare(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--results", action="store_true", help=results)
     figures = f"the report's figures at the size of a paper's column: {', '.join(DRAWN)}"
     what.add_argument("--figures", type=_formats, metavar="FORMATS", help=figures)
-    to = "new file; of figures a folder"
+    row = "the encoder of a row, for timm and transformers, with a model card"
+    what.add_argument("--checkpoint", metavar="ROW", help=row)
+    seed = "of --checkpoint: which seed (default: the suite's first)"
+    parser.add_argument("--seed", type=common.count_from(0), metavar="N", help=seed)
+    license = "of --checkpoint: licence of the weights as the Hub names it, e.g. mit"
+    parser.add_argument("--license", metavar="ID", default="other", help=license)
+    hub = "of --checkpoint: upload it to the Hugging Face Hub too; a new repository is private"
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help=hub)
+    to = "new file; of figures and of --checkpoint a folder"
     parser.add_argument("--to", type=common.path, required=True, metavar="PATH", help=to)
 
 
@@ -35,13 +48,19 @@ def _formats(text: str) -> list[str]:
 
 def run(options: argparse.Namespace) -> int:
     """Write what is asked for. Return the exit code."""
+    store = common.existing(options.store)
+    plan = common.planned(options, store, keep_stale=options.keep_stale)
+    if options.checkpoint is not None:
+        _checkpoint(options, plan, store)
+        return OK
+    for name in ("seed", "push_to_hub"):
+        if getattr(options, name) is not None:
+            raise UserError("goes with --checkpoint", file=f"--{name.replace('_', '-')}")
     from bench.report.frames import build_view
     from bench.report.results import write_results
     from bench.report.write import write_figures
     from reports.display import plural
 
-    store = common.existing(options.store)
-    plan = common.planned(options, store, keep_stale=options.keep_stale)
     view = build_view(plan, store, options.command_line)
     if options.results:
         write_results(options.to, view)
@@ -50,3 +69,19 @@ def run(options: argparse.Namespace) -> int:
         found = write_figures(view, options.figures, options.to)
         print(f"figures: {plural(len(found), 'file')} in {options.to}")
     return OK
+
+
+def _checkpoint(options: argparse.Namespace, plan: Plan, store: Store) -> None:
+    from bench.report.checkpoint import push_to_hub, require_token, write_checkpoint
+
+    if options.push_to_hub is not None:
+        require_token()  # before anything is written
+    command = options.command_line
+    row = write_checkpoint(
+        plan, store, options.to, row=options.checkpoint, seed=options.seed,
+        license=options.license, command=command,
+    )  # fmt: skip
+    print(f"{row.variant.name}, seed {row.seed}: {options.to}")
+    print(f'timm.create_model("local-dir:{options.to}", pretrained=True)')
+    if options.push_to_hub is not None:
+        print(push_to_hub(options.to, options.push_to_hub))

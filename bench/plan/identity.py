@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import sys
 from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
-import maect
+import maect  # noqa: F401 - so that its place is known
 from bench.store.record import Code
 from maect.files import digest
 
@@ -23,8 +24,6 @@ SCHEMA = 2
 _NOT_CODE = {"maect", "maect.settings"}
 
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-
-_ROOT = Path(maect.__file__).parent
 
 
 def stage_key(kind: str, settings: dict[str, Any], inputs: dict[str, str], data: str | None) -> str:
@@ -41,12 +40,16 @@ def stage_key(kind: str, settings: dict[str, Any], inputs: dict[str, str], data:
 
 @cache
 def code(*entries: str) -> Code:
-    """Return the hashes of `entries` and of every maect module they import, directly or not."""
+    """Return the hashes of `entries` and of every module of their packages that they import.
+
+    These packages are maect and, of an evaluation from outside, its own.
+    """
     hashes: dict[str, str] = {}
     pending = [*entries]
+    packages = frozenset(name.partition(".")[0] for name in ("maect", *entries))
     while pending:
         name = pending.pop()
-        module = None if name in hashes or name in _NOT_CODE else _module(name)
+        module = None if name in hashes or name in _NOT_CODE else _module(name, packages)
         if module is not None:
             hashes[name], imported = module
             pending += imported
@@ -55,13 +58,15 @@ def code(*entries: str) -> Code:
 
 
 @cache
-def _module(name: str) -> tuple[str, list[str]] | None:
-    """Return the hash of a maect module's syntax tree, docstrings apart, and what it imports.
+def _module(name: str, packages: frozenset[str]) -> tuple[str, list[str]] | None:
+    """Return the hash of a module's syntax tree, docstrings apart, and what it imports.
 
-    The names of imports stand for maect modules, or for definitions in them. None where `name` is
-    no module.
+    The names of imports stand for modules of `packages`, or for definitions in them. None where
+    `name` is no module.
     """
-    path = _ROOT.joinpath(*name.split(".")[1:])
+    top, *inner = name.split(".")
+    root = Path(str(sys.modules[top].__file__))
+    path = root.parent.joinpath(*inner) if root.name == "__init__.py" else root
     package = name if path.is_dir() else name.rpartition(".")[0]
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not file.exists():
@@ -78,5 +83,5 @@ def _module(name: str) -> tuple[str, list[str]] | None:
             node.body = node.body[1:] or [ast.Pass()]
     # Python 3.12 has a field more, which is empty in code for 3.11
     text = ast.dump(tree).replace(", type_params=[]", "")
-    ours = [module for module in imported if module.split(".")[0] == "maect"]
+    ours = [module for module in imported if module.split(".")[0] in packages]
     return hashlib.sha256(text.encode()).hexdigest()[:16], ours

@@ -151,9 +151,8 @@ class Plan:
 
 
 def entry_modules(kind: str) -> list[str]:
-    """Return the maect modules that a kind of stage runs; the first one's `run` takes the job."""
+    """Return the modules that a kind of stage runs; the first one's `run` takes the job."""
     if kind in ENTRY:
         return [ENTRY[kind]]
-    evaluator = evals.get(kind)
-    entry = "evaluate_encoder" if evaluator.needs_encoder else "evaluate"
-    return [f"maect.stages.{entry}", evaluator.compute.__module__]
+    entry = "evaluate_encoder" if evals.get(kind).needs_encoder else "evaluate"
+    return [f"maect.stages.{entry}", evals.code_of(kind)]

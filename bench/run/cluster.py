@@ -450,7 +450,8 @@ def _start(address: str | None, cores: int, waiting: Callable[[float], None]) ->
     if address:
         _knock(address)
         # its workers have the variables of their node, not of this process; a job may name them too
-        ours = {name: os.environ[name] for name in environment.AVX2 if name in os.environ}
+        named = (*environment.AVX2, "MAECT_EVALS")
+        ours = {name: os.environ[name] for name in named if name in os.environ}
         options["runtime_env"] = {"env_vars": ours}
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     else:

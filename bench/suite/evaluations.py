@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import PositiveInt, create_model
 
+from bench.errors import several
 from bench.suite.messages import check, fault, require
 from bench.suite.yamlfile import Map
 from maect import evals
@@ -17,6 +18,19 @@ from maect.settings import DataSettings, FeatureSettings, ModelSettings, Setting
 
 #: features that an evaluation reads, in words
 POOLS = {"cls": "class token", "mean": "mean of patches", "both": "class token and mean"}
+
+
+class DeclaredSettings(FeatureSettings):
+    """What may be said of any evaluation; its own settings stand beside it."""
+
+    #: which of the evaluations it is, where its name is none of theirs: `evaluation: knn`
+    evaluation: str | None = None
+    #: the rows that have it; null: all
+    rows: list[str] | None = None
+    #: how many of the suite's seeds have it, the first ones; null: all
+    seeds: PositiveInt | None = None
+    #: another data set that it is of, its name or as `data` of a profile; null: the row's own
+    data: str | dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,11 @@ def declare_all(
         kinds[name] = name if kind is None else str(kind)
         place = ("evaluations", name, *(["evaluation"] if kind else []))
         require(kinds[name], evals.names(), "evaluation", tree, place)
-    found = {name: _declared(name, kinds[name], model, data, tree) for name in wanted}
+    found = dict[str, Evaluation]()
+    with several() as each:
+        for name in wanted:
+            with each():
+                found[name] = _declared(name, kinds[name], model, data, tree)
     return {
         name: evaluation
         for name, evaluation in found.items()
@@ -136,7 +154,7 @@ def _declared(
 ) -> Evaluation:
     """Return the evaluation under `evaluations.<name>` of a row's `tree`. Raises `UserError`."""
     at, depth = ("evaluations", name), model.depth or 0
-    found: Any = check(_declarable(kind), tree.get("evaluations", {}).get(name, {}), at, tree)
+    found: Any = check(declarable(kind), tree.get("evaluations", {}).get(name, {}), at, tree)
     block = found.blocks(depth)
     last = max(block) if isinstance(block, list) else block or 0
     if last >= depth:
@@ -152,17 +170,10 @@ def _declared(
 
 
 @cache
-def _declarable(kind: str) -> type[Settings]:
+def declarable(kind: str) -> type[Settings]:
     """Return the type of what a suite may write of an evaluation."""
     own = evals.get(kind).settings
-    return create_model(
-        own.__name__,
-        __base__=(own, FeatureSettings),
-        evaluation=(str | None, None),
-        rows=(list[str] | None, None),
-        seeds=(PositiveInt | None, None),
-        data=(str | dict[str, Any] | None, None),
-    )
+    return create_model(own.__name__, __base__=(own, DeclaredSettings))
 
 
 def column_id(evaluation: str, metric: str, primary: bool) -> str:

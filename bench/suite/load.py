@@ -9,10 +9,15 @@ search, then by `--set`.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from bench.errors import UserError, short, suggestion
+from pydantic import ValidationError
+
+from bench.errors import UserError, several, short, suggestion
 from bench.suite import rules
 from bench.suite.evaluations import declare_all
 from bench.suite.messages import check, fault, require
@@ -32,7 +37,9 @@ from maect.datasets import DataError, DataInfo
 from maect.settings import DataSettings
 
 #: parts of the suite that a profile may replace
-_OWN = ("evaluate", "tables", "primary", "secondary", "devices")
+OWN = ("evaluate", "tables", "primary", "secondary", "devices")
+#: what may stand in for a faulty value while the rest of a file is looked at
+_NEUTRAL: dict[Any, Any] = {"suite": "suite", "seeds": [0]}
 #: two ways to say the same, of which a worker looks at the second where it is there
 _FROZEN = ("frozen", "frozen_blocks")
 
@@ -58,6 +65,69 @@ def load_suite(
     tree = _with_profiles(path)
     overlays = [parse_set(text) for text in sets or []]
     return _Loader(path, tree, overlays, profile).suite(seeds)
+
+
+def faults_of(path: Path, profile: str | None = None) -> tuple[list[UserError], list[str]]:
+    """Return every fault of a suite file, by line, and the profiles that were looked at.
+
+    All profiles, unless one is named. What depends on a faulty value is not looked at.
+    """
+    try:
+        tree = _with_profiles(path)
+    except UserError as error:
+        return error.faults, []
+    faults, broken = _mend(tree)
+    known = tree.get("profiles")
+    names = [profile] if profile else [*known] if isinstance(known, Map) else []
+    if isinstance(tree.get("profile"), str) and tree["profile"] not in names and not profile:
+        try:
+            require(tree["profile"], names, "profile", tree, ("profile",))
+        except UserError as error:
+            faults.append(error)
+    for name in names:
+        try:
+            _Loader(path, merge(tree), [], name, broken).suite(None)
+        except UserError as error:
+            faults += error.faults
+    once = {str(fault): fault for fault in faults}
+    return sorted(once.values(), key=lambda fault: fault.line), names
+
+
+def _mend(tree: Map) -> tuple[list[UserError], set[str]]:
+    """Take what is no suite's out of a file's content, so that the rest can be looked at.
+
+    Return the faults, and the rows that have one.
+    """
+    faults, broken = list[UserError](), set[str]()
+    for deep in (True, False):
+        try:
+            SuiteSettings.parse(tree)
+            break
+        except ValidationError as error:
+            places = [wrong["loc"] for wrong in error.errors()]
+        try:
+            check(SuiteSettings, tree)
+        except UserError as told:
+            faults = faults or told.faults
+        for loc in places:
+            broken |= {str(loc[1])} if loc[0] == "variants" and len(loc) > 1 else set()
+            _take_out(tree, loc if deep else loc[: 1 + (loc[0] in ("variants", "profiles"))])
+    return faults, broken
+
+
+def _take_out(tree: Map, loc: tuple[Any, ...]) -> None:
+    """Take the value at a place out, or put a sound one there."""
+    *above, last = loc
+    section: Any = tree
+    with suppress(LookupError, TypeError):
+        for step in above:
+            section = section[step]
+    if above[:1] == ["variants"] and len(loc) == 2 and isinstance(section, Map):
+        section.put(last, Map(*section.place), *section.place)
+    elif isinstance(section, Map):
+        section.pop(last, None)
+    if loc[0] in _NEUTRAL:
+        tree.put(loc[0], _NEUTRAL[loc[0]], *tree.place)
 
 
 def _with_profiles(path: Path) -> Map:
@@ -92,8 +162,16 @@ def parse_set(text: str) -> Map:
 class _Loader:
     """Turns one parsed file into a `Suite`, keeping the place of every value for messages."""
 
-    def __init__(self, path: Path, tree: Map, sets: list[Map], profile: str | None) -> None:
-        self.path, self.tree = path, tree
+    def __init__(
+        self,
+        path: Path,
+        tree: Map,
+        sets: list[Map],
+        profile: str | None,
+        broken: Collection[str] = (),
+    ) -> None:
+        #: `broken`: rows that nothing can be said of
+        self.path, self.tree, self.broken = path, tree, broken
         #: each holds one setting
         self.sets = [given for given in sets if "devices" not in given]
         self.spec = check(SuiteSettings, tree)
@@ -107,7 +185,7 @@ class _Loader:
             require(self.spec.profile, profiles, "profile", tree, ("profile",))
         self.profile = profile or self.spec.profile
         own = tree["profiles"][self.profile]
-        for key in _OWN:
+        for key in OWN:
             if key in own and own.places[key][0] == str(path):  # not those of another suite
                 tree.put(key, own[key], *own.places[key])
         for given in sets:
@@ -129,19 +207,31 @@ class _Loader:
     def suite(self, count: int | None) -> Suite:
         """Return the suite with its first `count` seeds. Raises `UserError`."""
         spec, search = self.spec, self.spec.search
-        self._check_evaluations()
         names = [name for name in spec.variants if self.overlays.get(name, {}) is not None]
-        cells = cells_of(search, names, self.tree)
         # what a search varies is a row only for `each`, or where another row matches its cost
         varied = {*search.variants} if search and search.method != "each" else set()
         varied -= {spec.variants[name].match_compute for name in names}
-        variants = {n: self._variant(n, n, {}) for n in names if n not in varied}
-        if search is not None:
-            variants |= {
-                label: self._variant(label, varied_by(cell, search), cell)
-                for label, cell in cells.items()
-            }
-        rules.check_suite(spec, variants, self.tree)
+        rows: dict[str, tuple[str, Choices]] = {n: (n, {}) for n in names if n not in varied}
+        cells, variants = dict[str, Choices](), dict[str, Variant]()
+        with several() as each:
+            with each():
+                self._check_evaluations()
+            known = False
+            with each():
+                cells = cells_of(search, names, self.tree)
+                if search is not None:
+                    rows |= {
+                        label: (varied_by(cell, search), cell) for label, cell in cells.items()
+                    }
+                known = True
+            for label, (source, cell) in rows.items():
+                if source not in self.broken:
+                    with each():
+                        variants[label] = self._variant(label, source, cell)
+            if known:
+                whole = len(variants) == len(rows) and not {*spec.evaluate} - self._evaluations()
+                with each():
+                    rules.check_suite(spec, rows, variants, self.tree, whole=whole)
         rules.check_search(search, [variants[label] for label in cells], self.tree)
         return Suite(
             path=self.path,
@@ -176,7 +266,7 @@ class _Loader:
         base = merge(self.tree["profiles"][self.profile])
         base.place = self.tree["profiles"].places[self.profile]
         own = base.pop("variants", None) or Map(*base.place)
-        for key in (*_OWN, "search"):
+        for key in (*OWN, "search"):
             base.pop(key, None)
         base = undotted(base)
         if self.spec.search is not None and "report_on" not in base:
@@ -188,19 +278,26 @@ class _Loader:
                 require(name, self.spec.variants, "variant", self.tree, at)
         return base, {name: None if m is None else undotted(m) for name, m in own.items()}
 
+    def _evaluations(self) -> set[str]:
+        """Return the names that `evaluate` may have."""
+        declared = self.base.get("evaluations")
+        return {*evals.names(), *(declared if isinstance(declared, Map) else ())}
+
     def _check_evaluations(self) -> None:
         """Raise `UserError` unless each name in `evaluate` is known."""
-        declared = self.base.get("evaluations")
-        known = {*evals.names(), *(declared if isinstance(declared, Map) else ())}
-        for index, name in enumerate(self.spec.evaluate):
-            require(name, known, "evaluation", self.tree, ("evaluate", index))
-        for name, given in (declared if isinstance(declared, Map) else {}).items():
-            rows = given.get("rows") if isinstance(given, Map) else None
-            # a suite need not have the rows of the one that its profiles come from
-            if isinstance(rows, Seq) and rows.place[0] == str(self.path):
-                for index, row in enumerate(rows):
-                    at = ("evaluations", name, "rows", index)
-                    require(row, self.spec.variants, "variant", self.base, at)
+        declared, known = self.base.get("evaluations"), self._evaluations()
+        with several() as each:
+            for index, name in enumerate(self.spec.evaluate):
+                with each():
+                    require(name, known, "evaluation", self.tree, ("evaluate", index))
+            for name, given in (declared if isinstance(declared, Map) else {}).items():
+                rows = given.get("rows") if isinstance(given, Map) else None
+                # a suite need not have the rows of the one that its profiles come from
+                if isinstance(rows, Seq) and rows.place[0] == str(self.path):
+                    for index, row in enumerate(rows):
+                        at = ("evaluations", name, "rows", index)
+                        with each():
+                            require(row, self.spec.variants, "variant", self.base, at)
 
     def _variant(self, label: str, source: str, cell: Choices) -> Variant:
         """Return the row `label`: the variant `source`, changed by a cell of the search."""
@@ -215,7 +312,7 @@ class _Loader:
             last = getattr(row, row.stages[-1]).scaled(row.lr_scale)
             row = row.model_copy(update={row.stages[-1]: last})
         evaluations = declare_all(
-            self.spec.evaluate,
+            [name for name in self.spec.evaluate if name in self._evaluations()],
             row.model,
             row.data,
             tree,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from bench.errors import UserError, short, suggestion
+from bench.errors import UserError, several, short, suggestion
 from bench.suite import yamlfile
 from maect.settings import Settings
 
@@ -47,25 +47,34 @@ def require(name: str, known: Collection[str], what: str, tree: yamlfile.Map, pl
 
 
 def check(kind: type[M], tree: Any, at: Place = (), root: yamlfile.Map | None = None) -> M:
-    """Return `tree` as settings. Raises `UserError`; `at` is where `tree` stands in `root`."""
+    """Return `tree` as settings; `at` is where it stands in `root`. Raises `UserError` with all
+    faults."""
     try:
         return kind.parse(tree)
     except ValidationError as error:
         errors = error.errors()
-    root = tree if root is None else root
-    # a misspelt key is told rather than that the right one is missing
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    loc = (*at, *(step for step in first["loc"] if step != "[key]"))
-    message = _sentence(kind, first, loc)
+    # a misspelt key is told before that the right one is missing
+    errors.sort(key=lambda e: e["type"] != "extra_forbidden")
+    with several() as each:
+        for wrong in errors:
+            with each():
+                raise _fault(kind, wrong, at, tree if root is None else root)
+    raise AssertionError
+
+
+def _fault(kind: type[BaseModel], error: Any, at: Place, root: yamlfile.Map) -> UserError:
+    """Return what pydantic finds wrong with settings that stand at `at` in `root`."""
+    loc = (*at, *(step for step in error["loc"] if step != "[key]"))
+    message = _sentence(kind, error, loc)
     places = [loc]
-    if first["type"] == "value_error":  # of several values: the place of the first it names
+    if error["type"] == "value_error":  # of several values: the place of the first it names
         section = root
         for step in loc:
             section = section[step]
         if isinstance(section, yamlfile.Map):
             words = re.findall(r"\w+", message)
             places = [(*loc, word) for word in words if word in section] or places
-    raise fault(message, root, *places)
+    return fault(message, root, *places)
 
 
 def dotted(loc: Sequence[Any]) -> str:

@@ -1,7 +1,7 @@
 """Rules that join several settings of a suite: each value is allowed, but not together.
 
 A rule yields what is wrong: the message, and the places of the values of which one should change.
-The checks raise the first of them as `UserError`.
+The checks raise them as `UserError`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bench.errors import nearest_file, short, suggestion
+from bench.errors import nearest_file, several, short, suggestion
 from bench.suite.messages import Place, fault, require
 from bench.suite.schema import (
     SearchSettings,
@@ -28,8 +28,10 @@ Faults = Iterator[tuple[Any, ...]]
 
 
 def _check(faults: Iterable[tuple[Any, ...]], tree: Map) -> None:
-    for message, *places in faults:
-        raise fault(message, tree, *places)
+    with several() as each:
+        for message, *places in faults:
+            with each():
+                raise fault(message, tree, *places)
 
 
 # ----------------------------------------------------------------------------------- one row
@@ -132,18 +134,32 @@ def _counts(variant: Variant, images: int | None) -> Faults:
 # ----------------------------------------------------------------------------- the whole suite
 
 
-def check_suite(spec: SuiteSettings, variants: dict[str, Variant], tree: Map) -> None:
-    """Check all that names rows and columns, and that rows fit each other."""
-    for name, known, what, place in _names(spec, variants):
-        require(name, known, what, tree, place)
-    _check(_together(spec, variants), tree)
+def check_suite(
+    spec: SuiteSettings,
+    rows: Collection[str],
+    variants: dict[str, Variant],
+    tree: Map,
+    *,
+    whole: bool,
+) -> None:
+    """Check all that names rows and columns, and that rows fit each other.
+
+    Not `whole`: some rows or evaluations have faults, and only the names of rows are checked.
+    """
+    with several() as each:
+        for name, known, what, place in _names(spec, rows, variants):
+            if whole or what == "variant":
+                with each():
+                    require(name, known, what, tree, place)
+    if whole:
+        _check(_together(spec, variants), tree)
 
 
 def _names(
-    spec: SuiteSettings, variants: dict[str, Variant]
+    spec: SuiteSettings, rows: Collection[str], variants: dict[str, Variant]
 ) -> Iterator[tuple[str, Collection[str], str, Place]]:
     """Yield each name of a row or column with those there are, what it is and its place."""
-    rows, metrics = variants.keys(), set[str]()
+    metrics = set[str]()
     for variant in variants.values():
         for name, evaluation in variant.evaluations.items():
             metrics |= evaluation.columns(name).keys()
@@ -152,7 +168,7 @@ def _names(
         if variant.match_compute is not None:
             yield variant.match_compute, rows, "variant", ("variants", name, "match_compute")
     for index, name in enumerate(spec.gallery):
-        yield name, rows & spec.variants.keys(), "variant", ("gallery", index)
+        yield name, {*rows} & spec.variants.keys(), "variant", ("gallery", index)
     for number, table in enumerate(spec.tables):
         at: Place = ("tables", number)
         for index, name in enumerate(table.rows or []):
@@ -163,7 +179,7 @@ def _names(
             yield name, columns, "column", (*at, "columns", index)
         for group, members in (table.groups or {}).items():
             for index, name in enumerate(members):
-                yield name, rows | columns, "row or column", (*at, "groups", group, index)
+                yield name, {*rows} | columns, "row or column", (*at, "groups", group, index)
     named = [(("secondary", index), one) for index, one in enumerate(spec.secondary)]
     for at, one in [(("primary",), spec.primary), *named] if spec.primary else named:
         yield one.row, rows, "variant", (*at, "row")

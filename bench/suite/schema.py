@@ -51,11 +51,17 @@ class RowSettings(Settings):
     #: where an encoder without an earlier stage starts: random weights, no encoder at all (pixels),
     #: or a checkpoint file. A profile's or `--set`'s is of the rows that name none themselves
     init: str = "random"
+    #: the images
     data: DataSettings
+    #: the encoder, and the decoder of MAE pretraining
     model: ModelSettings
+    #: how it is computed
     numerics: NumericsSettings = NumericsSettings()
+    #: MAE pretraining
     mae: MAESettings
+    #: head initialisation
     head: HeadSettings
+    #: contrastive tuning
     tune: TuneSettings
     #: the pipelines by name; `mae` is the one of MAE pretraining
     augment: dict[str, AugmentSettings]
@@ -72,28 +78,33 @@ class RowSettings(Settings):
 class VariantSettings(Settings):
     """One row of the tables: a chain of training stages."""
 
-    #: as in `RowSettings`; a profile's or a search's `stages` go before
+    #: as in a profile; a profile's or a search's `stages` go before
     stages: list[TrainingStage] = []
+    #: as in a profile; what stands here goes before
     init: str | None = None
     #: pipeline of the head and tuning stages
     augment: str = "min"
     #: a row of `mae` alone trains for as many more steps as that variant's head and tuning cost in
     #: FLOPs; a row of `tune` alone for as many steps as all of that variant's stages cost
     match_compute: str | None = None
+    #: settings of this row alone, as a profile has them
     set: dict[str, Any] = {}
 
 
 class TableSettings(Settings):
     """One printed table."""
 
+    #: above the table
     title: str = ""
     #: rows in order; left out: all variants
     rows: list[str] | None = None
     #: evaluations, single metrics as `knn.accuracy_k20`, or `cost`
     columns: list[str] = ["knn", "probe", "cost"]
+    #: heading to the columns, or rows, that stand under it
     groups: dict[str, list[str]] | None = None
     #: the row that the others are compared with
     baseline: str | None = None
+    #: decimals that are printed
     digits: Annotated[int, Field(ge=0, le=6)] = 1
     #: published figures in grey beside ours
     published: bool = False
@@ -104,7 +115,9 @@ class ComparisonSettings(Settings):
 
     #: an evaluation, or one of its metrics as `knn.accuracy_k20`
     metric: str
+    #: the row that should be better
     row: str
+    #: the row that it is compared with
     against: str
 
     @model_validator(mode="after")
@@ -200,14 +213,21 @@ class ProfileSettings(Settings):
 class SuiteSettings(Settings):
     """A suite file, all profiles in it."""
 
+    #: its name, a part of the names of the files that it leaves
     suite: FileName
+    #: of the page; by default the name
     title: str = ""
+    #: sentences that stand on the page
     notes: list[str] = []
     #: the profile used where none is named
     profile: str
+    #: each trains all rows anew; `--seeds N` takes the first N, or goes on counting
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1, max_length=MAX_SEEDS), Once]
+    #: evaluations of every row: those of the package, and those that a profile names
     evaluate: Annotated[list[str], Field(min_length=1), Once]
+    #: the rows, by name
     variants: Annotated[dict[str, VariantSettings], Field(min_length=1)]
+    #: the tables to print; by default one with all evaluations and the cost
     tables: list[TableSettings] = []
     #: the one comparison that is tested by itself at 5 %; the report opens with its effect
     primary: ComparisonSettings | None = None
@@ -215,10 +235,13 @@ class SuiteSettings(Settings):
     secondary: list[ComparisonSettings] = []
     #: two rows whose encoders are shown beside each other in pictures, e.g. [MAE, MAE-CT]
     gallery: list[str] = []
+    #: a search over settings, for `sweep`
     search: SearchSettings | None = None
+    #: the GPUs that workers are given
     devices: DeviceSettings = DeviceSettings()
     #: suite files whose profiles this one takes over; its own are laid over them
     profiles_from: str | list[str] | None = None
+    #: scales of the suite, by name
     profiles: Annotated[dict[FileName, ProfileSettings], Field(min_length=1)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from bench.errors import UserError, nearest_file, reason, short
+from bench.errors import UserError, nearest_file, reason, several, short
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 20_000
@@ -104,7 +104,8 @@ def _text(path: Path) -> str:
             raise UserError(f"is larger than {MAX_BYTES} bytes, so no suite file", file=path)
         return data.decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        near = nearest_file(path, Path("suites"), path.parent / "suites", pattern="*.y*ml")
+        folders = Path("suites"), path.parent / "suites", Path(__file__).parents[2] / "suites"
+        near = nearest_file(path, *folders, pattern="*.y*ml")
         raise UserError(f"there is no suite file '{short(str(path), 240)}'{near}") from None
     except OSError as error:
         raise UserError(f"cannot be read: {reason(error)}; check the path", file=path) from None
@@ -212,17 +213,23 @@ class _Reader(yaml.SafeLoader):
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> Map:
         result = Map(*self.place(node))
-        for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise self.fail("a key must be a plain word; write 'name: value'", key_node)
-            key = self._text(key_node)
-            if key == "<<":
-                raise self.fail("merge keys (<<) are not supported; write the values out", key_node)
-            if key in result:
-                first = f" (first on line {result.places[key][1]})" if self.numbered else ""
-                raise self.fail(f"'{short(key)}' stands twice{first}; keep one", key_node)
-            result.put(key, self.build(value_node, depth + 1), *self.place(key_node))
+        with several() as each:
+            for key_node, value_node in node.value:
+                with each():
+                    self._pair(result, key_node, value_node, depth)
         return result
+
+    def _pair(self, result: Map, key_node: yaml.Node, value_node: yaml.Node, depth: int) -> None:
+        """Put a key and its value into `result`."""
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise self.fail("a key must be a plain word; write 'name: value'", key_node)
+        key = self._text(key_node)
+        if key == "<<":
+            raise self.fail("merge keys (<<) are not supported; write the values out", key_node)
+        if key in result:
+            first = f" (first on line {result.places[key][1]})" if self.numbered else ""
+            raise self.fail(f"'{short(key)}' stands twice{first}; keep one", key_node)
+        result.put(key, self.build(value_node, depth + 1), *self.place(key_node))
 
 
 def locate(tree: Map | Seq, path: tuple[Any, ...]) -> Place:

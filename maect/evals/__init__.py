@@ -1,6 +1,7 @@
 """Evaluations of frozen features: k-NN, linear probe, low-shot regression, clustering.
 
-Adding one is adding a module to this package that exposes `EVALUATOR` (see `base.Evaluator`).
+Adding one is adding a module to this package that exposes `EVALUATOR` (see `base.Evaluator`), or
+one outside of it (see `outside`).
 Importing this package does not import torch, and neither does reading an evaluation's settings.
 """
 
@@ -10,8 +11,11 @@ import difflib
 import importlib
 import pkgutil
 from functools import cache
+from types import ModuleType
 from typing import Any
 
+from maect.datasets.base import DataError
+from maect.evals import outside
 from maect.evals.base import (
     EvalInput,
     EvalResult,
@@ -36,6 +40,7 @@ __all__ = [
     "Metric",
     "Predictions",
     "at_blocks",
+    "code_of",
     "evaluators",
     "get",
     "names",
@@ -44,18 +49,31 @@ __all__ = [
 
 
 @cache
-def evaluators() -> dict[str, Evaluator]:
-    """Return all evaluations of this package by name."""
-    found: dict[str, Evaluator] = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
+def _modules() -> dict[str, ModuleType]:
+    """Return the modules of all evaluations by the evaluation's name."""
+    found: dict[str, ModuleType] = {}
+    own = (importlib.import_module(f"{__name__}.{i.name}") for i in pkgutil.iter_modules(__path__))
+    for module in (*own, *outside.modules()):
         evaluator = getattr(module, "EVALUATOR", None)
         if evaluator is None:
             continue
         if evaluator.name in found:
-            raise ValueError(f"two modules of maect.evals are named '{evaluator.name}'")
-        found[evaluator.name] = evaluator
+            both = f"{found[evaluator.name].__name__} and {module.__name__}"
+            raise DataError(f"two evaluations are named '{evaluator.name}': {both}; rename one")
+        found[evaluator.name] = module
     return found
+
+
+@cache
+def evaluators() -> dict[str, Evaluator]:
+    """Return all evaluations by name: those of this package, and those from outside."""
+    return {name: module.EVALUATOR for name, module in _modules().items()}
+
+
+def code_of(name: str) -> str:
+    """Return the module that an evaluation's code begins with."""
+    module = _modules()[name].__name__
+    return module if outside.is_outside(module) else evaluators()[name].compute.__module__
 
 
 def names() -> list[str]:

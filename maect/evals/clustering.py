@@ -20,6 +20,7 @@ class ClusterSettings(Settings):
 
     #: independent starts; the main values are those of the run with the lowest inertia
     runs: PositiveInt = 10
+    #: of a run of k-means
     max_iterations: PositiveInt = 300
     #: a run ends when its centres move less: squared shift over the mean variance of a feature
     tolerance: Positive = 1e-4

@@ -45,11 +45,15 @@ class FineTuneSettings(Settings):
     lrs: list[Positive] = Field(default=[1e-3], min_length=1)
     #: share of each class's labelled images set apart to choose among `lrs`, one image at least
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    #: over the labelled images
     epochs: PositiveInt = 50
     #: images; all labelled ones where they are fewer
     batch_size: PositiveInt = 128
+    #: of AdamW
     weight_decay: NonNegative = 0.05
+    #: learning rate of a block over that of the next one above
     layer_decay: Share = 0.75
+    #: share of the target spread over all classes
     label_smoothing: Share = 0.1
     #: share of the steps
     warmup: Share = 0.1
@@ -62,6 +66,7 @@ class FineTuneSettings(Settings):
     #: parameters of the Beta distributions of mixup and of CutMix; 0: never; both: half of the
     #: batches each
     mixup: NonNegative = 0.0
+    #: as mixup, of CutMix
     cutmix: NonNegative = 0.0
     #: probability that the last block's branches are left out; it grows linearly with depth
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0

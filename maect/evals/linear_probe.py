@@ -43,9 +43,11 @@ class ProbeSettings(Settings):
     base_lrs: list[Positive] = Field(
         default=[0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1], min_length=1
     )
+    #: over the training split
     epochs: PositiveInt = 50
     #: images; the whole training split where that is smaller
     batch_size: PositiveInt = 1024
+    #: of SGD
     momentum: Share = 0.9
     #: share of the steps
     warmup: Share = 0.1

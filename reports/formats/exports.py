@@ -176,11 +176,11 @@ def plain_against(found: Against) -> dict[str, Any]:
 def to_markdown(tables: Sequence[Table]) -> str:
     """Return pipe tables; bold where a difference survives its test."""
     told = {"cell_text": cell_text, "full_label": full_label, "raised": raised}
-    made = environment(_escaped, keep_trailing_newline=True)
+    made = environment(markdown_escaped, keep_trailing_newline=True)
     return made.get_template("tables.md").render(tables=[*each(tables)], **told)
 
 
-def _escaped(text: str) -> str:
+def markdown_escaped(text: object) -> str:
     """Return one line of text that Markdown shows as it stands."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|&$~" else c for c in short(text, 1000))
 

@@ -205,9 +205,9 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 def code_of(package: Path) -> dict[str, dict]:
     """What `bench.plan.identity.code` says of each kind of stage of a copy."""
     script = (
-        "import json, sys; from bench.plan.identity import code, _ROOT;"
+        "import json, sys; import maect; from bench.plan.identity import code;"
         "from bench.plan.stage import entry_modules;"
-        f"assert str(_ROOT).startswith({str(package)!r});"
+        f"assert maect.__file__.startswith({str(package)!r});"
         "print(json.dumps({k: code(*entry_modules(k)).model_dump() for k in sys.argv[1:]}))"
     )
     done = subprocess.run(

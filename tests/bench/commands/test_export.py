@@ -1,0 +1,190 @@
+"""`export --checkpoint`: an encoder of a suite as timm and transformers load it, with a card."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from bench_helpers import ROOT, SMOKE, command, environment, fill_store
+from PIL import Image
+from safetensors.torch import load_file
+from timm.data import create_transform, resolve_model_data_config
+
+from bench.cli import main
+from bench.plan.planner import make_plan
+from bench.store.store import Store
+from bench.suite.load import load_suite
+from maect import datasets
+from maect.settings import DataSettings
+
+SETS = [f"{stage}.steps=4" for stage in ("mae", "head", "tune")]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    root = tmp_path_factory.mktemp("store")
+    return fill_store(root, only="MAE-CT", sets=SETS)
+
+
+def export(store: Store, folder: Path, row: str = "MAE-CT", *more: str) -> int:
+    chosen = ["export", str(SMOKE), "--seeds", "1", *(f"--set={one}" for one in SETS)]
+    chosen += ["--store", str(store.root), "--checkpoint", row, "--to", str(folder), *more]
+    return main(chosen)
+
+
+def test_timm_and_transformers_give_the_features_that_the_table_was_measured_on(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert export(store, tmp_path / "new" / "encoder", "MAE-CT", "--seed", "0") == 0
+    folder = tmp_path / "new" / "encoder"
+    plan = make_plan(load_suite(SMOKE, seeds=1, sets=SETS), store, only="MAE-CT")
+    row = plan.rows[0]
+    stored = load_file(store.fetch(row.features.key) / "features.safetensors")["test_x"]
+    split = datasets.load(DataSettings(name="digits", image_size=8), split="test")
+
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    told = resolve_model_data_config(model)
+    assert told["mean"] == [*split.mean] and told["std"] == [*split.std] and told["crop_pct"] == 1.0
+    pixels = split.batch(np.arange(len(split)))[:, 0].numpy()
+    transform = create_transform(**told)
+    images = torch.stack([transform(Image.fromarray(one)) for one in pixels])
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images), stored, rtol=1e-4, atol=1e-5)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        transformers = pytest.importorskip("transformers")
+        other = transformers.AutoModel.from_pretrained(folder).eval()
+        torch.testing.assert_close(other(images).pooler_output, model(images))
+
+
+def test_the_card_tells_row_protocol_data_cost_and_licence(store: Store, tmp_path: Path):
+    assert export(store, tmp_path / "encoder", "MAE-CT", "--license", "cc-by-4.0") == 0
+    card = (tmp_path / "encoder" / "README.md").read_text()
+    _, head, body = card.split("---\n", 2)
+    told = yaml.safe_load(head)
+    assert told["library_name"] == "timm" and told["license"] == "cc-by-4.0"
+    plan = make_plan(load_suite(SMOKE, seeds=1, sets=SETS), store, only="MAE-CT")
+    record = plan.rows[0].evaluations["knn"].record
+    assert record is not None and record.protocol_fingerprint is not None
+    [metric] = [m for m in told["model-index"][0]["results"][0]["metrics"] if m["type"] == "knn"]
+    assert metric["value"] == record.metrics[0].value
+    wanted = [f"{metric['value']:.1f}", record.protocol_fingerprint, plan.rows[0].chain[-1].key]
+    wanted += ["MAE-CT tuning, seed 0: 4", "digits, 1097 train", "training cost, cumulative"]
+    assert all(one in body for one in wanted), body
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "told"),
+    [
+        ("MAE-TC", (), "there is no row 'MAE-TC'; did you mean 'MAE-CT'?"),
+        ("MAE-CT", ("--seed", "7"), "there is no seed 7; the suite has 0"),
+        ("raw pixels", (), "row 'raw pixels' has no encoder"),
+        ("random encoder", (), "trains nothing: its encoder is random"),
+        ("MAE-CT_aug", (), "MAE-CT_aug tuning, seed 0 is pending"),
+    ],
+)
+def test_what_cannot_be_exported_is_told(
+    row: str, more: tuple[str, ...], told: str, store: Store, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    assert export(store, tmp_path / "encoder", row, *more) == 2
+    assert told in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_no_folder_is_written_over(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert export(store, tmp_path) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_damaged_encoder_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    damaged = fill_store(tmp_path / "store", only="MAE", sets=["mae.steps=2"])
+    [file] = damaged.root.rglob("encoder.safetensors")
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
+    given = ["--set=mae.steps=2", "--only", "MAE", "--seeds", "1", "--store", str(damaged.root)]
+    to = ["--checkpoint", "MAE", "--to", str(tmp_path / "encoder")]
+    assert main(["export", str(SMOKE), *given, *to]) == 2
+    assert "encoder.safetensors does not fit its checksum" in capsys.readouterr().err
+    assert not (tmp_path / "encoder").exists()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What of the Hub an upload of small files asks for; `files` are those of the last commit."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        answer: dict[str, Any] = {}
+        if self.headers["authorization"] != "Bearer hf_secret":
+            self.send_response(403)
+        else:
+            self.send_response(200)
+        if self.path == "/api/repos/create":
+            assert b"private" in content  # said in one of two ways, by the version
+            answer = {"url": f"http://{self.headers['Host']}/me/encoder"}
+        elif self.path == "/api/models/me/encoder/preupload/main":
+            names = [one["path"] for one in json.loads(content)["files"]]
+            told = {"uploadMode": "regular", "shouldIgnore": False}
+            answer = {"files": [{"path": name} | told for name in names]}
+        elif self.path == "/api/models/me/encoder/commit/main":
+            lines = [json.loads(line) for line in content.splitlines()]
+            held = [line["value"] for line in lines if line["key"] == "file"]
+            Hub.files = {one["path"]: base64.b64decode(one["content"]) for one in held}
+            answer = {
+                "commitUrl": f"http://{self.headers['Host']}/me/encoder",
+                "commitOid": "1" * 40,
+            }
+        body = json.dumps(answer).encode()
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.slow
+def test_the_folder_is_pushed_to_the_hub_where_a_token_is_there(store: Store, tmp_path: Path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    own = environment() | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+    own |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    own = {name: value for name, value in own.items() if name not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
+
+    def push(folder: str, **more: str) -> subprocess.CompletedProcess[str]:
+        chosen = ["export", SMOKE, "--seeds", "1", *(f"--set={one}" for one in SETS)]
+        chosen += ["--store", store.root, "--checkpoint", "MAE-CT", "--to", tmp_path / folder]
+        return subprocess.run(
+            command(*chosen, "--push-to-hub", "me/encoder"),
+            cwd=ROOT, env=own | more, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    done = push("first")
+    assert done.returncode == 2 and "there is no token of the Hub" in done.stderr
+    assert not (tmp_path / "first").exists()
+    done = push("second", HF_TOKEN="hf_secret")
+    assert done.returncode == 0 and "/me/encoder" in done.stdout, done.stderr
+    here = {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()}
+    assert Hub.files == here and here.keys() == {"README.md", "config.json", "model.safetensors"}
+    done = push("third", HF_TOKEN="hf_other")
+    assert done.returncode == 2 and "the Hub did not take it: " in done.stderr
+    assert "Traceback" not in done.stderr and (tmp_path / "third" / "README.md").exists()
+    server.shutdown()
+    server.server_close()
