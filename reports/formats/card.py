@@ -30,7 +30,7 @@ def model_card(
     cells = [*_cells(tables, variant)]
     figures, results = [], []
     for table, column, cell in cells:
-        label, own = full_label(table, column), cell.by_seed.get(seed)
+        label, own = full_label(column), cell.by_seed.get(seed)
         unit = f" ({column.unit})" if column.unit else ""
         text = "–" if own is None else fixed(own, column.digits)
         figures.append((label + unit, text, cell_text(cell, column), cell.n, cell.protocol or "–"))

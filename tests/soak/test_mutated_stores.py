@@ -106,7 +106,7 @@ def changed(root: Path, example: Path, *, believed: bool) -> bool:
     """
     files = [*example.glob("stages/*/attempts/*/record.json")]
     if not believed:
-        files += [path for path in example.glob("stages/*/attempts/*/artifact/*")]
+        files += example.glob("stages/*/attempts/*/artifact/*")
     named = ("metrics", "settings", "cost") if believed else None
     return any(
         _content(root / path.relative_to(example), named) != _content(path, named) for path in files
