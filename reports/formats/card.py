@@ -29,7 +29,7 @@ def model_card(
     """
     cells = [*_cells(tables, variant)]
     figures, results = [], []
-    for table, column, cell in cells:
+    for _, column, cell in cells:
         label, own = full_label(column), cell.by_seed.get(seed)
         unit = f" ({column.unit})" if column.unit else ""
         text = "–" if own is None else fixed(own, column.digits)
