@@ -23,6 +23,7 @@ from bench.store.record import Curves, Data, Failure, Record
 from bench.store.store import Store
 from bench.suite.evaluations import POOLS, column_id
 from bench.suite.search import setting_names
+from maect import methods
 from maect.evals import Metric
 from maect.settings import ModelSettings
 from reports.frames import ATTEMPTS, FAILURES, METRICS, STAGES, SuiteView
@@ -265,8 +266,9 @@ def _matched_notes(plan: Plan) -> Iterator[str]:
     """Yield how many steps each compute-matched row was given, and why."""
     for row in {row.variant.name: row for row in plan.rows}.values():
         if row.variant.match_compute is not None:
-            (stage,) = row.chain
-            own = "pretraining" if stage.kind == "mae" else "contrastive training without MAE"
+            stage, own = row.chain[-1], methods.get(row.chain[-1].kind).part
+            if len(row.chain) == 1 and own == "tuning":
+                own = "contrastive training without MAE"
             cost = f"as many FLOPs as all stages of {row.variant.match_compute}"
             counted = "counted from the settings, rounded up"
             yield f"{row.variant.name}: {own} for {stage.steps} steps: {cost} ({counted})."

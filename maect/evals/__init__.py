@@ -6,12 +6,11 @@ Importing this package does not import torch, and neither does reading an evalua
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import pkgutil
 from functools import cache
 from typing import Any
 
+from maect import registry
 from maect.evals.base import (
     EvalInput,
     EvalResult,
@@ -46,16 +45,8 @@ __all__ = [
 @cache
 def evaluators() -> dict[str, Evaluator]:
     """Return all evaluations of this package by name."""
-    found: dict[str, Evaluator] = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        evaluator = getattr(module, "EVALUATOR", None)
-        if evaluator is None:
-            continue
-        if evaluator.name in found:
-            raise ValueError(f"two modules of maect.evals are named '{evaluator.name}'")
-        found[evaluator.name] = evaluator
-    return found
+    found = registry.exposed(__name__, __path__, "EVALUATOR")
+    return registry.by_name(__name__, (evaluator for _, evaluator in found))
 
 
 def names() -> list[str]:
@@ -64,12 +55,7 @@ def names() -> list[str]:
 
 def get(name: str) -> Evaluator:
     """Return the evaluation called `name`; ValueError with the nearest name if there is none."""
-    known = evaluators()
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(names())}"
-    raise ValueError(f"there is no evaluation '{name}'; {hint}")
+    return registry.lookup(evaluators(), name, "evaluation")
 
 
 def __getattr__(name: str) -> Any:

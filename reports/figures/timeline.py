@@ -89,7 +89,9 @@ def _bars(facts: Facts) -> Iterator[_Bar]:
         start, end = _seconds(row["started"]), _seconds(row["ended"])
         if stage is None or start is None or end is None or end < start:
             continue
-        css = f"k-{stage['kind']}" if f"k-{stage['kind']}" in _KINDS else "k-other"
+        kind = "head" if stage["kind"].endswith("head") else stage["kind"]
+        usual = "k-tune" if stage["group"] == "train" else "k-other"  # of any method
+        css = f"k-{kind}" if f"k-{kind}" in _KINDS else usual
         said = row["status"]
         if said not in DONE:
             css, said = "k-bad", f"{said}: {short(row['error'])}"
