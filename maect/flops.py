@@ -55,8 +55,8 @@ def step(
     `options` are resolved: they tell the number of frozen blocks. A head stage runs the encoder
     forward; tuning trains the upper blocks, and runs the encoder forward once more for a teacher.
     """
-    assert model.dim and model.depth
-    heads = method.head_flops(model.dim, options)
+    dim, depth = model.dim or 0, model.depth or 0
+    heads = method.head_flops(dim, options)
     if method.part == "pretraining":
         masked = mae_step(model, options, image_size, channels)
         return masked + 2.0 * options.batch_size * heads
@@ -66,8 +66,8 @@ def step(
         encoder = encoder_forward(model, size, channels, count)
         if method.part == "head":
             return encoder + heads
-        trained = model.depth - (options.frozen_blocks or 0)
-        backward = 2.0 * trained * block_forward(count + 1, model.dim, model.mlp_ratio)
+        trained = depth - (options.frozen_blocks or 0)
+        backward = 2.0 * trained * block_forward(count + 1, dim, model.mlp_ratio)
         return encoder + backward + heads
 
     taught = method.teacher and method.part == "tuning"

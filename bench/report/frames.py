@@ -266,10 +266,12 @@ def _matched_notes(plan: Plan) -> Iterator[str]:
     """Yield how many steps each compute-matched row was given, and why."""
     for row in {row.variant.name: row for row in plan.rows}.values():
         if row.variant.match_compute is not None:
-            stage, own = row.chain[-1], methods.get(row.chain[-1].kind).part
+            stage = row.chain[-1]
+            own: str = methods.get(stage.kind).part
             if len(row.chain) == 1 and own == "tuning":
                 own = "contrastive training without MAE"
-            cost = f"as many FLOPs as all stages of {row.variant.match_compute}"
+            before = "with the stages before it " if len(row.chain) > 1 else ""
+            cost = f"{before}as many FLOPs as all stages of {row.variant.match_compute}"
             counted = "counted from the settings, rounded up"
             yield f"{row.variant.name}: {own} for {stage.steps} steps: {cost} ({counted})."
 

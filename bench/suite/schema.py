@@ -103,7 +103,7 @@ class VariantSettings(Settings):
     #: pipeline of the head and tuning stages
     augment: str = "min"
     #: a row of `mae` alone trains for as many more steps as that variant's head and tuning cost in
-    #: FLOPs; of any other row the last stage is stretched until the row costs what that variant does
+    #: FLOPs; of any other row the last stage is as long as brings the row to that variant's cost
     match_compute: str | None = None
     set: dict[str, Any] = {}
 

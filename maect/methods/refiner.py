@@ -1,7 +1,7 @@
 """MIM-Refiner (Alkin et al. 2024, arXiv 2402.10093): NNCLR heads on several of the upper blocks.
 
 Each head has a queue of its own. Positives are swapped for their neighbours, negatives are not, and
-all blocks are trained. The heads' projections ask and fill the queues; there is no target projector.
+all blocks are trained. The heads' projections themselves, no average, ask and fill the queues.
 """
 
 from __future__ import annotations

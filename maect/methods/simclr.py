@@ -53,8 +53,8 @@ def nt_xent(one: Tensor, other: Tensor, temperature: float) -> tuple[Tensor, Ten
 
 def loss(head: Any, views: Views, options: Any) -> dict[str, Tensor]:
     """Return the loss of both views and how often a view finds its other one."""
-    projected = [head["projector"](view) for view in views.features]
-    value, found = nt_xent(*projected, options.temperature)
+    one, other = (head["projector"](view) for view in views.features)
+    value, found = nt_xent(one, other, options.temperature)
     return {"loss": value, "match_accuracy": found}
 
 

@@ -81,7 +81,8 @@ def _curve_panel(facts: Facts, kind: str, name: str, keys: list[str]) -> Markup:
     # a loss that falls far at first would be a corner and a flat line on a linear axis
     log = name == "loss" and min(ys) > 0 and max(ys) / min(ys) > 4
     what = short(name, 30).replace("_", " ").replace("neighbor", "neighbour")
-    title = f"{_STAGES.get(kind, short(kind, 20).replace('_', ' '))}: {what}{', log scale' if log else ''}"
+    trained = _STAGES.get(kind, short(kind, 20).replace("_", " "))
+    title = f"{trained}: {what}{', log scale' if log else ''}"
     more = f" The first {_LINES} of {len(keys):,} are drawn." if len(keys) > _LINES else ""
     said = f"{plural(len(series), 'line')} against the step.{more}"
     return plot(title, series, said, x_label="step", log_y=log)

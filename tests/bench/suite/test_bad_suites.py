@@ -304,6 +304,29 @@ def test_a_bad_set_is_told_with_the_argument(given: str, says: str, bench: Bench
     assert_refused(done, "error: --set ", given[:40], says)
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("stages=[mae, head, simclr]", "simclr does not go on with head; write simclr_head"),
+        ("stages=[mae, simclr, tune]", "a head and its tuning, each at most once"),
+        ("stages=[mae, joint]", "a head and its tuning, each at most once"),
+        ("stages=[mae, simcrl]", "did you mean 'simclr'?"),
+        ("simclr=null", "'simclr' is missing; add it"),
+        ("refiner.blocks=[1]", "blocks below the last of 2, each once; write 0 to 0"),
+        ("refiner.topk=300", "topk 300 is more than the queue of 256 holds"),
+        ("dino.local_size=3", "a multiple of patch_size 2, not 3"),
+        ("dino.encoder_ema=0.9", "keep one"),
+        ("joint.mask_ratio=0.99", "leaves none of the 16 patches to see"),
+        ("vicreg.temperature=0.1", "unknown setting 'vicreg.temperature'"),
+        ("simclr_head.steps=5000", "cost as many FLOPs as all of 'MAE-CT'"),
+    ],
+)
+def test_bad_settings_of_methods_are_told(given: str, says: str, bench: Bench):
+    successors = SMOKE.with_name("successors.yaml")
+    done = bench("plan", successors, "--profile", "tiny", "--only", "SimCLR", "--set", given)
+    assert_refused(done, says)
+
+
 def test_set_changes_the_devices_of_a_suite(plan_of):
     plan = plan_of(sets=["devices.gpu_share=0.5", "devices.accelerator_type=H100"])
     assert (plan.suite.devices.gpu_share, plan.suite.devices.accelerator_type) == (0.5, "H100")
