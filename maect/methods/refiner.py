@@ -62,7 +62,7 @@ def head(dim: int, options: Any) -> nn.Module:
     return found
 
 
-def read(encoder: Any, images: Tensor, frozen: int, how: str, options: Any) -> Tensor:
+def read(encoder: Any, images: Tensor, frozen: int, how: Any, options: Any) -> Tensor:
     """Return the pooled tokens that each head sees: [n, C, S, S] -> [n, K, D]."""
     import torch
 

@@ -119,8 +119,8 @@ class ContrastiveTraining(Training[S]):
     def follow(self, decay: float) -> None:
         """Move the head's averages, and the teacher, by `1 - decay` of the way."""
         for average, source in self.method.averages.items():
-            parts = (self.head.get_submodule(name) for name in (average, source))
-            update_average(*parts, decay)
+            follower, followed = (self.head.get_submodule(name) for name in (average, source))
+            update_average(follower, followed, decay)
         if "teacher" in self.modules:
             update_average(self.modules["teacher"], self.encoder, decay)
 
