@@ -62,21 +62,31 @@ def test_a_method_of_ones_own_is_planned_and_costed(copy: Path, tmp_path: Path) 
     assert wanted <= spent < wanted + tuning["flops"] / tuning["steps"]
 
 
+@pytest.fixture(scope="module")
+def ran(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the page's row, trained in one process."""
+    store = tmp_path_factory.mktemp("store")
+    bench(copy, "run", "suites/mine.yaml", "--store", store, "--only", ONLY, "--workers", 0)
+    return store
+
+
 @pytest.mark.slow
-def test_a_method_of_ones_own_is_run_reported_and_verified(copy: Path, tmp_path: Path) -> None:
-    found = {}
-    for workers in (1, 2):
-        store = tmp_path / str(workers)
-        told = ("suites/mine.yaml", "--store", store, "--only", ONLY)
-        bench(copy, "run", *told, "--workers", workers)
-        _, record = stored(store, "Alignment tuning, seed 0")
-        found[workers] = record["files"]
-        assert "maect.methods.align" in record["code"]["modules"]
-        assert "maect.methods.byol" not in record["code"]["modules"]
-    assert found[1] == found[2]
-    store = tmp_path / "1"
-    curves = json.loads((Path(store) / "stages" / record["key"] / "curves.json").read_text())
+def test_a_method_of_ones_own_is_run_reported_and_verified(copy: Path, ran: Path) -> None:
+    _, record = stored(ran, "Alignment tuning, seed 0")
+    assert "maect.methods.align" in record["code"]["modules"]
+    assert "maect.methods.byol" not in record["code"]["modules"]
+    curves = json.loads((ran / "stages" / record["key"] / "curves.json").read_text())
     assert {"loss", "align", "uniform", "effective_rank"} <= curves.keys()
-    told = ("suites/mine.yaml", "--store", store, "--only", ONLY)
-    assert "class mean" in bench(copy, "report", "suites/mine.yaml", "--store", store)
-    bench(copy, "verify", *told[:3], "--rerun", "Alignment tuning*")
+    told = ("suites/mine.yaml", "--store", ran)
+    assert "class mean" in bench(copy, "report", *told, "--only", ONLY)
+    bench(copy, "verify", *told, "--only", ONLY, "--rerun", "Alignment tuning*")
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_trains_the_same_bits_on_two_workers(
+    copy: Path, ran: Path, tmp_path: Path
+) -> None:
+    bench(copy, "run", "suites/mine.yaml", "--store", tmp_path, "--only", ONLY, "--workers", 2)
+    name = "Alignment tuning, seed 0"
+    (_, one), (_, two) = stored(ran, name), stored(tmp_path, name)
+    assert two["files"] == one["files"]
