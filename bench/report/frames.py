@@ -279,8 +279,8 @@ def _matched_notes(plan: Plan) -> Iterator[str]:
         yield f"{name}: {own} for {last.steps} steps: {cost} ({counted})."
     for other, rows in tuned.items():
         yield (
-            f"Steps of the last stage of {', '.join(rows)}: with the stages before it as many FLOPs "
-            f"as all stages of {other} ({counted})."
+            f"Steps of the last stage of {', '.join(rows)}: with the stages before it as many "
+            f"FLOPs as all stages of {other} ({counted})."
         )
 
 
