@@ -24,8 +24,6 @@ from maect import methods
 from maect.datasets import DataInfo
 from maect.methods import Method
 
-#: parts of a chain in order
-PARTS = ("pretraining", "head", "tuning")
 #: a message and the places that it is about
 Faults = Iterator[tuple[Any, ...]]
 
@@ -73,9 +71,9 @@ def _chain(variant: Variant, here: bool) -> Faults:
 
 def _out_of_order(chain: list[Method]) -> str | None:
     """Return what is wrong with the order of training stages, or None."""
-    parts = [PARTS.index(method.part) for method in chain]
+    parts = [methods.PARTS.index(method.part) for method in chain]
     if any(later <= earlier for earlier, later in pairwise(parts)):
-        return "the order is mae, head, tune: pretraining, a head and its tuning, each at most once"
+        return "the order is pretraining, a head, its tuning, each once, e.g. mae, head, tune"
     for before, after in pairwise(chain):
         if before.part == "head" and after.starts_from != before.name:
             return f"{after.name} does not go on with {before.name}; write {after.starts_from}"

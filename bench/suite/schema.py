@@ -81,7 +81,8 @@ class RowSettings(Settings):
 
     @property
     def sections(self) -> dict[str, Any]:
-        """Return the settings of all training stages that the suite has sections of."""
+        """Return the settings of all training stages that the suite has sections of, in the order
+        of a chain."""
         found = {name: self.section(name) for name in methods.names()}
         return {name: section for name, section in found.items() if section is not None}
 

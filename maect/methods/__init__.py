@@ -13,9 +13,9 @@ from dataclasses import replace
 from functools import cache
 
 from maect import registry
-from maect.methods.base import Method, Views, options_of
+from maect.methods.base import PARTS, Method, Views, options_of
 
-__all__ = ["Method", "Views", "get", "methods", "names", "options_of"]
+__all__ = ["PARTS", "Method", "Views", "get", "methods", "names", "options_of"]
 
 
 @cache
@@ -25,7 +25,8 @@ def methods() -> dict[str, Method]:
 
 
 def names() -> list[str]:
-    return sorted(methods())
+    """Return the names of all training stages, in the order of a chain."""
+    return sorted(methods(), key=lambda name: (PARTS.index(methods()[name].part), name))
 
 
 def get(name: str) -> Method:

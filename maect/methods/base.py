@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+#: parts of a chain of training stages in order
+PARTS = ("pretraining", "head", "tuning")
+
+
 @dataclass(frozen=True)
 class Views:
     """What a loss sees of a step: the global batch of B images, on every worker alike."""

@@ -121,7 +121,7 @@ CASES = [
     case("shards: 4,", "shards: 4, processors: avx2 Intel,", "take it out", at="shards: 4"),
     case("mae: {steps: 40", "mae: {epochs: 4, steps: 40", "exactly one of steps and epochs"),
     case("lr: 3.0e-3, ", "", "exactly one of lr and base_lr"),
-    case("[mae, head, tune]", "[tune, mae]", "the order is mae, head, tune"),
+    case("[mae, head, tune]", "[tune, mae]", "e.g. mae, head, tune"),
     case("MAE: {stages: [mae]}", "MAE: {stages: [mae, mae]}", "each once"),
     case("      mae: {view0", "      other: {view0", "pipeline 'mae'", at="  MAE: {stages"),
     # -------------------------------------------------------------------------------- dotted paths
@@ -308,8 +308,8 @@ def test_a_bad_set_is_told_with_the_argument(given: str, says: str, bench: Bench
     ("given", "says"),
     [
         ("stages=[mae, head, simclr]", "simclr does not go on with head; write simclr_head"),
-        ("stages=[mae, simclr, tune]", "a head and its tuning, each at most once"),
-        ("stages=[mae, joint]", "a head and its tuning, each at most once"),
+        ("stages=[mae, simclr, tune]", "a head, its tuning, each once"),
+        ("stages=[mae, joint]", "a head, its tuning, each once"),
         ("stages=[mae, simcrl]", "did you mean 'simclr'?"),
         ("simclr=null", "'simclr' is missing; add it"),
         ("refiner.blocks=[1]", "blocks below the last of 2, each once; write 0 to 0"),
