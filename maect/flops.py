@@ -8,7 +8,10 @@ A backward pass costs twice the forward pass of what is trained; frozen blocks c
 
 from __future__ import annotations
 
-from maect.settings import HeadSettings, MAESettings, ModelSettings, TuneSettings
+from typing import Any
+
+from maect.methods import Method
+from maect.settings import ModelSettings
 
 
 def block_forward(tokens: int, dim: int, mlp_ratio: float) -> float:
@@ -29,8 +32,11 @@ def encoder_forward(model: ModelSettings, image_size: int, channels: int, visibl
     return embed + model.depth * block_forward(visible + 1, model.dim, model.mlp_ratio)
 
 
-def mae_step(model: ModelSettings, mae: MAESettings, image_size: int, channels: int) -> float:
-    """Return FLOPs of a step of MAE pretraining, forward and backward, over the global batch."""
+def mae_step(model: ModelSettings, mae: Any, image_size: int, channels: int) -> float:
+    """Return FLOPs of a step of MAE pretraining, forward and backward, over the global batch.
+
+    `mae` tells `views`, `batch_size` and `mask_ratio`.
+    """
     assert model.dim
     count = patches(model, image_size)
     visible = int(count * (1 - mae.mask_ratio))
@@ -41,39 +47,38 @@ def mae_step(model: ModelSettings, mae: MAESettings, image_size: int, channels: 
     return 3.0 * mae.views * mae.batch_size * (encoder + decoder)
 
 
-def _head_forward(dim: int, head: HeadSettings, *, target: bool, queued: bool) -> float:
-    """Return FLOPs of one view: projector, predictor, similarities, target projector, queue."""
-    projector = dim * head.hidden_dim + head.hidden_dim**2 + head.hidden_dim * head.out_dim
-    predictor = 2 * head.out_dim * head.predictor_dim
-    queue = head.queue_size * head.out_dim if queued else 0
-    logits = head.batch_size * head.out_dim
-    trained = 3 * (projector + predictor + logits)
-    return 2.0 * (trained + queue + (projector if target else 0))
-
-
-def head_step(model: ModelSettings, head: HeadSettings, image_size: int, channels: int) -> float:
-    """Return FLOPs of a step of head initialisation: frozen encoder, trained head."""
-    assert model.dim
-    encoder = encoder_forward(model, image_size, channels, patches(model, image_size))
-    heads = _head_forward(model.dim, head, target=False, queued=True)
-    return 2.0 * head.batch_size * (encoder + heads)
-
-
-def tune_step(
-    model: ModelSettings, head: HeadSettings, tune: TuneSettings, image_size: int, channels: int
+def step(
+    method: Method, model: ModelSettings, options: Any, image_size: int, channels: int
 ) -> float:
-    """Return FLOPs of a step of contrastive tuning: upper blocks and head are trained.
+    """Return FLOPs of a step of a training stage over the global batch.
 
-    `tune` is resolved: it tells the number of frozen blocks.
+    `options` are resolved: they tell the number of frozen blocks. A head stage runs the encoder
+    forward; tuning trains the upper blocks, and runs the encoder forward once more for a teacher.
     """
-    assert model.dim and model.depth
-    count = patches(model, image_size)
-    encoder = encoder_forward(model, image_size, channels, count)
-    trained = model.depth - (tune.frozen_blocks or 0)
-    backward = 2.0 * trained * block_forward(count + 1, model.dim, model.mlp_ratio)
-    queued = tune.positive != "no_queue"
-    heads = _head_forward(model.dim, head, target=True, queued=queued)
-    return 2.0 * tune.batch_size * (encoder + backward + heads)
+    dim, depth = model.dim or 0, model.depth or 0
+    heads = method.head_flops(dim, options)
+    if method.part == "pretraining":
+        masked = mae_step(model, options, image_size, channels)
+        return masked + 2.0 * options.batch_size * heads
+
+    def view(size: int) -> float:
+        count = patches(model, size)
+        encoder = encoder_forward(model, size, channels, count)
+        if method.part == "head":
+            return encoder + heads
+        trained = depth - (options.frozen_blocks or 0)
+        backward = 2.0 * trained * block_forward(count + 1, dim, model.mlp_ratio)
+        return encoder + backward + heads
+
+    taught = method.teacher and method.part == "tuning"
+    whole = view(image_size) + (forward_pass(model, image_size, channels, 1) if taught else 0.0)
+    local = local_views(method, options)
+    return options.batch_size * (2.0 * whole + (local * view(options.local_size) if local else 0.0))
+
+
+def local_views(method: Method, options: Any) -> int:
+    """Return how many small crops of an image a step takes beside the two views."""
+    return getattr(options, "local_views", 0) if method.part == "tuning" else 0
 
 
 def forward_pass(model: ModelSettings, image_size: int, channels: int, images: float) -> float:

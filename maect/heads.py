@@ -1,4 +1,4 @@
-"""NNCLR head: projector, predictor, neighbour queue and the target projector.
+"""NNCLR head: projector, predictor, neighbour queue and the target projector; MLPs of all heads.
 
 NNCLR: Dwibedi et al. 2021 (arXiv 2104.14548); with a top-k neighbour draw and an EMA target
 projector as in MAE-CT (arXiv 2304.10520). Everything here sees the *global* batch: negatives,
@@ -8,6 +8,7 @@ batch statistics and the queue do not depend on how the batch was cut.
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -119,9 +120,24 @@ class HeadOutput(NamedTuple):
     queue_age: Tensor | None = None
 
 
-def _hidden(inputs: int, outputs: int) -> list[nn.Module]:
-    """Return Linear-BN-ReLU, without a bias in the Linear: [B, inputs] -> [B, outputs]."""
-    return [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
+def mlp(
+    *sizes: int,
+    norm: bool = True,
+    last_norm: bool = False,
+    activation: type[nn.Module] = nn.ReLU,
+) -> nn.Sequential:
+    """Return Linear-BN-activation for all `sizes` but the last one, then Linear: [B, i] -> [B, o].
+
+    Linears have no biases. `last_norm` ends with a BN. Without `norm` there is no BN, and the
+    Linears have biases.
+    """
+    layers: list[nn.Module] = []
+    for number, (inputs, outputs) in enumerate(pairwise(sizes), start=2):
+        last = number == len(sizes)
+        layers.append(nn.Linear(inputs, outputs, bias=not norm))
+        layers += [nn.BatchNorm1d(outputs)] if norm and (last_norm or not last) else []
+        layers += [] if last else [activation()]
+    return nn.Sequential(*layers)
 
 
 class NNCLRHead(nn.Module):
@@ -142,15 +158,9 @@ class NNCLRHead(nn.Module):
     ) -> None:
         super().__init__()
         #: Linear-BN-ReLU, Linear-BN-ReLU, Linear-BN: [B, dim] -> [B, O]
-        self.projector = nn.Sequential(
-            *_hidden(dim, hidden_dim),
-            *_hidden(hidden_dim, hidden_dim),
-            *_hidden(hidden_dim, out_dim)[:2],
-        )
+        self.projector = mlp(dim, hidden_dim, hidden_dim, out_dim, last_norm=True)
         #: Linear-BN-ReLU-Linear: [B, O] -> [B, O]
-        self.predictor = nn.Sequential(
-            *_hidden(out_dim, predictor_dim), nn.Linear(predictor_dim, out_dim, bias=False)
-        )
+        self.predictor = mlp(out_dim, predictor_dim, out_dim)
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.queue = NeighborQueue(queue_size, out_dim)
 

@@ -76,6 +76,16 @@ def mae_loss(
     return mae_loss_per_image(pred, images, mask, patch_size, norm_pix).sum() / mask.sum()
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """Return the context in which products on the device of `x` are not rounded to 16 bits."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def in_full(x: Tensor) -> Tensor:
+    """Return `x` in at least float32."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def nnclr_loss(predicted: Tensor, neighbors: Tensor, temperature: float) -> Tensor:
     """Return NNCLR's loss in one direction, a scalar.
 
@@ -90,9 +100,7 @@ def nnclr_loss(predicted: Tensor, neighbors: Tensor, temperature: float) -> Tens
     DistributedDataParallel averages. Its ranks' losses average to the loss here, and each rank's
     gradient before averaging is R times its share of the gradient here, so the averages are equal.
     """
-    with torch.autocast(predicted.device.type, enabled=False):
-        if predicted.dtype in (torch.bfloat16, torch.float16):
-            predicted = predicted.float()
-        predicted = F.normalize(predicted, dim=-1)
+    with full_precision(predicted):
+        predicted = F.normalize(in_full(predicted), dim=-1)
         similarities = neighbors.to(predicted.dtype) @ predicted.T / temperature  # [B, B]
         return F.cross_entropy(similarities, torch.arange(len(predicted), device=predicted.device))

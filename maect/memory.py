@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from maect import methods
 from maect.flops import patches
-from maect.settings import MAESettings, ModelSettings, NumericsSettings, TuneSettings
+from maect.settings import MAESettings, ModelSettings, NumericsSettings, TuningSettings
 
 
 def _block(tokens: float, dim: int, mlp_ratio: float, numerics: NumericsSettings) -> float:
@@ -39,7 +40,7 @@ def _encoder(model: ModelSettings, blocks: int, tokens: float, numerics: Numeric
 
 
 def of_mae(
-    model: ModelSettings, mae: MAESettings, numerics: NumericsSettings, image_size: int, images: int
+    model: ModelSettings, mae: Any, numerics: NumericsSettings, image_size: int, images: int
 ) -> float:
     """Return bytes held of one view of `images` colour images, those of a worker's piece."""
     assert model.depth
@@ -56,7 +57,7 @@ def of_mae(
 
 def of_tuning(
     model: ModelSettings,
-    tune: TuneSettings,
+    tune: TuningSettings,
     numerics: NumericsSettings,
     image_size: int,
     views: int,
@@ -68,14 +69,21 @@ def of_tuning(
 
 
 def held(kind: str, settings: Mapping[str, Any], workers: int) -> float | None:
-    """Return the bytes that each of a stage's workers holds; None where no encoder is trained."""
-    if kind not in ("mae", "tune"):
+    """Return the bytes that each of a stage's workers holds; None where no encoder is trained.
+
+    Of local views nothing is counted.
+    """
+    method = methods.get(kind) if kind in methods.names() else None
+    if method is None or method.part == "head":
         return None
-    model, train = ModelSettings.parse(settings["model"]), settings["train"]
+    model, train = ModelSettings.parse(settings["model"]), method.settings.parse(settings["train"])
     numerics, size = NumericsSettings.parse(settings["numerics"]), settings["data"]["image_size"]
-    if kind == "mae":  # piece after piece; tuning holds all of a worker's at once
-        pieces = max(workers, numerics.shards)
-        images = train["batch_size"] // pieces
-        return of_mae(model, MAESettings.parse(train), numerics, size, images)
-    views = 2 * train["batch_size"] // workers
-    return of_tuning(model, TuneSettings.parse(train), numerics, size, views)
+    views = 2 * train.batch_size // workers
+    if isinstance(train, MAESettings):  # piece after piece; tuning holds all of a worker's at once
+        return of_mae(
+            model, train, numerics, size, train.batch_size // max(workers, numerics.shards)
+        )
+    if method.part == "pretraining":
+        return of_mae(model, train, numerics, size, views)
+    assert isinstance(train, TuningSettings)
+    return of_tuning(model, train, numerics, size, views)

@@ -186,17 +186,23 @@ class Encoder(nn.Module):
             raise ValueError("its final norm (fc_norm) is of the mean of patches; pool 'mean'")
         return self.fc_norm(pool(self.forward_features(images), how))
 
-    def features_by_depth(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+    def features_by_depth(
+        self, images: Tensor, blocks: Sequence[int], frozen_blocks: int = 0
+    ) -> list[Tensor]:
         """Return tokens after each of `blocks` (from 0), before any norm: list of [B, 1+N, D].
 
-        Raises ValueError for a block that the encoder does not have.
+        `frozen_blocks` as in `forward`. Raises ValueError for a block that the encoder does not
+        have.
         """
         outside = [index for index in blocks if not 0 <= index < self.depth]
         if outside:
             raise ValueError(f"an encoder of {self.depth} blocks has no block {outside[0]}")
-        outputs, tokens = {}, self._embed(images, None)
+        outputs: dict[int, Tensor] = {}
+        with torch.no_grad() if frozen_blocks else nullcontext():
+            tokens = self._embed(images, None)
         for index, block in enumerate(self.blocks[: max(blocks, default=-1) + 1]):
-            tokens = outputs[index] = self._block(block, tokens)
+            with torch.no_grad() if index < frozen_blocks else nullcontext():
+                tokens = outputs[index] = self._block(block, tokens)
         return [outputs[index] for index in blocks]
 
     def _embed(self, images: Tensor, keep: Tensor | None) -> Tensor:
@@ -206,13 +212,25 @@ class Encoder(nn.Module):
         runs on the visible patches alone.
         """
         patches = patchify(images, self.patch_size, channels_first=True)  # [B, N, P]
-        positions = self.pos_embed  # [1, N, D]
+        positions = self._positions(images)  # [1, N, D]
         if keep is not None:
             patches, positions = _take(patches, keep), positions[0][keep]  # [B, n, P], [B, n, D]
         projection = self.patch_embed.proj
         tokens = F.linear(patches, projection.weight.flatten(1), projection.bias)  # [B, n, D]
         tokens = tokens + positions
         return torch.cat([self.cls_token.expand(len(images), -1, -1), tokens], dim=1)
+
+    def _positions(self, images: Tensor) -> Tensor:
+        """Return the positions of the patches of images [B, C, H, W]: [1, N, D].
+
+        Those of images of another size are interpolated, as DINO does for its local crops
+        (arXiv 2104.14294).
+        """
+        grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
+        if grid == self.grid:
+            return self.pos_embed
+        table = self.pos_embed.unflatten(1, self.grid).permute(0, 3, 1, 2)
+        return F.interpolate(table, grid, mode="bicubic").flatten(2).transpose(1, 2)
 
     def _block(self, block: nn.Module, tokens: Tensor) -> Tensor:
         """Return the tokens [B, N, D] after a block."""
@@ -314,12 +332,12 @@ def initialize(module: nn.Module, seed: int, role: str) -> None:
     """Draw all initial weights of an encoder, a decoder or a head, each by its own name.
 
     As in the published code: Linears and the patch projection Xavier uniform (the fused qkv as
-    one matrix), tokens N(0, 0.02), biases 0, norms 1 and 0; in the NNCLR head, Linears uniform
-    within 1 / sqrt(inputs) (torch's own default), a random unit-norm queue, and the target
+    one matrix), tokens N(0, 0.02), biases 0, norms 1 and 0; with the role "head", Linears uniform
+    within 1 / sqrt(inputs) (torch's own default), a random unit-norm queue, and NNCLR's target
     projector equal to the online one. Numbers are drawn on the CPU in float32, so every device
     and precision starts from the same numbers. Positions and other buffers stay.
     """
-    in_head = isinstance(module, NNCLRHead)
+    in_head = role == "head"
     for prefix, part in module.named_modules():
         if isinstance(part, NeighborQueue):
             part.reset(generator(seed, role, "init", prefix))

@@ -10,7 +10,7 @@ must not be.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
@@ -254,10 +254,6 @@ class AugmentSettings(Settings):
 
 # ---------------------------------------------------------------------------- training stages
 
-TrainingStage = Literal["mae", "head", "tune"]
-#: training stages in the order of a chain
-TRAINING_STAGES: tuple[TrainingStage, ...] = get_args(TrainingStage)
-
 
 class ScheduleSettings(Settings):
     """Length, batch and AdamW of a training stage."""
@@ -347,39 +343,15 @@ class MAESettings(ScheduleSettings):
         return self.views
 
 
-class HeadSettings(ScheduleSettings):
-    """NNCLR head on the frozen encoder. Its queue and shape are inherited by tuning."""
+class HeadStageSettings(ScheduleSettings):
+    """A method's head on the frozen encoder."""
 
     #: of AdamW; biases and norms have none
     weight_decay: NonNegative = 1e-5
-    #: hidden units of the projector
-    hidden_dim: PositiveInt = 2048
-    #: hidden units of the predictor
-    predictor_dim: PositiveInt = 4096
-    #: width of the embeddings
-    out_dim: PositiveInt = 256
-    #: embeddings in the neighbour queue; a multiple of batch_size
-    queue_size: PositiveInt = 65536
-    #: the positive is drawn from so many nearest neighbours
-    topk: PositiveInt = 1
-    #: of the contrastive loss
-    temperature: Positive = 0.15
-
-    @model_validator(mode="after")
-    def _queue(self) -> Self:
-        if self.queue_size % self.batch_size:
-            near = max(1, round(self.queue_size / self.batch_size)) * self.batch_size
-            raise ValueError(
-                f"queue_size {self.queue_size} is not a multiple of batch_size {self.batch_size}; "
-                f"write {near}"
-            )
-        if self.topk > self.queue_size:
-            raise ValueError(f"topk {self.topk} is more than the queue of {self.queue_size} holds")
-        return self
 
 
-class TuneSettings(ScheduleSettings):
-    """Contrastive tuning of the encoder's upper blocks with the NNCLR head."""
+class TuningSettings(ScheduleSettings):
+    """Tuning of the encoder's upper blocks with a head; a method's own settings extend it."""
 
     #: peak rate of the head where it differs from the encoder's (`lr`/`base_lr` form as there)
     head_lr: Positive | None = None
@@ -391,18 +363,6 @@ class TuneSettings(ScheduleSettings):
     frozen_blocks: NonNegativeInt | None = None
     #: learning rate of a block over that of the next one above
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.65
-    #: moving average of the projector that writes and queries the queue
-    target_ema: Share = 0.99
-    #: the positive is drawn from so many nearest neighbours
-    topk: PositiveInt = 20
-    #: of the contrastive loss
-    temperature: Positive = 0.15
-    #: never take an earlier view of the same image for its neighbour
-    exclude_own: bool = True
-    #: what stands for the positive: a neighbour from the queue; an image of the same class (an
-    #: upper bound); the other view's online projection (no queue: SimCLR-like); or the queue's
-    #: neighbour of the same view without swapping views
-    positive: Literal["neighbor", "oracle", "no_queue", "no_swap"] = "neighbor"
 
     def resolve(self, train_images: int, depth: int) -> Self:
         frozen = self.frozen_blocks
@@ -414,3 +374,29 @@ class TuneSettings(ScheduleSettings):
             "frozen_blocks": frozen,
         }
         return super().resolve(train_images, depth).model_copy(update=changes)
+
+
+class TeacherSettings(TuningSettings):
+    """Tuning towards what a moving average of encoder and head says."""
+
+    #: decay of the average at the first step; it rises to 1 along half a cosine
+    target_ema: Share = 0.996
+    #: the encoder that is evaluated
+    evaluate: Literal["student", "teacher"] = "student"
+
+    @model_validator(mode="after")
+    def _one_average(self) -> Self:
+        if self.evaluate == "teacher" and self.encoder_ema is not None:
+            raise ValueError("evaluate 'teacher' and encoder_ema are two averages; keep one")
+        return self
+
+
+class LocalViews(Settings):
+    """Small crops beside the two views (multi-crop, arXiv 2006.09882), for the student alone."""
+
+    #: smaller crops of each image beside the two views
+    local_views: NonNegativeInt = 0
+    #: their side, pixels
+    local_size: PositiveInt | None = None
+    #: their area as a share of the image
+    local_scale: tuple[float, float] = (0.05, 0.25)

@@ -139,11 +139,8 @@ def _with_images(options: argparse.Namespace, suite: Suite, folder: Path) -> tup
         if settings.stage is not None:  # no part of any stage's time
             load(settings, progress=print)
         return suite, f"those of {settings.name}"
-    batch = max(
-        variant.row.model_dump()[kind]["batch_size"]
-        for variant in suite.variants.values()
-        for kind in ("mae", "head", "tune")
-    )
+    sections = [s for variant in suite.variants.values() for s in variant.row.sections.values()]
+    batch = max((section.batch_size for section in sections), default=1)
     photographs(folder / "images", batch + _FILES)
     options.sets = [
         *options.sets,

@@ -23,9 +23,10 @@ from bench.store.store import Store
 from bench.suite.evaluations import Evaluation
 from bench.suite.load import data_info
 from bench.suite.schema import SearchSettings, Suite, Variant
-from maect import datasets, flops
+from maect import datasets, flops, methods
 from maect.datasets import DataInfo, lists
 from maect.files import sha256
+from maect.methods import Method
 from maect.settings import DataSettings
 
 #: settings of the data that say where it is or stand in for it while it is not here
@@ -152,9 +153,8 @@ class _RowPlanner:
 
     def row(self) -> Row:
         """Return the row, its stages planned in order."""
-        training = {"mae": self._mae, "head": self._head, "tune": self._tune}
         for kind in self.variant.stages:
-            self.chain.append(training[kind]())
+            self.chain.append(self._training(methods.get(kind)))
         features = self._features()
         more, evaluations = [], {}
         earlier = self.planner.suite.seeds.index(self.seed)  # how many seeds come before this one
@@ -207,55 +207,39 @@ class _RowPlanner:
             return {"init": self.variant.init}
         return {"weights": self.planner.checksum(self.variant)}
 
-    def _contrastive(self) -> dict[str, Any]:
-        """Return what the settings of head and tuning hold."""
-        views = self.variant.row.augment[self.variant.augment].views(2)
-        settings = self._common() | ({} if self.chain else self._start())
-        settings["pool"] = self.variant.row.model.pool
-        return settings | {"views": [view.resolved() for view in views]}
-
     # -------------------------------------------------------------------------------- training
 
-    def _mae(self) -> Stage:
-        """Return the pretraining, which rows share where nothing tells them apart."""
-        row = self.variant.row
-        views = [view.resolved() for view in row.augment["mae"].views(row.mae.views)]
-        settings = self._common() | self._start() | {"views": views}
-        name = self.variant.name if self.variant.match_compute else "MAE"
-        return self._training("mae", name, settings, {})
-
-    def _head(self) -> Stage:
-        """Return the initialisation of the head on the chain's encoder."""
-        inputs = {"encoder": self.chain[-1]} if self.chain else {}
-        return self._training("head", f"{self.variant.name} head", self._contrastive(), inputs)
-
-    def _tune(self) -> Stage:
-        """Return the tuning of the chain's encoder, with the chain's head if there is one."""
-        head = self.variant.row.head
-        names = ("hidden_dim", "predictor_dim", "out_dim", "queue_size")
-        settings = self._contrastive() | {"head": {name: getattr(head, name) for name in names}}
-        inputs = {}
-        if self.chain:
-            inputs["encoder"] = encoder_stage(self.chain)
-            if self.chain[-1].kind == "head":
-                inputs["head"] = self.chain[-1]
-        return self._training("tune", f"{self.variant.name} tuning", settings, inputs)
-
-    def _training(
-        self, kind: str, name: str, settings: dict[str, Any], inputs: dict[str, Stage]
-    ) -> Stage:
-        """Return a training stage with its length and cost."""
-        matched = self.planner.suite.variants.get(self.variant.match_compute or "")
-        train = schedule(self.variant, kind, self.data, matched)
+    def _training(self, method: Method) -> Stage:
+        """Return a training stage; rows share it where nothing tells them apart."""
+        variant, row, kind = self.variant, self.variant.row, method.name
+        matched = self.planner.suite.variants.get(variant.match_compute or "")
+        train = schedule(variant, kind, self.data, matched)
+        options = _options(variant, method, train)
+        settings = self._common() | ({} if self.chain else self._start())
+        if not method.pipeline:
+            settings["pool"] = row.model.pool
+        views = row.augment[method.pipeline or variant.augment].views(getattr(train, "views", 2))
+        if count := flops.local_views(method, options):
+            crop = {"crop_scale": options.local_scale}
+            views += [views[-1].model_copy(update=crop)] * count
+        settings["views"] = [view.resolved() for view in views]
+        if borrowed := _borrowed(variant, method):
+            settings["head"] = borrowed
         settings["train"] = train.resolved()
+        inputs = {"encoder": encoder_stage(self.chain)} if self.chain else {}
+        if self.chain and self.chain[-1].kind == method.starts_from:
+            inputs["head"] = self.chain[-1]
+        name = f"{variant.name} {method.part}"
+        if method.pipeline:
+            name = variant.name if variant.match_compute else kind.upper()
         return self.planner.add(
             kind,
             f"{name}, seed {self.seed}",
             settings,
             inputs,
-            self.variant,
+            variant,
             steps=train.steps,
-            cost=train.steps * step_flops(self.variant, kind, train, self.data),
+            cost=train.steps * step_flops(variant, method, train, self.data),
         )
 
     # ------------------------------------------------------------------------------- evaluation
@@ -341,7 +325,8 @@ def _labelled(data: DataSettings) -> dict[str, Any]:
 
 def encoder_stage(chain: list[Stage]) -> Stage:
     """Return a chain's last stage that changed the encoder; else its first, which holds it."""
-    return next((stage for stage in reversed(chain) if stage.kind != "head"), chain[0])
+    changed = (s for s in reversed(chain) if methods.get(s.kind).part != "head")
+    return next(changed, chain[0])
 
 
 # ------------------------------------------------------------------ schedules and what they cost
@@ -350,30 +335,46 @@ def encoder_stage(chain: list[Stage]) -> Stage:
 def schedule(variant: Variant, kind: str, data: DataInfo, matched: Variant | None = None) -> Any:
     """Return the resolved settings of a training stage: steps, peak rates, frozen blocks.
 
-    With `matched` the only stage of a row is stretched, warm-up and decay with it, until it costs
-    at least as many FLOPs as that row. An MAE takes its own steps and as many more as the head and
-    tuning of `matched` cost; contrastive training without MAE takes what all stages of it cost.
+    With `matched` the last stage of a row is stretched, warm-up and decay with it, until the row
+    costs at least as many FLOPs as that row. An MAE alone takes its own steps and as many more as
+    all other stages of `matched` cost. Raises `UserError` where the stages before the last one cost
+    as much already.
     """
     images, depth = data.counts["train"], variant.row.model.depth or 0
-    settings = getattr(variant.row, kind)
+    settings = variant.row.section(kind)
     train = settings.resolve(images, depth)
-    if matched is None:
+    if matched is None or kind != variant.stages[-1]:
         return train
-    own = train.steps if kind == "mae" else 0
-    cost = 0.0
-    for name in matched.stages:
-        if name != "mae" or not own:
-            other = schedule(matched, name, data)
-            cost += other.steps * step_flops(matched, name, other, data)
-    steps = own + math.ceil(cost / step_flops(variant, kind, train, data))
+    own = train.steps or 0 if kind == "mae" else 0
+    cost = math.fsum(_cost(matched, n, data) for n in matched.stages if n != "mae" or not own)
+    cost -= math.fsum(_cost(variant, name, data) for name in variant.stages[:-1])
+    steps = own + math.ceil(cost / step_flops(variant, methods.get(kind), train, data))
+    if steps < 1:
+        raise UserError(
+            f"variant '{variant.name}': its stages before '{kind}' cost as many FLOPs as all of "
+            f"'{matched.name}'; shorten them or take match_compute out"
+        )
     return settings.model_copy(update={"steps": steps, "epochs": None}).resolve(images, depth)
 
 
-def step_flops(variant: Variant, kind: str, train: Any, data: DataInfo) -> float:
+def _cost(variant: Variant, kind: str, data: DataInfo) -> float:
+    """Return the FLOPs of a stage of a row that is matched to none."""
+    train = schedule(variant, kind, data)
+    return float(train.steps * step_flops(variant, methods.get(kind), train, data))
+
+
+def step_flops(variant: Variant, method: Method, train: Any, data: DataInfo) -> float:
     """Return the FLOPs of one step of a training stage, with its resolved settings `train`."""
-    model, size = variant.row.model, variant.row.data.image_size
-    if kind == "mae":
-        return flops.mae_step(model, train, size, data.channels)
-    if kind == "head":
-        return flops.head_step(model, train, size, data.channels)
-    return flops.tune_step(model, variant.row.head, train, size, data.channels)
+    options, size = _options(variant, method, train), variant.row.data.image_size
+    return flops.step(method, variant.row.model, options, size, data.channels)
+
+
+def _borrowed(variant: Variant, method: Method) -> dict[str, Any]:
+    """Return what a stage takes of another section's settings."""
+    section, names = method.borrows
+    return variant.row.section(section).model_dump(mode="json", include={*names}) if names else {}
+
+
+def _options(variant: Variant, method: Method, train: Any) -> Any:
+    """Return a stage's options as its training will have them."""
+    return methods.options_of(train, _borrowed(variant, method))

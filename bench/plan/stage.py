@@ -11,19 +11,12 @@ from bench.store.calibration import Calibration
 from bench.store.record import Code, Record
 from bench.store.store import StageState
 from bench.suite.schema import Suite, Variant
-from maect import evals
+from maect import evals, methods
 from maect.datasets import DataInfo
 from maect.files import digest
-from maect.settings import TRAINING_STAGES
 
-#: kinds of stages that evaluate nothing, and what runs them; all others are evaluations
-ENTRY = {
-    "mae": "maect.stages.mae",
-    "head": "maect.stages.head",
-    "tune": "maect.stages.tune",
-    "features": "maect.stages.features",
-    "gallery": "maect.stages.gallery",
-}
+#: kinds of stages that neither train nor evaluate, and what runs them
+ENTRY = {"features": "maect.stages.features", "gallery": "maect.stages.gallery"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +71,13 @@ class Stage:
     @property
     def trains(self) -> bool:
         """Return whether it is a training stage."""
-        return self.kind in TRAINING_STAGES
+        return self.kind in methods.names()
 
     @property
     def runs_encoder(self) -> bool:
         """Return whether the encoder runs over images, which several workers can share."""
-        if self.kind in ENTRY:
-            return self.trains or self.kind == "features"
+        if self.trains or self.kind in ENTRY:
+            return self.kind != "gallery"
         return evals.get(self.kind).needs_encoder
 
     @property
@@ -154,5 +147,8 @@ def entry_modules(kind: str) -> list[str]:
     """Return the modules that a kind of stage runs; the first one's `run` takes the job."""
     if kind in ENTRY:
         return [ENTRY[kind]]
+    if kind in methods.names():
+        method = methods.get(kind)
+        return [method.entry, method.module]
     entry = "evaluate_encoder" if evals.get(kind).needs_encoder else "evaluate"
     return [f"maect.stages.{entry}", evals.code_of(kind)]

@@ -24,6 +24,7 @@ from bench.store.record import Curves, Data, Failure, Record
 from bench.store.store import Store
 from bench.suite.evaluations import POOLS, column_id
 from bench.suite.search import setting_names
+from maect import methods
 from maect.evals import Metric
 from maect.settings import ModelSettings
 from reports.frames import ATTEMPTS, FAILURES, METRICS, STAGES, SuiteView
@@ -264,13 +265,24 @@ def _parameters(model: ModelSettings, channels: int) -> float:
 
 def _matched_notes(plan: Plan) -> Iterator[str]:
     """Yield how many steps each compute-matched row was given, and why."""
+    counted, tuned = "counted from the settings, rounded up", dict[str, list[str]]()
     for row in {row.variant.name: row for row in plan.rows}.values():
-        if row.variant.match_compute is not None:
-            (stage,) = row.chain
-            own = "pretraining" if stage.kind == "mae" else "contrastive training without MAE"
-            cost = f"as many FLOPs as all stages of {row.variant.match_compute}"
-            counted = "counted from the settings, rounded up"
-            yield f"{row.variant.name}: {own} for {stage.steps} steps: {cost} ({counted})."
+        name, other = row.variant.name, row.variant.match_compute
+        if other is None:
+            continue
+        last = row.chain[-1]
+        if len(row.chain) > 1:
+            tuned.setdefault(other, []).append(f"{name} ({last.steps})")
+            continue
+        part = methods.get(last.kind).part
+        own = "contrastive training without MAE" if part == "tuning" else part
+        cost = f"as many FLOPs as all stages of {other}"
+        yield f"{name}: {own} for {last.steps} steps: {cost} ({counted})."
+    for other, rows in tuned.items():
+        yield (
+            f"Steps of the last stage of {', '.join(rows)}: with the stages before it as many "
+            f"FLOPs as all stages of {other} ({counted})."
+        )
 
 
 # ------------------------------------------------------------------------------------------- frames

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 import warnings
 from collections.abc import Callable
@@ -18,16 +19,12 @@ from safetensors.torch import save_file
 from bench.plan.stage import Stage
 from bench.run.worker import device_of, forget_memory, job_of, peak_memory_mib
 from bench.store.calibration import Pace
-from maect import memory
+from maect import memory, methods
 from maect.stages import evaluate
 from maect.stages.features import BATCH, SPLITS, JobImages, extract
-from maect.stages.head import HeadTraining
 from maect.stages.job import Job
 from maect.stages.loop import FIRST_LOGGED, Log
-from maect.stages.mae import MAETraining
-from maect.stages.tune import TuneTraining
 
-_TRAININGS: dict[str, Any] = {"mae": MAETraining, "head": HeadTraining, "tune": TuneTraining}
 #: steps timed together, so that a GPU is not waited for after each; steps before them
 WINDOW, WARM = 4, 3
 #: such windows that are timed however little time there is
@@ -120,7 +117,8 @@ def _training(
     assert stage.steps
     began, whole = time.perf_counter(), stage.settings["train"]["batch_size"]
     train = stage.settings["train"] | {"batch_size": batch, "steps": steps}
-    training = _TRAININGS[stage.kind](replace(job, settings=job.settings | {"train": train}))
+    entry = importlib.import_module(methods.get(stage.kind).entry)
+    training = entry.training(replace(job, settings=job.settings | {"train": train}))
     log = Log(steps, job.device)
     number = first = min(FIRST_LOGGED, steps // 2)  # all before it are logged
 

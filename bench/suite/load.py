@@ -9,7 +9,7 @@ search, then by `--set`.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -23,8 +23,8 @@ from bench.suite.evaluations import declare_all
 from bench.suite.messages import check, fault, require
 from bench.suite.schema import (
     MAX_SEEDS,
+    ROW,
     Choices,
-    RowSettings,
     Suite,
     SuiteSettings,
     TableSettings,
@@ -32,7 +32,7 @@ from bench.suite.schema import (
 )
 from bench.suite.search import cells_of, varied_by
 from bench.suite.yamlfile import Map, Seq, load, locate, merge, overlay, undotted, value
-from maect import datasets, evals
+from maect import datasets, evals, methods
 from maect.datasets import DataError, DataInfo
 from maect.settings import DataSettings
 
@@ -302,14 +302,17 @@ class _Loader:
     def _variant(self, label: str, source: str, cell: Choices) -> Variant:
         """Return the row `label`: the variant `source`, changed by a cell of the search."""
         spec, tree = self.spec.variants[source], self._merged(label, source, cell)
-        row = check(RowSettings, tree)
+        row = check(ROW, tree)
+        for stage in [n for s in row.stages for n in (methods.get(s).borrows[0], s) if n]:
+            if row.section(stage) is None:
+                raise fault(f"'{stage}' is missing; add it", tree, (stage,))
         augment = cell["augment"].value if "augment" in cell else spec.augment
-        if augment != "min" or {"head", "tune"} & {*row.stages}:
+        if augment != "min" or not all(methods.get(stage).pipeline for stage in row.stages):
             holder = ("search", "grid") if "augment" in cell else ("variants", source)
             place = (*holder, "augment")
             require(augment, row.augment, "augment pipeline", self.tree, place)
         if row.stages:
-            last = getattr(row, row.stages[-1]).scaled(row.lr_scale)
+            last = row.section(row.stages[-1]).scaled(row.lr_scale)
             row = row.model_copy(update={row.stages[-1]: last})
         evaluations = declare_all(
             [name for name in self.spec.evaluate if name in self._evaluations()],
@@ -349,16 +352,8 @@ class _Loader:
                 raise fault(message, tree, tuple(path.split(".")))
         if merge(tree, own, *chosen.values()) != tree:
             self.notes.append(f"--set replaces settings that the suite gives row '{label}' alone.")
-        tunes = [t for layer in layers if isinstance(t := layer.get("tune"), Map)]
-        set_last = [name for t in tunes for name in _FROZEN if t.get(name) is not None][-1:]
-        # a count of this row alone is meant to go before the profile's share
-        alone = isinstance(own.get("tune"), Map) and own["tune"].get("frozen_blocks") is not None
-        tune = tree.get("tune")
-        count = tune.get("frozen_blocks") if isinstance(tune, Map) else None
-        if count is not None and set_last == ["frozen"] and not alone:
-            message = f"'tune.frozen' counts for nothing beside frozen_blocks {count}; "
-            message += "set tune.frozen_blocks to null as well"
-            raise fault(message, tree, ("tune", "frozen"))
+        for stage in methods.names():
+            _check_frozen(stage, layers, own, tree)
         if "stages" in given and "stages" not in tree:  # a profile's or a search's go before
             tree.put("stages", given["stages"], *given.places["stages"])
         return tree
@@ -371,3 +366,17 @@ class _Loader:
             for path, choice in cell.items()
             if path not in ("augment", "variant")
         }
+
+
+def _check_frozen(stage: str, layers: Sequence[Map], own: Map, tree: Map) -> None:
+    """Raise `UserError` where a stage's `frozen` is set last, beside a count that goes before."""
+    given = [t for layer in layers if isinstance(t := layer.get(stage), Map)]
+    set_last = [name for t in given for name in _FROZEN if t.get(name) is not None][-1:]
+    # a count of this row alone is meant to go before the profile's share
+    alone = isinstance(own.get(stage), Map) and own[stage].get("frozen_blocks") is not None
+    section = tree.get(stage)
+    count = section.get("frozen_blocks") if isinstance(section, Map) else None
+    if count is not None and set_last == ["frozen"] and not alone:
+        message = f"'{stage}.frozen' counts for nothing beside frozen_blocks {count}; "
+        message += f"set {stage}.frozen_blocks to null as well"
+        raise fault(message, tree, (stage, "frozen"))

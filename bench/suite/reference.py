@@ -19,25 +19,23 @@ from pydantic import BaseModel
 from bench.suite.evaluations import DeclaredSettings, declarable
 from bench.suite.load import OWN
 from bench.suite.schema import (
+    ROW,
     ComparisonSettings,
     DeviceSettings,
-    RowSettings,
     SearchSettings,
     SuiteSettings,
     TableSettings,
     VariantSettings,
 )
-from maect import evals
+from maect import evals, methods
 from maect.settings import (
     AugmentSettings,
     DataSettings,
-    HeadSettings,
-    MAESettings,
+    HeadStageSettings,
     ModelSettings,
     NumericsSettings,
     ScheduleSettings,
     Settings,
-    TuneSettings,
     ViewSettings,
 )
 
@@ -49,15 +47,15 @@ SECTIONS: tuple[tuple[str, type[BaseModel], str], ...] = (
     ("primary, secondary[]", ComparisonSettings, "In no key."),
     ("search", SearchSettings, "In no key; what a cell sets is in those of its stages."),
     ("devices", DeviceSettings, "In no key."),
-    ("profiles.NAME", RowSettings, "In the keys that the parts below name."),
+    ("profiles.NAME", ROW, "In the keys that the parts below name."),
     ("profiles.NAME.data", DataSettings, "In the key of every stage, as are the images."),
     ("profiles.NAME.model", ModelSettings, "In the key of every stage of a row with an encoder."),
     ("profiles.NAME.numerics", NumericsSettings, "In the key of every stage."),
-    ("profiles.NAME.mae, head, tune", ScheduleSettings,
+    ("profiles.NAME.mae and all other training stages", ScheduleSettings,
      "In the key of that training stage, and so of all that is built on it; told there in steps."),
-    ("profiles.NAME.mae", MAESettings, "As above."),
-    ("profiles.NAME.head", HeadSettings, "As above; the sizes in the key of tuning too."),
-    ("profiles.NAME.tune", TuneSettings, "As above."),
+    ("profiles.NAME.METHOD_head", HeadStageSettings, "As above."),
+    *((f"profiles.NAME.{name}", methods.get(name).settings, "As above.")
+      for name in methods.names() if methods.get(name).settings is not HeadStageSettings),
     ("profiles.NAME.augment.NAME", AugmentSettings, "In the keys of stages that see the views."),
     ("profiles.NAME.augment.NAME.view0", ViewSettings, "As above."),
     ("profiles.NAME.evaluations.NAME", DeclaredSettings,
@@ -67,7 +65,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel], str], ...] = (
 _IN_NO_KEY = {
     DataSettings: ("path", "stage", "train_images", "classes"),
     NumericsSettings: ("checkpoint_activations",),
-    RowSettings: ("about",),
+    ROW: ("about",),
     DeclaredSettings: ("rows", "seeds"),
 }
 _INTRODUCTION = """\
@@ -95,6 +93,8 @@ are in keys; settings in *italics* are not, where the others of the part are.
 def told(kind: type[BaseModel]) -> dict[str, str]:
     """Return what the comments before a type's fields say of them, by field."""
     found, lines = dict[str, str](), list[str]()
+    if kind is ROW:
+        found = {name: _first(methods.get(name).settings) for name in methods.names()}
     for base in reversed(kind.__mro__):
         module = vars(sys.modules[base.__module__])
         if not issubclass(base, Settings) or module.get(base.__name__) is not base:
@@ -116,7 +116,7 @@ def schema() -> dict[str, Any]:
     """Return the JSON schema of a suite file. It allows what `validate` may refuse for what values
     mean together."""
     kinds = {e: declarable(e) for e in evals.names()}
-    models: list[type[BaseModel]] = [SuiteSettings, RowSettings, *kinds.values()]
+    models: list[type[BaseModel]] = [SuiteSettings, ROW, *kinds.values()]
     definitions: dict[str, Any] = {}
     for model in models:
         made = model.model_json_schema(ref_template="#/$defs/{model}")

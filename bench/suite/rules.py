@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from bench.suite.schema import (
     Variant,
 )
 from bench.suite.yamlfile import Map
+from maect import methods
 from maect.datasets import DataInfo
-from maect.settings import TRAINING_STAGES
+from maect.methods import Method
 
 #: a message and the places that it is about
 Faults = Iterator[tuple[Any, ...]]
@@ -51,9 +52,9 @@ def _chain(variant: Variant, here: bool) -> Faults:
     A plan without the data needs no weights either: `here` tells whether the data are.
     """
     stages, init, at = variant.stages, variant.init, ("init",)
-    if stages != tuple(stage for stage in TRAINING_STAGES if stage in stages):
-        order = "the order is mae, head, tune, each once"
-        yield f"stages [{', '.join(stages)}] form no chain; {order}", ("stages",)
+    problem = _out_of_order([methods.get(stage) for stage in stages])
+    if problem:
+        yield f"stages [{', '.join(stages)}] form no chain; {problem}", ("stages",)
     if init == "pixels" and stages:
         cure = "take the stages out or write 'random'"
         yield f"init 'pixels' has no encoder to train; {cure}", at
@@ -70,10 +71,21 @@ def _chain(variant: Variant, here: bool) -> Faults:
         yield message, ("stages",)
 
 
+def _out_of_order(chain: list[Method]) -> str | None:
+    """Return what is wrong with the order of training stages, or None."""
+    parts = [methods.PARTS.index(method.part) for method in chain]
+    if any(later <= earlier for earlier, later in pairwise(parts)):
+        return "the order is pretraining, a head, its tuning, each once, e.g. mae, head, tune"
+    for before, after in pairwise(chain):
+        if before.part == "head" and after.starts_from != before.name:
+            return f"{after.name} does not go on with {before.name}; write {after.starts_from}"
+    return None
+
+
 def _sizes(variant: Variant) -> Faults:
     """Yield what is wrong with the encoder's sizes, the image's, and what either leaves."""
     row, model, size = variant.row, variant.row.model, variant.row.data.image_size
-    patch, depth, ratio = model.patch_size, model.depth or 0, variant.row.mae.mask_ratio
+    patch, depth = model.patch_size, model.depth or 0
     at_patch = ("model", "patch_size")
     if size % patch:
         smaller = [n for n in range(min(patch, size), 0, -1) if size % n == 0]
@@ -85,17 +97,27 @@ def _sizes(variant: Variant) -> Faults:
         if int(width * model.mlp_ratio) < 1:
             message = f"mlp_ratio {model.mlp_ratio} leaves no hidden unit at {name} {width}"
             yield f"{message}; raise it", ("model", "mlp_ratio")
-    if (row.tune.frozen_blocks or 0) > depth:
-        message = (
-            f"frozen_blocks {row.tune.frozen_blocks} is more than the {depth} blocks there are"
-        )
-        yield f"{message}; write at most {depth}", ("tune", "frozen_blocks")
-    patches = (size // patch) ** 2
-    visible = int(patches * (1 - ratio))
-    if not 0 < visible < patches:
-        what = "hide; raise it" if visible else "see; lower it or take a smaller patch_size"
-        message = f"mask_ratio {ratio} leaves none of the {patches} patches to {what}"
-        yield message, ("mae", "mask_ratio"), at_patch
+    for stage, section in row.sections.items():
+        frozen, ratio = getattr(section, "frozen_blocks", 0) or 0, getattr(section, "mask_ratio", 0)
+        if frozen > depth:
+            message = f"frozen_blocks {frozen} is more than the {depth} blocks there are"
+            yield f"{message}; write at most {depth}", (stage, "frozen_blocks")
+        patches = (size // patch) ** 2
+        visible = int(patches * (1 - ratio))
+        if ratio and not 0 < visible < patches:
+            what = "hide; raise it" if visible else "see; lower it or take a smaller patch_size"
+            message = f"mask_ratio {ratio} leaves none of the {patches} patches to {what}"
+            yield message, (stage, "mask_ratio"), at_patch
+        inner = getattr(section, "blocks", [])
+        if len({*inner}) < len(inner) or any(block >= depth - 1 for block in inner):
+            message = (
+                f"{stage}.blocks {inner} should be blocks below the last of {depth}, each once"
+            )
+            yield f"{message}; write 0 to {depth - 2}", (stage, "blocks"), (stage,)
+        local = getattr(section, "local_size", None)
+        if getattr(section, "local_views", 0) and (local is None or local % patch or local > size):
+            message = f"{stage}.local_views need a local_size of at most {size} pixels that is a "
+            yield f"{message}multiple of patch_size {patch}, not {local}", (stage, "local_views")
     if row.numerics.processors is not None:
         message = "numerics.processors is found out where the suite is planned; take it out"
         yield message, ("numerics", "processors")
@@ -103,21 +125,26 @@ def _sizes(variant: Variant) -> Faults:
 
 def _queue(variant: Variant) -> Faults:
     """Yield how the queue, which the head stage fills, misses the tuning that goes on with it."""
-    queue, tune, at = variant.row.head.queue_size, variant.row.tune, ("head", "queue_size")
-    if queue % tune.batch_size:
-        near = max(1, round(queue / tune.batch_size)) * tune.batch_size
-        message = f"head.queue_size {queue} is not a multiple of tune.batch_size {tune.batch_size}"
-        yield f"{message}; write {near}", at, ("tune", "batch_size")
-    if tune.topk > queue:
-        message = f"tune.topk {tune.topk} is more than the queue of {queue} holds; lower it or "
-        yield f"{message}raise head.queue_size", ("tune", "topk"), at
+    for stage, section in variant.row.sections.items():
+        source, names = methods.get(stage).borrows
+        held = variant.row.sections.get(source)
+        if held is None or "queue_size" not in names or not hasattr(section, "topk"):
+            continue
+        queue, batch, at = held.queue_size, section.batch_size, (source, "queue_size")
+        if queue % batch:
+            near = max(1, round(queue / batch)) * batch
+            message = f"{source}.queue_size {queue} is not a multiple of {stage}.batch_size {batch}"
+            yield f"{message}; write {near}", at, (stage, "batch_size")
+        if section.topk > queue:
+            message = f"{stage}.topk {section.topk} is more than the queue of {queue} holds; lower "
+            yield f"{message}it or raise {source}.queue_size", (stage, "topk"), at
 
 
 def _counts(variant: Variant, images: int | None) -> Faults:
     """Yield batches and neighbours that the data are too few for, or shards do not divide."""
     row = variant.row
-    for stage in TRAINING_STAGES:
-        batch, at = getattr(row, stage).batch_size, (stage, "batch_size")
+    for stage, section in row.sections.items():
+        batch, at = section.batch_size, (stage, "batch_size")
         if images is not None and batch > images:
             message = f"{stage}.batch_size {batch} is more than the {images} training images of "
             yield f"{message}'{row.data.name}'; write at most {images}", at
@@ -191,10 +218,10 @@ def _together(spec: SuiteSettings, variants: dict[str, Variant]) -> Faults:
     """Yield rows that do not fit each other: of `match_compute`, of instructions, of a gallery."""
     for name, variant in variants.items():
         other = variants.get(variant.match_compute or "")
-        alone = variant.stages in (("mae",), ("tune",))
-        if other and (not alone or "tune" not in other.stages or other.match_compute):
-            message = "match_compute goes with 'stages: [mae]' or 'stages: [tune]' and names a "
-            message += "variant that tunes and has no match_compute of its own"
+        tunes = other and any(methods.get(stage).part == "tuning" for stage in other.stages)
+        if other and (not variant.stages or not tunes or other.match_compute):
+            message = "match_compute goes with a row that trains and names a variant that tunes "
+            message += "and has no match_compute of its own"
             yield message, ("variants", name, "match_compute")
     if len({variant.row.numerics.isa for variant in variants.values()}) > 1:
         message = "numerics.isa is not the same in all rows; give it in the profile, once"

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    create_model,
+    model_validator,
+)
 
 from bench.suite.evaluations import Evaluation
+from maect import methods
 from maect.settings import (
     AugmentSettings,
     DataSettings,
-    HeadSettings,
-    MAESettings,
     ModelSettings,
     NumericsSettings,
     Positive,
     Settings,
-    TrainingStage,
-    TuneSettings,
 )
+
+if TYPE_CHECKING:
+    StageName = str
+else:
+    StageName = Literal[tuple(methods.names())]
 
 #: more seeds than this are a slip of the keyboard
 MAX_SEEDS = 1000
@@ -47,7 +57,7 @@ class RowSettings(Settings):
     #: one plain line on what this profile is
     about: str = ""
     #: training stages in order; none: what `init` gives is evaluated as it is
-    stages: list[TrainingStage] = []
+    stages: list[StageName] = []
     #: where an encoder without an earlier stage starts: random weights, no encoder at all (pixels),
     #: or a checkpoint file. A profile's or `--set`'s is of the rows that name none themselves
     init: str = "random"
@@ -57,12 +67,6 @@ class RowSettings(Settings):
     model: ModelSettings
     #: how it is computed
     numerics: NumericsSettings = NumericsSettings()
-    #: MAE pretraining
-    mae: MAESettings
-    #: head initialisation
-    head: HeadSettings
-    #: contrastive tuning
-    tune: TuneSettings
     #: the pipelines by name; `mae` is the one of MAE pretraining
     augment: dict[str, AugmentSettings]
     #: the split that evaluations report on; choose settings on `selection`, look at `test` once.
@@ -74,18 +78,37 @@ class RowSettings(Settings):
     #: factor on the learning rate of a row's last stage: the same search for rows that are unlike
     lr_scale: Positive = 1.0
 
+    def section(self, stage: str) -> Any:
+        """Return the settings of a training stage; None where the suite has no such section."""
+        return getattr(self, stage)
+
+    @property
+    def sections(self) -> dict[str, Any]:
+        """Return the settings of all training stages that the suite has sections of, in the order
+        of a chain."""
+        found = {name: self.section(name) for name in methods.names()}
+        return {name: section for name, section in found.items() if section is not None}
+
+
+#: a row with an optional section for each training stage of `maect.methods`
+ROW: type[RowSettings] = create_model(
+    "RowSettings",
+    __base__=RowSettings,
+    **{name: (methods.get(name).settings | None, None) for name in methods.names()},  # type: ignore[call-overload]
+)
+
 
 class VariantSettings(Settings):
     """One row of the tables: a chain of training stages."""
 
     #: as in a profile; a profile's or a search's `stages` go before
-    stages: list[TrainingStage] = []
+    stages: list[StageName] = []
     #: as in a profile; what stands here goes before
     init: str | None = None
     #: pipeline of the head and tuning stages
     augment: str = "min"
     #: a row of `mae` alone trains for as many more steps as that variant's head and tuning cost in
-    #: FLOPs; a row of `tune` alone for as many steps as all of that variant's stages cost
+    #: FLOPs; of any other row the last stage is as long as brings the row to that variant's cost
     match_compute: str | None = None
     #: settings of this row alone, as a profile has them
     set: dict[str, Any] = {}
@@ -316,7 +339,10 @@ class Suite:
                     "init": v.init,
                     "augment": v.augment,
                     "match_compute": v.match_compute,
-                    "settings": v.row.model_dump(mode="json", exclude={"stages", "init"})
+                    "settings": v.row.model_dump(
+                        mode="json", exclude={"stages", "init", *methods.names()}
+                    )
+                    | {name: section.resolved() for name, section in v.row.sections.items()}
                     | {"evaluations": {n: e.plain(n) for n, e in v.evaluations.items()}},
                 }
                 for v in self.variants.values()

@@ -7,13 +7,12 @@ Importing this package does not import torch, and neither does reading an evalua
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import pkgutil
 from functools import cache
 from types import ModuleType
 from typing import Any
 
+from maect import registry
 from maect.datasets.base import DataError
 from maect.evals import outside
 from maect.evals.base import (
@@ -52,7 +51,8 @@ __all__ = [
 def _modules() -> dict[str, ModuleType]:
     """Return the modules of all evaluations by the evaluation's name."""
     found: dict[str, ModuleType] = {}
-    own = (importlib.import_module(f"{__name__}.{i.name}") for i in pkgutil.iter_modules(__path__))
+    ours = registry.exposed(__name__, __path__, "EVALUATOR")
+    own = (importlib.import_module(name) for name, _ in ours)
     for module in (*own, *outside.modules()):
         evaluator = getattr(module, "EVALUATOR", None)
         if evaluator is None:
@@ -82,12 +82,7 @@ def names() -> list[str]:
 
 def get(name: str) -> Evaluator:
     """Return the evaluation called `name`; ValueError with the nearest name if there is none."""
-    known = evaluators()
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(names())}"
-    raise ValueError(f"there is no evaluation '{name}'; {hint}")
+    return registry.lookup(evaluators(), name, "evaluation")
 
 
 def __getattr__(name: str) -> Any:

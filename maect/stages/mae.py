@@ -79,6 +79,9 @@ class MAETraining(Training[MAESettings]):
         return errors.sum() / (total * (patches - keep.shape[1]))
 
 
+training = MAETraining
+
+
 def run(job: Job) -> Output:
     """Return `encoder`, `decoder` and, where set, `encoder_ema`."""
-    return train(MAETraining(job))
+    return train(training(job))

@@ -63,7 +63,8 @@ def _curve_panel(facts: Facts, kind: str, name: str, keys: list[str]) -> Panel:
     # a loss that falls far at first would be a corner and a flat line on a linear axis
     log = name == "loss" and min(ys) > 0 and max(ys) / min(ys) > 4
     what = short(name, 30).replace("_", " ").replace("neighbor", "neighbour")
-    title = f"{_STAGES.get(kind, short(kind, 20))}: {what}"
+    trained = _STAGES.get(kind, short(kind, 20).replace("_", " "))
+    title = f"{trained}: {what}"
     more = f" The first {_LINES} of {len(keys):,} are drawn." if len(keys) > _LINES else ""
     said = f"{plural(len(series), 'line')} against the step.{more}"
     return Panel(title, series, said, "step", what, log_y=log)

@@ -92,7 +92,9 @@ def _bars(facts: Facts) -> Iterator[_Bar]:
         start, end = _seconds(row["started"]), _seconds(row["ended"])
         if stage is None or start is None or end is None or end < start:
             continue
-        kind = stage["kind"] if stage["kind"] in _KINDS else "other"
+        kind = "head" if stage["kind"].endswith("head") else stage["kind"]
+        if kind not in _KINDS:
+            kind = "tune" if stage["group"] == "train" else "other"  # of any method
         said = row["status"]
         if said not in DONE:
             kind, said = "bad", f"{said}: {short(row['error'])}"

@@ -18,8 +18,6 @@ from reports.tables.cells import gathered
 from reports.tables.model import Cell, Column, Table
 from reports.tables.published import PUBLISHED
 
-#: stages of tuning, whose cost over the MAE's is its overhead
-_TUNING = ("head", "tune")
 _HOURS = pl.col("device_hours")
 
 
@@ -382,18 +380,18 @@ def overheads(facts: Facts) -> list[dict[str, Any]]:
 
     The mean over `n` seeds whose stages are all complete; `mae_steps`, `tune_steps`.
     """
-    mae, tuning = pl.col("kind") == "mae", pl.col("kind").is_in(_TUNING)
+    mae = pl.col("kind") == "mae"
+    tuned = ~mae & ~pl.col("kind").str.ends_with("head")
     hours, steps = pl.col("device_hours"), pl.col("steps")
     usable = pl.col("status").is_in(DONE) & hours.is_not_null()
     return (
-        facts.training.filter(mae | tuning)
-        .group_by("variant", "seed", maintain_order=True)
+        facts.training.group_by("variant", "seed", maintain_order=True)
         .agg(
             hours.filter(mae).sum().alias("mae"),
-            hours.filter(tuning).sum().alias("tuning"),
+            hours.filter(~mae).sum().alias("tuning"),
             steps.filter(mae).first().alias("mae_steps"),
-            steps.filter(pl.col("kind") == "tune").first().alias("tune_steps"),
-            (usable.all() & (pl.col("kind") == "tune").any()).alias("usable"),
+            steps.filter(tuned).first().alias("tune_steps"),
+            (usable.all() & tuned.any()).alias("usable"),
         )
         .filter(pl.col("usable") & (pl.col("mae") > 0))
         .group_by("variant", maintain_order=True)

@@ -26,9 +26,9 @@ from bench.run import calibrate
 from bench.run.worker import job_of
 from bench.suite.load import data_info, load_suite
 from maect.datasets import prepare
+from maect.stages.contrastive import TuneTraining
 from maect.stages.loop import Training
 from maect.stages.mae import MAETraining
-from maect.stages.tune import TuneTraining
 
 pytestmark = pytest.mark.gpu
 SUITE = Path(__file__).parents[2] / "suites" / "paper_table.yaml"

@@ -24,13 +24,13 @@ from bench.plan.planner import Stage, make_plan
 from bench.run.worker import run_stage
 from bench.store.store import Store
 from bench.suite.load import load_suite
+from maect import methods
 from maect.stages.job import Job
 
 SUITE = Path(__file__).parents[2] / "suites" / "paper_table.yaml"
 ROUNDS = 40
 #: stage -> largest ratio of its step to the plain pass
 BOUNDS = {"mae": 0.68, "head": 1.02, "tune": 1.67}
-CLASSES = {"mae": "MAETraining", "head": "HeadTraining", "tune": "TuneTraining"}
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,10 @@ def test_a_step_is_not_slower_than_its_bound(kind, stages, plain_pass, benchmark
         settings=stage.settings,
         inputs={name: store.fetch(source.key) for name, source in stage.inputs.items()},
         data_root=Path(stage.places["data_root"]),
+        kind=kind,
     )
     stage.settings["train"]["steps"] = 100  # the inputs above took 5
-    training = getattr(importlib.import_module(f"maect.stages.{kind}"), CLASSES[kind])(job)
+    training = importlib.import_module(methods.get(kind).entry).training(job)
     numbers = count()
     plain: list[float] = []
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -12,17 +14,43 @@ from bench.plan.planner import Stage, make_plan
 from bench.run.worker import run_stage
 from bench.store.store import Store
 from bench.suite.load import load_suite
+from maect import methods
 from maect.stages.job import Job, State
 from maect.stages.loop import Training
 
 SUITE = Path(__file__).parents[2] / "suites" / "smoke.yaml"
-TRAININGS = {"mae": "MAETraining", "head": "HeadTraining", "tune": "TuneTraining"}
+SUCCESSORS = SUITE.with_name("successors.yaml")
+#: the stages of MAE-CT
+TRAININGS = ("mae", "head", "tune")
 
 
 def chain(store: Store, sets: Iterable[str] = (), variant: str = "MAE-CT_aug") -> list[Stage]:
     """MAE, head and tuning of seed 0."""
     plan = make_plan(load_suite(SUITE, seeds=1, sets=[*sets]), store)
     return next(row for row in plan.rows if row.variant.name == variant).chain
+
+
+@cache
+def successors() -> dict[str, Stage]:
+    """The training stages of successors.yaml's smallest profile, by kind."""
+    suite = load_suite(SUCCESSORS, profile="tiny", seeds=1)
+    plan = make_plan(suite, None)
+    return {stage.kind: stage for stage in plan.stages.values() if stage.trains}
+
+
+def successor_kinds() -> list[str]:
+    """All training stages but those of MAE-CT."""
+    return sorted({*successors()} - {*TRAININGS})
+
+
+def successor_stage(kind: str, steps: int, *, inputs: bool = False) -> Stage:
+    """A stage of so many steps, without those before it unless `inputs`."""
+    stage = copy.deepcopy(successors()[kind])
+    stage.flops *= steps / (stage.steps or 1)
+    stage.settings["train"]["steps"] = stage.steps = steps
+    if not inputs:
+        stage.inputs.clear()
+    return stage
 
 
 def trained_inputs(root: Path) -> dict[str, Path]:
@@ -40,6 +68,7 @@ def job_of(stage: Stage, inputs: dict[str, Path], device: str = "cpu") -> Job:
         settings=stage.settings,
         inputs={name: inputs[name] for name in stage.inputs},
         data_root=Path(stage.places["data_root"] or ""),
+        kind=stage.kind,
         device=torch.device(device),
     )
 
@@ -79,6 +108,6 @@ class Kept(Cutting):
 
 def training_of(stage: Stage, inputs: dict[str, Path], device: str = "cpu") -> Training:
     """The stage, ready to take its steps."""
-    module = importlib.import_module(f"maect.stages.{stage.kind}")
-    training: Training = getattr(module, TRAININGS[stage.kind])(job_of(stage, inputs, device))
+    entry = importlib.import_module(methods.get(stage.kind).entry)
+    training: Training = entry.training(job_of(stage, inputs, device))
     return training

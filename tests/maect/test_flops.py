@@ -15,9 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.store.store import Store
-from maect import flops
+from maect import flops, methods
+from maect.methods.nnclr import HeadSettings, TuneSettings
 from maect.models import build_encoder
-from maect.settings import HeadSettings, MAESettings, ModelSettings, TuneSettings
+from maect.settings import MAESettings, ModelSettings
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +80,17 @@ def test_costs_follow_batch_mask_queue_and_positives():
     assert mae(mask_ratio=0.5) > mae(mask_ratio=0.75)
 
     def head(**changes: object) -> float:
-        return flops.head_step(model, HeadSettings.parse(rate | changes), 224, 3)
+        options = methods.options_of(HeadSettings.parse(rate | changes), {})
+        return flops.step(methods.get("head"), model, options, 224, 3)
 
     # one more product of a batch of 1024, two views, with 65,536 embeddings of 256 numbers
     grown = head(queue_size=131072) - head(queue_size=65536)
     assert grown == pytest.approx(2 * 2 * 1024 * 65536 * 256)
 
     def tune(**changes: object) -> float:
-        settings = TuneSettings.parse(rate | changes)
-        return flops.tune_step(model, HeadSettings.parse(rate), settings, 224, 3)
+        shape = HeadSettings.parse(rate).model_dump()
+        options = methods.options_of(TuneSettings.parse(rate | changes), shape)
+        return flops.step(methods.get("tune"), model, options, 224, 3)
 
     assert tune(positive="no_queue") < tune(positive="neighbor")
     assert tune(positive="neighbor") == tune(positive="no_swap") == tune(positive="oracle")

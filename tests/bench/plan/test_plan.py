@@ -23,8 +23,9 @@ from bench.run.tune import Search, of_cells
 from bench.store.record import Code, Cost, Run
 from bench.store.store import Store
 from bench.suite.load import load_suite
-from maect import flops
-from maect.settings import HeadSettings, MAESettings, ModelSettings, TuneSettings
+from maect import flops, methods
+from maect.methods.nnclr import TuneSettings
+from maect.settings import MAESettings, ModelSettings
 from reports.tables.build import build_tables
 
 
@@ -73,12 +74,13 @@ def test_compute_matched_steps_cover_head_and_tuning(suite: Path, plan_of):
     mae, head, tune = row_of(plan, "MAE-CT").chain
     (matched,) = row_of(plan, "MAE, compute-matched").chain
     model = ModelSettings.parse(mae.settings["model"])
-    train = HeadSettings.parse(head.settings["train"])
     size = mae.settings["data"]["image_size"]
-    cost = head.steps * flops.head_step(model, train, size, 1)
-    cost += tune.steps * flops.tune_step(
-        model, train, TuneSettings.parse(tune.settings["train"]), size, 1
-    )
+    cost = 0.0
+    for stage in (head, tune):
+        method = methods.get(stage.kind)
+        train = method.settings.parse(stage.settings["train"])
+        options = methods.options_of(train, stage.settings.get("head", {}))
+        cost += stage.steps * flops.step(method, model, options, size, 1)
     step = flops.mae_step(model, MAESettings.parse(mae.settings["train"]), size, 1)
     assert matched.steps == mae.steps + math.ceil(cost / step)
     assert matched.flops >= mae.flops + head.flops + tune.flops

@@ -121,7 +121,7 @@ CASES = [
     case("shards: 4,", "shards: 4, processors: avx2 Intel,", "take it out", at="shards: 4"),
     case("mae: {steps: 40", "mae: {epochs: 4, steps: 40", "exactly one of steps and epochs"),
     case("lr: 3.0e-3, ", "", "exactly one of lr and base_lr"),
-    case("[mae, head, tune]", "[tune, mae]", "the order is mae, head, tune"),
+    case("[mae, head, tune]", "[tune, mae]", "e.g. mae, head, tune"),
     case("MAE: {stages: [mae]}", "MAE: {stages: [mae, mae]}", "each once"),
     case("      mae: {view0", "      other: {view0", "pipeline 'mae'", at="  MAE: {stages"),
     # -------------------------------------------------------------------------------- dotted paths
@@ -302,6 +302,29 @@ def test_profiles_from(bench: Bench, tmp_path: Path):
 def test_a_bad_set_is_told_with_the_argument(given: str, says: str, bench: Bench):
     done = bench("plan", SMOKE, "--set", given)
     assert_refused(done, "error: --set ", given[:40], says)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("stages=[mae, head, simclr]", "simclr does not go on with head; write simclr_head"),
+        ("stages=[mae, simclr, tune]", "a head, its tuning, each once"),
+        ("stages=[mae, joint]", "a head, its tuning, each once"),
+        ("stages=[mae, simcrl]", "did you mean 'simclr'?"),
+        ("simclr=null", "'simclr' is missing; add it"),
+        ("refiner.blocks=[1]", "blocks below the last of 2, each once; write 0 to 0"),
+        ("refiner.topk=300", "topk 300 is more than the queue of 256 holds"),
+        ("dino.local_size=3", "a multiple of patch_size 2, not 3"),
+        ("dino.encoder_ema=0.9", "keep one"),
+        ("joint.mask_ratio=0.99", "leaves none of the 16 patches to see"),
+        ("vicreg.temperature=0.1", "unknown setting 'vicreg.temperature'"),
+        ("simclr_head.steps=5000", "cost as many FLOPs as all of 'MAE-CT'"),
+    ],
+)
+def test_bad_settings_of_methods_are_told(given: str, says: str, bench: Bench):
+    successors = SMOKE.with_name("successors.yaml")
+    done = bench("plan", successors, "--profile", "tiny", "--only", "SimCLR", "--set", given)
+    assert_refused(done, says)
 
 
 def test_set_changes_the_devices_of_a_suite(plan_of):

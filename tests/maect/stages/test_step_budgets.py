@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stage_helpers import TRAININGS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from maect import methods
 from maect.datasets.base import ArraySplit
-from maect.settings import MAESettings, ModelSettings, TuneSettings, ViewSettings
+from maect.methods.nnclr import TuneSettings
+from maect.settings import MAESettings, ModelSettings, ViewSettings
 from maect.stages.job import Job
 from maect.stages.loop import Training, is_logged
 
@@ -60,9 +61,7 @@ def training_of(
         "head": HEAD,
     }
     job = ImagesJob(settings, {}, Path(), kind=kind, device=torch.device(device))
-    training: Training = getattr(importlib.import_module(f"maect.stages.{kind}"), TRAININGS[kind])(
-        job
-    )
+    training: Training = importlib.import_module(methods.get(kind).entry).training(job)
     return training
 
 

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from maect import memory
 from maect.losses import mae_loss_per_image
 from maect.models import Decoder, Encoder, pool, random_masking
-from maect.settings import MAESettings, ModelSettings, NumericsSettings, TuneSettings
+from maect.settings import MAESettings, ModelSettings, NumericsSettings, TuningSettings
 
 SIZES: dict[str, dict[str, int]] = {
     "L/16": {"patch_size": 16, "dim": 1024, "heads": 16},
@@ -89,7 +89,7 @@ def test_saved_for_backward_is_what_the_table_says(
         if of is of_mae:
             told = memory.of_mae(model, MAESettings(steps=1, lr=1.0), numerics, 224, batch)
         else:
-            half = TuneSettings(steps=1, lr=1.0, frozen_blocks=DEPTH[size] // 2)
+            half = TuningSettings(steps=1, lr=1.0, frozen_blocks=DEPTH[size] // 2)
             told = memory.of_tuning(model, half, numerics, 224, batch)
         calculated.append(told / 1e9)
         with FakeTensorMode():
