@@ -151,7 +151,9 @@ def test_a_column_says_where_its_rows_read_other_tokens(tmp_path: Path):
     assert "mean of patches: NNCLR without MAE, MAE-CT, MAE-CT_aug." in base.notes[-1]
     assert large.columns["knn"]["label"] == "k-NN, k=10"
     # the published probe is of fresh crops, as this one is
-    assert "probe_augmented.published" in {column.id for column in build_tables(large)[0].columns}
+    published = build_tables(large)[0].published
+    assert published is not None
+    assert "probe_augmented.published" in {column.id for column in published.columns}
 
 
 def test_the_paper_table_has_the_same_recipe(tmp_path: Path):
