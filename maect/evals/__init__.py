@@ -1,6 +1,7 @@
 """Evaluations of frozen features: k-NN, linear probe, low-shot regression, clustering.
 
-Adding one is adding a module to this package that exposes `EVALUATOR` (see `base.Evaluator`).
+Adding one is adding a module to this package that exposes `EVALUATOR` (see `base.Evaluator`);
+`PRESETS` are further ones, of the same computation.
 Importing this package does not import torch, and neither does reading an evaluation's settings.
 """
 
@@ -49,12 +50,11 @@ def evaluators() -> dict[str, Evaluator]:
     found: dict[str, Evaluator] = {}
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
-        evaluator = getattr(module, "EVALUATOR", None)
-        if evaluator is None:
-            continue
-        if evaluator.name in found:
-            raise ValueError(f"two modules of maect.evals are named '{evaluator.name}'")
-        found[evaluator.name] = evaluator
+        own = [module.EVALUATOR] if hasattr(module, "EVALUATOR") else []
+        for evaluator in [*own, *getattr(module, "PRESETS", [])]:
+            if evaluator.name in found:
+                raise ValueError(f"two evaluations of maect.evals are named '{evaluator.name}'")
+            found[evaluator.name] = evaluator
     return found
 
 

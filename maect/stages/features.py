@@ -16,7 +16,7 @@ from maect.augment import Augment, evaluation_transform
 from maect.datasets import Split
 from maect.datasets.decoders import Request
 from maect.datasets.splits import selection_rows
-from maect.models import Encoder, pool
+from maect.models import VisionEncoder, pool
 from maect.parallel import Group
 from maect.settings import ViewSettings
 from maect.stages.encoder import encoder_of, usage_notes
@@ -31,17 +31,20 @@ Block = int | list[int] | None
 class FeatureNetwork(nn.Module):
     """An encoder and the pooling of its tokens: [B, C, S, S] -> [B, D] float32.
 
-    `block`: after this block instead of after the final norm; a list of K gives [B, K, D].
+    `block`: after this block instead of after the final norm; a list of K gives [B, K, D]. `norm`:
+    the final norm follows there, too.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: VisionEncoder,
         how: Any,
         block: Block,
         autocast: Callable[[], AbstractContextManager[Any]],
+        norm: bool = False,
     ) -> None:
         super().__init__()
+        self.norm = norm
         self.encoder, self.how, self.block, self.autocast = encoder, how, block, autocast
 
     def forward(self, images: Tensor) -> Tensor:
@@ -49,7 +52,7 @@ class FeatureNetwork(nn.Module):
             if self.block is None:
                 return self.encoder.features(images, self.how).float()
             blocks = self.block if isinstance(self.block, list) else [self.block]
-            tokens = self.encoder.features_by_depth(images, blocks)
+            tokens = self.encoder.features_by_depth(images, blocks, self.norm)
             found = [pool(one, self.how).float() for one in tokens]
         return torch.stack(found, dim=1) if isinstance(self.block, list) else found[0]
 
@@ -92,7 +95,7 @@ class JobImages:
     `encoder`: by default what the job starts from.
     """
 
-    def __init__(self, job: Job, encoder: Encoder | None = None) -> None:
+    def __init__(self, job: Job, encoder: VisionEncoder | None = None) -> None:
         self.job, self.given = job, encoder
         self.group = Group(job.numerics.shards)
         self.block: Block = job.settings.get("block")
@@ -131,7 +134,8 @@ class JobImages:
         else:
             encoder = copy.deepcopy(self.given).to(job.device, job.dtype)
         self.notes = usage_notes(encoder, job.settings["pool"], self.split("train"))
-        return FeatureNetwork(encoder, job.settings["pool"], self.block, job.autocast)
+        norm = bool(job.settings.get("norm"))
+        return FeatureNetwork(encoder, job.settings["pool"], self.block, job.autocast, norm)
 
     def _augment(self, view: ViewSettings, role: str) -> Augment:
         split = self.split("train")

@@ -209,6 +209,8 @@ SHORT = {
     "probe": {"epochs": 2, "batch_size": 256},
     "probe_restricted": {"epochs": 2, "batch_size": 256},
     "probe_augmented": {"epochs": 1, "batch_size": 256},
+    "probe_dinov2": {"epochs": 1, "batch_size": 256},
+    "probe_attentive": {"epochs": 1, "batch_size": 256},
     "low_shot_finetune": {"epochs": 1, "budgets": ["1%"]},
     "cluster": {"runs": 2},
 }
