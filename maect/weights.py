@@ -146,21 +146,18 @@ def load_encoder(
     sizes = _sizes(tensors, file, rotary or named)
     beside, stated = _stated(file)
     notes: list[str] = []
-    patch, dim, plain = sizes["patch_size"], sizes["dim"], all(map(_PLAIN.fullmatch, tensors))
-    plain &= "cls_token" in tensors
-    named &= not plain
-    as_timm = (
-        named
-        or rotary
-        or sizes["gated"]
-        or not {"reg_token", "blocks.0.ls1.gamma"}.isdisjoint(tensors)
-    )
-    found = {**sizes, "mlp width": int(dim * sizes["mlp_ratio"]), "activation": "gelu"}
-    told_widths = {"mlp width", "activation"} if sizes["gated"] or named else set()
-    if rotary and sizes["gated"]:
-        found["activation"] = "silu"
-        told_widths.remove("activation")
-    _compare(stated, {n: v for n, v in found.items() if n not in told_widths}, beside)
+    patch, dim, gated = sizes["patch_size"], sizes["dim"], sizes["gated"]
+    # an architecture's name decides where a plain ViT has not all that there is
+    named &= not all(map(_PLAIN.fullmatch, tensors)) or "cls_token" not in tensors
+    extras = {"reg_token", "blocks.0.ls1.gamma"} & tensors.keys()
+    as_timm = bool(named or rotary or gated or extras)
+    found = {**sizes, "mlp width": int(dim * sizes["mlp_ratio"])}
+    comparable = dict(found)
+    if gated or named:  # what is stated is of one of three matrices, and of any activation
+        del comparable["mlp width"]
+    if not named and (rotary or not gated):
+        comparable["activation"] = "silu" if gated else "gelu"
+    _compare(stated, comparable, beside)
     if expected is not None:
         _expect(found | {n: v for n, v in stated if n == "heads"}, expected, file)
     if not named:
@@ -177,6 +174,8 @@ def load_encoder(
         grid = _place_positions(tensors, grids[0], grids[1], file, beside, notes)
     else:
         grid = grids[1] or grids[0] or (max(1, 224 // patch),) * 2
+        if not any(grids):
+            notes.append(f"images of {grid[0] * patch} pixels a side assumed: nothing says")
     size = (grid[0] * patch, grid[1] * patch)
     encoder: Encoder | TimmEncoder
     if as_timm:
@@ -201,6 +200,8 @@ def load_encoder(
     if isinstance(encoder, TimmEncoder) and hasattr(getattr(encoder, "rope", None), "periods"):
         precision = "computed in float32; DINOv3's authors keep them in bfloat16"
         if periods is not None:
+            if periods.shape != (dim // encoder.heads // 4,):
+                raise CheckpointError(f"{file}: its rotary periods are {list(periods.shape)}")
             precision = f"those of its file, in {str(periods.dtype).removeprefix('torch.')}"
             timm_encoders.set_periods(encoder, periods)
         notes.append(f"the periods of its rotary positions are {precision}")
@@ -211,7 +212,12 @@ def load_encoder(
     if as_timm and (pool := _POOLS.get(getattr(encoder, "global_pool", ""))) and named:
         encoder.stated.setdefault("pool", pool)
     if encoder.pools == ("mean",):
-        notes.append("a classifier fine-tuned on the mean of patches: fc_norm follows the pooling")
+        classifier = not isinstance(encoder.fc_norm, nn.Identity)
+        notes.append(
+            "a classifier fine-tuned on the mean of patches: fc_norm follows the pooling"
+            if classifier
+            else "it has no class token: the mean of patches is read, no attention pools them"
+        )
         encoder.stated["pool"] = "mean"
     encoder.notes = notes
     return encoder

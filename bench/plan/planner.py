@@ -295,6 +295,8 @@ class _RowPlanner:
                 settings["block"] = evaluation.block
             if evaluation.norm:
                 settings["norm"] = True
+            if evaluation.evaluator.joins_blocks:
+                settings["splits"] = ["selection", "test"]
             if settings["pool"] != row.model.pool or "block" in settings:
                 title += f" ({', '.join(evaluation.said())})"
         if other is not None:

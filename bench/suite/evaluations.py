@@ -146,8 +146,11 @@ def _declared(
     block = found.blocks(depth)
     blocks = block if isinstance(block, list) else [block or 0]
     if outside := [b for b in blocks if not 0 <= b < depth]:
-        message = f"block {outside[-1]} is none of the encoder's {depth}; write 0 to {depth - 1}"
+        written = outside[-1] - depth * (outside[-1] < 0)
+        message = f"block {written} is none of the encoder's {depth}; write 0 to {depth - 1}"
         raise fault(message, tree, (*at, "block"))
+    if len({*blocks}) < len(blocks):
+        raise fault(f"block {found.block} names a block twice", tree, (*at, "block"))
     pool = found.pool or (None if block is None else model.pool)
     if evals.get(kind).joins_blocks and (pool != "both" or not isinstance(block, list)):
         message = f"{kind} reads a list of blocks, class token and mean; write pool: both"

@@ -159,7 +159,8 @@ class Evaluator:
     #: the tokens that it reads where a suite names none, as `FeatureSettings` have them
     tokens: Mapping[str, Any] = field(default_factory=dict)
     #: whether it reads the features of all its blocks together, x [N, K, 2D] of class token and
-    #: mean; else it is run on one block after the other
+    #: mean, and of the training images on fresh crops only, so that theirs are not kept (x is
+    #: empty); else it is run on one block after the other
     joins_blocks: bool = False
     #: the publication whose protocol its default settings and tokens are
     source: str = ""

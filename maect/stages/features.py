@@ -44,6 +44,8 @@ class FeatureNetwork(nn.Module):
         norm: bool = False,
     ) -> None:
         super().__init__()
+        if how != "mean" and getattr(encoder, "cls_token", None) is None:
+            raise ValueError("the encoder has no class token; pool 'mean'")
         self.norm = norm
         self.encoder, self.how, self.block, self.autocast = encoder, how, block, autocast
 
@@ -194,11 +196,18 @@ def run(job: Job) -> Output:
     """Leave `features`: for each split x [N, D] float32 and y [N] int64.
 
     Raw pixels where the settings say `init: pixels`, in [0, 1] and flattened. Features of several
-    blocks where `block` is a list: x [N, K, D]. All workers compute; the first one has the output.
+    blocks where `block` is a list: x [N, K, D]. Where the settings name `splits`, of these only;
+    of others labels alone. All workers compute; the first one has the output.
     """
     job.prepare()
     images = JobImages(job)
-    tensors = extract(images)
+    splits = job.settings.get("splits", SPLITS)
+    tensors = extract(images, splits)
+    for name in sorted({*SPLITS} - {*splits}):
+        whole = tensors[f"{splits[-1]}_x"]
+        tensors[f"{name}_x"] = whole.new_empty(0, *whole.shape[1:])
+        labels = np.asarray(images.split(name).labels, dtype=np.int64)
+        tensors[f"{name}_y"] = torch.from_numpy(labels)
     if images.group.rank > 0:
         return Output()
     summary: dict[str, Any] = {
@@ -231,6 +240,8 @@ def extract(images: JobImages, splits: Sequence[str] = SPLITS) -> dict[str, Tens
             found = [x.cpu() for x in shared if first]
         tensors[f"{name}_x"] = torch.cat(found) if found else torch.empty(0)
         tensors[f"{name}_y"] = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
-        if not len(split):  # of the shape that images would give
-            tensors[f"{name}_x"] = tensors["train_x"].new_empty(0, *tensors["train_x"].shape[1:])
+    whole = max((tensors[f"{name}_x"] for name in splits), key=len)
+    for name in splits:  # of the shape that images would give
+        if not len(tensors[f"{name}_x"]):
+            tensors[f"{name}_x"] = whole.new_empty(0, *whole.shape[1:])
     return tensors
