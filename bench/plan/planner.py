@@ -117,7 +117,7 @@ class _Planner:
             places["data_stage"] = place.stage
             if "lists" in settings:
                 places["low_shot"] = place.low_shot
-            if "weights" in settings:
+            if settings.get("weights"):  # else they need not be here
                 places["weights"] = str(released(variant.init).absolute())
             hashes = code(*entry_modules(kind))
             self.stages[key] = Stage(

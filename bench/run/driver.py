@@ -127,7 +127,7 @@ def check_weights(plan: Plan) -> None:
     seen = set()
     for stage in starts:
         model = ModelSettings.parse(stage.settings["model"])
-        path, size = stage.places["weights"] or "", stage.settings["data"]["image_size"]
+        path, size = stage.places.get("weights") or "", stage.settings["data"]["image_size"]
         use: dict[str, Any] = {"kind": stage.kind, "pool": stage.settings.get("pool")}
         if (path, model, size, *use.values()) in seen:
             continue
