@@ -59,7 +59,7 @@ class Pictures:
 
     def network(self) -> FeatureNetwork:
         torch.manual_seed(0)
-        encoder = Encoder(4, 2, 1, dim=12, depth=2, heads=2)
+        encoder = Encoder(4, 2, 1, dim=12, depth=1 + self.joined, heads=2)
         if self.joined:
             return FeatureNetwork(encoder, "both", [0, 1], nullcontext, norm=True)
         return FeatureNetwork(encoder, "mean", None, nullcontext)
