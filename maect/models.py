@@ -99,7 +99,7 @@ class _Reordered(torch.autograd.Function):
         return _take(gradients[0], torch.argsort(order, dim=1)), None
 
 
-def compile_blocks(network: Encoder | Decoder) -> None:
+def compile_blocks(network: VisionEncoder | Decoder) -> None:
     """Let torch.compile make fast code of a network's blocks: once for all blocks of a shape."""
     for block in network.blocks:
         block.compile(dynamic=False)
@@ -112,7 +112,79 @@ def _blocks(dim: int, depth: int, heads: int, mlp_ratio: float) -> nn.ModuleList
     return nn.ModuleList(Block(dim, heads, mlp_ratio, qkv_bias=True, **parts) for _ in range(depth))
 
 
-class Encoder(nn.Module):
+class VisionEncoder(nn.Module):
+    """What stages and evaluations ask of an encoder: images in, tokens by block out.
+
+    Tokens are [B, 1+N, D]: the class token, then the N patches along the rows. Registers are
+    computed with, but are no tokens to read. `blocks` are its transformer blocks, so that the
+    first ones can be frozen; `maect.optim` knows its parameters by their names, which are timm's.
+    An adapter of other networks is a subclass (`maect.timm_encoders`).
+    """
+
+    image_size: tuple[int, int]
+    grid: tuple[int, int]
+    patch_size: int
+    in_chans: int
+    dim: int
+    depth: int
+    heads: int
+    #: width of an MLP with as many multiplications and one activation, over `dim`
+    mlp_ratio: float
+    blocks: Any
+    #: of the pooled features, where the final norm is not that of the tokens
+    fc_norm: nn.Module
+    #: of timm, with the arguments from which it makes the same network; "vit": an `Encoder`
+    architecture: str = "vit"
+    model_args: dict[str, Any] = {}
+    #: what its file says of it: `mean`, `std`, `interpolation` and `crop_pct` of its images, as
+    #: timm calls them, and `pool`, the features that are read; empty where it says nothing
+    stated: dict[str, Any]
+    #: sentences on what was assumed when it was loaded, and on what statements differ
+    notes: list[str]
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Return the features that can be read: "cls", "mean" or "both"."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, keep: Tensor | None = None, frozen_blocks: int = 0) -> Tensor:
+        """Return tokens after the final norm, class token first: [B, C, H, W] -> [B, 1+n, D]."""
+        raise NotImplementedError
+
+    def features(self, images: Tensor, how: Literal["cls", "mean", "both"]) -> Tensor:
+        """Return pooled features, after the final norm: [B, C, H, W] -> [B, D], both: [B, 2D].
+
+        Raises ValueError for a class token that there is not, or that `fc_norm` left without norm.
+        """
+        if how not in self.pools:
+            raise ValueError(
+                "its final norm (fc_norm) is of the mean of patches, or it has no class token; "
+                "pool 'mean'"
+            )
+        return self.fc_norm(pool(self(images), how))
+
+    def features_by_depth(
+        self, images: Tensor, blocks: Sequence[int], norm: bool = False, frozen_blocks: int = 0
+    ) -> list[Tensor]:
+        """Return tokens after each of `blocks` (from 0): list of [B, 1+N, D].
+
+        `norm`: after the final norm, too; `frozen_blocks` as in `forward`. Raises ValueError for a
+        block that there is not.
+        """
+        raise NotImplementedError
+
+    def recompute(self, wanted: bool) -> None:
+        """Let the backward pass compute each block's activations again, to save memory."""
+        raise NotImplementedError
+
+    def require_blocks(self, blocks: Sequence[int]) -> None:
+        """Raise ValueError for a block that the encoder does not have."""
+        outside = [index for index in blocks if not 0 <= index < self.depth]
+        if outside:
+            raise ValueError(f"an encoder of {self.depth} blocks has no block {outside[0]}")
+
+
+class Encoder(VisionEncoder):
     """ViT encoder: class token, fixed positions, pre-norm blocks, final norm.
 
     State dict as the published code's: `cls_token`, `pos_embed` [1, N, D] (a buffer: without a
@@ -138,11 +210,7 @@ class Encoder(nn.Module):
         fc_norm: bool = False,
     ) -> None:
         super().__init__()
-        #: what its file says of it: `mean`, `std`, `interpolation` and `crop_pct` of its images, as
-        #: timm calls them, and `pool`, the features that are read; empty where it says nothing
-        self.stated: dict[str, Any] = {}
-        #: sentences on what was assumed when it was loaded, and on what statements differ
-        self.notes: list[str] = []
+        self.stated, self.notes = {}, []
         size = _pair(image_size)
         if any(side % patch_size for side in size):
             raise ValueError(f"images of {size[0]}x{size[1]} have no whole patches of {patch_size}")
@@ -156,7 +224,7 @@ class Encoder(nn.Module):
         self.blocks = _blocks(dim, depth, heads, mlp_ratio)
         last = nn.LayerNorm(dim, eps=1e-6)
         self.norm: nn.Module = nn.Identity() if fc_norm else last
-        self.fc_norm: nn.Module = last if fc_norm else nn.Identity()
+        self.fc_norm = last if fc_norm else nn.Identity()
 
     def forward(self, images: Tensor, keep: Tensor | None = None, frozen_blocks: int = 0) -> Tensor:
         """Return tokens after the final norm, class token first: [B, C, H, W] -> [B, 1+n, D].
@@ -177,32 +245,24 @@ class Encoder(nn.Module):
     #: the name that timm's models know it by
     forward_features = forward
 
-    def features(self, images: Tensor, how: Literal["cls", "mean", "both"]) -> Tensor:
-        """Return pooled features, after the final norm: [B, C, H, W] -> [B, D], both: [B, 2D].
+    @property
+    def pools(self) -> tuple[str, ...]:
+        return ("mean",) if isinstance(self.norm, nn.Identity) else ("cls", "mean", "both")
 
-        Raises ValueError for a class token that `fc_norm` left without a norm.
-        """
-        if how != "mean" and isinstance(self.norm, nn.Identity):
-            raise ValueError("its final norm (fc_norm) is of the mean of patches; pool 'mean'")
-        return self.fc_norm(pool(self.forward_features(images), how))
+    def recompute(self, wanted: bool) -> None:
+        self.checkpoint_activations = wanted
 
     def features_by_depth(
-        self, images: Tensor, blocks: Sequence[int], frozen_blocks: int = 0
+        self, images: Tensor, blocks: Sequence[int], norm: bool = False, frozen_blocks: int = 0
     ) -> list[Tensor]:
-        """Return tokens after each of `blocks` (from 0), before any norm: list of [B, 1+N, D].
-
-        `frozen_blocks` as in `forward`. Raises ValueError for a block that the encoder does not
-        have.
-        """
-        outside = [index for index in blocks if not 0 <= index < self.depth]
-        if outside:
-            raise ValueError(f"an encoder of {self.depth} blocks has no block {outside[0]}")
+        self.require_blocks(blocks)
         outputs: dict[int, Tensor] = {}
         with torch.no_grad() if frozen_blocks else nullcontext():
             tokens = self._embed(images, None)
         for index, block in enumerate(self.blocks[: max(blocks, default=-1) + 1]):
             with torch.no_grad() if index < frozen_blocks else nullcontext():
-                tokens = outputs[index] = self._block(block, tokens)
+                tokens = self._block(block, tokens)
+                outputs[index] = self.norm(tokens) if norm else tokens
         return [outputs[index] for index in blocks]
 
     def _embed(self, images: Tensor, keep: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_STEM = ("cls_token", "pos_embed", "patch_embed.")
+_STEM = ("cls_token", "reg_token", "pos_embed", "patch_embed.", "norm_pre.")
 
 
 def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:

@@ -142,9 +142,11 @@ class ModelSettings(Settings):
 class FeatureSettings(Settings):
     """Which of an encoder's tokens an evaluation reads."""
 
-    #: after this block, counted from 0, before any norm; several give numbered metrics; null:
-    #: after the last block and the final norm
-    block: NonNegativeInt | list[NonNegativeInt] | Literal["all"] | None = None
+    #: after this block, counted from 0 or, below 0, from the end; before any norm; several give
+    #: numbered metrics; null: after the last block and the final norm
+    block: int | list[int] | Literal["all"] | None = None
+    #: with `block`: the final norm follows there, too
+    norm: bool = False
     #: class token, mean of the patch tokens, or both side by side; null: the model's own
     pool: Literal["cls", "mean", "both"] | None = None
 
@@ -154,11 +156,20 @@ class FeatureSettings(Settings):
             not self.block or len({*self.block}) < len(self.block)
         ):
             raise ValueError(f"block {self.block} should name blocks, each once")
+        if self.norm and self.block is None:
+            raise ValueError("norm goes with block; without, the final norm follows anyway")
         return self
 
     def blocks(self, depth: int) -> int | list[int] | None:
-        """Return `block` with `all` written out for an encoder of `depth` blocks."""
-        return list(range(depth)) if self.block == "all" else self.block
+        """Return `block` counted from 0 and `all` written out for an encoder of `depth` blocks.
+
+        A block that there is not stays outside of 0 to `depth` - 1.
+        """
+        if self.block == "all" or self.block is None:
+            return None if self.block is None else list(range(depth))
+        if isinstance(self.block, int):
+            return self.block + depth * (self.block < 0)
+        return [block + depth * (block < 0) for block in self.block]
 
 
 class NumericsSettings(Settings):

@@ -2,10 +2,11 @@
 
 Recognised by the names of their tensors: the official MAE-CT release (positions without a row for
 the class token), facebookresearch/mae (with a zero row) and timm (with a learned row), all three
-with the same names otherwise, and Hugging Face's ViT-MAE and ViT. Tensors may lie in nested
-dicts, under a prefix and in wrappers of modules; blocks may be cut into DINOv2's chunks.
-LayerNorm's eps is 1e-6, with which all of them were trained (Hugging Face's configuration of
-ViT-MAE says 1e-12).
+with the same names otherwise; MIM-Refiner; DINOv2 and DINOv3; Hugging Face's ViT-MAE, ViT, DINOv2
+and DINOv3. Tensors may lie in nested dicts, under a prefix and in wrappers of modules; blocks may
+be cut into DINOv2's chunks. A plain ViT becomes an `Encoder`, whose LayerNorm's eps is 1e-6, with
+which all of them were trained (Hugging Face's configuration of ViT-MAE says 1e-12); others, and
+what names an architecture of timm, become timm's own network (`maect.timm_encoders`).
 
 A file is data from a stranger: no code from it is ever run, and no memory is taken for what it
 only claims to hold. Facts that it states twice are compared; what it does not state is assumed,
@@ -34,33 +35,60 @@ from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationErro
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from maect import hub, timm_encoders
 from maect.files import write_atomic
 from maect.finite import first_not_finite
-from maect.models import Encoder, sincos_positions
+from maect.hub import CheckpointError
+from maect.models import Encoder, VisionEncoder, sincos_positions
 from maect.settings import SIZES, ModelSettings, Positive
+from maect.timm_encoders import TimmEncoder
 
-_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 #: of a stage's two encoders the average comes first: suites evaluate it
-_IN_FOLDER = (_WEIGHTS, "pytorch_model.bin", "encoder_ema.safetensors", "encoder.safetensors")
+_IN_FOLDER = (hub.WEIGHTS, "pytorch_model.bin", "encoder_ema.safetensors", "encoder.safetensors")
 #: parts beside the encoder, which its features do not depend on
-_OTHER_PARTS = ("mask_token", "embeddings.mask_token", "decoder", "head.", "pooler.", "classifier.")
+_OTHER_PARTS = (
+    *("mask_token", "embeddings.mask_token", "decoder", "head.", "pooler.", "classifier."),
+    "local_cls_norm.",
+)
 #: modules around a module: of DistributedDataParallel, torch.compile, checkpointing and FSDP
 _WRAPPERS = re.compile(
     r"(?:(?<=^)|(?<=\.))(?:module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."
 )
-#: names inside an encoder -> ours: of DINOv2's chunks of blocks, and of Hugging Face
+#: names inside an encoder -> timm's, in this order: of DINOv2's chunks of blocks, of MIM-Refiner,
+#: DINOv2 and DINOv3, and of Hugging Face
 _RENAMES = (
     (r"^blocks\.\d+\.(?=\d+\.)", "blocks."),
+    (r"^cls_tokens\.tokens$", "cls_token"),
+    (r"^pos_embed\.embed$", "pos_embed"),
+    (r"^(?:embeddings\.)?(?:register_tokens|storage_tokens)$", "reg_token"),
+    (r"^rope_embed\.periods$", "rope.periods"),
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^encoder\.layer\.(\d+)\.layernorm_before\.", r"blocks.\1.norm1."),
-    (r"^encoder\.layer\.(\d+)\.layernorm_after\.", r"blocks.\1.norm2."),
-    (r"^encoder\.layer\.(\d+)\.attention\.attention\.", r"blocks.\1.attn."),
-    (r"^encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"blocks.\1.attn.proj."),
-    (r"^encoder\.layer\.(\d+)\.intermediate\.dense\.", r"blocks.\1.mlp.fc1."),
-    (r"^encoder\.layer\.(\d+)\.output\.dense\.", r"blocks.\1.mlp.fc2."),
+    (r"^embeddings\.patch_embeddings\.(?:projection\.)?", "patch_embed.proj."),
+    (r"^(?:encoder\.|model\.)?layers?\.(?=\d+\.)", "blocks."),
+    (r"^(blocks\.\d+)\.layernorm_before\.", r"\1.norm1."),
+    (r"^(blocks\.\d+)\.layernorm_after\.", r"\1.norm2."),
+    (r"^(blocks\.\d+)\.layer_scale([12])\.lambda1$", r"\1.ls\2.gamma"),
+    (r"^(blocks\.\d+)\.attention\.(?:output\.dense|o_proj)\.", r"\1.attn.proj."),
+    (r"^(blocks\.\d+)\.attention\.(?:attention\.query|q_proj)\.", r"\1.attn.query."),
+    (r"^(blocks\.\d+)\.attention\.(?:attention\.key|k_proj)\.", r"\1.attn.key."),
+    (r"^(blocks\.\d+)\.attention\.(?:attention\.value|v_proj)\.", r"\1.attn.value."),
+    (r"^(blocks\.\d+)\.(?:intermediate\.dense|mlp\.weights_in|mlp\.w12)\.", r"\1.mlp.fc1."),
+    (r"^(blocks\.\d+)\.(?:output\.dense|mlp\.weights_out|mlp\.w3)\.", r"\1.mlp.fc2."),
+    (r"^(blocks\.\d+)\.mlp\.(?:gate_proj|w1)\.", r"\1.mlp.fc1_g."),
+    (r"^(blocks\.\d+)\.mlp\.(?:up_proj|w2)\.", r"\1.mlp.fc1_x."),
+    (r"^(blocks\.\d+)\.mlp\.down_proj\.", r"\1.mlp.fc2."),
     (r"^layernorm\.", "norm."),
+)
+#: class tokens by whose names an encoder is found, and what stands for them where it has none
+_CLASS_TOKEN = r"(?:embeddings\.)?(?:cls_token|cls_tokens\.tokens)$"
+_CLASSLESS = r"patch_embed\.proj\.weight$"
+#: names of rotary positions as DINOv3 has them, of its authors, of Hugging Face and of our stages
+_ROTARY = ("storage_tokens", "rope_embed.periods", "embeddings.patch_embeddings.weight")
+#: all names of a plain ViT
+_PLAIN = re.compile(
+    r"cls_token|pos_embed|(?:patch_embed\.proj|norm|fc_norm)\.(?:weight|bias)|"
+    r"blocks\.\d+\.(?:norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.(?:weight|bias)"
 )
 _Side = PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 _InputSize = Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
@@ -94,87 +122,173 @@ _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 _ENTRIES, _LEVELS, _BLOCKS, _PATCHES = 10**6, 32, 1000, 2**20
 
 
-class CheckpointError(ValueError):
-    """A file that cannot be loaded as an encoder; the message says what was expected."""
-
-
 def load_encoder(
     path: str | Path,
     *,
     image_size: int | tuple[int, int] | None = None,
     heads: int | None = None,
     expected: Mapping[str, int] | None = None,
-) -> Encoder:
+) -> Encoder | TimmEncoder:
     """Return the encoder in a checkpoint file, or in a folder that holds one, in float32.
 
-    Of a stage's folder the beginning of its name (of its key) will do. Sizes are read off the
-    tensors. `heads`: where not given, from a `config.json` beside the weights, else those of the
-    known size, else one for each 64 channels. `image_size`: by default the one the positions are
-    for; for another one sin-cos positions are computed anew and others resized (bicubic).
-    Positions are fixed either way; a position of the class token is added to it. The encoder's
-    `notes` say what was assumed. CheckpointError if the file cannot be read, lacks tensors, has
-    others or wrong ones, or if what is beside it, or the sizes `expected`, say otherwise.
+    `timm:NAME` and `hf:OWNER/NAME` are files of a hub (`maect.hub`). Of a stage's folder the
+    beginning of its name (of its key) will do. Sizes are read off the tensors. `heads`: where not
+    given, from a `config.json` beside the weights, else those of the known size, else one for each
+    64 channels. `image_size`: by default the one the positions are for; for another one sin-cos
+    positions are computed anew and others resized (bicubic, antialiased). Positions are fixed
+    either way; a position of the class token or of registers is added to it. The encoder's `notes`
+    say what was assumed. CheckpointError if the file cannot be read, lacks tensors, has others or
+    wrong ones, or if what is beside it, or the sizes `expected`, say otherwise.
     """
     file = weights_file(path)
-    tensors = _encoder_tensors(_read(file), file)
-    sizes = _sizes(tensors, file)
+    network = hub.network(file)
+    named = isinstance(network.get("architecture"), str)
+    tensors, rotary = _encoder_tensors(_read(file), file, classless=named)
+    sizes = _sizes(tensors, file, rotary or named)
     beside, stated = _stated(file)
     notes: list[str] = []
-    patch = sizes["patch_size"]
-    found = {**sizes, "mlp width": int(sizes["dim"] * sizes["mlp_ratio"]), "activation": "gelu"}
-    _compare(stated, found, beside)
+    patch, dim, gated = sizes["patch_size"], sizes["dim"], sizes["gated"]
+    # an architecture's name decides where a plain ViT has not all that there is
+    named &= not all(map(_PLAIN.fullmatch, tensors)) or "cls_token" not in tensors
+    extras = {"reg_token", "blocks.0.ls1.gamma"} & tensors.keys()
+    as_timm = bool(named or rotary or gated or extras)
+    found = {**sizes, "mlp width": int(dim * sizes["mlp_ratio"])}
+    comparable = dict(found)
+    if gated or named:  # what is stated is of one of three matrices, and of any activation
+        del comparable["mlp width"]
+    if not named and (rotary or not gated):
+        comparable["activation"] = "silu" if gated else "gelu"
+    _compare(stated, comparable, beside)
     if expected is not None:
         _expect(found | {n: v for n, v in stated if n == "heads"}, expected, file)
-        if sizes["fc_norm"]:
+    if not named:
+        if "rope.periods" in tensors:  # one for each four channels of a head
+            heads = max(1, dim // (4 * tensors["rope.periods"].numel()))
+        sizes["heads"] = _heads(heads, {v for n, v in stated if n == "heads"}, sizes, beside, notes)
+        if dim % sizes["heads"]:
             raise CheckpointError(
-                f"{file} is a classifier fine-tuned on the mean of patches (fc_norm), which no "
-                f"stage starts from; evaluate it with: python -m bench eval"
+                f"{file}: its dim {dim} is no multiple of {sizes['heads']} heads; give heads"
             )
-    sizes["heads"] = _heads(heads, {v for n, v in stated if n == "heads"}, sizes, beside, notes)
-    if sizes["dim"] % sizes["heads"]:
-        raise CheckpointError(
-            f"{file}: its dim {sizes['dim']} is no multiple of {sizes['heads']} heads; give heads"
-        )
     told = dict(stated).get("image_size")
     grids = [_grid(size, patch, where) for size, where in ((told, beside), (image_size, file))]
-    grid = _place_positions(tensors, grids[0], grids[1], file, beside, notes)
-    with torch.device("meta"):  # no memory is taken for what the shapes claim
-        encoder = Encoder((grid[0] * patch, grid[1] * patch), **sizes)
+    if "pos_embed" in tensors:
+        grid = _place_positions(tensors, grids[0], grids[1], file, beside, notes)
+    else:
+        grid = grids[1] or grids[0] or (max(1, 224 // patch),) * 2
+        if not any(grids):
+            notes.append(f"images of {grid[0] * patch} pixels a side assumed: nothing says")
+    size = (grid[0] * patch, grid[1] * patch)
+    encoder: Encoder | TimmEncoder
+    if as_timm:
+        encoder = _made_by_timm(tensors, sizes, network if named else {}, rotary, size, file)
+        if heads not in (None, encoder.heads):
+            raise CheckpointError(f"{file}: {encoder.architecture} has {encoder.heads} heads")
+    else:
+        names = ("patch_size", "in_chans", "dim", "depth", "heads", "mlp_ratio", "fc_norm")
+        with torch.device("meta"):  # no memory is taken for what the shapes claim
+            encoder = Encoder(size, **{name: sizes[name] for name in names})
+    periods = tensors.pop("rope.periods", None)
     copies = {name: value.to(torch.float32, copy=True) for name, value in tensors.items()}
     try:
         encoder.load_state_dict(copies, assign=True)
     except RuntimeError as error:  # names what is missing, unexpected and of another shape
+        what = f"timm's {encoder.architecture}" if as_timm else "a plain ViT encoder"
         told = " ".join(str(error).split()[6:])
         raise CheckpointError(
-            f"{file} does not fit a plain ViT encoder of dim {sizes['dim']}, depth "
-            f"{sizes['depth']} and patch size {patch}: {told[:1000]}"
+            f"{file} does not fit {what} of dim {dim}, depth {sizes['depth']} and patch size "
+            f"{patch}: {told[:1000]}"
         ) from None
-    bad = first_not_finite(copies)
+    if isinstance(encoder, TimmEncoder) and hasattr(getattr(encoder, "rope", None), "periods"):
+        precision = "computed in float32; DINOv3's authors keep them in bfloat16"
+        if periods is not None:
+            if periods.shape != (dim // encoder.heads // 4,):
+                raise CheckpointError(f"{file}: its rotary periods are {list(periods.shape)}")
+            precision = f"those of its file, in {str(periods.dtype).removeprefix('torch.')}"
+            timm_encoders.set_periods(encoder, periods)
+        notes.append(f"the periods of its rotary positions are {precision}")
+    bad = first_not_finite(encoder.state_dict())
     if bad is not None:
         raise CheckpointError(f"{file}: {bad} holds NaN or infinite values; take sound weights")
     encoder.stated = {name: value for name, value in stated if name in _OF_IMAGES}
-    if sizes["fc_norm"]:
-        notes.append("a classifier fine-tuned on the mean of patches: fc_norm follows the pooling")
+    if as_timm and (pool := _POOLS.get(getattr(encoder, "global_pool", ""))) and named:
+        encoder.stated.setdefault("pool", pool)
+    if encoder.pools == ("mean",):
+        classifier = not isinstance(encoder.fc_norm, nn.Identity)
+        notes.append(
+            "a classifier fine-tuned on the mean of patches: fc_norm follows the pooling"
+            if classifier
+            else "it has no class token: the mean of patches is read, no attention pools them"
+        )
         encoder.stated["pool"] = "mean"
     encoder.notes = notes
     return encoder
 
 
 def load_for(
-    path: str | Path, model: ModelSettings, *, image_size: int | tuple[int, int], in_chans: int
-) -> Encoder:
-    """`load_encoder` for a stage of these settings, whose number of heads it takes.
+    path: str | Path,
+    model: ModelSettings,
+    *,
+    image_size: int | tuple[int, int],
+    in_chans: int,
+    kind: str = "features",
+    pool: str | None = None,
+) -> Encoder | TimmEncoder:
+    """`load_encoder` for a stage of this kind and these settings, whose number of heads it takes.
 
-    CheckpointError also where the file's sizes are not the settings'.
+    `pool`: the features that the stage reads; None where it reads none. CheckpointError also where
+    the file's sizes are not the settings', or the stage cannot use the encoder.
     """
     assert model.dim
     expected = {name: getattr(model, name) for name in ("dim", "depth", "heads", "patch_size")}
     expected |= {"in_chans": in_chans, "mlp width": int(model.dim * model.mlp_ratio)}
-    return load_encoder(path, image_size=image_size, heads=model.heads, expected=expected)
+    encoder = load_encoder(path, image_size=image_size, heads=model.heads, expected=expected)
+    if kind == "mae" and isinstance(encoder, TimmEncoder):
+        raise CheckpointError(
+            f"{path} is no plain ViT encoder, and only such ones learn from masked patches; take "
+            f"'mae' out of the stages"
+        )
+    if kind in ("mae", "head", "tune") and not isinstance(encoder.fc_norm, nn.Identity):
+        raise CheckpointError(
+            f"{path} is a classifier fine-tuned on the mean of patches (fc_norm), which no "
+            f"stage starts from; evaluate it with: python -m bench eval"
+        )
+    if pool is not None and pool not in encoder.pools:
+        raise CheckpointError(f"{path} has no class token to read; set model.pool to mean")
+    return encoder
+
+
+def _made_by_timm(
+    tensors: dict[str, Tensor],
+    sizes: dict[str, Any],
+    network: Mapping[str, Any],
+    rotary: bool,
+    size: tuple[int, int],
+    file: Path,
+) -> TimmEncoder:
+    """Return timm's network for tensors, which get its names in place; it holds none of them."""
+    args = network.get("model_args", {})
+    if network:
+        architecture = network["architecture"]
+        if any(name.startswith("attn_pool.") for name in tensors):  # reads tokens, as others do not
+            for name in [n for n in tensors if n.startswith("attn_pool.")]:
+                del tensors[name]
+            token = "cls_token" in tensors
+            args = args | (
+                {"global_pool": "token"} if token else {"global_pool": "avg", "fc_norm": False}
+            )
+        args = args | {"patch_size": sizes["patch_size"], "in_chans": sizes["in_chans"]}
+        if "pos_embed" in tensors:
+            args |= {"no_embed_class": True}
+    else:
+        theta = hub.network(file).get("rope_theta")
+        architecture, args = timm_encoders.described(tensors, sizes, rotary, theta)
+        if rotary:
+            timm_encoders.for_eva(tensors, file)
+    return timm_encoders.build(architecture, args | {"img_size": size}, sizes, str(file))
 
 
 def save_encoder(
-    encoder: Encoder,
+    encoder: VisionEncoder,
     folder: str | Path,
     *,
     pool: Literal["cls", "mean"] | None = None,
@@ -204,7 +318,7 @@ def save_encoder(
     told = {"pool": "mean", "interpolation": "bicubic", "crop_pct": 224 / 256, **assumed, **told}
     for name in assumed:
         told[name] = [float(value) for value in told[name]]
-        if isinstance(encoder.fc_norm, nn.LayerNorm) and told["pool"] != "mean":
+        if told["pool"] not in encoder.pools:
             raise ValueError("its final norm (fc_norm) is of the mean of patches; pool 'mean'")
         if len(told[name]) != encoder.in_chans:
             raise ValueError(
@@ -213,14 +327,9 @@ def save_encoder(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu() for name, value in encoder.state_dict().items()}
-    positions = tensors["pos_embed"]
-    tensors["pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
-    config = {
-        "architecture": "vit_base_patch16_224",
-        "num_classes": 0,
-        "num_features": encoder.dim,
-        "model_args": {
+    architecture, args = (
+        "vit_base_patch16_224",
+        {
             "img_size": list(encoder.image_size),
             "patch_size": encoder.patch_size,
             "in_chans": encoder.in_chans,
@@ -229,8 +338,21 @@ def save_encoder(
             "num_heads": encoder.heads,
             "mlp_ratio": encoder.mlp_ratio,
             "global_pool": {"cls": "token", "mean": "avg"}[told["pool"]],
-            "fc_norm": isinstance(encoder.fc_norm, nn.LayerNorm),
+            "fc_norm": not isinstance(encoder.fc_norm, nn.Identity),
         },
+    )
+    if isinstance(encoder, TimmEncoder):
+        architecture = encoder.architecture
+        args = {**encoder.model_args, "global_pool": args["global_pool"]}
+    else:
+        positions = tensors["pos_embed"]
+        tensors["pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    config = {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": encoder.dim,
+        "model_args": args,
         "pretrained_cfg": {
             "input_size": [encoder.in_chans, *encoder.image_size],
             "fixed_input_size": True,
@@ -240,8 +362,8 @@ def save_encoder(
             **{name: told[name] for name in ("mean", "std", "interpolation", "crop_pct")},
         },
     }
-    write_atomic(folder / _WEIGHTS, safetensors.torch.save(tensors, metadata={"format": "pt"}))
-    write_atomic(folder / _CONFIG, json.dumps(config, indent=2).encode() + b"\n")
+    write_atomic(folder / hub.WEIGHTS, safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    write_atomic(folder / hub.CONFIG, json.dumps(config, indent=2).encode() + b"\n")
 
 
 # -------------------------------------------------------------------------------- what a file holds
@@ -250,8 +372,11 @@ def save_encoder(
 def weights_file(path: str | Path) -> Path:
     """Return the file of weights at a path: a file, or in a folder; CheckpointError if none.
 
-    The beginning of a folder's name will do where it is the only one, as of a stage's key.
+    The beginning of a folder's name will do where it is the only one, as of a stage's key. Also the
+    file of a hub that `timm:NAME` or `hf:OWNER/NAME` means.
     """
+    if hub.is_name(str(path)):
+        return hub.find(str(path))
     path = Path(path).expanduser()
     if len(path.parts) == 1 and not path.exists():
         path = Path("store/stages") / path
@@ -351,15 +476,18 @@ def _flatten(content: Any, file: Path) -> Iterator[tuple[str, Tensor]]:
             waiting.extend(reversed(inner))
 
 
-def _encoder_tensors(content: Any, file: Path) -> dict[str, Tensor]:
-    """Return the tensors of the one encoder in a file by our names.
+def _encoder_tensors(content: Any, file: Path, classless: bool) -> tuple[dict[str, Tensor], bool]:
+    """Return the tensors of the one encoder in a file by timm's names, and whether its positions
+    are rotary as DINOv3's.
 
-    Hugging Face's queries, keys and values are joined.
+    Hugging Face's queries, keys and values are joined. `classless`: it may have no class token.
     """
     named = list(_flatten(content, file))
-    tokens = [match for name, _ in named if (match := re.search(r"(^|\.)cls_token$", name))]
-    prefixes = {re.sub(r"(embeddings\.)?cls_token$", "", match.string) for match in tokens}
-    if not prefixes:
+    for token in (_CLASS_TOKEN, _CLASSLESS) if classless else (_CLASS_TOKEN,):
+        prefixes = {name[: at.start()] for name, _ in named if (at := _at(token, name))}
+        if prefixes:
+            break
+    else:
         raise CheckpointError(
             f"{file} holds no ViT encoder: none of its {len(named)} tensors is a class token "
             f"(the first ones: {_listed(name for name, _ in named) or 'none'})"
@@ -369,11 +497,12 @@ def _encoder_tensors(content: Any, file: Path) -> dict[str, Tensor]:
             f"{file} holds more than one encoder, under {_listed(sorted(prefixes))}; "
             f"save the one that is meant by itself"
         )
-    prefix, found = prefixes.pop(), dict[str, Tensor]()
+    prefix, found, rotary = prefixes.pop(), dict[str, Tensor](), False
     for name, tensor in named:
         ours = name.removeprefix(prefix)
         if not name.startswith(prefix) or ours.startswith(_OTHER_PARTS):
             continue
+        rotary |= ours in (*_ROTARY, "rope.periods")
         for pattern, new in _RENAMES:
             ours = re.sub(pattern, new, ours)
         if ours in found:
@@ -381,14 +510,28 @@ def _encoder_tensors(content: Any, file: Path) -> dict[str, Tensor]:
         if fault := _fault(tensor):
             raise CheckpointError(f"{file}: {_listed([ours])} {fault}")
         found[ours] = tensor
+    if found.get("pos_embed", torch.empty(0)).ndim == 4:  # MIM-Refiner's: [1, rows, columns, D]
+        found["pos_embed"] = found["pos_embed"].flatten(1, 2)
+    if not any(".mlp.fc1_g." in name for name in found):  # of a plain MLP Hugging Face says so, too
+        found = {name.replace(".mlp.fc1_x.", ".mlp.fc1."): t for name, t in found.items()}
+    for gate in [n for n in found if ".fc1_g." in n and not (rotary or classless)]:
+        if (value := gate.replace(".fc1_g.", ".fc1_x.")) in found:  # DINOv2's, in one matrix
+            found[gate.replace(".fc1_g.", ".fc1.")] = torch.cat([found.pop(gate), found.pop(value)])
     for query in [name for name in found if ".attn.query." in name]:
         names = [query.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if rotary and names[1] not in found and query.endswith("bias"):
+            found[names[1]] = torch.zeros_like(found[query])  # DINOv3's keys have none
         if all(name in found for name in names):
             parts = [found.pop(name) for name in names]
             if len({part.shape for part in parts}) > 1:
                 raise CheckpointError(f"{file}: {_listed(names)} differ in their shapes")
             found[query.replace(".query.", ".qkv.")] = torch.cat(parts)
-    return found
+    return found, rotary
+
+
+def _at(token: str, name: str) -> re.Match[str] | None:
+    """Return where a name ends in `token`, a pattern, as its last part or parts."""
+    return re.search(rf"(?:(?<=^)|(?<=\.)){token}", name)
 
 
 def _fault(tensor: Tensor) -> str | None:
@@ -407,8 +550,12 @@ def _listed(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(name[:80] for name in itertools.islice(names, most))
 
 
-def _sizes(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
-    """Return arguments of `Encoder` that the tensors' shapes show, image size and heads apart."""
+def _sizes(tensors: dict[str, Tensor], file: Path, lenient: bool) -> dict[str, Any]:
+    """Return what the tensors' shapes show, image size and heads apart.
+
+    `lenient`: it may lack a class token and positions. `hidden` is the width of a block's first
+    matrix over `dim`; `gated` says whether its MLP is a SwiGLU.
+    """
     shapes = {}
     for name, meaning in (
         ("cls_token", "[1, 1, dim]"),
@@ -416,34 +563,47 @@ def _sizes(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
         ("pos_embed", "[1, patches, dim] or [1, 1 + patches, dim]"),
     ):
         if name not in tensors:
+            if lenient and name != "patch_embed.proj.weight":
+                continue
             raise CheckpointError(f"{file} lacks {name}, expected as {meaning}")
         shapes[name] = list(tensors[name].shape)
         if len(shapes[name]) != meaning.split(" or ")[0].count(",") + 1:
             raise CheckpointError(f"{file}: {name} is {shapes[name]}, expected {meaning}")
-    dim = shapes["cls_token"][-1]
+    dim = shapes.get("cls_token", shapes["patch_embed.proj.weight"][:1])[-1]
     if dim % 4:
         raise CheckpointError(f"{file}: its dim {dim} is no multiple of 4, as every ViT's is")
-    if shapes["pos_embed"][::2] != [1, dim]:
+    if "pos_embed" in shapes and shapes["pos_embed"][::2] != [1, dim]:
         raise CheckpointError(f"{file}: pos_embed is {shapes['pos_embed']}, expected dim {dim}")
     blocks = sorted({int(i[1]) for n in tensors if (i := re.match(r"blocks\.(\d{1,9})\.", n))})
     depth = max(blocks, default=0) + 1
     if depth > _BLOCKS:
         raise CheckpointError(f"{file}: a block is numbered {depth - 1}, which no ViT has")
     first = [
-        tensors[n] for n in (f"blocks.0.mlp.fc1.{p}" for p in ("bias", "weight")) if n in tensors
+        tensors[n]
+        for n in (f"blocks.0.mlp.fc1{x}.{p}" for p in ("bias", "weight") for x in ("", "_g"))
+        if n in tensors
     ]
     hidden = len(first[0]) if first and first[0].ndim else 4 * dim
-    ratio = hidden / dim
-    if int(dim * ratio) < hidden:  # rounding of the division
-        ratio = math.nextafter(ratio, math.inf)
+    last = tensors.get("blocks.0.mlp.fc2.weight", first[0] if first else torch.empty(0))
+    inner = last.shape[1] if last.ndim == 2 else hidden
+    gated = "blocks.0.mlp.fc1_g.weight" in tensors or hidden == 2 * inner
     return {
         "dim": dim,
         "depth": depth,
         "patch_size": shapes["patch_embed.proj.weight"][-1],
         "in_chans": shapes["patch_embed.proj.weight"][1],
-        "mlp_ratio": ratio,
+        # three matrices of a SwiGLU multiply as often as two that are half as wide again
+        "mlp_ratio": _ratio(inner * 3 // 2 if gated else hidden, dim),
+        "hidden": _ratio(hidden, dim),
+        "gated": gated,
         "fc_norm": "fc_norm.weight" in tensors and "norm.weight" not in tensors,
     }
+
+
+def _ratio(width: int, dim: int) -> float:
+    """Return the ratio of which timm makes a width again, whatever the division rounds."""
+    ratio = width / dim
+    return math.nextafter(ratio, math.inf) if int(dim * ratio) < width else ratio
 
 
 # ------------------------------------------------------------------------------ what stands beside
@@ -454,19 +614,12 @@ def _stated(file: Path) -> tuple[Path, list[tuple[str, Any]]]:
 
     CheckpointError where it cannot be read.
     """
-    names = [_CONFIG, "encoder.json"]
-    if file.name.startswith("encoder"):
-        names.reverse()
-    beside = next((c for name in names if (c := file.parent / name).is_file()), None)
-    if beside is None:
-        return file, []
+    beside, content = hub.beside(file)
     place = ""
     try:
-        if beside.stat().st_size > 2**22:
-            raise ValueError("it is too large for one")
-        config = {"": json.loads(beside.read_bytes())}
-        for place in ("", "model_args", "pretrained_cfg"):
-            config[place] = (config[""].get(place) or {}) if place else config[""]
+        config = {"": content}
+        for place in ("model_args", "pretrained_cfg"):
+            config[place] = content.get(place) or {}
             if not isinstance(config[place], dict):
                 raise ValueError("Input should be an object")
         facts = []
@@ -479,9 +632,8 @@ def _stated(file: Path) -> tuple[Path, list[tuple[str, Any]]]:
     except ValidationError as error:
         message = f"{beside} cannot be read: {place}: {error.errors()[0]['msg']}"
         raise CheckpointError(message) from error
-    except (OSError, ValueError, RecursionError) as error:
-        told = f"{place}: {error}" if place else error
-        raise CheckpointError(f"{beside} cannot be read: {told}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{beside} cannot be read: {place}: {error}") from error
     return beside, [one for name, value in facts for one in _in_our_words(name, value)]
 
 
@@ -501,7 +653,7 @@ def _compare(stated: Sequence[tuple[str, Any]], found: Mapping[str, Any], beside
     for name, value in stated:
         expected = found.get(name)
         if name == "mlp_ratio":
-            value, expected = int(found["dim"] * value), found["mlp width"]
+            value, expected = int(found["dim"] * value), found.get("mlp width")
         elif name in ("mean", "std"):
             name, value, expected = f"channels of {name}", len(value), found["in_chans"]
         if expected is not None and value != expected:
@@ -579,8 +731,11 @@ def _place_positions(
     """
     positions = tensors["pos_embed"].to(torch.float32)
     rows = positions.shape[1]
-    squares = [(math.isqrt(count), math.isqrt(count)) for count in (rows, rows - 1)]
-    stored = next((g for g in [told, wanted, *squares] if g and _fits(g, rows)), None)
+    names = [name for name in ("cls_token", "reg_token") if name in tensors]
+    counts = [sum(tensors[n].shape[1] for n in names[:many]) for many in range(len(names) + 1)]
+    squares = [(math.isqrt(max(0, rows - count)),) * 2 for count in counts]
+    grids = [told, wanted, *squares]
+    stored = next((g for g in grids if g and rows - g[0] * g[1] in counts), None)
     if stored is None:
         raise CheckpointError(
             f"{file}: pos_embed has {rows} rows, which is no square grid; a config.json beside it "
@@ -591,9 +746,9 @@ def _place_positions(
             f"{beside.name} says {told[0]}x{told[1]} patches, which its {rows} positions are not: "
             f"{stored[0]}x{stored[1]} taken"
         )
-    if rows > stored[0] * stored[1]:
-        tensors["cls_token"] = tensors["cls_token"] + positions[:, :1]
-        positions = positions[:, 1:]
+    for name in names[: counts.index(rows - stored[0] * stored[1])]:
+        own, positions = positions.tensor_split([tensors[name].shape[1]], dim=1)
+        tensors[name] = tensors[name] + own
     grid = wanted or stored
     if grid != stored:
         fixed = _is_sincos(positions[0], stored)
@@ -622,7 +777,3 @@ def _is_sincos(positions: Tensor, grid: tuple[int, int]) -> bool:
     allowed = max([1e-4, *(torch.finfo(kind).eps for kind in halves)])
     table = sincos_positions(grid, positions.shape[1])
     return torch.allclose(positions, table, rtol=0.0, atol=allowed)
-
-
-def _fits(grid: tuple[int, int], rows: int) -> bool:
-    return rows - grid[0] * grid[1] in (0, 1)

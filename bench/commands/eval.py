@@ -21,7 +21,7 @@ from maect.files import digest, sha256, write_atomic
 from maect.settings import DataSettings, ModelSettings, NumericsSettings
 
 if TYPE_CHECKING:
-    from maect.models import Encoder
+    from maect.models import VisionEncoder
     from maect.stages.job import Output
 
 
@@ -32,7 +32,7 @@ _SIZES = ("image_size", "patch_size", "in_chans", "dim", "depth", "heads")
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add, count = parser.add_argument, common.count_from(1)
-    weights = "MAE-CT's, facebookresearch/mae's, timm's or Hugging Face's, or its folder"
+    weights = "a ViT of any origin (docs/evaluation.md), its folder, timm:NAME or hf:OWNER/NAME"
     add("--weights", type=common.path, required=True, metavar="FILE", help=weights)
     data = "a data set's name, or a folder of images or shards"
     add("--data", required=True, metavar="DIR_OR_NAME", help=data)
@@ -99,7 +99,7 @@ class _Checkpoint:
     """An encoder with the data to evaluate it on; features of equal tokens are made once."""
 
     def __init__(
-        self, options: argparse.Namespace, encoder: Encoder, data: DataSettings, pool: str
+        self, options: argparse.Namespace, encoder: VisionEncoder, data: DataSettings, pool: str
     ) -> None:
         self.options, self.encoder, self.data, self.pool = options, encoder, data, pool
         #: what was assumed, and what the file says otherwise
@@ -121,7 +121,8 @@ class _Checkpoint:
     def _of_tokens(self, evaluation: Evaluation) -> tuple[Any, Any]:
         from maect.stages.features import JobImages, extract
 
-        tokens = {"pool": evaluation.pool or self.pool, "block": evaluation.block}
+        tokens: dict[str, Any] = {"pool": evaluation.pool or self.pool, "block": evaluation.block}
+        tokens |= {"norm": True} if evaluation.norm else {}
         key = digest(tokens)
         if key not in self._features:
             job = self._job("features", data=self.data.resolved(), **tokens)
@@ -236,7 +237,7 @@ def _tree(options: argparse.Namespace, names: list[str]) -> yamlfile.Map:
     return tree
 
 
-def _encoder(options: argparse.Namespace) -> tuple[Path, Encoder]:
+def _encoder(options: argparse.Namespace) -> tuple[Path, VisionEncoder]:
     """Return the checkpoint's file and encoder, for square images. Raises `UserError`."""
     from maect.weights import CheckpointError, load_encoder, weights_file
 

@@ -8,8 +8,10 @@ settings: lengths in steps, peak rates, frozen blocks.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from bench.store.store import Store
 from bench.suite.evaluations import Evaluation
 from bench.suite.load import data_info
 from bench.suite.schema import SearchSettings, Suite, Variant
-from maect import datasets, flops, methods
+from maect import datasets, flops, hub, methods
 from maect.datasets import DataInfo, lists
 from maect.files import sha256
 from maect.methods import Method
@@ -48,6 +50,20 @@ def make_plan(
     return plan
 
 
+@cache
+def released(init: str) -> Path:
+    """Return the file of weights that `init` means. Raises `hub.CheckpointError`."""
+    path = Path(init).expanduser()
+    if hub.is_name(init):
+        return hub.find(init)
+    if not path.is_file():
+        raise hub.CheckpointError(
+            f"there is no checkpoint '{init}'; init is 'random', 'pixels', the path of a file, "
+            f"timm:NAME or hf:OWNER/NAME"
+        )
+    return path
+
+
 class _Planner:
     """Collects the stages of a suite; equal keys become one stage."""
 
@@ -55,7 +71,8 @@ class _Planner:
         self.suite = suite
         self.stages: dict[str, Stage] = {}
         self.data_root = str(datasets.data_root())
-        self._checksums: dict[str, str] = {}
+        #: what is known of released weights, by `init`
+        self._weights: dict[str, dict[str, Any]] = {}
 
     def build(self, only: str) -> Plan:
         """Return the plan, no stage of it assessed yet."""
@@ -101,31 +118,36 @@ class _Planner:
             places["data_stage"] = place.stage
             if "lists" in settings:
                 places["low_shot"] = place.low_shot
-            if "weights" in settings:
-                places["weights"] = str(Path(variant.init).expanduser().resolve())
+            if settings.get("weights"):  # else they need not be here
+                places["weights"] = str(released(variant.init).absolute())
             hashes = code(*entry_modules(kind))
             self.stages[key] = Stage(
                 kind, key, title, settings, inputs, info, places, hashes, steps, cost
             )
         return self.stages[key]
 
-    def checksum(self, variant: Variant) -> str:
-        """Return the SHA-256 of the released weights that a row starts from.
+    def weights(self, variant: Variant) -> dict[str, Any]:
+        """Return what tells the released weights that a row starts from: their SHA-256, and how
+        they are computed with where it says so beside them.
 
-        Without the data no key is known, so the weights need not be here either.
+        Without the data no key is known, so the weights need not be here either. Raises
+        `UserError`.
         """
-        path = Path(variant.init).expanduser()
-        if not path.is_file() and data_info(variant.row.data).fingerprint is None:
-            return ""
-        if not path.is_file():
-            raise UserError(
-                f"variant '{variant.name}': there is no checkpoint '{variant.init}'; init is "
-                f"'random', 'pixels' or the path of a file",
-                file=self.suite.path,
-            )
-        if variant.init not in self._checksums:
-            self._checksums[variant.init] = sha256(path)
-        return self._checksums[variant.init]
+        if data_info(variant.row.data).fingerprint is None and not os.path.isfile(
+            os.path.expanduser(variant.init)
+        ):
+            return {"weights": ""}
+        if variant.init not in self._weights:
+            try:
+                path = released(variant.init)
+                network = hub.network(path)
+            except hub.CheckpointError as error:
+                raise UserError(
+                    f"variant '{variant.name}': {error}", file=self.suite.path
+                ) from None
+            found = {"weights": sha256(path), **({"network": network} if network else {})}
+            self._weights[variant.init] = found
+        return self._weights[variant.init]
 
     def _add_gallery(self, rows: list[Row]) -> None:
         """Add the stage of the suite's pictures, for its first seed, if both rows are planned."""
@@ -205,7 +227,7 @@ class _RowPlanner:
         """Return what an encoder without an earlier stage starts from."""
         if self.variant.init in ("random", "pixels"):
             return {"init": self.variant.init}
-        return {"weights": self.planner.checksum(self.variant)}
+        return dict(self.planner.weights(self.variant))
 
     # -------------------------------------------------------------------------------- training
 
@@ -255,6 +277,10 @@ class _RowPlanner:
             settings["pool"] = evaluation.pool
             if evaluation.block is not None:
                 settings["block"] = evaluation.block
+            if evaluation.norm:
+                settings["norm"] = True
+            if evaluation.evaluator.joins_blocks:
+                settings["splits"] = ["selection", "test"]
             if settings["pool"] != row.model.pool or "block" in settings:
                 title += f" ({', '.join(evaluation.said())})"
         if other is not None:

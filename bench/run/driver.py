@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bench import environment
 from bench.errors import INTERRUPTED, STAGE_FAILED, MachineError, UserError
@@ -133,12 +133,14 @@ def check_weights(plan: Plan) -> None:
     seen = set()
     for stage in starts:
         model = ModelSettings.parse(stage.settings["model"])
-        path, size = stage.places["weights"] or "", stage.settings["data"]["image_size"]
-        if (path, model, size) in seen:
+        path, size = stage.places.get("weights") or "", stage.settings["data"]["image_size"]
+        use: dict[str, Any] = {"kind": stage.kind, "pool": stage.settings.get("pool")}
+        if (path, model, size, *use.values()) in seen:
             continue
-        seen.add((path, model, size))
+        seen.add((path, model, size, *use.values()))
         try:
-            load_for(path, model, image_size=size, in_chans=stage.data.channels)
+            channels = stage.settings.get("channels") or stage.data.channels
+            load_for(path, model, image_size=size, in_chans=channels, **use)
         except CheckpointError as error:
             raise UserError(f"{stage.title}: {error}", file=plan.suite.path) from None
 

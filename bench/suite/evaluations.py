@@ -41,6 +41,8 @@ class Evaluation:
     settings: Settings
     block: int | list[int] | None = None
     pool: str | None = None
+    #: with `block`: whether the final norm follows there, too
+    norm: bool = False
     #: the rows that have it; None: all
     rows: list[str] | None = None
     #: how many of the suite's seeds have it, the first ones; None: all
@@ -69,13 +71,15 @@ class Evaluation:
     @property
     def tokens(self) -> dict[str, Any]:
         """Return the tokens, if declared, as a stage's settings and a protocol have them."""
-        return {"tokens": {"block": self.block, "pool": self.pool}} if self.pool else {}
+        norm = {"norm": True} if self.norm else {}
+        return {"tokens": {"block": self.block, "pool": self.pool, **norm}} if self.pool else {}
 
     def said(self) -> list[str]:
         """Return tokens and data set in words, where they are declared."""
         words = [f"block {self.block}"] if isinstance(self.block, int) else []
         if isinstance(self.block, list):
             words = [f"blocks {', '.join(map(str, self.block))}"]
+        words = [f"{word} and the final norm" for word in words] if self.norm else words
         words += [POOLS[self.pool]] if self.pool else []
         return words + ([f"on {self.transfer}"] if self.transfer else [])
 
@@ -154,26 +158,40 @@ def _declared(
 ) -> Evaluation:
     """Return the evaluation under `evaluations.<name>` of a row's `tree`. Raises `UserError`."""
     at, depth = ("evaluations", name), model.depth or 0
-    found: Any = check(declarable(kind), tree.get("evaluations", {}).get(name, {}), at, tree)
+    found: Any = check(declarable(kind, depth), tree.get("evaluations", {}).get(name, {}), at, tree)
     block = found.blocks(depth)
-    last = max(block) if isinstance(block, list) else block or 0
-    if last >= depth:
-        message = f"block {last} is none of the encoder's {depth}; write 0 to {depth - 1}"
+    blocks = block if isinstance(block, list) else [block or 0]
+    if outside := [b for b in blocks if not 0 <= b < depth]:
+        written = outside[-1] - depth * (outside[-1] < 0)
+        message = f"block {written} is none of the encoder's {depth}; write 0 to {depth - 1}"
         raise fault(message, tree, (*at, "block"))
+    if len({*blocks}) < len(blocks):
+        raise fault(f"block {found.block} names a block twice", tree, (*at, "block"))
     pool = found.pool or (None if block is None else model.pool)
+    if evals.get(kind).joins_blocks and (pool != "both" or not isinstance(block, list)):
+        message = f"{kind} reads a list of blocks, class token and mean; write pool: both"
+        raise fault(message, tree, at)
     if found.data is None:
-        return Evaluation(kind, found, block, pool, found.rows, found.seeds)
+        return Evaluation(kind, found, block, pool, found.norm, found.rows, found.seeds)
     named = {"name": found.data} if isinstance(found.data, str) else found.data
     settings = {**named, "image_size": data.image_size}
     other = check(DataSettings, settings, (*at, "data"), tree)
-    return Evaluation(kind, found, block, pool, found.rows, found.seeds, other, other.name)
+    return Evaluation(
+        kind, found, block, pool, found.norm, found.rows, found.seeds, other, other.name
+    )
 
 
 @cache
-def declarable(kind: str) -> type[Settings]:
-    """Return the type of what a suite may write of an evaluation."""
-    own = evals.get(kind).settings
-    return create_model(own.__name__, __base__=(own, DeclaredSettings))
+def declarable(kind: str, depth: int | None = None) -> type[Settings]:
+    """Return the type of what a suite may write of an evaluation, with its usual tokens.
+
+    Of the last blocks these are as many as an encoder of `depth` blocks has.
+    """
+    own, tokens = evals.get(kind).settings, dict(evals.get(kind).tokens)
+    if depth is not None and isinstance(tokens.get("block"), list):
+        tokens["block"] = [block for block in tokens["block"] if block >= -depth]
+    usual: Any = {n: (FeatureSettings.model_fields[n].annotation, v) for n, v in tokens.items()}
+    return create_model(own.__name__, __base__=(own, DeclaredSettings), **usual)
 
 
 def column_id(evaluation: str, metric: str, primary: bool) -> str:

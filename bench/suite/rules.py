@@ -20,7 +20,7 @@ from bench.suite.schema import (
     Variant,
 )
 from bench.suite.yamlfile import Map
-from maect import methods
+from maect import hub, methods
 from maect.datasets import DataInfo
 from maect.methods import Method
 
@@ -58,11 +58,17 @@ def _chain(variant: Variant, here: bool) -> Faults:
     if init == "pixels" and stages:
         cure = "take the stages out or write 'random'"
         yield f"init 'pixels' has no encoder to train; {cure}", at
+    named = hub.is_name(init)  # the planner looks for it
     # False for a name that no file can have
-    if init not in ("random", "pixels") and not os.path.isfile(os.path.expanduser(init)) and here:
+    if (
+        not named
+        and init not in ("random", "pixels")
+        and not os.path.isfile(os.path.expanduser(init))
+        and here
+    ):
         hint = suggestion(init, ("random", "pixels"))
         hint = hint if "did you" in hint else nearest_file(Path(init))
-        what = "neither 'random', 'pixels' nor a checkpoint file here"
+        what = "neither 'random', 'pixels', timm:NAME, hf:OWNER/NAME nor a checkpoint file here"
         yield f"init '{short(init)}' is {what}{hint}", at
     if "mae" in stages and "mae" not in variant.row.augment:
         message = (

@@ -59,7 +59,8 @@ class RowSettings(Settings):
     #: training stages in order; none: what `init` gives is evaluated as it is
     stages: list[StageName] = []
     #: where an encoder without an earlier stage starts: random weights, no encoder at all (pixels),
-    #: or a checkpoint file. A profile's or `--set`'s is of the rows that name none themselves
+    #: a checkpoint file, or one of a hub: timm:NAME, hf:OWNER/NAME. A profile's or `--set`'s is of
+    #: the rows that name none themselves
     init: str = "random"
     #: the images
     data: DataSettings

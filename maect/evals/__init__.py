@@ -1,7 +1,7 @@
 """Evaluations of frozen features: k-NN, linear probe, low-shot regression, clustering.
 
 Adding one is adding a module to this package that exposes `EVALUATOR` (see `base.Evaluator`), or
-one outside of it (see `outside`).
+one outside of it (see `outside`); `PRESETS` are further ones, of the same computation.
 Importing this package does not import torch, and neither does reading an evaluation's settings.
 """
 
@@ -48,32 +48,32 @@ __all__ = [
 
 
 @cache
-def _modules() -> dict[str, ModuleType]:
-    """Return the modules of all evaluations by the evaluation's name."""
-    found: dict[str, ModuleType] = {}
+def _found() -> dict[str, tuple[Evaluator, ModuleType]]:
+    """Return all evaluations by name, each with the module that exposes it."""
+    found: dict[str, tuple[Evaluator, ModuleType]] = {}
     ours = registry.exposed(__name__, __path__, "EVALUATOR")
     own = (importlib.import_module(name) for name, _ in ours)
     for module in (*own, *outside.modules()):
-        evaluator = getattr(module, "EVALUATOR", None)
-        if evaluator is None:
-            continue
-        if evaluator.name in found:
-            both = f"{found[evaluator.name].__name__} and {module.__name__}"
-            raise DataError(f"two evaluations are named '{evaluator.name}': {both}; rename one")
-        found[evaluator.name] = module
+        one = [module.EVALUATOR] if hasattr(module, "EVALUATOR") else []
+        for evaluator in [*one, *getattr(module, "PRESETS", [])]:
+            if evaluator.name in found:
+                both = f"{found[evaluator.name][1].__name__} and {module.__name__}"
+                raise DataError(f"two evaluations are named '{evaluator.name}': {both}; rename one")
+            found[evaluator.name] = evaluator, module
     return found
 
 
 @cache
 def evaluators() -> dict[str, Evaluator]:
     """Return all evaluations by name: those of this package, and those from outside."""
-    return {name: module.EVALUATOR for name, module in _modules().items()}
+    return {name: evaluator for name, (evaluator, _) in _found().items()}
 
 
 def code_of(name: str) -> str:
     """Return the module that an evaluation's code begins with."""
-    module = _modules()[name].__name__
-    return module if outside.is_outside(module) else evaluators()[name].compute.__module__
+    evaluator, module = _found()[name]
+    own = module.__name__
+    return own if outside.is_outside(own) else evaluator.compute.__module__
 
 
 def names() -> list[str]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maect.evals.base import EvalInput, EvalResult, Evaluator
-from maect.evals.linear_probe import ProbeSettings, batches, derive, probe_metrics, run_probe
+from maect.evals.linear_probe import (
+    ProbeSettings,
+    TrainFeatures,
+    batches,
+    derive,
+    probe_metrics,
+    run_probe,
+)
 from maect.settings import ViewSettings
 
 if TYPE_CHECKING:
@@ -25,12 +32,17 @@ class AugmentedProbeSettings(ProbeSettings):
     view: ViewSettings = ViewSettings()
 
 
-def _compute(data: EvalInput, settings: AugmentedProbeSettings) -> EvalResult:
+def fresh_crops(
+    data: EvalInput,
+    settings: AugmentedProbeSettings,
+    network: Callable[[Tensor], Tensor],
+) -> TrainFeatures:
+    """Return what gives `network` of fresh crops of the training images in every epoch."""
     import torch
 
     images = data.images
     assert images is not None
-    network, group = images.network().eval(), images.group
+    group = images.group
     count, seed = len(data.train.y), data.seed
 
     def dealt() -> Iterator[tuple[int, np.ndarray]]:
@@ -48,9 +60,15 @@ def _compute(data: EvalInput, settings: AugmentedProbeSettings) -> EvalResult:
 
         with torch.no_grad():
             found = list(group.shared(len(chosen), _IMAGES, features))
-        return torch.cat(found).to(data.train.x.device)
+        return torch.cat(found).to(data.train.y.device)
 
-    return run_probe(data, settings, fresh, "augmented")
+    return fresh
+
+
+def _compute(data: EvalInput, settings: AugmentedProbeSettings) -> EvalResult:
+    assert data.images is not None
+    crops = fresh_crops(data, settings, data.images.network().eval())
+    return run_probe(data, settings, crops, "augmented")
 
 
 EVALUATOR = Evaluator(

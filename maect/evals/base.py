@@ -156,6 +156,14 @@ class Evaluator:
     passes: Callable[[Any, Mapping[str, int], int], float] | None = None
     #: settings -> whether it chooses among them on the selection split
     chooses: Callable[[Any], bool] = lambda settings: False
+    #: the tokens that it reads where a suite names none, as `FeatureSettings` have them
+    tokens: Mapping[str, Any] = field(default_factory=dict)
+    #: whether it reads the features of all its blocks together, x [N, K, 2D] of class token and
+    #: mean, and of the training images on fresh crops only, so that theirs are not kept (x is
+    #: empty); else it is run on one block after the other
+    joins_blocks: bool = False
+    #: the publication whose protocol its default settings and tokens are
+    source: str = ""
 
     @property
     def needs_encoder(self) -> bool:
@@ -168,6 +176,8 @@ class Evaluator:
             raise ValueError(f"{self.label} needs the encoder; it was given cached features only")
         found = self.compute(data, settings)
         usual = {"evaluation": self.name, "test_images": len(data.test.y), **settings.resolved()}
+        if self.source and settings == self.settings():
+            usual["source"] = self.source
         values = self.derive(found.predictions, labels_of(data.test.y))
         return dataclasses.replace(found, values=values, protocol=usual | found.protocol)
 

@@ -16,8 +16,10 @@ def at_blocks(evaluator: Evaluator, blocks: list[int]) -> Evaluator:
     """Return the evaluation that runs `evaluator` on features x [N, K, D] of each of K `blocks`.
 
     Its metrics, predictions, choices and notes end in the block's number: `accuracy_k10_block3`.
-    The primary metric is the one of the last block listed.
+    The primary metric is the one of the last block listed. One that joins blocks stays as it is.
     """
+    if evaluator.joins_blocks:
+        return evaluator
     several = _ByBlock(evaluator, blocks)
     return dataclasses.replace(
         evaluator,

@@ -81,9 +81,11 @@ class Probes:
         momentum: float = 0.9,
         seed: int = 0,
         device: torch.device | None = None,
+        batch_norm: bool = True,
     ) -> None:
         import torch
 
+        self.batch_norm = batch_norm
         self.count, self.classes, self.momentum = len(lrs), classes, momentum
         start = generator(seed, "probe", "init").standard_normal((classes, dim)) * 0.01
         weight = torch.from_numpy(start).float().repeat(self.count, 1).to(device)
@@ -96,6 +98,8 @@ class Probes:
         """`BatchNorm1d(affine=False)` with torch's eps 1e-5 and momentum 0.1: [B, D] -> [B, D]."""
         from torch.nn import functional
 
+        if not self.batch_norm:
+            return x
         return functional.batch_norm(x, self.mean, self.var, training=training)
 
     def logits(self, normalized: Tensor) -> Tensor:
@@ -200,24 +204,30 @@ def run_probe(
     name: str,
     *,
     restricted: bool = False,
+    make: Callable[..., Any] = Probes,
 ) -> EvalResult:
     """Train the probes on `features`, choose, predict; the protocol calls these `name`.
 
-    `restricted`: predict among the classes of the test images only.
+    `restricted`: predict among the classes of the test images only. `make` is called as `Probes`
+    is, for what trains more than a classifier for each rate: each of its `candidates`.
     """
     import torch
 
-    train, (images, dim) = data.train, data.train.x.shape
+    train, images, dim = data.train, len(data.train.y), data.train.x.shape[-1]
     size = min(settings.batch_size, images)
     lrs = [lr * size / 256 for lr in settings.base_lrs]
-    probes = Probes(
+    probes = make(
         dim,
         data.classes,
         lrs,
         momentum=settings.momentum,
         seed=data.seed,
-        device=train.x.device,
+        device=train.y.device,
     )
+    rates = [{"base_lr": lr} for lr in settings.base_lrs]
+    candidates: list[dict[str, Any]] = [
+        told | lr for told in getattr(probes, "candidates", [{}]) for lr in rates
+    ]
     an_epoch = images // size
     total = settings.epochs * an_epoch
     warmup = round(settings.warmup * total)
@@ -233,10 +243,8 @@ def run_probe(
         accuracy = _accuracy(predicted, labels, loss)
         if accuracy.max() > official_accuracy:
             official_accuracy, at = accuracy.max(), int(accuracy.argmax())
-            official = {
-                "test_selected_base_lr": settings.base_lrs[at],
-                "test_selected_epoch": epoch + 1,
-            }
+            official = {f"test_selected_{n}": told for n, told in candidates[at].items()}
+            official["test_selected_epoch"] = epoch + 1
             official_classes = predicted[:, at]
 
     # ---- choose on the selection split
@@ -251,7 +259,7 @@ def run_probe(
         "class_test_selected": official_classes,
     }
     chosen: dict[str, Any] = {
-        "base_lr": settings.base_lrs[place],
+        **candidates[place],
         "selection_accuracy": float(accuracy[place]),
         **official,
     }
@@ -266,7 +274,7 @@ def run_probe(
     notes = []
     if size < settings.batch_size:
         notes.append(f"batch {size} instead of {settings.batch_size}: that is all there is")
-    if total < _FEW_STEPS:
+    if total < _FEW_STEPS and make is Probes:
         notes.append(
             f"only {total} steps: the running statistics of the batch norm still remember their "
             "initial values"

@@ -21,7 +21,7 @@ from maect import methods
 from maect.collapse import effective_rank
 from maect.device import moved
 from maect.finite import is_finite
-from maect.models import Encoder, compile_blocks, initialize, pool
+from maect.models import VisionEncoder, compile_blocks, initialize, pool
 from maect.optim import adamw, freeze, layer_decay, parameter_groups, update_average
 from maect.parallel import GradientSum
 from maect.settings import ScheduleSettings, TuningSettings
@@ -50,7 +50,7 @@ class ContrastiveTraining(Training[S]):
         self.head_parameters = [(n, p) for n, p in self.head.named_parameters() if p.requires_grad]
         self.draws = Stream(job.seed, self.role, "neighbor")
         #: the average of the encoder whose features the loss asks for, and these of each piece
-        self.teacher: Encoder | None = None
+        self.teacher: VisionEncoder | None = None
         self.taught: list[Tensor] = []
 
     def step(self, number: int) -> Values:
@@ -80,7 +80,7 @@ class ContrastiveTraining(Training[S]):
                 self.taught.append(taught.to(job.dtype).unflatten(0, (2, len(ids))))
         return found.to(job.dtype).unflatten(0, (len(views), len(ids)))
 
-    def read(self, encoder: Encoder, images: Tensor, frozen_blocks: int) -> Tensor:
+    def read(self, encoder: VisionEncoder, images: Tensor, frozen_blocks: int) -> Tensor:
         """Return what the head sees of an encoder's tokens: [n, C, S, S] -> [n, ..., D]."""
         how = self.job.settings["pool"]
         if self.method.read is not None:

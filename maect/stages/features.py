@@ -16,7 +16,7 @@ from maect.augment import Augment, evaluation_transform
 from maect.datasets import Split
 from maect.datasets.decoders import Request
 from maect.datasets.splits import selection_rows
-from maect.models import Encoder, pool
+from maect.models import VisionEncoder, pool
 from maect.parallel import Group
 from maect.settings import ViewSettings
 from maect.stages.encoder import encoder_of, usage_notes
@@ -31,17 +31,22 @@ Block = int | list[int] | None
 class FeatureNetwork(nn.Module):
     """An encoder and the pooling of its tokens: [B, C, S, S] -> [B, D] float32.
 
-    `block`: after this block instead of after the final norm; a list of K gives [B, K, D].
+    `block`: after this block instead of after the final norm; a list of K gives [B, K, D]. `norm`:
+    the final norm follows there, too.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: VisionEncoder,
         how: Any,
         block: Block,
         autocast: Callable[[], AbstractContextManager[Any]],
+        norm: bool = False,
     ) -> None:
         super().__init__()
+        if how != "mean" and getattr(encoder, "cls_token", None) is None:
+            raise ValueError("the encoder has no class token; pool 'mean'")
+        self.norm = norm
         self.encoder, self.how, self.block, self.autocast = encoder, how, block, autocast
 
     def forward(self, images: Tensor) -> Tensor:
@@ -49,7 +54,7 @@ class FeatureNetwork(nn.Module):
             if self.block is None:
                 return self.encoder.features(images, self.how).float()
             blocks = self.block if isinstance(self.block, list) else [self.block]
-            tokens = self.encoder.features_by_depth(images, blocks)
+            tokens = self.encoder.features_by_depth(images, blocks, self.norm)
             found = [pool(one, self.how).float() for one in tokens]
         return torch.stack(found, dim=1) if isinstance(self.block, list) else found[0]
 
@@ -92,7 +97,7 @@ class JobImages:
     `encoder`: by default what the job starts from.
     """
 
-    def __init__(self, job: Job, encoder: Encoder | None = None) -> None:
+    def __init__(self, job: Job, encoder: VisionEncoder | None = None) -> None:
         self.job, self.given = job, encoder
         self.group = Group(job.numerics.shards)
         self.block: Block = job.settings.get("block")
@@ -131,7 +136,8 @@ class JobImages:
         else:
             encoder = copy.deepcopy(self.given).to(job.device, job.dtype)
         self.notes = usage_notes(encoder, job.settings["pool"], self.split("train"))
-        return FeatureNetwork(encoder, job.settings["pool"], self.block, job.autocast)
+        norm = bool(job.settings.get("norm"))
+        return FeatureNetwork(encoder, job.settings["pool"], self.block, job.autocast, norm)
 
     def _augment(self, view: ViewSettings, role: str) -> Augment:
         split = self.split("train")
@@ -190,11 +196,18 @@ def run(job: Job) -> Output:
     """Leave `features`: for each split x [N, D] float32 and y [N] int64.
 
     Raw pixels where the settings say `init: pixels`, in [0, 1] and flattened. Features of several
-    blocks where `block` is a list: x [N, K, D]. All workers compute; the first one has the output.
+    blocks where `block` is a list: x [N, K, D]. Where the settings name `splits`, of these only;
+    of others labels alone. All workers compute; the first one has the output.
     """
     job.prepare()
     images = JobImages(job)
-    tensors = extract(images)
+    splits = job.settings.get("splits", SPLITS)
+    tensors = extract(images, splits)
+    for name in sorted({*SPLITS} - {*splits}):
+        whole = tensors[f"{splits[-1]}_x"]
+        tensors[f"{name}_x"] = whole.new_empty(0, *whole.shape[1:])
+        labels = np.asarray(images.split(name).labels, dtype=np.int64)
+        tensors[f"{name}_y"] = torch.from_numpy(labels)
     if images.group.rank > 0:
         return Output()
     summary: dict[str, Any] = {
@@ -227,6 +240,8 @@ def extract(images: JobImages, splits: Sequence[str] = SPLITS) -> dict[str, Tens
             found = [x.cpu() for x in shared if first]
         tensors[f"{name}_x"] = torch.cat(found) if found else torch.empty(0)
         tensors[f"{name}_y"] = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
-        if not len(split):  # of the shape that images would give
-            tensors[f"{name}_x"] = tensors["train_x"].new_empty(0, *tensors["train_x"].shape[1:])
+    whole = max((tensors[f"{name}_x"] for name in splits), key=len)
+    for name in splits:  # of the shape that images would give
+        if not len(tensors[f"{name}_x"]):
+            tensors[f"{name}_x"] = whole.new_empty(0, *whole.shape[1:])
     return tensors

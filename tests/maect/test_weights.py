@@ -446,14 +446,14 @@ def test_missing_extra_and_misshaped_tensors_are_named(tmp_path: Path) -> None:
         names = hugging_face(state)
         del names["vit.encoder.layer.0.attention.attention.key.bias"]
         del names["vit.encoder.layer.1.layernorm_after.bias"]
-        names["vit.encoder.layer.0.ls1.gamma"] = torch.ones(128)
+        names["vit.encoder.layer.0.lora.gamma"] = torch.ones(128)
         names["vit.encoder.layer.0.attention.output.dense.weight"] = torch.ones(300, 128)
         return names
 
     message = damaged(change, tmp_path)
     assert "dim 128, depth 2 and patch size 8" in message
     assert 'Missing key(s) in state_dict: "blocks.0.attn.qkv.bias", "blocks.1.norm2.b' in message
-    assert 'Unexpected key(s) in state_dict: "encoder.layer.0.ls1.gamma"' in message
+    assert 'Unexpected key(s) in state_dict: "blocks.0.lora.gamma"' in message
     assert "size mismatch for blocks.0.attn.proj.weight" in message
 
 

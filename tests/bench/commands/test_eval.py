@@ -209,6 +209,8 @@ SHORT = {
     "probe": {"epochs": 2, "batch_size": 256},
     "probe_restricted": {"epochs": 2, "batch_size": 256},
     "probe_augmented": {"epochs": 1, "batch_size": 256},
+    "probe_dinov2": {"epochs": 1, "batch_size": 256},
+    "probe_attentive": {"epochs": 1, "batch_size": 256},
     "low_shot_finetune": {"epochs": 1, "budgets": ["1%"]},
     "cluster": {"runs": 2},
 }
@@ -338,6 +340,8 @@ DIVERGING = {
         *("--set", "probe_augmented.epochs=3"),
     ],
     "low_shot_finetune": ["--set", "low_shot_finetune.lrs=[1e30]"],
+    "probe_dinov2": ["--set", "probe_dinov2.base_lrs=[3e38]", "--set", "probe_dinov2.epochs=3"],
+    "probe_attentive": ["--set", "probe_attentive.base_lrs=[1e30]"],
 }
 
 
@@ -363,6 +367,8 @@ def test_no_evaluation_takes_what_is_not_finite(
     elif fault == "features":  # finite weights that overflow
         tensors["norm.weight"][:] = 3e38
         tensors["norm.bias"][:] = 3e38
+        for block in (0, 1):  # before the final norm, too
+            tensors[f"blocks.{block}.mlp.fc2.bias"][:] = 3e38
     else:
         options = DIVERGING[name]
     save_file(tensors, weights)
@@ -391,4 +397,4 @@ def test_a_classifier_fine_tuned_on_the_mean_of_patches(
     assert "of the mean of patches" in capsys.readouterr().err
     settings = ModelSettings(size="custom", patch_size=2, dim=32, depth=2, heads=2, mlp_ratio=2.0)
     with pytest.raises(CheckpointError, match="no stage starts from"):
-        load_for(tmp_path / "tuned.pth", settings, image_size=8, in_chans=1)
+        load_for(tmp_path / "tuned.pth", settings, image_size=8, in_chans=1, kind="tune")

@@ -139,7 +139,8 @@ def test_a_worker_computes_no_number_from_settings(tmp_path, monkeypatch: pytest
     more = ", ".join({*evals.names()} - {"probe_augmented", "low_shot_finetune"})
     path.write_text(text.replace("evaluate: [", f"gallery: [MAE, MAE-CT]\nevaluate: [{more}, "))
     sets = [f"{kind}.steps=2" for kind in ("mae", "head", "tune")]
-    sets += ["evaluations.low_shot_finetune.epochs=1"]
+    slow = ("low_shot_finetune", "probe_dinov2", "probe_attentive")
+    sets += [f"evaluations.{name}.epochs=1" for name in slow]
     store = fill_store(tmp_path / "store", suite=path, only="MAE*", sets=sets)
     ran = {store.state(key).record.kind for key in store.stage_keys()}
     assert ran == {"mae", "head", "tune", "features", "gallery", *evals.names()}

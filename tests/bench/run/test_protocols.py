@@ -144,7 +144,10 @@ def test_a_profile_may_evaluate_otherwise(tmp_path: Path) -> None:
     ("given", "says"),
     [
         ("evaluations.probe_both.block=2", "block 2 is none of the encoder's 2; write 0 to 1"),
+        ("evaluations.probe_both.block=-3", "block -3 is none of the encoder's 2; write 0 to 1"),
+        ("evaluations.probe_both.norm=true", "norm goes with block; without, the final norm"),
         ("evaluations.probe_both.block=[0, 0]", "each once"),
+        ("evaluations.probe_both.block=[1, -1]", "names a block twice"),
         ("evaluations.probe_both.pool=max", "'evaluations.probe_both.pool'"),
         ("evaluations.probe_both.evaluation=probes", "did you mean 'probe'?"),
     ],

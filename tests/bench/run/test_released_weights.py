@@ -7,9 +7,11 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 from bench_helpers import SMOKE, Bench, completed, run_bench
 from torch import Tensor
@@ -19,6 +21,7 @@ from bench.run.worker import StageFailed, run_stage
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.models import build_encoder
+from maect.weights import load_encoder
 
 State = dict[str, Tensor]
 
@@ -118,8 +121,8 @@ def without(name: str) -> Callable[[State], State]:
 FAULTS: dict[str, tuple[Callable[[State], State], str]] = {
     "missing": (without("blocks.1.norm2.bias"), 'Missing key(s) in state_dict: "blocks.1.norm2.b'),
     "extra": (
-        lambda state: {**state, "blocks.0.ls1.gamma": torch.ones(32)},
-        'Unexpected key(s) in state_dict: "blocks.0.ls1.gamma"',
+        lambda state: {**state, "blocks.0.lora.gamma": torch.ones(32)},
+        'Unexpected key(s) in state_dict: "blocks.0.lora.gamma"',
     ),
     "misshaped": (
         lambda state: {**state, "blocks.0.attn.qkv.weight": torch.ones(90, 32)},
@@ -157,6 +160,54 @@ def test_weights_that_do_not_fit_end_the_run_before_anything_trains(
     assert str(file) in done.err and message in done.err
     assert done.err.count("\n") == 1
     assert not list((tmp_path / "store" / "stages").glob("*"))
+
+
+def dinov2(folder: Path) -> Path:
+    """Weights as DINOv2's authors write them: registers, LayerScale, learned positions."""
+    args = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 32, "depth": 2}
+    made: Any = timm.create_model(
+        "vit_small_patch14_reg4_dinov2", num_heads=2, mlp_ratio=2.0, num_classes=0, **args
+    )
+    state = {name: 0.1 * torch.randn_like(tensor) for name, tensor in made.state_dict().items()}
+    state["register_tokens"] = state.pop("reg_token")
+    torch.save(with_row(state), folder / "dinov2.pth")
+    return folder / "dinov2.pth"
+
+
+def test_a_row_of_other_blocks_is_tuned_and_evaluated(tmp_path: Path):
+    file = dinov2(tmp_path)
+    path = suite(tmp_path, {"tuned": f"{{init: '{file}', stages: [head, tune], augment: min}}"})
+    store = Store(tmp_path / "store")
+    store.create()
+    sets = ["head.steps=2", "tune.steps=2", "tune.encoder_ema=0.9"]
+    row = make_plan(load_suite(path, seeds=1, sets=sets), store).rows[0]
+    for stage in (*row.chain, row.features, row.evaluations["knn"]):
+        run_stage(stage, store, "test", lambda event: None)
+    before = load_encoder(file, heads=2)
+    tuned = [load_encoder(store.folder(s.key) / "encoder.safetensors") for s in row.chain]
+    assert type(tuned[-1]) is type(before)
+    changed = {
+        name.partition(".")[2].partition(".")[0] if "blocks" in name else name
+        for name, tensor in tuned[-1].state_dict().items()
+        if not torch.equal(tensor, before.state_dict()[name])
+    }
+    assert changed == {"1", "norm.weight", "norm.bias"}  # half of two blocks is frozen
+    (record,) = [r for r in completed(tmp_path / "store").values() if r["kind"] == "knn"]
+    assert record["metrics"][0]["value"] > 20
+
+
+@pytest.mark.parametrize("stages", ["[mae]", "[]"])
+def test_what_other_blocks_cannot_do_is_told_before_anything_trains(
+    stages: str, tmp_path: Path, bench: Bench
+):
+    file = dinov2(tmp_path)
+    settings = "" if stages == "[mae]" else ", set: {model: {depth: 3}}"
+    path = suite(tmp_path, {"row": f"{{init: '{file}', stages: {stages}{settings}}}"})
+    done = bench("run", path, "--store", tmp_path / "store")
+    told = "no plain ViT encoder, and only such ones learn from masked" if stages == "[mae]" else (
+        "holds an encoder of depth 2, expected depth 3"
+    )  # fmt: skip
+    assert done.code == 2 and told in done.err
 
 
 def test_weights_changed_after_planning_are_refused(tmp_path: Path):

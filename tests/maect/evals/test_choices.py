@@ -24,23 +24,32 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cluster": {},
     "histogram": {},
     "probe_restricted": {"epochs": 3, "batch_size": 256},
+    "probe_dinov2": {"epochs": 1, "batch_size": 256, "view": VIEW},
+    "probe_attentive": {"epochs": 1, "batch_size": 256, "view": VIEW},
+    "knn_dino": {},
+    "knn_mim_refiner": {},
 }
+#: what features of several blocks are of
+JOINED = {"block": [0, 1], "pool": "both", "norm": True}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Features of a random encoder."""
-    folder = tmp_path_factory.mktemp("features")
-    tensors = features.run(job("features", 1, folder)).tensors["features"]
-    save_file(tensors, folder / "features.safetensors")
-    return folder
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """Features of a random encoder: the usual ones, and those of several blocks."""
+    found = {joined: tmp_path_factory.mktemp("features") for joined in (False, True)}
+    for joined, folder in found.items():
+        one = job("features", 1, folder)
+        one.settings |= JOINED if joined else {}
+        save_file(features.run(one).tensors["features"], folder / "features.safetensors")
+    return found
 
 
 def run(kind: str, split: str, folder: Path) -> Output:
-    one = job("features", 1, folder)
+    one, evaluator = job("features", 1, folder), evals.get(kind)
     one.kind, one.inputs = kind, {"features": folder}
     one.settings |= {"settings": SETTINGS[kind], "split": split}
-    stage = evaluate_encoder if evals.get(kind).needs_encoder else evaluate
+    one.settings |= JOINED | {"tokens": JOINED} if evaluator.joins_blocks else {}
+    stage = evaluate_encoder if evaluator.needs_encoder else evaluate
     return stage.run(one)
 
 
@@ -57,8 +66,9 @@ def test_every_evaluation_is_looked_at():
 @pytest.mark.parametrize("split", ["test", "selection"])
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_labels_that_are_reported_on_choose_nothing(
-    kind: str, split: str, folder: Path, tmp_path: Path
+    kind: str, split: str, folders: dict[bool, Path], tmp_path: Path
 ):
+    folder = folders[evals.get(kind).joins_blocks]
     tensors = load_file(folder / "features.safetensors")
     labels = tensors[f"{split}_y"].numpy()
     reported = np.arange(len(labels)) if split == "test" else halves(len(labels))[1]

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from maect import evals
+from maect.evals.probe_attentive import Heads
+from maect.evals.probe_dinov2 import Grid
 from maect.models import Encoder
 from maect.parallel import Group
 from maect.settings import Settings, ViewSettings
@@ -26,6 +28,10 @@ SHORT = {
     "probe_restricted": {"epochs": 2, "batch_size": 50, "base_lrs": [0.1, 0.4]},
     "low_shot_finetune": {"budgets": ["10%"], "epochs": 10, "lrs": [1e-4, 1e-2], "batch_size": 6},
     "probe_augmented": {"epochs": 2, "batch_size": 50, "base_lrs": [0.1, 0.4]},
+    "probe_dinov2": {"epochs": 2, "batch_size": 50, "base_lrs": [0.1, 0.4]},
+    "probe_attentive": {"epochs": 2, "batch_size": 50, "base_lrs": [0.01, 0.1]},
+    "knn_dino": {"k": [3]},
+    "knn_mim_refiner": {"k": [3]},
 }
 
 
@@ -38,7 +44,9 @@ def one_thread() -> None:
 class Pictures:
     """4 x 4 images that show their class, and an encoder of one block."""
 
-    def __init__(self, labels: dict[str, np.ndarray]) -> None:
+    def __init__(self, labels: dict[str, np.ndarray], joined: bool) -> None:
+        #: whether features are of several blocks, class token and mean
+        self.joined = joined
         self.group, self.mean, self.std = Group(), (0.5,), (0.2,)
         draws = np.random.default_rng(1)
         shapes = draws.standard_normal((4, 1, 4, 4))
@@ -51,7 +59,10 @@ class Pictures:
 
     def network(self) -> FeatureNetwork:
         torch.manual_seed(0)
-        return FeatureNetwork(Encoder(4, 2, 1, dim=12, depth=1, heads=2), "mean", None, nullcontext)
+        encoder = Encoder(4, 2, 1, dim=12, depth=1 + self.joined, heads=2)
+        if self.joined:
+            return FeatureNetwork(encoder, "both", [0, 1], nullcontext, norm=True)
+        return FeatureNetwork(encoder, "mean", None, nullcontext)
 
     def views(self, view: ViewSettings, role: str, epoch: int, rows: np.ndarray) -> torch.Tensor:
         return self.images["train"][rows] + 0.1 * epoch
@@ -69,18 +80,19 @@ class Pictures:
         raise NotImplementedError
 
 
-def data() -> evals.EvalInput:
-    draws = np.random.default_rng(0)
+def data(name: str = "knn") -> evals.EvalInput:
+    draws, joined = np.random.default_rng(0), evals.get(name).joins_blocks
 
     def split(rows: int) -> evals.Features:
         y = np.arange(rows) % 4
         x = 2.0 * np.eye(4, 12)[y] + draws.standard_normal((rows, 12))
+        x = np.stack([np.tile(x, 2)] * 2, axis=1) if joined else x
         return evals.Features(torch.from_numpy(x).float(), torch.from_numpy(y))
 
     low_shot = {"1": [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]], "10%": [list(range(12))]}
     train, selection, test = split(120), split(40), split(61)
     labels = {"train": train.y, "selection": selection.y, "test": test.y}
-    images = Pictures({name: y.numpy() for name, y in labels.items()})
+    images = Pictures({name: y.numpy() for name, y in labels.items()}, joined)
     return evals.EvalInput(train, selection, test, 4, low_shot=low_shot, images=images)
 
 
@@ -91,7 +103,8 @@ def settings(name: str) -> Settings:
 def test_the_protocols_are_there() -> None:
     known = ["cluster", "histogram", "knn", "low_shot", "low_shot_finetune"]
     known += ["probe", "probe_augmented", "probe_restricted"]
-    assert evals.names() == known
+    known += ["knn_dino", "knn_mim_refiner", "probe_attentive", "probe_dinov2"]
+    assert evals.names() == sorted(known)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
@@ -120,7 +133,7 @@ def test_default_settings_survive_being_stored(name: str) -> None:
 
 @pytest.mark.parametrize("name", evals.names())
 def test_every_metric_follows_from_the_predictions(name: str) -> None:
-    evaluator, given = evals.get(name), data()
+    evaluator, given = evals.get(name), data(name)
     result = evaluator.run(given, settings(name))
     declared = evaluator.metrics(settings(name))
     assert set(result.values) == {metric.name for metric in declared}
@@ -144,7 +157,7 @@ def test_every_metric_follows_from_the_predictions(name: str) -> None:
 @pytest.mark.parametrize("name", evals.names())
 def test_permuted_test_labels_change_no_choice(name: str) -> None:
     """Only what says that it is chosen on the test split may follow the test labels."""
-    given, run = data(), evals.get(name).run
+    given, run = data(name), evals.get(name).run
     first = run(given, settings(name))
     order = np.random.default_rng(1).permutation(len(given.test.y))
     given.test.y = given.test.y[torch.from_numpy(order)]
@@ -160,7 +173,7 @@ def test_permuted_test_labels_change_no_choice(name: str) -> None:
 
 @pytest.mark.parametrize("name", evals.names())
 def test_results_and_protocols_are_plain_json(name: str) -> None:
-    result = evals.get(name).run(data(), settings(name))
+    result = evals.get(name).run(data(name), settings(name))
     plain = [result.values, result.chosen, result.protocol, result.notes]
     assert json.loads(json.dumps(plain)) == plain
     assert result.protocol["evaluation"] == name
@@ -170,7 +183,7 @@ def test_results_and_protocols_are_plain_json(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in evals.names() if not evals.get(n).uses_seed])
 def test_what_claims_to_use_no_seed_uses_none(name: str) -> None:
-    given, run = data(), evals.get(name).run
+    given, run = data(name), evals.get(name).run
     first = run(given, settings(name))
     given.seed = 99
     assert run(given, settings(name)).values == first.values
@@ -190,3 +203,41 @@ def test_fine_tuning_learns_and_tells_what_it_lacks() -> None:
     given.images = None
     with pytest.raises(ValueError, match="needs the encoder"):
         finetune.run(given, settings("low_shot_finetune"))
+
+
+def test_a_source_is_told_of_published_settings_only() -> None:
+    dino, given = evals.get("knn_dino"), data()
+    assert "2104.14294" in dino.run(given, dino.settings()).protocol["source"]
+    assert "source" not in dino.run(given, dino.settings(k=[3])).protocol
+    assert dino.metrics(dino.settings())[0].label == "k-NN, k=20 (DINO)"
+
+
+def test_dinov2s_grid_reads_blocks_and_means() -> None:
+    probe, given = evals.get("probe_dinov2"), data("probe_dinov2")
+    result = probe.run(given, settings("probe_dinov2"))
+    assert result.predictions["class_by_lr"].shape == (61, 2 * 2 * 2)
+    assert result.chosen.keys() >= {"blocks", "mean", "base_lr", "test_selected_mean"}
+    grid = Grid(24, 4, [0.1], blocks=2, seed=0, device=torch.device("cpu"))
+    x = torch.arange(48.0).reshape(1, 2, 24)
+    class_tokens = torch.cat([x[:, 0, :12], x[:, 1, :12]], dim=1)
+    assert torch.equal(grid.read(x, 2, False), class_tokens)
+    assert torch.equal(grid.read(x, 2, True), torch.cat([class_tokens, x[:, 1, 12:]], dim=1))
+    assert torch.equal(grid.read(x, 1, False), x[:, 1, :12])
+
+
+def test_the_attentive_head_is_attention_with_one_query() -> None:
+    """Against torch's own module, whose output projection is the identity."""
+    attentive, given = evals.get("probe_attentive"), data()
+    result = attentive.run(given, attentive.settings(epochs=3, batch_size=10, base_lrs=[0.03]))
+    assert result.values["accuracy"] > 60  # four classes
+    heads = Heads(12, 4, 2, given, attentive.settings())
+    tokens = torch.from_numpy(np.random.default_rng(2).standard_normal((3, 5, 12))).float()
+    own = heads.weights[0]
+    module = torch.nn.MultiheadAttention(12, 2, bias=False, batch_first=True)
+    with torch.no_grad():
+        module.in_proj_weight.copy_(torch.cat([torch.eye(12), own["key"], own["value"]]))
+        module.out_proj.weight.copy_(torch.eye(12))
+        scaled = tokens / (1 + 1e-6) ** 0.5  # of the initial running statistics
+        seen, _ = module(own["query"].expand(3, 1, -1), scaled, scaled)
+        expected = seen[:, 0] @ own["linear"].T
+        torch.testing.assert_close(heads.logits(tokens, training=False)[0], expected)
