@@ -171,7 +171,7 @@ def test_from_a_wheel_to_an_encoder_in_timm_with_the_figure_of_the_table(
             for number in range(count):
                 y, x = np.mgrid[:16, :16] + random.integers(8)
                 stripes = np.sin([x, y, x + y, x - y][label] * 0.8)[..., None]
-                pixels = 128 + 60 * stripes + random.normal(0, 200, (16, 16, 3))
+                pixels = 128 + 60 * stripes + random.normal(0, 120, (16, 16, 3))
                 image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
                 image.save(place / f"{number}.png")
     environment = {name: value for name, value in os.environ.items() if name[:6] != "PYTHON"}

@@ -232,7 +232,10 @@ class _Loader:
                 whole = len(variants) == len(rows) and not {*spec.evaluate} - self._evaluations()
                 with each():
                     rules.check_suite(spec, rows, variants, self.tree, whole=whole)
-        rules.check_search(search, [variants[label] for label in cells], self.tree)
+        found = [
+            variants[label] for label in cells if label in variants
+        ]  # not those of broken rows
+        rules.check_search(search, found, self.tree)
         return Suite(
             path=self.path,
             name=spec.suite,

@@ -81,7 +81,7 @@ def shell(line: str, folder: Path, **variables: str) -> subprocess.CompletedProc
         ("$bench $'\\x1b[31m'", 2, "", "'\\x1b[31m'"),
         ("$bench repotr x", 2, "", "did you mean 'report'?"),
         (f"$bench report {SMOKE} --export latxe", 2, "", "did you mean 'latex'?"),
-        (f"cd {ROOT}; $bench plan paper_table", 2, "", "did you mean 'suites/paper_table.yaml'?"),
+        (f"cd {ROOT}; $bench plan paper_tabel", 2, "", "did you mean 'suites/paper_table.yaml'?"),
         ("mkdir -p stor/stages; $bench ls --store store", 2, "", "did you mean 'stor'?"),
     ],
 )  # fmt: skip

@@ -7,6 +7,7 @@ import math
 import os
 import random
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import yaml
 from _pytest.mark import ParameterSet
 from bench_helpers import PAPER, SMOKE, SWEEP, Bench, Done, run_bench
 
+from bench.errors import UserError
 from bench.store.store import Store
+from bench.suite.load import faults_of, load_suite
 
 TEXT = SMOKE.read_text(encoding="utf-8")
 
@@ -597,6 +600,23 @@ def test_no_mutation_of_a_suite_crashes(path: Path, bench: Bench, suite_folder: 
             assert_refused(done)
             refused += 1
     assert 100 < refused < 250
+
+
+@pytest.mark.parametrize("path", [SMOKE, SWEEP], ids=["smoke", "sweep"])
+def test_all_faults_are_those_of_the_loader_and_more(path: Path, suite_folder: Path):
+    original, rng = yaml.safe_load(path.read_text()), random.Random(7)
+    file, several = suite_folder / "suite.yaml", 0
+    for _ in range(15):
+        tree = mutated(mutated(original, rng), rng)
+        file.write_text(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False))
+        faults = [*map(str, faults_of(file)[0])]
+        first = None
+        with suppress(UserError):
+            first = load_suite(file)
+        # the suite's own profile is sound where it loads
+        assert faults if first is None else not faults or len(tree["profiles"]) > 1, tree
+        several += len(faults) > 1
+    assert several > 2
 
 
 @pytest.mark.parametrize("path", [SMOKE, SWEEP], ids=["smoke", "sweep"])
