@@ -305,10 +305,8 @@ class _Loader:
     def _variant(self, label: str, source: str, cell: Choices) -> Variant:
         """Return the row `label`: the variant `source`, changed by a cell of the search."""
         spec, tree = self.spec.variants[source], self._merged(label, source, cell)
+        self._require_sections(tree)
         row = check(ROW, tree)
-        for stage in [n for s in row.stages for n in (methods.get(s).borrows[0], s) if n]:
-            if row.section(stage) is None:
-                raise fault(f"'{stage}' is missing; add it", tree, (stage,))
         augment = cell["augment"].value if "augment" in cell else spec.augment
         if augment != "min" or not all(methods.get(stage).pipeline for stage in row.stages):
             holder = ("search", "grid") if "augment" in cell else ("variants", source)
@@ -336,6 +334,18 @@ class _Loader:
                 raise fault(str(error), tree, at) from None
         rules.check_row(variant, data_info(row.data), tree)
         return variant
+
+    def _require_sections(self, tree: Map) -> None:
+        """Raise `UserError` where a stage of a row has no section, or one that says no length."""
+        stages = tree.get("stages")
+        for stage in stages if isinstance(stages, list) else []:
+            if not isinstance(stage, str) or stage not in methods.names():
+                continue  # told where the row is checked
+            for name in filter(None, (methods.get(stage).borrows[0], stage)):
+                given = tree.get(name)
+                partly = isinstance(given, Map) and not {"steps", "epochs"} & given.keys()
+                if given is None or (partly and name not in self.base):
+                    raise fault(f"'{name}' is missing; add it", self.base, (name,))
 
     def _merged(self, label: str, source: str, cell: Choices) -> Map:
         """Return the settings of a row, all layers of them merged. Raises `UserError`."""
