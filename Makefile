@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 SOAK ?= tests/bench/run/test_two_drivers.py tests/bench/run/test_kills.py tests/soak \
   tests/bench/run/test_recovery.py::test_several_workers_without_shards_train_like_one
 
-.PHONY: run test test-slow test-soak test-oldest test-benchmark lint install clean
+.PHONY: run test test-slow test-soak test-oldest test-benchmark golden lint install clean
 
 run: install
 	$(BIN)/python -m bench run suites/paper_table.yaml
@@ -33,6 +33,10 @@ test-oldest: install
 
 test-benchmark: install
 	$(BIN)/python -m pytest --benchmark
+
+# what the quality gate compares with, of 20 seeds of smoke.yaml; shows what has changed
+golden: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/golden.py
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,7 +1,7 @@
-"""`pytest --benchmark`: run the regression benchmarks under tests/benchmarks.
+"""`pytest --benchmark`: run the gate of tests/benchmarks: speed, memory and quality.
 
-pytest-benchmark has only `--benchmark-...` options; the bare flag is ours. With it only the
-benchmarks run, and a step that has become slower than its committed bound fails the run.
+pytest-benchmark has only `--benchmark-...` options; the bare flag is ours, and so is
+`--benchmark-base REV`, which compares with another commit's code.
 
 `@pytest.mark.gpu`: what only a GPU shows; `pytest -m gpu` runs it, elsewhere it is skipped.
 
@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ from bench import environment
 # the small suites compute with these instructions: before a test imports numpy or torch
 environment.use("avx2")
 
-BENCHMARKS = Path(__file__).parent / "tests" / "benchmarks"
+ROOT = Path(__file__).parent
+BENCHMARKS = ROOT / "tests" / "benchmarks"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,12 +37,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         dest="regression_benchmarks",
         help="run the regression benchmarks of tests/benchmarks and nothing else",
     )
+    parser.addoption(
+        "--benchmark-base",
+        metavar="REV",
+        help="compare the benchmarks with another commit's code, too; implies --benchmark",
+    )
+
+
+def _git(*arguments: str) -> None:
+    """Run git in this checkout. Raises `pytest.UsageError` where it fails."""
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+    if done.returncode:
+        said = f"git {arguments[0]} says: {done.stderr.strip()}"
+        raise pytest.UsageError(f"--benchmark-base needs a commit of this repository; {said}")
+
+
+@pytest.fixture(scope="session")
+def benchmark_base(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A worktree of the commit that `--benchmark-base` names."""
+    folder = tmp_path_factory.mktemp("base") / "worktree"
+    revision = pytestconfig.getoption("benchmark_base")
+    _git("worktree", "add", "--quiet", "--detach", str(folder), revision)
+    yield folder
+    _git("worktree", "remove", "--force", str(folder))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without the flag benchmarks stay out; with it all else does."""
-    wanted = config.getoption("regression_benchmarks")
-    kept = [item for item in items if item.path.is_relative_to(BENCHMARKS) == wanted]
+    """Without the flag benchmarks stay out; with it all else does, and without a base its tests."""
+    wanted, base = config.getoption("regression_benchmarks"), config.getoption("benchmark_base")
+    kept = [
+        item
+        for item in items
+        if item.path.is_relative_to(BENCHMARKS) == wanted
+        and (base or "benchmark_base" not in getattr(item, "fixturenames", ()))
+    ]
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
@@ -75,5 +107,8 @@ def pytest_configure(config: pytest.Config) -> None:
             default = number == signal.SIGINT
             signal.signal(number, signal.default_int_handler if default else signal.SIG_DFL)
     config.addinivalue_line("markers", "needs(*programs): one of these must be on the PATH")
+    if base := config.getoption("benchmark_base"):
+        _git("rev-parse", "--verify", f"{base}^{{commit}}")
+        config.option.regression_benchmarks = True
     if not config.getoption("regression_benchmarks"):
         config.option.benchmark_disable = True

@@ -18,16 +18,18 @@ from typing import Any
 
 import psutil
 
-from bench.environment import AVX2
+from bench.environment import AVX2, describe
 from bench.plan.planner import make_plan
 from bench.plan.stage import Plan, Stage
 from bench.run.recovery import take_over
 from bench.run.worker import run_stage
 from bench.store.client import Objects
 from bench.store.files import iso
-from bench.store.record import Cost, Data, Failure, Input, Record, Run, Status
+from bench.store.record import Cost, Data, Failure, File, Input, Record, Run, Status, sealed
 from bench.store.store import Store
+from bench.suite.evaluations import Evaluation
 from bench.suite.load import load_suite
+from maect import evals
 from maect.files import digest
 
 ROOT = Path(__file__).parents[2]
@@ -366,3 +368,69 @@ def fill_store(
         if stage.status != "cached":
             run_stage(stage, store, "in-process", lambda event: None)
     return store
+
+
+# --------------------------------------------------------------------------- many made-up records
+
+
+_LOG = "2026-03-01T12:00:00.000Z step 20/40 epoch 1 loss 0.4321 1234 images/s\n" * 30
+
+
+def record_of(stage: Stage, number: int, env: dict[str, Any]) -> Record:
+    """A complete record of a usual size, without its artifact."""
+    file, wall_s = File(sha256="ab" * 32, bytes=12), 1 + number % 10 / 10
+    inputs = {
+        name: Input(key=source.key, files={"artifact.bin": file.sha256})
+        for name, source in stage.inputs.items()
+    }
+    metrics = []
+    if stage.kind in evals.names():
+        evaluation = Evaluation.of(stage.kind, stage.settings)
+        value = 90 + number * 7 % 100 / 20
+        metrics = evaluation.measured({m.name: value for m in evaluation.metrics()})
+    cost = Cost(
+        devices=1,
+        device_kind="cpu",
+        device_model="a CPU",
+        wall_s=wall_s,
+        device_hours=wall_s / 3600,
+        energy_reason="no GPU",
+    )
+    return Record(
+        key=stage.key,
+        kind=stage.kind,
+        name=stage.title,
+        attempt=1,
+        run="r",
+        status="complete",
+        settings=stage.settings,
+        inputs=inputs,
+        data=Data(name="digits", fingerprint="f00d", counts={"test": 500}),
+        code=stage.code,
+        env=env,
+        started="2026-03-01T12:00:00.000Z",
+        started_s=1.77e9,
+        pid=1,
+        ended="2026-03-01T12:00:02.000Z",
+        metrics=metrics,
+        protocol={"k": 10},
+        protocol_fingerprint=stage.kind,
+        summary={"flops": stage.flops},
+        files={"artifact.bin": file},
+        log_tail=_LOG,
+        cost=cost,
+    )
+
+
+def fill(store: Store, plan: Plan) -> int:
+    """A record for every stage; returns how many are damaged: cut short, or changed."""
+    env, damaged = describe() | {"host": "here"}, 0
+    for number, stage in enumerate(plan.stages.values()):
+        text = json.dumps(sealed(record_of(stage, number, env)), indent=1)
+        if number % 100 == 50:
+            damaged += 1
+            text = text.replace('"devices": 1', '"devices": 2') if damaged % 2 else text[:900]
+        folder = store.folder(stage.key) / "attempts" / "1"
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(text, encoding="utf-8")
+    return damaged
