@@ -8,6 +8,7 @@ Importing this package does not import torch, and neither does reading an evalua
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -51,8 +52,7 @@ __all__ = [
 def _found() -> dict[str, tuple[Evaluator, ModuleType]]:
     """Return all evaluations by name, each with the module that exposes it."""
     found: dict[str, tuple[Evaluator, ModuleType]] = {}
-    ours = registry.exposed(__name__, __path__, "EVALUATOR")
-    own = (importlib.import_module(name) for name, _ in ours)
+    own = (importlib.import_module(f"{__name__}.{i.name}") for i in pkgutil.iter_modules(__path__))
     for module in (*own, *outside.modules()):
         one = [module.EVALUATOR] if hasattr(module, "EVALUATOR") else []
         for evaluator in [*one, *getattr(module, "PRESETS", [])]:

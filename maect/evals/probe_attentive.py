@@ -40,6 +40,7 @@ class AttentiveSettings(AugmentedProbeSettings):
     #: learning rates tried, as they are
     base_lrs: list[Positive] = Field(default=[1e-4, 3e-4, 1e-3], min_length=1)
     epochs: PositiveInt = 10
+    #: of AdamW; biases and norms have none
     weight_decay: NonNegative = 0.1
 
 

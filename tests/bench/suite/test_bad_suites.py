@@ -80,7 +80,7 @@ CASES = [
     case("match_compute: MAE-CT", "match_compute: MAE-TC", "did you mean 'MAE-CT'?"),
     case("match_compute: MAE-CT", "match_compute: MAE", "tunes"),
     case("compute: MAE-CT", "compute: NNCLR without MAE", "no match_compute of its own"),
-    case("{init: random}", "{init: weights/none.pth}", "'random', 'pixels' nor a checkpoint"),
+    case("{init: random}", "{init: weights/none.pth}", "nor a checkpoint file here"),
     case("MAE: {stages: [mae]}", "MAE: {stages: [mae], init: pixels}", "'random'"),
     # --------------------------------------------------------------------------- types and values
     case("mae: {steps: 40", "mae: {steps: forty", "whole number", '"forty"'),
