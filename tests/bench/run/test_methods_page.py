@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 from bench_helpers import ROOT, environment, stored
 
+from bench.cli import main
+from bench.store.store import Store
+
 PAGE = (ROOT / "docs" / "methods.md").read_text()
-METHOD, EVALUATION = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+METHOD, EVALUATION, ENCODER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 (ROW,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 ONLY = "Alignment"
 
@@ -50,6 +53,13 @@ def bench(folder: Path, *arguments: object) -> str:
     return done.stdout
 
 
+def test_an_encoder_of_ones_own_is_evaluated(tmp_path: Path, capsys) -> None:
+    subprocess.run([sys.executable, "-c", ENCODER], cwd=tmp_path, check=True, capture_output=True)
+    data = ("--data", "digits", "--image-size", "32", "--evaluate", "knn")
+    assert main(["eval", "--weights", str(tmp_path / "mine"), "--pool", "cls", *data]) == 0
+    assert "ViT, dim 48, depth 2, 3 heads, patch 8" in capsys.readouterr().out
+
+
 def test_a_method_of_ones_own_is_planned_and_costed(copy: Path, tmp_path: Path) -> None:
     plan = json.loads(bench(copy, "plan", "suites/mine.yaml", "--json", "--store", tmp_path))
     stages = {stage["title"]: stage for stage in plan["stages"]}
@@ -75,7 +85,7 @@ def test_a_method_of_ones_own_is_run_reported_and_verified(copy: Path, ran: Path
     _, record = stored(ran, "Alignment tuning, seed 0")
     assert "maect.methods.align" in record["code"]["modules"]
     assert "maect.methods.byol" not in record["code"]["modules"]
-    curves = json.loads((ran / "stages" / record["key"] / "curves.json").read_text())
+    curves = json.loads((Store(ran).fetch(record["key"]) / "curves.json").read_text())
     assert {"loss", "align", "uniform", "effective_rank"} <= curves.keys()
     told = ("suites/mine.yaml", "--store", ran)
     assert "class mean" in bench(copy, "report", *told, "--only", ONLY)
