@@ -89,9 +89,9 @@ class Leases:
                 yield
             finally:
                 with suppress(UserError):
-                    self.drivers()  # whoever died meanwhile
                     for key in list(self._held):
                         self.release(key)
+                    self.drivers()  # whoever died meanwhile
                 self.run = None
 
     def drivers(self) -> dict[str, Driver]:
@@ -130,10 +130,11 @@ class Leases:
         return None
 
     def release(self, key: str) -> None:
-        """Give a stage's lease back, if this run has it."""
+        """Give a stage's lease back, if this run has it; who was given up may have it no more."""
         if key in self._held:
-            self._remove(f"leases/{key}")
             self._held.discard(key)
+            if self.holder(key) == self.run:
+                self._remove(f"leases/{key}")
 
     def elsewhere(self) -> dict[str, Driver]:
         """Return which stages other runs work on; what dead runs left is removed."""

@@ -226,17 +226,19 @@ def test_a_driver_without_signs_of_life_hears_that_it_was_given_up(
     monkeypatch.setattr(bucket_leases, "BEAT_S", 2.5)
     store = open_store(bucket)
     store.create()
-    with store.leases.driving():
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(store.leases.driving())
         assert store.leases.claim(KEY) is None
-        other = elsewhere(monkeypatch, tmp_path, bucket)
-        with other.leases.driving():
-            monkeypatch.setattr(bucket_leases, "LAPSES_S", 0.0)
+        with monkeypatch.context() as patch:
+            other = elsewhere(patch, tmp_path, bucket)
+            second.enter_context(other.leases.driving())
+            patch.setattr(bucket_leases, "LAPSES_S", 0.0)
             assert other.leases.claim(KEY) is None
-            monkeypatch.undo()
-            time.sleep(3.0)
-            with pytest.raises(MachineError, match=r"another run took the store .* over"):
-                store.leases.check_held()
-            assert other.leases.holder(KEY) == other.leases.run
+        time.sleep(3.0)
+        with pytest.raises(MachineError, match=r"another run took the store .* over"):
+            store.leases.check_held()
+        first.close()  # it gives nothing back that is no more its own
+        assert other.leases.holder(KEY) == other.leases.run
 
 
 def test_signs_of_life_are_given(bucket: str, monkeypatch: pytest.MonkeyPatch):
