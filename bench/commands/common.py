@@ -82,8 +82,8 @@ def suite_file(text: str) -> Path:
 
 def _shipped(given: Path) -> Path:
     named = SUITES / f"{given.name}.yaml"
-    alone = given.parent == Path() and not given.suffix and not given.exists()
-    return named if alone and named.is_file() else given
+    alone = given.parent == Path() and not given.suffix and not os.path.exists(given)
+    return named if alone and os.path.isfile(named) else given
 
 
 def place(text: str) -> Place:

@@ -184,7 +184,7 @@ def test_a_row_of_other_blocks_is_tuned_and_evaluated(tmp_path: Path):
     for stage in (*row.chain, row.features, row.evaluations["knn"]):
         run_stage(stage, store, "test", lambda event: None)
     before = load_encoder(file, heads=2)
-    tuned = [load_encoder(store.folder(s.key) / "encoder.safetensors") for s in row.chain]
+    tuned = [load_encoder(store.fetch(s.key) / "encoder.safetensors") for s in row.chain]
     assert type(tuned[-1]) is type(before)
     changed = {
         name.partition(".")[2].partition(".")[0] if "blocks" in name else name

@@ -109,7 +109,8 @@ def test_commands_say_of_a_store_in_a_bucket_what_they_say_of_a_folder(
         ("verify", SMOKE, *CHOSEN, "--rerun", "features"),
     ):
         here, there = (said(bench, *words, "--store", store) for store in (local, bucket))
-        assert there == here
+        assert there[1].replace(bucket, str(local)) == here[1]
+        assert there[::2] == here[::2]
         assert here[0] == 0
     found = said(bench, "diff", local, bucket)
     assert found[0] == 0, found
