@@ -56,6 +56,7 @@ def call(suite: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_documented_file_runs_and_its_source_is_in_the_code_hash(suite: Path, tmp_path: Path):
     file = tmp_path / "nearest_mean.py"
     file.write_text(DOCUMENTED)

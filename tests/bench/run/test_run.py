@@ -213,6 +213,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_damage_is_named_set_aside_and_made_again(smoke, copy: Path):
     found = {r["name"]: r for r in completed(copy).values()}
     mae, features = found["MAE, seed 0"], found["MAE-CT features, seed 0"]

@@ -591,7 +591,7 @@ def test_no_mutation_of_a_suite_crashes(path: Path, bench: Bench, suite_folder: 
     original = yaml.safe_load(path.read_text())
     rng = random.Random(20260)
     file, refused = suite_folder / "suite.yaml", 0
-    for _ in range(250):
+    for _ in range(100):
         tree = mutated(original, rng)
         file.write_text(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False))
         done = bench("plan", file)
@@ -599,7 +599,7 @@ def test_no_mutation_of_a_suite_crashes(path: Path, bench: Bench, suite_folder: 
         if done.code == 2:
             assert_refused(done)
             refused += 1
-    assert 100 < refused < 250
+    assert 40 < refused < 100
 
 
 @pytest.mark.parametrize("path", [SMOKE, SWEEP], ids=["smoke", "sweep"])
@@ -625,7 +625,7 @@ def test_no_damage_to_the_text_crashes(path: Path, bench: Bench, suite_folder: P
     parts += [b"? ", b"<<", b"|", b'"\\ud800"', b'"\\UFFFFFFFF"', b"\0", b"---\n", b"%"]
     rng = random.Random(20261)
     file = suite_folder / "suite.yaml"
-    for _ in range(150):
+    for _ in range(80):
         text = bytearray(path.read_bytes())
         for _ in range(rng.randint(1, 3)):
             at = rng.randrange(len(text))
