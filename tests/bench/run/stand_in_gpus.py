@@ -44,9 +44,9 @@ def plant(worker):
         note(what="group", gpus=gpus)
         serve(take, tell, store, run_id, gpus)
 
-    def noted_stage(stage, *given):
+    def noted_stage(stage, *given, **options):
         note(what="began", stage=stage.title)
-        run_stage(stage, *given)
+        run_stage(stage, *given, **options)
         note(what="ended", stage=stage.title)
 
     worker.serve, worker.run_stage, worker.require_gpu = noted_serve, noted_stage, require_gpu
