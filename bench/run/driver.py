@@ -322,6 +322,10 @@ class _Driver:
         if self.store.leases.claim(stage.key) is not None:
             self.state.elsewhere.add(stage.key)
             return False
+        if self._take_if_complete(stage):
+            return False
+        if all(attempt.status != "running" for attempt in stage.state.attempts):
+            return True
         recovery.close_orphans(stage.key, self.store)
         return not self._take_if_complete(stage)
 

@@ -18,9 +18,9 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 
 from bench.errors import MachineError
-from bench.store.client import Meta, Objects, StoreGone
+from bench.store.client import Meta, Objects, StoreGone, put_s
 from bench.store.files import json_text, read_json
-from bench.store.leases import NAME, Driver, Leases, parsed
+from bench.store.leases import NAME, Driver, Leases, driver_in, parsed
 
 #: seconds between two signs of life of a driver, and after which its leases may be taken
 BEAT_S, LAPSES_S = 10.0, 60.0
@@ -43,7 +43,7 @@ class BucketLeases(Leases):
     def _present(self, driver: Driver) -> Iterator[None]:
         with super()._present(driver):
             mark, ended = self._put(self.objects, driver, None), threading.Event()
-            self._ahead_s = self._put_s(driver.run) - time.monotonic()
+            self._ahead_s = put_s(self.objects.get(f"drivers/{driver.run}")[1]) - time.monotonic()
             beats = threading.Thread(target=self._beat, args=(driver, mark, ended), daemon=True)
             beats.start()
             try:
@@ -54,15 +54,6 @@ class BucketLeases(Leases):
                 if self._lost is None:
                     with suppress(StoreGone):
                         self._remove(f"drivers/{driver.run}")
-
-    def _put_s(self, run: str) -> float:
-        """Return when a driver's object was put, in seconds since the epoch by the server's clock.
-
-        0 where there is none.
-        """
-        with suppress(FileNotFoundError):
-            return float(self.objects.get(f"drivers/{run}")[1]["last_modified"].timestamp())
-        return 0.0
 
     def _put(self, objects: Objects, driver: Driver, over: Meta | None) -> Meta:
         """Put a driver's object over the one that was seen. Return its own mark.
@@ -101,14 +92,14 @@ class BucketLeases(Leases):
             data, seen = self.objects.get(f"drivers/{run}")
         except FileNotFoundError:
             return None
-        driver = _told(run, data)
+        driver = driver_in(run, _json(data))
         if driver.buried_by is None and self._here(run):
             return driver if super().living(run) else None
         return driver if self._age_s(seen) < LAPSES_S else None
 
     def _age_s(self, seen: Meta) -> float:
         now_s = time.time() if self._ahead_s is None else time.monotonic() + self._ahead_s
-        return now_s - float(seen["last_modified"].timestamp())
+        return now_s - put_s(seen)
 
     def _here(self, run: str) -> bool:
         """Return whether a run's driver used this copy, so that its lock tells whether it lives."""
@@ -133,7 +124,7 @@ class BucketLeases(Leases):
         seen = None
         with suppress(FileNotFoundError):
             data, seen = self.objects.get(f"drivers/{burial.run}")
-            surely_dead = here and _told(burial.run, data).buried_by is None
+            surely_dead = here and driver_in(burial.run, _json(data)).buried_by is None
             if not surely_dead and self._age_s(seen) < LAPSES_S:
                 return False  # it gave a sign of life, or somebody else buries it
         try:
@@ -141,12 +132,6 @@ class BucketLeases(Leases):
         except (*_REFUSED, FileNotFoundError):
             return False
         return True
-
-    def _there(self, run: str) -> bool:
-        try:
-            return _told(run, self.objects.get(f"drivers/{run}")[0]).buried_by is None
-        except FileNotFoundError:
-            return False
 
     # ------------------------------------------------------------------------------------- objects
 
@@ -166,18 +151,17 @@ class BucketLeases(Leases):
 
     def _read(self, name: str) -> object:
         try:
-            return from_json(self.objects.get(name)[0])
+            return _json(self.objects.get(name)[0])
         except FileNotFoundError:
             return None
-        except ValueError:
-            return {}
 
     def _remove(self, name: str) -> None:
         self.objects.delete([name])
 
 
-def _told(run: str, data: bytes) -> Driver:
-    """Return what an object tells of a run's driver."""
-    with suppress(ValueError):
-        return parsed(run, from_json(data)) or Driver(run=run, pid=0, host="")
-    return Driver(run=run, pid=0, host="")
+def _json(data: bytes) -> object:
+    """Return the JSON data of an object; an empty dict for others."""
+    try:
+        return from_json(data)
+    except ValueError:
+        return {}

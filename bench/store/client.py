@@ -38,6 +38,11 @@ _KNOWN = {
 Meta = Mapping[str, Any]
 
 
+def put_s(meta: Meta) -> float:
+    """Return when an object was put, in seconds since the epoch by the server's clock."""
+    return float(meta["last_modified"].timestamp())
+
+
 class StoreGone(UserError, MachineError):
     """A store cannot be reached, or does not let us in: at the start of a command a mistake of its
     user, while a run goes on what ends it."""

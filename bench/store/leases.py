@@ -28,7 +28,7 @@ from bench.store.files import json_text, read_json, store_error, unreadable, wri
 
 #: names of runs and of keys, as files of the store have them
 NAME = re.compile(r"[\w-][\w.-]{0,200}")
-#: the run of a lease that is none: somebody else wrote it
+#: stands for the run in a lease whose content cannot be read
 UNREADABLE = "unreadable"
 
 
@@ -38,7 +38,7 @@ class Driver(BaseModel):
     run: str
     pid: int
     host: str
-    #: nobody may work on the store beside it
+    #: whether no other run may work on the store meanwhile
     alone: bool = False
     #: signs of life so far
     beats: int = 0
@@ -71,8 +71,7 @@ class Leases:
     def driving(self, run: str | None = None, *, alone: bool = False) -> Iterator[None]:
         """Be the driver of a run until the block ends; what the dead left behind is removed.
 
-        `run` is its name, of which there is no other; by default a new one.
-
+        `run` is its name, which no other run of the store may have; by default a new one is made.
         Raises `UserError` where another one is at work that does not go together with this one.
         """
         run = run or f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
@@ -95,7 +94,10 @@ class Leases:
                 self.run = None
 
     def drivers(self) -> dict[str, Driver]:
-        """Return the other runs that are at work; what dead ones left is removed, if we are one."""
+        """Return the other runs that are at work.
+
+        What dead runs left is removed, if this process drives a run itself.
+        """
         found = {}
         for run in self._names("drivers"):
             if run == self.run:
@@ -185,7 +187,7 @@ class Leases:
         return None
 
     def _driver(self, run: str) -> Driver:
-        return parsed(run, self._read(f"drivers/{run}")) or Driver(run=run, pid=0, host="")
+        return driver_in(run, self._read(f"drivers/{run}"))
 
     @contextmanager
     def _present(self, driver: Driver) -> Iterator[None]:
@@ -197,9 +199,9 @@ class Leases:
 
     @contextmanager
     def _taken(self, driver: Driver) -> Iterator[bool]:
-        """Hold the file of a run, of which there is none or whose process is dead; remove it.
+        """Lock a run's file, made if need be, and remove it at the end of the block.
 
-        Yield whether it is ours.
+        Yield False, and leave it as it is, where another process has the lock.
         """
         path = self.root / "drivers" / driver.run
         try:
@@ -223,7 +225,8 @@ class Leases:
 
     def _there(self, run: str) -> bool:
         """Return whether a run is there and nobody has given it up."""
-        return self._driver(run).buried_by is None and (self.root / "drivers" / run).exists()
+        content = self._read(f"drivers/{run}")
+        return content is not None and driver_in(run, content).buried_by is None
 
     def _names(self, folder: str) -> list[str]:
         with suppress(OSError):
@@ -262,6 +265,11 @@ def parsed(run: str, content: object) -> Driver | None:
         driver = Driver.model_validate(content)
         return driver if driver.run == run else None
     return None
+
+
+def driver_in(run: str, content: object) -> Driver:
+    """Return a run's driver in JSON data; where they are of none, all but its name is unknown."""
+    return parsed(run, content) or Driver(run=run, pid=0, host="")
 
 
 def _locked(path: Path) -> int | None:

@@ -23,7 +23,7 @@ from obstore.exceptions import AlreadyExistsError
 
 from bench.errors import UserError, reason
 from bench.store.bucket_leases import BucketLeases
-from bench.store.client import Meta, Objects
+from bench.store.client import Meta, Objects, put_s
 from bench.store.files import json_text, regular
 from bench.store.record import Record, Run, Status
 from bench.store.store import StageState, Store
@@ -118,12 +118,12 @@ class ObjectStore(Store):
             list(pool.map(self._download, todo))
 
     def _download(self, name: str) -> None:
-        path, put_s = self.root / name, _time_s(self._seen[name])
+        path, at_s = self.root / name, put_s(self._seen[name])
         whole = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
         with _copying(path), suppress(FileNotFoundError):  # removed since it was listed
             try:
                 self.objects.download(name, whole)
-                os.utime(whole, times=(put_s, put_s))
+                os.utime(whole, times=(at_s, at_s))
                 whole.replace(path)
             finally:
                 whole.unlink(missing_ok=True)
@@ -240,11 +240,6 @@ class ObjectStore(Store):
             aside = f"damaged/{state.key}-{time.time_ns()}/{name}"
             self.objects.move(self._name(self.artifact(state.record) / name), aside)
         super().set_aside(state, why)
-
-
-def _time_s(meta: Meta) -> float:
-    """Return when an object was put, in seconds since the epoch by the server's clock."""
-    return float(meta["last_modified"].timestamp())
 
 
 def _same(path: Path, seen: Meta) -> bool:
