@@ -5,18 +5,16 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def exposed(package: str, path: Iterable[str], attribute: str) -> Iterator[tuple[str, Any]]:
-    """Yield each module of a package that has `attribute`, by its dotted name, and the value."""
-    for info in pkgutil.iter_modules(path):
-        module = importlib.import_module(f"{package}.{info.name}")
-        if hasattr(module, attribute):
-            yield module.__name__, getattr(module, attribute)
+def modules(package: str, path: Iterable[str]) -> list[ModuleType]:
+    """Return the modules of a package, imported."""
+    return [importlib.import_module(f"{package}.{i.name}") for i in pkgutil.iter_modules(path)]
 
 
 def by_name(package: str, found: Iterable[T]) -> dict[str, T]:

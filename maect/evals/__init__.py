@@ -8,7 +8,6 @@ Importing this package does not import torch, and neither does reading an evalua
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -52,8 +51,7 @@ __all__ = [
 def _found() -> dict[str, tuple[Evaluator, ModuleType]]:
     """Return all evaluations by name, each with the module that exposes it."""
     found: dict[str, tuple[Evaluator, ModuleType]] = {}
-    own = (importlib.import_module(f"{__name__}.{i.name}") for i in pkgutil.iter_modules(__path__))
-    for module in (*own, *outside.modules()):
+    for module in (*registry.modules(__name__, __path__), *outside.modules()):
         one = [module.EVALUATOR] if hasattr(module, "EVALUATOR") else []
         for evaluator in [*one, *getattr(module, "PRESETS", [])]:
             if evaluator.name in found:

@@ -36,8 +36,10 @@ def get(name: str) -> Method:
 
 def _found() -> Iterator[Method]:
     """Yield what the modules expose, and the head stages that are made of it."""
-    for module, one in registry.exposed(__name__, __path__, "METHOD"):
-        alone = replace(one, module=module, starts_from=one.starts_from or f"{one.name}_head")
-        yield from (alone.initialised(), alone) if one.part == "tuning" else (alone,)
-    for module, several in registry.exposed(__name__, __path__, "METHODS"):
-        yield from (replace(one, module=module) for one in several)
+    for module in registry.modules(__name__, __path__):
+        if (one := getattr(module, "METHOD", None)) is not None:
+            head = one.starts_from or f"{one.name}_head"
+            alone = replace(one, module=module.__name__, starts_from=head)
+            yield from (alone.initialised(), alone) if one.part == "tuning" else (alone,)
+        for one in getattr(module, "METHODS", ()):
+            yield replace(one, module=module.__name__)
