@@ -7,6 +7,7 @@ modules of `maect.evals` do. A suite cannot name code: it is data, maybe a stran
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -20,8 +21,8 @@ from types import ModuleType
 from maect.datasets.base import DataError
 
 VARIABLE, GROUP = "MAECT_EVALS", "maect.evals"
-#: what no evaluation may be called: other kinds of stages
-TAKEN = ("data", "mae", "head", "tune", "features", "gallery")
+#: what no evaluation may be called, besides the training stages: other kinds of stages
+TAKEN = ("data", "features", "gallery")
 
 
 def settle() -> None:
@@ -69,7 +70,9 @@ def _checked(module: ModuleType, what: str) -> ModuleType:
     found = getattr(module, "EVALUATOR", None)
     if not isinstance(found, Evaluator):
         raise DataError(f"{what} is no evaluation: it has no EVALUATOR; see docs/evaluation.md")
-    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", found.name) or found.name in TAKEN:
+    # by its name, or each method's code would be a part of every evaluation's code
+    taken = (*TAKEN, *importlib.import_module("maect.methods").names())
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", found.name) or found.name in taken:
         raise DataError(f"{what}: an evaluation cannot be called '{found.name}'; rename it")
     if not str(module.__file__).endswith(".py"):
         raise DataError(

@@ -92,7 +92,7 @@ def test_an_installed_module_is_found_by_its_entry_point_and_hashed_with_what_it
         ("import nowhere", "cannot be loaded: ModuleNotFoundError: No module named 'nowhere'"),
         ("(", "cannot be loaded: SyntaxError"),
         (None, "cannot be loaded: FileNotFoundError"),
-        (DOCUMENTED.replace('"nearest_mean"', '"mae"'), "cannot be called 'mae'"),
+        (DOCUMENTED.replace('"nearest_mean"', '"byol_head"'), "cannot be called 'byol_head'"),
     ],
 )
 def test_what_is_no_evaluation_is_told(
