@@ -6,6 +6,8 @@ STAMP := $(VENV)/installed
 # what `make test-soak` runs, every case of it; the signals, which take most of its time, come last
 SOAK ?= tests/bench/run/test_two_drivers.py tests/bench/run/test_kills.py tests/soak \
   tests/bench/run/test_recovery.py::test_several_workers_without_shards_train_like_one
+# tests in two processes: much of a test's time is waiting, for Ray to start above all
+BESIDE ?= -n 2 --dist worksteal
 
 .PHONY: run test test-slow test-soak test-oldest test-benchmark golden lint install clean
 
@@ -15,10 +17,10 @@ run: install
 	  --output store/reports
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(BESIDE) -m "not slow" --durations=12
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow --durations=12
+	$(BIN)/python -m pytest $(BESIDE) -m slow --durations=12
 
 # every case; docs/results/soak.json keeps each test function's result: SOAK=tests/soak/test_signals.py
 test-soak: install
