@@ -130,13 +130,13 @@ class _Planner:
         """Return what tells the released weights that a row starts from: their SHA-256, and how
         they are computed with where it says so beside them.
 
-        Without the data no key is known, so the weights need not be here either. Raises
-        `UserError`.
+        Without the data no key is known, so the weights need not be here either: their name
+        tells rows apart. Raises `UserError`.
         """
         if data_info(variant.row.data).fingerprint is None and not os.path.isfile(
             os.path.expanduser(variant.init)
         ):
-            return {"weights": ""}
+            return {"weights": "", "init": variant.init}
         if variant.init not in self._weights:
             try:
                 path = released(variant.init)

@@ -26,7 +26,7 @@ def _plain(name: str) -> str:
 
 def find(model: str, variant: str, field: str) -> dict[str, Any] | None:
     """{value, source, conflict} published for a row and field, or None."""
-    for row in PUBLISHED["rows"]:
+    for row in (*PUBLISHED["rows"], *PUBLISHED["others"]):
         same = row["model"] == model and _plain(row["method"]) == _plain(variant)
         if same and row.get(field) is not None:
             conflict = row.get("conflicts", {}).get(field)
@@ -57,7 +57,7 @@ def reference(tables: Iterable[Table], facts: Facts) -> Table | None:
     table.rows = [
         Row(row) for row in rows if any(table.cells[row, c.id].values for c in table.columns)
     ]
-    table.notes = _notes(own, model, shown)
+    table.notes = _notes(own, model, shown, {_plain(row.variant) for row in table.rows})
     return table if shown else None
 
 
@@ -98,12 +98,14 @@ def _mark(table: Table, text: str) -> str:
     return mark
 
 
-def _notes(own: str | None, model: str, shown: dict[str, str]) -> list[str]:
-    """Return what the published numbers are, what to beware of, and what other methods reach."""
+def _notes(own: str | None, model: str, shown: dict[str, str], rows: set[str]) -> list[str]:
+    """Return what the published numbers are, what to beware of, and what methods that are none of
+    the rows reach."""
     scale = "" if own else ", for reference only: at another scale than the tables above"
     notes = [f"Printed by others{scale}."]
     notes += [PUBLISHED["caveats"][field] for field in shown if field in PUBLISHED["caveats"]]
     others = [row for row in PUBLISHED["others"] if row["model"] == model and shown.keys() & row]
+    others = [row for row in others if _plain(row["method"]) not in rows]
     if others:
         told = [field for field in shown if any(field in row for row in others)]
         listed = "; ".join(

@@ -142,6 +142,18 @@ def test_the_largest_starts_from_released_weights(tmp_path: Path):
     assert {variant.init for variant in other.variants.values()} == {"elsewhere.pth"}
 
 
+def test_released_encoders_are_evaluated_as_they_are_with_published_numbers_beside(tmp_path: Path):
+    """Neither the files nor the images need be here; rows from different files share no stage."""
+    store = Store(tmp_path / "store")
+    plan = make_plan(load_suite(IMAGENET.with_name("released.yaml")), store)
+    assert not any(stage.trains for stage in plan.stages.values())
+    kinds = Counter(stage.kind for stage in plan.stages.values())
+    assert kinds["features"] == kinds["knn"] == len(plan.rows) == 7
+    published = build_tables(build_view(plan, store, ""))[0].published
+    assert published is not None and "MAE-Refined" in [row.variant for row in published.rows]
+    assert not any("MAE-Refined" in note for note in published.notes)
+
+
 def test_a_column_says_where_its_rows_read_other_tokens(tmp_path: Path):
     base, large = (
         build_view(plan_of(profile, tmp_path), Store(tmp_path), "") for profile in ("base", "large")
