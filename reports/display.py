@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
+import textwrap
 import unicodedata
 
 #: zero-width joiner: the one format character that emoji need
@@ -47,6 +49,20 @@ def tail(text: object, limit: int = 4000) -> str:
     if len(source) <= limit:
         return source
     return f"[the first {len(source) - limit:,} characters are in the record]\n{source[-limit:]}"
+
+
+def room(otherwise: int = 0) -> int:
+    """Return the columns of the terminal, or `otherwise` where neither one nor COLUMNS tells."""
+    return shutil.get_terminal_size((otherwise, 24)).columns
+
+
+def wrap(text: str, width: int, indent: str = "  ") -> list[str]:
+    """Return `text` in lines of whole words, `indent` before all but the first; width 0: in one."""
+    if len(text) <= width or not width:
+        return [text]
+    lines = textwrap.TextWrapper(max(width, 40), subsequent_indent=indent)
+    lines.break_on_hyphens = lines.break_long_words = False
+    return lines.wrap(text) or [""]
 
 
 def fixed(value: float, digits: int) -> str:
