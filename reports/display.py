@@ -7,6 +7,8 @@ import re
 import shutil
 import textwrap
 import unicodedata
+from collections.abc import Iterable
+from itertools import groupby
 
 #: zero-width joiner: the one format character that emoji need
 _JOINER = "\u200d"
@@ -123,6 +125,15 @@ def amount(value: float) -> str:
     if 0 < magnitude < 0.1:
         digits = min(2 - math.floor(math.log10(magnitude)), 9)
     return f"{value:,.{digits}f}"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Return "0 to 4, 7" for 0, 1, 2, 3, 4, 7; no range of fewer than three."""
+    told: list[str] = []
+    for _, group in groupby(enumerate(sorted(numbers)), lambda one: one[1] - one[0]):
+        run = [str(number) for _, number in group]
+        told += [f"{run[0]} to {run[-1]}"] if len(run) > 2 else run
+    return ", ".join(told)
 
 
 def slug(text: object) -> str:
