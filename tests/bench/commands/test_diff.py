@@ -25,6 +25,20 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fill_store(root, only="MAE", sets=["mae.lr=0.001"]).root
 
 
+def test_no_line_is_wider_than_a_narrow_terminal(bench, first, second, monkeypatch):
+    key = next(iter(Store(first).stage_keys()))
+    wide = bench("show", key, "--store", first).out
+    assert max(map(len, wide.splitlines())) > 60
+    monkeypatch.setenv("COLUMNS", "60")
+    told = bench("show", key, "--store", first).out
+    assert told.split() == wide.split()  # whole words
+    told += bench("diff", first, second).out
+    for words in (("ls",), ("plan", SMOKE), ("verify", SMOKE)):
+        told += bench(*words, "--store", first).out
+    paths = [word for word in told.split() if "/" in word]  # which are not broken
+    assert all(len(line) <= 60 or any(p in line for p in paths) for line in told.splitlines())
+
+
 def test_a_copy_does_not_differ(bench, first, tmp_path):
     other = Path(shutil.copytree(first, tmp_path / "copy"))
     done = bench("diff", first, other)
