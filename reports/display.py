@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
+import textwrap
 import unicodedata
+from collections.abc import Iterable
+from itertools import groupby
 
 #: zero-width joiner: the one format character that emoji need
 _JOINER = "\u200d"
@@ -47,6 +51,20 @@ def tail(text: object, limit: int = 4000) -> str:
     if len(source) <= limit:
         return source
     return f"[the first {len(source) - limit:,} characters are in the record]\n{source[-limit:]}"
+
+
+def room(otherwise: int = 0) -> int:
+    """Return the columns of the terminal, or `otherwise` where neither one nor COLUMNS tells."""
+    return shutil.get_terminal_size((otherwise, 24)).columns
+
+
+def wrap(text: str, width: int, indent: str = "  ") -> list[str]:
+    """Return `text` in lines of whole words, `indent` before all but the first; width 0: in one."""
+    if len(text) <= width or not width:
+        return [text]
+    lines = textwrap.TextWrapper(max(width, 40), subsequent_indent=indent)
+    lines.break_on_hyphens = lines.break_long_words = False
+    return lines.wrap(text) or [""]
 
 
 def fixed(value: float, digits: int) -> str:
@@ -107,6 +125,15 @@ def amount(value: float) -> str:
     if 0 < magnitude < 0.1:
         digits = min(2 - math.floor(math.log10(magnitude)), 9)
     return f"{value:,.{digits}f}"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Return "0 to 4, 7" for 0, 1, 2, 3, 4, 7; no range of fewer than three."""
+    told: list[str] = []
+    for _, group in groupby(enumerate(sorted(numbers)), lambda one: one[1] - one[0]):
+        run = [str(number) for _, number in group]
+        told += [f"{run[0]} to {run[-1]}"] if len(run) > 2 else run
+    return ", ".join(told)
 
 
 def slug(text: object) -> str:

@@ -55,6 +55,23 @@ def test_the_tables_are_of_the_measured_results(file: str, place: int):
             assert not sd or float(sd) == pytest.approx(stdev(values), abs=0.051), name
 
 
+def test_links_between_pages_lead_somewhere():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
+        prose = re.sub(
+            r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL
+        )
+        for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+            path, _, anchor = link.partition("#")
+            if "://" in link:
+                continue
+            target = (page.parent / path) if path else page
+            assert target.exists(), f"{page.name}: {link}"
+            if anchor:
+                heads = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+                slugs = [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in heads]
+                assert anchor in slugs, f"{page.name}: {link}"
+
+
 def primary_effect(results: dict[str, Any]) -> tuple[int, float, float, float]:
     """Return n, mean and 95 % interval of the primary comparison of the paper's table."""
     named = yaml.safe_load((ROOT / "suites/paper_table.yaml").read_text("utf-8"))["primary"]

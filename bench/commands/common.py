@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError, nearest_file, printable, reason, short
+from reports import display
 
 if TYPE_CHECKING:
     from bench.plan.stage import Plan
@@ -147,8 +148,16 @@ def planned(options: argparse.Namespace, store: Store, *, keep_stale: bool) -> P
 
 
 def lines_of(lines: Iterable[str]) -> str:
-    """Return lines as one text; what a terminal would act on is written out."""
-    return "\n".join(map(printable, lines))
+    """Return lines as one text, of whole words on a terminal; what it would act on is written out.
+
+    A line that is indented goes on further in.
+    """
+    room = display.room()
+    return "\n".join(
+        part
+        for line in map(printable, lines)
+        for part in display.wrap(line, room, (len(line) - len(line.lstrip()) + 4) * " ")
+    )
 
 
 def existing(place: Place) -> Store:

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     if options.action == "check":
         return OK if _check(options.names) else MISMATCH
     found = rows(options.names)
-    print(json.dumps(found, indent=1) if options.json else "\n".join(map(_line, found)))
+    print(json.dumps(found, indent=1) if options.json else common.lines_of(map(_line, found)))
     return OK
 
 

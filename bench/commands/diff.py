@@ -11,9 +11,11 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from bench.commands import common
@@ -24,6 +26,7 @@ from bench.store.place import open_store
 from bench.store.record import Record
 from bench.store.store import Store
 from bench.suite.load import load_suite
+from reports.display import ranges
 from reports.facts import flatten, unequal
 
 #: what of a record is compared, in the order in which a difference explains the next
@@ -33,8 +36,10 @@ SECTIONS: dict[str, Callable[[Record], dict[str, Any]]] = {
     "environment": lambda record: {k: v for k, v in record.env.items() if k != "host"},
     "data": lambda record: flatten(record.data.model_dump()),
 }
-#: stages, metrics and files beyond which a text says how many more there are
+#: rows beyond which a text says how many more there are
 _NAMED = 3
+#: the end of a stage's title
+_SEED = re.compile(r", seed (\d+)$")
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +58,8 @@ def run(options: argparse.Namespace) -> int:
     for problem in (problem for side in sides for problem in side.problems):
         print(printable(f"left out: {problem}"), file=sys.stderr)
     found = compare(*sides)
-    print(json.dumps(found, indent=1) if options.json else _text(found))
+    kinds = {name: one.kind for name, one in sides[0].records.items() if name in sides[1].records}
+    print(json.dumps(found, indent=1) if options.json else _text(found, kinds))
     return MISMATCH if found["different"] else OK
 
 
@@ -169,25 +175,45 @@ def _gap(before: float | None, after: float | None) -> float | None:
     return None if before is None or after is None else after - before
 
 
-def _text(result: dict[str, Any]) -> str:
+def _text(result: dict[str, Any], kinds: dict[str, str]) -> str:
+    """Return what differs, by rows; `kinds` has the stages in both, by title."""
     lines = [f"A  {result['a']}", f"B  {result['b']}", f"{result['stages']} stages in both"]
     for which in ("a", "b"):
         if result[f"only_{which}"]:
-            lines.append(f"only in {which.upper()}: {_some(result[f'only_{which}'])}")
+            lines.append(f"only in {which.upper()}: {_whom(result[f'only_{which}'], {})}")
     for section in SECTIONS:
-        found = result[section]
-        lines += ["", f"{section}: {'equal' if not found else len(found)}"]
-        for entry in found:
-            values = f"{_shown(entry['a'])} -> {_shown(entry['b'])}"
-            lines.append(f"  {entry['what']}: {values}  ({_some(entry['stages'])})")
+        found: dict[str, list[str]] = {}
+        for entry in result[section]:
+            said = f"{entry['what'].removeprefix('train.')} {_shown(entry['a'])} -> "
+            found.setdefault(_whom(entry["stages"], kinds), []).append(said + _shown(entry["b"]))
+        lines += ["", f"{section}: {len(result[section]) or 'equal'}"]
+        for whom, changes in found.items():
+            one = len(changes) == 1
+            lines.append(f"  {whom}:" + (f" {changes[0]}" if one else ""))
+            lines += [] if one else [f"    {change}" for change in changes]
     lines += ["", f"metrics: {result['equal_metrics']} equal, {len(result['metrics'])} differ"]
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for entry in result["metrics"]:
-        gap = "" if entry["difference"] is None else f" ({entry['difference']:+.4g})"
-        values = f"{_shown(entry['a'])} -> {_shown(entry['b'])}{gap}"
-        lines.append(f"  {entry['stage']}, {entry['metric']}: {values}")
-    files = result["artifacts"]
-    lines += ["", f"artifacts: {_some(files)} differ" if files else "artifacts: bit for bit equal"]
+        row = rows.setdefault(_SEED.sub("", entry["stage"]), {})
+        row.setdefault(entry["metric"], []).append(entry)
+    for _, metrics in sorted(rows.items()):
+        lines.append(f"  {_whom(sorted({e['stage'] for m in metrics.values() for e in m}), {})}:")
+        lines += [f"    {name} {_moved(metrics[name])}" for name in list(metrics)[:_NAMED]]
+        lines += [f"    and {len(metrics) - _NAMED} more"] if len(metrics) > _NAMED else []
+    files = Counter(name.rpartition("/")[0] for name in result["artifacts"])
+    told = f"{files.total()} files differ, of {_whom([*files], kinds)}"
+    lines += ["", f"artifacts: {told if files else 'bit for bit equal'}"]
     return common.lines_of(lines)
+
+
+def _moved(entries: list[dict[str, Any]]) -> str:
+    """Return how a metric of a row differs: of one seed, or on average and from least to most."""
+    gaps = sorted(e["difference"] for e in entries if e["difference"] is not None)
+    if len(gaps) < len(entries):
+        return "; ".join(f"{_shown(e['a'])} -> {_shown(e['b'])}" for e in entries[:_NAMED])
+    a, b, gap = (fmean(entry[name] for entry in entries) for name in ("a", "b", "difference"))
+    told = f"{_shown(a)} -> {_shown(b)} ({gap:+.4g}"
+    return told + (f"; {gaps[0]:+.4g} to {gaps[-1]:+.4g})" if len(gaps) > 1 else ")")
 
 
 def _shown(value: Any) -> str:
@@ -196,7 +222,20 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _some(names: list[str]) -> str:
-    """Return the first few names, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return "; ".join(names[:_NAMED]) + more
+def _whom(names: list[str], kinds: dict[str, str]) -> str:
+    """Return stages by row and seeds: "MAE-CT tuning, seeds 0 to 9"; or that they are all."""
+    if len(names) > 1 and kinds and kinds.keys() <= set(names):
+        return f"all {len(names)} stages"
+    mine = {kinds.get(name) for name in names}
+    every = [name for name, kind in kinds.items() if kind in mine]
+    if len(names) > _NAMED and len(every) == len(names):
+        return f"all {len(names)} stages of {', '.join(sorted(map(str, mine)))}"
+    rows: dict[str, list[int]] = {}
+    for name in names:
+        rows.setdefault(_SEED.sub("", name), []).extend(map(int, _SEED.findall(name)))
+    told = []
+    for row, seeds in rows.items():
+        word = "seed" if len(seeds) == 1 else "seeds"
+        told.append(f"{row}, {word} {ranges(seeds)}" if seeds else row)
+    more = f" and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
+    return "; ".join(told[:_NAMED]) + more

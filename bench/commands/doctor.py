@@ -28,7 +28,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print every check: what was found and, where something is missing, what to do."""
     checks = [_python(), *_packages(), _gpus(), *_store(options.store), *map(_data, data.rows())]
-    print(json.dumps(checks, indent=1) if options.json else "\n".join(map(_line, checks)))
+    print(json.dumps(checks, indent=1) if options.json else common.lines_of(map(_line, checks)))
     return OK if all(check["ok"] for check in checks) else STAGE_FAILED
 
 
@@ -51,8 +51,8 @@ def _optional(name: str, here: bool, found: str, hint: str = "") -> Check:
 
 def _python() -> Check:
     found = environment.versions()["python"]
-    ok = (3, 11) <= sys.version_info[:2] <= (3, 12)
-    return _check("Python", ok, found, "use Python 3.11 or 3.12")
+    ok = (3, 11) <= sys.version_info[:2] <= (3, 14)
+    return _check("Python", ok, found, "use Python 3.11 to 3.14")
 
 
 def _packages() -> list[Check]:
@@ -86,5 +86,6 @@ def _disk(store: Path) -> Check:
 
 def _data(row: Check) -> Check:
     here = row["fingerprint"] is not None
-    found = f"{row['images']}, fingerprint {row['fingerprint'][:12]}" if here else "not here"
+    images = ", ".join(f"{count} {pool}" for pool, count in row["images"].items())
+    found = f"{images}, fingerprint {row['fingerprint'][:12]}" if here else "not here"
     return _optional(f"data {row['name']}", here, found, row["hint"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -16,14 +17,18 @@ from bench.plan.planner import make_plan
 from bench.plan.stage import Plan, Stage
 from bench.report.frames import scale
 from bench.store.place import open_store
-from reports.display import amount, device_word, duration, time_unit
+from reports.display import amount, device_word, duration, middle, plural, ranges, time_unit
 
 _NOT_RUN = ("cached", "pruned")
+#: reasons and rows beyond which a text says how many more there are
+_REASONS, _ROWS = 5, 24
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     common.suite_arguments(parser)
+    stages = "a line for each stage too, with its key, steps, cost and reason"
+    parser.add_argument("--stages", action="store_true", help=stages)
     common.json_argument(parser)
 
 
@@ -31,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the plan. Return the exit code."""
     store = open_store(options.store)
     plan = make_plan(common.load(options), store, keep_stale=options.keep_stale, only=options.only)
-    print(json.dumps(plan_data(plan), indent=1) if options.json else _text(plan))
+    print(json.dumps(plan_data(plan), indent=1) if options.json else _text(plan, options.stages))
     return OK
 
 
@@ -55,7 +60,7 @@ def _expected(plan: Plan, todo: list[Stage]) -> str | None:
 def plan_summary(plan: Plan) -> str:
     """Return the plan in a few lines."""
     suite, todo = plan.suite, _todo(plan)
-    seeds, rows = ", ".join(map(str, suite.seeds)), len(plan.rows) // len(suite.seeds)
+    seeds, rows = ranges(suite.seeds), len(plan.rows) // len(suite.seeds)
     stages = f"{len(plan.stages)} stages ({_counted(plan.stages.values())})"
     lines = [
         f"{suite.name}, profile {suite.profile}: {scale(plan)}",
@@ -116,16 +121,50 @@ def left(plan: Plan) -> str:
     return text
 
 
-def _text(plan: Plan) -> str:
-    """Return the whole plan, a line a stage."""
+def _text(plan: Plan, stages: bool) -> str:
+    """Return the plan, a line a row; with `stages` a line a stage."""
     known = estimate.rates(plan)
     # where all is cached there is no more to say
     todo = _todo(plan)
     shown = [stage for stage in plan.stages.values() if todo or stage.reason]
-    return "\n\n".join(
-        [plan_summary(plan)]
-        + ([common.lines_of(_line(stage, plan, known) for stage in shown)] if shown else [])
-    )
+    if stages:
+        lines = [_line(stage, plan, known) for stage in shown]
+    else:
+        lines = _reasons(plan) + (_rows(plan, known) if todo else [])
+        lines += ["", "each stage: --stages"] if lines else []
+    return "\n\n".join([plan_summary(plan), *([common.lines_of(lines)] if lines else [])])
+
+
+def _reasons(plan: Plan) -> list[str]:
+    """Return why stages are not simply cached or new, a line for each reason."""
+    found: dict[tuple[str, str], list[Stage]] = {}
+    for stage in plan.stages.values():
+        if stage.reason:
+            why = re.sub(r", seed \d+$", "", stage.reason)
+            found.setdefault((stage.status, why), []).append(stage)
+    lines = [f"{status}: {_counted(s)}: {why}" for (status, why), s in found.items()]
+    more = [f"and {len(lines) - _REASONS} more reasons"] if len(lines) > _REASONS else []
+    return [*lines[:_REASONS], *more, *([""] if lines else [])]
+
+
+def _rows(plan: Plan, known: dict[str, estimate.Rates]) -> list[str]:
+    """Return a line a row: stages to run of all that no row above has, the time
+    they take one by one, steps of a seed."""
+    lines, seen = [("row", "to run", "alone", "steps")], set[str]()
+    for name in dict.fromkeys(row.variant.name for row in plan.rows):
+        rows = [row for row in plan.rows if row.variant.name == name]
+        own = {s.key: s for row in rows for s in row.stages() if s.key not in seen}
+        seen |= own.keys()
+        todo = [stage for stage in own.values() if stage.status not in _NOT_RUN]
+        times = [t for s in todo if (t := estimate.seconds(s, known)) is not None]
+        hours = estimate.assumed(todo, known)
+        took = duration(sum(times)) if times else f"{amount(hours.hours)} GPU-h" if hours else ""
+        steps = ", ".join(f"{s.kind} {s.steps}" for s in rows[0].chain if s.key in own)
+        lines.append((middle(name, 40), f"{len(todo)} of {len(own)}", took, steps))
+    more = len(lines) - 1 - _ROWS
+    widths = [max(map(len, column)) for column in zip(*lines[: _ROWS + 1], strict=True)]
+    texts = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines[: _ROWS + 1]]
+    return texts + ([f"and {plural(more, 'row')} more"] if more > 0 else [])
 
 
 def _line(stage: Stage, plan: Plan, known: dict[str, estimate.Rates]) -> str:

@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     command, found = options.command_line, list[str]()
     if against is None:
         files: dict[str, Any] = {"exports": options.export, "output": options.output}
-        view = write_report(command, *sides, as_json=options.json, **files)
+        view = write_report(command, *sides, show="json" if options.json else "text", **files)
     else:
         files = {"results": against, "output": options.output}
         view, held = tell_against(command, *sides, as_json=options.json, **files)

@@ -30,6 +30,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", type=common.amount_of("minutes"), metavar="M", help=wait)
     cpu = "compute on the CPU and hold no GPU, also where there are some"
     parser.add_argument("--cpu", action="store_true", help=cpu)
+    quiet = "print faults, the final table and the sentence on the result alone"
+    parser.add_argument("--quiet", action="store_true", help=quiet)
     hours = common.amount_of("hours")
     for kind, device in (("gpu", "GPU"), ("cpu", "core")):
         limit = f"stop at H {device}-hours ({device}s held × wall time); the same command goes on"
@@ -73,14 +75,16 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"the data of profile '{suite.profile}' are not here: {plan.unresolved}")
     store.create()
 
-    def show() -> None:
-        write_report(options.command_line, (plan, store))
+    def show(*, final: bool = False) -> None:
+        show = ("table" if final else "nothing") if options.quiet else "text"
+        write_report(options.command_line, (plan, store), show=show)
 
     with store.leases.driving():
         store.close_runs()
         for line in recovery.take_over(plan, store, keep_stale=options.keep_stale):
             print(line)
-        print(plan_summary(plan))
+        if not options.quiet:
+            print(plan_summary(plan))
         hours = {"gpu": options.max_gpu_hours, "cpu": options.max_cpu_hours}
         run_options = RunOptions(
             workers=options.workers,
@@ -88,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
             cpu=options.cpu,
             wait_s=options.wait and 60 * options.wait,
             keep_stale=options.keep_stale,
+            quiet=options.quiet,
             command=options.command_line,
             tune=tune,
             max_hours={kind: limit for kind, limit in hours.items() if limit is not None},
@@ -102,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
             told = f"{stopped}: {left(plan)}. To continue: {options.command_line}"
             print(f"\n{told}", file=sys.stderr)
             return stopped.code if isinstance(stopped, Interrupted) else STAGE_FAILED
-        show()
+        show(final=True)
     for key, reason in failed.items():
         print(f"failed: {plan.stages[key].title}: {reason}", file=sys.stderr)
     return STAGE_FAILED if failed else OK

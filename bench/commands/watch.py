@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.commands import common
-from bench.errors import OK, written
+from bench.errors import OK
 from bench.store.files import tail
 from bench.store.record import Record, Run
 from bench.store.store import StageState, Store
@@ -36,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
     """Print what runs, once or until the run ends. Return the exit code."""
     from rich.console import Console
     from rich.live import Live
+    from rich.text import Text
 
     store, known = common.existing(options.store), dict[str, StageState]()
     every = options.every or (2.0 if sys.stdout.isatty() else None)
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     console = Console(file=getattr(sys.stdout, "terminal", sys.stdout), highlight=False)
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(_text(seen), refresh=True)
+            live.update(Text(_text(seen)), refresh=True)
             if seen is None or not seen["runs"]:
                 return OK
             time.sleep(every)
@@ -153,4 +154,4 @@ def _text(seen: dict[str, Any] | None) -> str:
         told = one["said"] or f"for {duration(one['seconds'])}"
         left = "" if one["left_s"] is None else f", {duration(one['left_s'])} left"
         lines.append(f"  {one['name']}: {told}{left}  [{one['devices']}, {one['host']}]")
-    return written("\n".join(lines))
+    return common.lines_of(lines)

@@ -32,13 +32,14 @@ def write_report(
     command: str,
     *sides: tuple[Plan, Store],
     exports: Sequence[str] = (),
-    as_json: bool = False,
+    show: str = "text",
     output: Path | None = None,
 ) -> SuiteView:
     """Print the tables; write the page and what else is asked for beside it. Return its data.
 
-    Of two `sides`, a suite's plan in two stores, the second stands beside the first. With `as_json`
-    tables, failures and problems are printed as JSON, and nothing else. The page goes to `output`,
+    Of two `sides`, a suite's plan in two stores, the second stands beside the first. `show` says
+    what is printed: "text", the "table" with the sentence on the result, "json" (tables, failures
+    and problems) or "nothing". The page goes to `output`,
     or into that folder. Raises `UserError` where what was asked for cannot be written; without the
     store's own page it does.
     """
@@ -51,7 +52,7 @@ def write_report(
         alike = roots[0].name == roots[1].name
         one, beside = names if alike else (root.name for root in roots)
         view = side_by_side(view, other, (one, beside))
-    files.write(view, as_json=as_json)
+    files.write(view, show)
     return view
 
 
@@ -83,7 +84,7 @@ def tell_against(
     found = hold(tables, measured_in(view), reference)
     print(json.dumps(plain_against(found), indent=1) if as_json else against_text(found))
     if files is not None:
-        files.write_pages(view, Facts(view), tables, against=found, as_json=as_json)
+        files.write_pages(view, Facts(view), tables, against=found, told=not as_json)
     return view, found
 
 
@@ -157,16 +158,16 @@ class _Files:
             if self.asked:
                 raise UserError(self.refused) from None
 
-    def write(self, view: SuiteView, *, as_json: bool) -> None:
+    def write(self, view: SuiteView, show: str) -> None:
         """Print the tables and write the files, as far as they can be written."""
         facts = Facts(view)
         tables = build_tables(view, facts)
-        if as_json:
+        if show == "json":
             found = {"failures": view.failures.to_dicts(), "problems": view.problems}
             print(json.dumps(plain_report(view, tables) | found, indent=1, default=str))
-        else:
-            print(render_text(view, facts, tables))
-        self.write_pages(view, facts, tables, as_json=as_json)
+        elif show != "nothing":
+            print(render_text(view, facts, tables, brief=show == "table"))
+        self.write_pages(view, facts, tables, told=show == "text")
 
     def write_pages(
         self,
@@ -174,7 +175,7 @@ class _Files:
         facts: Facts,
         tables: list[Table],
         *,
-        as_json: bool,
+        told: bool,
         against: Against | None = None,
     ) -> None:
         """Write the page and the exports, as far as they can be written."""
@@ -183,7 +184,7 @@ class _Files:
             data = export(view, tables) if export else render_html(view, facts, tables, against)
             with self._told(path):
                 write_atomic(path, data.encode() if isinstance(data, str) else data)
-                if not as_json:
+                if told:
                     print(f"{name}: {path}")
         if self.refused:
             print(f"no page: {printable(self.refused)}", file=sys.stderr)

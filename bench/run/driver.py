@@ -47,6 +47,8 @@ class RunOptions:
     #: hold no GPU, also where there are some
     cpu: bool = False
     keep_stale: bool = False
+    #: tell of faults alone
+    quiet: bool = False
     command: str = ""
     #: run through Ray Tune the rows that a search made
     tune: bool = False
@@ -201,7 +203,7 @@ class _Driver:
         self.plan, self.store, self.options, self.record = plan, store, options, run
         self.run_id = run.id
         self.state = RunState(plan.stages, width=max(options.workers, 1))
-        self.display = Display(plan, self._expected)
+        self.display = Display(plan, self._expected, quiet=options.quiet)
         self.limit: float | None = None
         self.cluster: Cluster | None = None
         self.search: tune.Search | None = None
@@ -361,7 +363,7 @@ class _Driver:
                     cluster.give(group, None)
                 case scheduler.Say(line):
                     self.state.told = self._clock
-                    self.display.say(line)
+                    self.display.say(line, fault=True)
                 case scheduler.LoseGroup(group, reason):
                     cluster.end_group(group)
                     self._group_ended(group, reason)

@@ -1,4 +1,4 @@
-"""What a person sees while a suite runs: live lines on a terminal, plain lines elsewhere."""
+"""What a person sees while a suite runs: live bars on a terminal, now and then a line elsewhere."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ from bench.errors import written
 from bench.plan.stage import Plan, Stage
 from bench.run.mailbox import Stepped
 from bench.store.record import Record
+from reports import display
 from reports.display import duration
 
-#: seconds between two plain lines on one stage
-PLAIN_EVERY_S = 10.0
+#: what lies between two plain lines, whichever comes first: seconds, or a share of the stages
+PLAIN_EVERY_S, PLAIN_SHARE = 15.0, 0.1
+#: columns in which a bar has room beside all of its text
+_WIDE = 100
+#: stages in training that a plain line names
+_NAMED = 4
 
 
 @dataclass
@@ -34,22 +39,27 @@ class Display:
             file=getattr(sys.stdout, "terminal", sys.stdout), highlight=False
         )
     )
+    #: tell of faults alone
+    quiet: bool = False
 
     def __post_init__(self) -> None:
-        self.live = self.console.is_terminal
+        self.wide = self.console.width >= _WIDE
+        self.live = self.console.is_terminal and not self.quiet
         #: key of a running stage -> its bar, if it has one
         self.running: dict[str, TaskID | None] = {}
-        #: key -> seconds that a stage in training still takes, and when that was last printed
+        #: key -> seconds that a stage in training still takes, and in words how far it is
         self.training: dict[str, float] = {}
-        self._printed: dict[str, float] = {}
+        self._far: dict[str, str] = {}
+        #: what ended last, and what the last plain line told of: when, and how many had ended
+        self._last, self._told_s, self._told_ended = "", time.monotonic(), 0
         self.total = len(self.plan.stages)
-        self.ended = len(self.plan.with_status("cached"))
+        self.ended = self._told_ended = len(self.plan.with_status("cached"))
         self.began = time.monotonic()
         self._refreshed = self._said_s = 0.0
         self.bars = Progress(
             TextColumn("{task.description}", justify="left", markup=False),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[detail]}"),
+            BarColumn(bar_width=20 if self.wide else 8),
+            TextColumn("{task.fields[detail]}", markup=False),
             console=self.console,
             auto_refresh=False,
         )
@@ -65,13 +75,18 @@ class Display:
     def __exit__(self, *_: Any) -> None:
         if self.live:
             self._live.stop()
+        elif self.ended > self._told_ended:
+            self._tell()
 
-    def say(self, line: str) -> None:
-        """Print a line above the bars."""
-        self.console.print(written(line), markup=False, highlight=False, soft_wrap=True)
+    def say(self, line: str, *, fault: bool = False) -> None:
+        """Print a line above the bars; where it is quiet, a fault alone."""
+        if self.quiet and not fault:
+            return
+        for part in display.wrap(written(line), display.room(), "    "):
+            self.console.print(part, markup=False, highlight=False, soft_wrap=True)
 
     def starting(self, seconds: float) -> None:
-        """Ray is starting: said at first and then each ten seconds, on a terminal all along."""
+        """Ray is starting: said at first and then now and again, on a terminal all along."""
         text = f"starting Ray ... {seconds:.0f} s" if seconds >= 1 else "starting Ray ..."
         if self.live:
             self.console.print(text, end="\r")
@@ -83,27 +98,29 @@ class Display:
         """A worker has begun a stage."""
         self.running[stage.key] = None
         if self.live and stage.trains:
-            bar = self.bars.add_task(written(stage.title), total=stage.steps, detail="")
+            room = self.console.width - 32
+            title = written(stage.title if self.wide else display.middle(stage.title, room))
+            bar = self.bars.add_task(title, total=stage.steps, detail="")
             self.running[stage.key] = bar
 
     def step(self, stage: Stage, told: Stepped) -> None:
         """A training stage goes on."""
         if stage.key not in self.running:
             return
-        now, bar = time.monotonic(), self.running[stage.key]
+        bar = self.running[stage.key]
         images = (told.steps - told.step) * stage.settings["train"]["batch_size"]
         left_s = images / max(told.images_per_s, 1e-9)  # a stage may have resumed
         self.training[stage.key] = left_s
-        detail = f"{told}, {duration(left_s)} left"
+        left = f"{duration(left_s)} left"
+        self._far[stage.key] = f"  {stage.title}: {told}, {left}"
         if bar is not None:
+            detail = f"{told}, {left}" if self.wide else f"{told.step}/{told.steps}, {left}"
             self.bars.update(bar, completed=told.step, detail=detail)
-        if not self.live and now - self._printed.get(stage.key, 0.0) >= PLAIN_EVERY_S:
-            self._printed[stage.key] = now
-            self.say(f"  {stage.title}: {detail}")
 
     def end(self, stage: Stage, how: str, why: str | None = None) -> None:
         """A stage is complete, has failed or has lost its worker."""
         self.training.pop(stage.key, None)
+        self._far.pop(stage.key, None)
         bar = self.running.pop(stage.key, None)
         if bar is not None:
             self.bars.remove_task(bar)
@@ -111,27 +128,50 @@ class Display:
             self.say(f"  {stage.title}: {why}")
             return
         if how == "lost":
-            self.say(f"  {stage.title}: its worker died; trying again ({why})")
+            self.say(f"  {stage.title}: its worker died; trying again ({why})", fault=True)
             return
         self.ended += 1
         number = f"[{self.ended}/{self.total}]"
         if stage.record is not None and how == "complete":
             took = duration(stage.record.cost.wall_s or 0.0)
-            self.say(f"{number} {stage.title}: {_result(stage.record)} in {took}")
+            self._last = f"{stage.title}: {_result(stage.record)} in {took}"
+            if self.live:
+                self.say(f"{number} {self._last}")
         else:
-            self.say(f"{number} {stage.title}: {how}: {why}")
+            self.say(f"{number} {stage.title}: {how}: {why}", fault=True)
 
     def refresh(self) -> None:
-        """Draw the bars anew, four times a second at the most."""
-        if not self.live or time.monotonic() - self._refreshed < 0.25:
-            return
-        self._refreshed = time.monotonic()
+        """Draw the bars anew, four times a second at the most; elsewhere tell how far the run is.
+
+        A plain line comes each `PLAIN_EVERY_S` or `PLAIN_SHARE` of the stages.
+        """
+        now = time.monotonic()
+        if self.live and now - self._refreshed >= 0.25:
+            self._refreshed = now
+            detail = f"{self.ended}/{self.total}, {self._so_far()}"
+            self.bars.update(self._overall, completed=self.ended, detail=detail)
+            self._live.refresh()
+        due = self.ended - self._told_ended >= PLAIN_SHARE * self.total
+        if not self.live and (due or now - self._told_s >= PLAIN_EVERY_S):
+            self._tell()
+
+    def _so_far(self) -> str:
         left = self.expected()
-        detail = f"{self.ended}/{self.total}, {duration(self._refreshed - self.began)} so far"
-        if left is not None:
-            detail += f", about {duration(left)} left"
-        self.bars.update(self._overall, completed=self.ended, detail=detail)
-        self._live.refresh()
+        told = [] if left is None else [f"about {duration(left)} left"]
+        if self.wide or not (told and self.live):
+            told.insert(0, f"{duration(time.monotonic() - self.began)} so far")
+        return ", ".join(told)
+
+    def _tell(self) -> None:
+        """Print how far the run is, what ended last and what trains."""
+        self._told_s, self._told_ended = time.monotonic(), self.ended
+        last = f"; {self._last}" if self._last else ""
+        self._last, far = "", list(self._far.values())
+        self.say(f"[{self.ended}/{self.total}] {self._so_far()}{last}")
+        for line in far[:_NAMED]:
+            self.say(line)
+        if len(far) > _NAMED:
+            self.say(f"  and {len(far) - _NAMED} more train")
 
 
 def _result(record: Record) -> str:

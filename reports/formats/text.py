@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -15,13 +14,14 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from reports import display
 from reports.display import amount, duration, mean_sd, middle, plain, plural, short, time_unit
 from reports.facts import Facts
 from reports.frames import SuiteView
 from reports.tables.against import DIFFERENT, NOISE, SAME, Against, Held
 from reports.tables.build import build_tables
 from reports.tables.costs import CPU_TIME, ENERGY, Ledger, ledger
-from reports.tables.findings import how_tested, numerics, ranking
+from reports.tables.findings import best_row, how_tested, numerics, ranking
 from reports.tables.model import Column, Table, cell_text
 
 #: columns where no terminal tells, and of sentences at the most
@@ -39,18 +39,31 @@ _INSTEAD = {"±": "+/-", "−": "-", "–": "-", "─": "-", "…": "...", "×":
 
 
 def render_text(
-    view: SuiteView, facts: Facts | None = None, tables: list[Table] | None = None
+    view: SuiteView,
+    facts: Facts | None = None,
+    tables: list[Table] | None = None,
+    *,
+    brief: bool = False,
 ) -> str:
-    """Return scale, tables, costs, failures and problems of a suite, ending with a newline."""
+    """Return scale, tables, costs, failures and problems of a suite, ending with a newline.
+
+    With `brief` the tables alone, the sentence on the result, failures and problems.
+    """
     facts = facts or Facts(view)
-    lines = [f"{short(view.title, 80)} · profile {short(view.profile, 30)}", short(view.scale, 120)]
     tables = tables or build_tables(view, facts)
-    told = [*tables[0].headline, *(short(note, 600) for note in view.notes)]
-    lines += [part for sentence in told for part in _wrap(sentence)]
-    for table in tables:
-        lines += ["", *table_text(table), *_said(table, facts)]
-        lines += [line for crossed in table.crossed for line in ["", *table_text(crossed)]]
-    lines += ["", *ledger_text(ledger(facts))]
+    if brief:
+        lines = [line for table in tables for line in [*table_text(table), *_stars(table), ""]]
+        for sentence in tables[0].headline or [best_row(tables[0])]:
+            lines += _wrap(sentence)
+    else:
+        title = f"{short(view.title, 80)} · profile {short(view.profile, 30)}"
+        told = [title, short(view.scale, 120), *tables[0].headline]
+        told += [short(note, 600) for note in view.notes]
+        lines = [part for sentence in told for part in _wrap(sentence)]
+        for table in tables:
+            lines += ["", *table_text(table), *_said(table, facts)]
+            lines += [line for crossed in table.crossed for line in ["", *table_text(crossed)]]
+        lines += ["", *ledger_text(ledger(facts))]
     for failure in view.failures.iter_rows(named=True):
         lines += ["", *_failure_text(failure)]
     if view.problems:
@@ -126,7 +139,7 @@ def _printed(text: str) -> str:
 
 def _room() -> int:
     """Return columns of the terminal."""
-    return shutil.get_terminal_size((_WIDTH, 24)).columns
+    return display.room(_WIDTH)
 
 
 def _ruled(table: Table, columns: Sequence[Column]) -> list[str]:
@@ -152,7 +165,8 @@ def _grid(table: Table, columns: Sequence[Column]) -> Grid:
             Text(_printed(_head(column))), justify="right", vertical="bottom", no_wrap=True
         )
     for row in table.rows:
-        label = ("" if row.group is None else "  ") + middle(row.variant)
+        indent = "" if row.group is None else "  "
+        label = indent + middle(row.variant, max(20, min(48, _room() - 22)))
         cells = (_cell(table, row.variant, column) for column in columns)
         grid.add_row(*(Text(_printed(text)) for text in (label, *cells)))
     return grid
@@ -175,10 +189,13 @@ def _head(column: Column) -> str:
 
 def _said(table: Table, facts: Facts) -> list[str]:
     said = [*table.notes, *how_tested(table), *ranking(table, facts), *numerics(table, facts)]
-    if any(cell.bold for cell in table.cells.values()):
-        said.append("* stands for bold.")
-    said += [f"Problem: {problem}" for problem in table.problems]
+    said += _stars(table) + [f"Problem: {problem}" for problem in table.problems]
     return [part for sentence in said for part in _wrap(sentence)]
+
+
+def _stars(table: Table) -> list[str]:
+    bold = any(cell.bold for cell in table.cells.values())
+    return [f"* stands for bold: better than {short(table.baseline or '')}."] if bold else []
 
 
 def ledger_text(found: Ledger) -> list[str]:
@@ -213,11 +230,9 @@ def _failure_text(failure: dict[str, Any]) -> list[str]:
     said = f"{short(failure['name'], 80)} {failure['status']}: {error}{failure['message']}"
     log = plain(failure["log_tail"] or "").rstrip().splitlines()[-_LOG_LINES:]
     cut = (line if len(line) <= _LOG_WIDTH else line[: _LOG_WIDTH - 1] + "…" for line in log)
-    costs = _wrap(f"  It costs the rows {rows}.")
-    return [*_wrap(short(said, 600)), *costs, *(f"  | {line}" for line in cut)]
+    told = [*_wrap(short(said, 600)), *_wrap(f"  It costs the rows {rows}.")]
+    return told + [part for line in cut for part in display.wrap(f"  | {line}", _room(), "  |   ")]
 
 
 def _wrap(text: str) -> list[str]:
-    room = max(40, min(_room(), _WIDTH))
-    lines = textwrap.wrap(plain(text), room, subsequent_indent="  ", break_on_hyphens=False)
-    return lines or [""]
+    return display.wrap(plain(text), min(_room(), _WIDTH))

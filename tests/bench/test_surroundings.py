@@ -110,7 +110,7 @@ from bench.plan.planner import make_plan
 from bench.run.progress import Display
 from bench.store.store import Store
 from bench.suite.load import load_suite
-assert main(["plan", {str(suite)!r}, "--seeds", "1", "--only", "*owned*"]) == 0
+assert main(["plan", {str(suite)!r}, "--seeds", "1", "--only", "*owned*", "--stages"]) == 0
 plan = make_plan(load_suite(Path({str(suite)!r}), seeds=1), Store(Path("none")))
 stage = next(iter(plan.stages.values()))
 stage.title = "a[/b]\\x1b]0;owned\\x07"

@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from bench_helpers import SMOKE, fill_store, forge
+from bench_helpers import SMOKE, fill_store, forge, record_of
 
+from bench.store.record import sealed
 from bench.store.store import Store
 
 
@@ -22,6 +23,20 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with another learning rate."""
     root = tmp_path_factory.mktemp("diff") / "second"
     return fill_store(root, only="MAE", sets=["mae.lr=0.001"]).root
+
+
+def test_no_line_is_wider_than_a_narrow_terminal(bench, first, second, monkeypatch):
+    key = next(iter(Store(first).stage_keys()))
+    wide = bench("show", key, "--store", first).out
+    assert max(map(len, wide.splitlines())) > 60
+    monkeypatch.setenv("COLUMNS", "60")
+    told = bench("show", key, "--store", first).out
+    assert told.split() == wide.split()  # whole words
+    told += bench("diff", first, second).out
+    for words in (("ls",), ("plan", SMOKE), ("verify", SMOKE)):
+        told += bench(*words, "--store", first).out
+    paths = [word for word in told.split() if "/" in word]  # which are not broken
+    assert all(len(line) <= 60 or any(p in line for p in paths) for line in told.splitlines())
 
 
 def test_a_copy_does_not_differ(bench, first, tmp_path):
@@ -38,7 +53,7 @@ def test_a_copy_does_not_differ(bench, first, tmp_path):
 def test_settings_come_first_and_then_what_they_changed(bench, first, second):
     done = bench("diff", first, second)
     assert done.code == 3
-    assert "settings: 1\n  train.lr: 0.003 -> 0.001  (MAE, seed 0)" in done.out
+    assert "settings: 1\n  MAE, seed 0: lr 0.003 -> 0.001\n" in done.out
     assert "code: equal" in done.out
     assert "data: equal" in done.out
     places = [done.out.index(f"\n{name}:") for name in ("settings", "code", "environment", "data")]
@@ -63,14 +78,30 @@ def test_code_environment_and_data_are_told_apart(bench, first, tmp_path):
         forge(other, record)
     done = bench("diff", first, other.root)
     assert done.code == 3
-    assert "code: 1\n  maect.losses: " in done.out
-    assert "-> another  (MAE, seed 0)" in done.out
-    assert "environment: 1\n  torch: " in done.out
-    assert "and 1 more)" in done.out
+    assert "code: 1\n  MAE, seed 0: maect.losses " in done.out
+    assert "-> another\n" in done.out
+    assert "environment: 1\n  all 4 stages: torch " in done.out
     for key in other.stage_keys():  # the environment alone is shown, but is no difference
         code = Store(first).state(key).record.code
         forge(other, other.state(key).record.model_copy(update={"code": code}).plain())
     assert bench("diff", first, other.root).code == 0
+
+
+def test_a_change_in_many_stages_is_a_line_by_rows(bench, plan_of, tmp_path):
+    changes = ["tune.head_lr=0.001", "evaluations.probe.epochs=6"]
+    for side, sets in (("a", []), ("b", changes)):
+        plan, store = plan_of(seeds=10, sets=sets, store=tmp_path / side), Store(tmp_path / side)
+        store.create()
+        for number, stage in enumerate(plan.stages.values()):
+            record = record_of(stage, number + (side == "b"), {"host": "here"})
+            (folder := store.folder(stage.key) / "attempts" / "1").mkdir(parents=True)
+            (folder / "record.json").write_text(json.dumps(sealed(record)))
+    out = bench("diff", tmp_path / "a", tmp_path / "b").out
+    assert "settings: 2\n" in out
+    assert "  all 70 stages of probe: settings.epochs 5 -> 6\n" in out
+    assert "  all 30 stages of tune: head_lr 0.004 -> 0.001\n" in out
+    assert "  MAE-CT knn, seeds 0 to 9:\n    accuracy_k10 " in out
+    assert out.count("\n") < 90
 
 
 def test_stages_suites_and_profiles_of_one_store(bench, first):

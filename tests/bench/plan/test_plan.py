@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -481,6 +482,12 @@ def test_a_finished_plan_is_all_cached_and_told_in_a_few_lines(store, bench: Ben
     done = bench("plan", SMOKE, "--store", store.root)
     assert "54 cached, 0 to run" in done.out
     assert done.out.count("\n") < 6
+    # a screenful; of stages that no row above has
+    told = bench("plan", SMOKE, "--store", store.root, "--seeds", 10).out.splitlines()
+    assert len(told) < 24
+    assert re.search(r"^MAE-CT +40 of 50 +\S+ m?s  head 20, tune 20$", "\n".join(told), re.M)
+    lines = bench("plan", SMOKE, "--store", store.root, "--seeds", 10, "--stages").out.splitlines()
+    assert len([line for line in lines if ", seed 9" in line]) == 26
 
 
 def test_columns_have_their_names_before_anything_is_measured(plan_of, store):

@@ -191,6 +191,10 @@ def test_reading_commands_know_the_run(smoke, bench: Bench):
     report = bench("report", SMOKE, *store)
     assert report.code == 0
     assert printed_metrics(report.out) == printed_metrics(smoke.done.out)
+    quiet = bench("run", SMOKE, *store, "--quiet")
+    assert printed_metrics(quiet.out) == printed_metrics(smoke.done.out)
+    assert "Best k-NN, k=10 by its mean: " in quiet.out
+    assert "cached" not in quiet.out and "Cost" not in quiet.out and quiet.err == ""
     missing = bench("show", "zzz", *store)
     assert (missing.code, missing.err.count("\n")) == (2, 1)
 
