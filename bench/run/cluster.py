@@ -474,7 +474,7 @@ def _start(address: str | None, cores: int, waiting: Callable[[float], None]) ->
     threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
     # in a thread, while this one hears of signals and of the time
     began, _starter = time.monotonic(), ThreadPoolExecutor(1)
-    starting = _starter.submit(ray.init, address or "local", **options)
+    starting = _starter.submit(_init, address or "local", **options)
     while not wait([starting], timeout=0.2).done and time.monotonic() - began < START_S:
         signals.check()
         waiting(time.monotonic() - began)
@@ -509,6 +509,16 @@ def _folder() -> str:
         f"Ray needs a folder for its sockets that can be written, its name no longer than "
         f"{LONGEST - SOCKET - 9} bytes: set RAY_TMPDIR to one"
     )
+
+
+def _init(address: str, **options: Any) -> None:
+    """Start Ray or join it. Ray gives its own node 30 s; on a busy machine it gets them twice."""
+    try:
+        ray.init(address, **options)
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        ray.init(address, **options)
 
 
 def _guard_token(*, own: bool) -> None:

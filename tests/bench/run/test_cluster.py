@@ -128,9 +128,11 @@ def test_ray_that_cannot_start(start, told, bench, tmp_path, monkeypatch: pytest
 
     monkeypatch.setattr(cluster, "START_S", 1.0)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "this test's")
-    monkeypatch.setattr(cluster.ray, "init", lambda *_, **__: start())
+    tried = []
+    monkeypatch.setattr(cluster.ray, "init", lambda *_, **__: (tried.append(1), start()))
     done = bench("run", SMOKE, "--store", tmp_path / "store", "--seeds", "1")
     assert (done.code, told in done.err) == (1, True), done
+    assert len(tried) == (2 if start is refused else 1)
     assert "0 of 28 stages are complete and kept" in done.err
     assert "To continue: python -m bench run" in done.err
     (run,) = Store(tmp_path / "store").runs()
