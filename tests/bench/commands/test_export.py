@@ -1,10 +1,16 @@
-"""`export --checkpoint`: an encoder of a suite as timm and transformers load it, with a card."""
+"""`export --checkpoint`: an encoder of a suite as timm and transformers load it, with a card.
+`export --bundle`: what a reviewer receives.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import shutil
 import subprocess
+import tarfile
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -21,9 +27,11 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 
 from bench.cli import main
+from bench.plan import planner as bench_planner
 from bench.plan.planner import make_plan
+from bench.store.bundle import tar
 from bench.store.store import Store
-from bench.suite.load import load_suite
+from bench.suite.load import data_info, load_suite
 from maect import datasets
 from maect.settings import DataSettings
 
@@ -119,6 +127,149 @@ def test_a_damaged_encoder_is_not_exported(tmp_path: Path, capsys: pytest.Captur
     assert main(["export", str(SMOKE), *given, *to]) == 2
     assert "encoder.safetensors does not fit its checksum" in capsys.readouterr().err
     assert not (tmp_path / "encoder").exists()
+
+
+# ------------------------------------------------------------------------------------- bundles
+
+
+@pytest.fixture(scope="module")
+def bundle(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundle") / "new" / "F.tar"
+    chosen = ["--seeds", "1", "--only", "MAE-CT", *(f"--set={one}" for one in SETS)]
+    chosen += ["--store", str(store.root)]
+    assert main(["export", str(SMOKE), *chosen, "--bundle", str(path)]) == 0
+    again = path.with_name("again.tar")
+    assert main(["export", str(SMOKE), *chosen, "--bundle", "--to", str(again)]) == 0
+    assert again.read_bytes() == path.read_bytes()
+    return path
+
+
+def members(bundle: Path) -> dict[str, bytes]:
+    with tarfile.open(bundle, "r:") as file:
+        return {one.name: file.extractfile(one).read() for one in file}  # type: ignore[union-attr]
+
+
+def rewritten(folder: Path, files: dict[str, bytes]) -> Path:
+    path = folder / "changed.tar"
+    path.write_bytes(b"".join(tar(files.items())))
+    return path
+
+
+def test_a_bundle_gives_the_tables_of_the_store_and_verifies(
+    bench, store: Store, bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    files = members(bundle)
+    sums = dict(line.split("  ")[::-1] for line in files.pop("SHA256SUMS").decode().splitlines())
+    assert sums == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    assert files["suite/smoke.yaml"] == SMOKE.read_bytes()
+    assert json.loads(files["environment.json"])["environment"]["python"]
+    assert not any("encoder" in name or "features" in name for name in files)
+    chosen = [SMOKE, "--seeds", "1", "--only", "MAE-CT", *(f"--set={one}" for one in SETS)]
+    ours = json.loads(bench("report", *chosen, "--store", store.root, "--json").out)
+    # on another machine, without the data
+    monkeypatch.setattr(bench_planner, "processors", lambda isa: "others")
+    known, describe = data_info.cache_clear, datasets.describe
+    gone = {"fingerprint": None, "hint": "fetch them"}
+    monkeypatch.setattr(datasets, "describe", lambda *of: replace(describe(*of), **gone))
+    known()
+    theirs = json.loads(bench("report", "--store", bundle, "--json").out)
+    assert "their checksum are the bundle's word" in bench("report", "--store", bundle).out
+    assert theirs["tables"] == ours["tables"] and theirs["problems"] == []
+    done = bench("verify", "--store", bundle)
+    known()
+    assert (done.code, done.err) == (0, "")
+    assert "6 of 6 stages" in done.out and "more are not in the bundle" in done.out
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ("predictions", "predictions.safetensors does not fit its checksum"),
+        ("record", "record.json does not fit the bundle's checksum"),
+        ("runs/", "runs/in-process.json does not fit the bundle's checksum"),
+        ("suite/", "suite/smoke.yaml does not fit the bundle's checksum"),
+    ],
+)
+def test_changed_bytes_of_a_bundle_are_found(
+    bench, bundle: Path, tmp_path: Path, part: str, told: str
+):
+    files = members(bundle)
+    name = next(name for name in files if part in name)
+    middle = len(files[name]) - 3 if part == "predictions" else files[name].index(b" ")
+    files[name] = files[name][:middle] + b"\t" + files[name][middle + 1 :]
+    done = bench("verify", "--store", rewritten(tmp_path, files))
+    assert done.code == 3 and told in done.err
+    gone = {other: data for other, data in members(bundle).items() if other != name}
+    done = bench("verify", "--store", rewritten(tmp_path, gone))
+    assert f"{name} is missing in the bundle" in done.err if done.code == 3 else done.code == 2
+
+
+LINK, FOLDER, SPARSE = tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.GNUTYPE_SPARSE
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"name": "/etc/passwd"}, "holds '/etc/passwd', as no bundle does"),
+        ({"name": "suite/../../x"}, "holds 'suite/../../x'"),
+        ({"name": "stages/k/attempts/1/artifact/encoder.safetensors"}, "as no bundle does"),
+        ({"type": LINK, "linkname": "/etc"}, "holds 'suite/x', as no bundle does"),
+        ({"type": FOLDER}, "holds 'suite/x'"),
+        ({"type": SPARSE}, "holds 'suite/x'"),
+        ({"size": 2**40}, "has not the size that it says"),
+        ({"size": -512}, "has not the size that it says"),
+        ({"name": "store.json"}, "file exists"),
+        ({"name": "suite/\x1b[31m"}, "holds 'suite/\\x1b[31m'"),
+    ],
+    ids=str,
+)
+def test_what_no_bundle_holds_is_refused(
+    bench, bundle: Path, tmp_path: Path, changes: dict[str, Any], told: str
+):
+    info = tarfile.TarInfo("suite/x")
+    for name, value in changes.items():
+        setattr(info, name, value)
+    path = tmp_path / "F.tar"
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bundle.read_bytes())
+    if info.name == "store.json":
+        path.write_bytes(info.tobuf() + bundle.read_bytes())
+    done = bench("report", "--store", path)
+    assert done.code == 2 and told in done.err and "Traceback" not in done.err
+    assert [one.name for one in tmp_path.iterdir()] == ["F.tar"]
+
+
+@pytest.mark.parametrize("content", [b"", b"suite: x", bytes(10_240), b"cut"], ids=str)
+def test_what_is_no_bundle_is_told(bench, bundle: Path, tmp_path: Path, content: bytes):
+    path = tmp_path / "F.tar"
+    path.write_bytes(bundle.read_bytes()[:20_000] if content == b"cut" else content)
+    done = bench("verify", "--store", path)
+    assert done.code == 2 and f"{path}: it is no bundle that can be read" in done.err
+
+
+def test_commands_that_write_refuse_a_bundle(bench, bundle: Path, tmp_path: Path):
+    before = bundle.read_bytes()
+    chosen = [f"--set={one}" for one in SETS]
+    for name, *more in (
+        ("run", SMOKE),
+        ("gc", f"{SMOKE}:tiny", "--yes"),
+        ("export", SMOKE, *chosen, "--checkpoint", "MAE-CT", "--to", tmp_path),
+    ):
+        done = bench(name, *more, "--store", bundle)
+        assert done.code == 2 and "a bundle, which" in done.err, done
+    assert bundle.read_bytes() == before
+
+
+def test_a_store_that_is_damaged_or_empty_is_not_bundled(bench, store: Store, tmp_path: Path):
+    damaged = Path(shutil.copytree(store.root, tmp_path / "store"))
+    [file, *_] = damaged.rglob("predictions.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    chosen = ["--seeds", "1", "--only", "MAE-CT", *(f"--set={one}" for one in SETS)]
+    done = bench("export", SMOKE, *chosen, "--store", damaged, "--bundle", tmp_path / "F.tar")
+    assert done.code == 2 and "does not fit its checksum" in done.err
+    done = bench("export", SMOKE, "--store", damaged, "--bundle", tmp_path / "F.tar")
+    assert done.code == 2 and "nothing is measured yet" in done.err
+    assert bench("export", SMOKE, "--store", damaged, "--bundle").code == 2
+    assert [one.name for one in tmp_path.iterdir()] == ["store"]
 
 
 class Hub(BaseHTTPRequestHandler):
