@@ -66,6 +66,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             f"export {SUITE} --results --to results.json",
             f"export {SUITE} --checkpoint MAE-CT --seed 0 --to encoder",
             f"export {SUITE} --bundle bundle.tar",
+            f"export {SUITE} --tracker tensorboard --to runs",
         ),
     ),
     "verify": (

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: formats of figures
 DRAWN = ("pdf", "svg", "png")
+#: modules of `bench.report.trackers`
+TRACKERS = ("tensorboard", "mlflow", "wandb")
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +33,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--bundle", nargs="?", const=True, type=common.path, metavar="F.tar", help=bundle
     )
+    tracker = "each row and seed as a run of tensorboard (a folder), mlflow (a file of SQLite) or "
+    tracker += "wandb (a folder of offline runs): curves, metrics, settings, where artifacts lie"
+    what.add_argument("--tracker", choices=TRACKERS, metavar="NAME", help=tracker)
     seed = "of --checkpoint: which seed (default: the suite's first)"
     parser.add_argument("--seed", type=common.count_from(0), metavar="N", help=seed)
     license = "of --checkpoint: licence of the weights as the Hub names it, e.g. mit"
@@ -72,6 +77,12 @@ def run(options: argparse.Namespace) -> int:
         count = write_bundle(options.to, plan, store, **chosen)
         print(f"bundle: {options.to}, {count} files of {options.to.stat().st_size / 2**20:.1f} MiB")
         print(f"to check it: python -m bench verify --store {options.to}")
+        return OK
+    if options.tracker:
+        from bench.report.trackers import write_tracker
+
+        count, new = write_tracker(options.tracker, plan, store, options.to)
+        print(f"{options.tracker}: {options.to}, {count} rows and seeds, {new} new or changed")
         return OK
     from bench.report.frames import build_view
     from bench.report.results import write_results

@@ -1,5 +1,6 @@
 """`export --checkpoint`: an encoder of a suite as timm and transformers load it, with a card.
-`export --bundle`: what a reviewer receives.
+
+`export --bundle`: what a reviewer receives. `export --tracker`: read with the trackers' libraries.
 """
 
 from __future__ import annotations
@@ -7,9 +8,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import shutil
 import subprocess
+import sys
+import sysconfig
 import tarfile
+import tomllib
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -270,6 +275,169 @@ def test_a_store_that_is_damaged_or_empty_is_not_bundled(bench, store: Store, tm
     assert done.code == 2 and "nothing is measured yet" in done.err
     assert bench("export", SMOKE, "--store", damaged, "--bundle").code == 2
     assert [one.name for one in tmp_path.iterdir()] == ["store"]
+
+
+# ------------------------------------------------------------------------------------ trackers
+
+
+@pytest.fixture(scope="module")
+def kept(store: Store) -> dict[str, Any]:
+    """Metrics, curves and some settings and artifacts of the store's row, from its records."""
+    plan = make_plan(load_suite(SMOKE, seeds=1, sets=SETS), store, only="MAE-CT")
+    [row] = plan.rows
+    found: dict[str, Any] = {"metrics": {}, "curves": {}, "artifacts": {}}
+    for stage in row.chain:
+        assert stage.record is not None
+        curves = json.loads(store.read(stage.record, "curves.json"))
+        steps = curves.pop("step")
+        for name, values in curves.items():
+            found["curves"][f"{stage.kind}/{name}"] = [
+                list(p) for p in zip(steps, values, strict=True)
+            ]
+        for name in stage.record.files:
+            file = store.artifact(stage.record) / name
+            found["artifacts"][f"{stage.kind}/{name}"] = str(file)
+    for name, stage in row.evaluations.items():
+        assert stage.record is not None
+        found["metrics"] |= {f"{name}/{m.name}": m.value for m in stage.record.metrics}
+    lr = row.chain[-1].settings["train"]["lr"]
+    return found | {"settings": {"tune.train.lr": lr, "mae.model.dim": 32}}
+
+
+def tracked(store: Store, tracker: str, to: Path) -> list[str]:
+    chosen = ["--seeds", "1", "--only", "MAE-CT", *(f"--set={one}" for one in SETS)]
+    place = ["--store", str(store.root), "--tracker", tracker, "--to", str(to)]
+    return ["export", str(SMOKE), *chosen, *place]
+
+
+def test_tensorboard_reads_every_value(bench, store: Store, kept: dict[str, Any], tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
+
+    for new in (1, 0):
+        done = bench(*tracked(store, "tensorboard", tmp_path))
+        assert done.code == 0 and f"1 rows and seeds, {new} new or changed" in done.out, done.err
+    [file] = tmp_path.rglob("*tfevents*")
+    assert file.parent == tmp_path / "smoke-tiny" / "MAE-CT" / "seed-0"
+    read = EventAccumulator(str(file.parent), {"scalars": 0, "tensors": 0}).Reload()
+    scalars = {tag: [[e.step, e.value] for e in read.Scalars(tag)] for tag in read.scalars.Keys()}
+    single = {name: [[0, np.float32(value)]] for name, value in kept["metrics"].items()}
+    for name, points in kept["curves"].items():
+        single[name] = [[step, np.float32(value)] for step, value in points]
+    assert scalars == single
+    plugin = read.SummaryMetadata("_hparams_/session_start_info").plugin_data
+    settings = parse_session_start_info_plugin_data(plugin.content).hparams
+    for name, value in kept["settings"].items():
+        assert settings[name].number_value == value
+    text = read.Tensors("artifacts")[0].tensor_proto.string_val[0].decode()
+    assert all(f"| {name} | {at} |" in text for name, at in kept["artifacts"].items())
+    # what has changed takes the place of what was there
+    old = file.rename(f"{file}0")
+    bench(*tracked(store, "tensorboard", tmp_path))
+    assert file.exists() and not old.exists()
+
+
+def test_a_tracker_that_is_missing_is_told(
+    bench, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    done = bench(*tracked(store, "wandb", tmp_path / "new"))
+    told = "error: --tracker wandb: needs wandb: pip install 'maect-bench[wandb]'\n"
+    assert (done.code, done.err, [*tmp_path.iterdir()]) == (2, told, [])
+
+
+def test_a_place_that_no_tracker_can_use_is_told(bench, store: Store, tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    done = bench(*tracked(store, "tensorboard", tmp_path / "file"))
+    assert done.code == 2 and "cannot be written (not a directory)" in done.err
+    done = bench("export", SMOKE, "--set=mae.steps=5", "--only", "MAE", "--store", store.root,
+                 "--tracker", "tensorboard", "--to", tmp_path / "new")  # fmt: skip
+    assert done.code == 2 and "nothing of suite smoke is in the store yet" in done.err
+
+
+#: what MLflow's client and W&B's records tell of a single run, as `kept` has it
+READ_MLFLOW = """
+import json, sys
+from mlflow import MlflowClient
+client = MlflowClient(tracking_uri=f"sqlite:///{sys.argv[1]}")
+[experiment] = [e for e in client.search_experiments() if e.name != "Default"]
+[run] = client.search_runs([experiment.experiment_id])
+found = {"settings": run.data.params, "artifacts": run.data.tags, "points": {}}
+for name in run.data.metrics:
+    history = client.get_metric_history(run.info.run_id, name)
+    found["points"][name] = sorted([m.step, m.value] for m in history)
+print(json.dumps(found))
+"""
+READ_WANDB = """
+import json, struct, sys
+from pathlib import Path
+from wandb.proto.wandb_internal_pb2 import Record
+[path] = Path(sys.argv[1]).glob("wandb/offline-run-*/*.wandb")
+data, at, record, records = path.read_bytes(), 7, b"", []
+while at < len(data):  # LevelDB's log: blocks of 32 KiB, no piece crosses their ends
+    if 2**15 - at % 2**15 < 7:
+        at += 2**15 - at % 2**15
+        continue
+    size, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+    record += data[at + 7 : at + 7 + size]
+    at += 7 + size
+    if kind in (1, 4):
+        records.append(Record.FromString(record))
+        record = b""
+def values(items):
+    return {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
+found, points, summary = {}, {}, {}
+for record in records:
+    found |= values(record.run.config.update)
+    summary |= values(record.summary.update)
+    row = values(record.history.item)
+    for name, value in row.items():
+        stage, _, column = name.partition("/")
+        if column not in ("", "step"):
+            points.setdefault(name, []).append([row[f"{stage}/step"], value])
+for name in summary.keys() - points.keys():
+    if "/" in name and name[0] != "_" and not name.endswith("/step"):
+        points[name] = [[0, summary[name]]]
+print(json.dumps(found | {"points": points}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "reader"), [("mlflow", READ_MLFLOW), ("wandb", READ_WANDB)])
+def test_mlflow_and_wandb_read_every_value(
+    name: str, reader: str, store: Store, kept: dict[str, Any], tmp_path: Path
+):
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if uv is None:
+        pytest.skip("needs uv")
+    python, to = tmp_path / "environment" / "bin" / "python", tmp_path / "runs"
+    subprocess.run([uv, "venv", "-q", "-p", sys.executable, python.parents[1]], check=True)
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = extra["optional-dependencies"][name]
+    done = subprocess.run([uv, "pip", "install", "-q", "-p", python, *wanted], capture_output=True)
+    if done.returncode:
+        pytest.skip("the packages cannot be had here")
+    [packages] = python.parents[1].glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+
+    script = "import sys; from bench.cli import main; [main(sys.argv[2:]) for _ in range(2)]\n"
+    done = subprocess.run(
+        [python, "-c", script + reader, to, *tracked(store, name, to)],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told, again, found = done.stdout.splitlines()
+    assert told.endswith("1 rows and seeds, 1 new or changed")
+    assert again.endswith("1 rows and seeds, 0 new or changed")
+    read = json.loads(found)
+    points = {metric: [[0, value]] for metric, value in kept["metrics"].items()} | kept["curves"]
+    assert read["points"] == points
+    prefix, kind = ("artifact.", str) if name == "mlflow" else ("", float)
+    for file, at in kept["artifacts"].items():
+        assert read["artifacts"][prefix + file] == at
+    for setting, value in kept["settings"].items():
+        assert read["settings"][setting] == kind(value)
+    assert not (ROOT / "wandb").exists() and not (ROOT / "mlruns").exists()
 
 
 class Hub(BaseHTTPRequestHandler):
