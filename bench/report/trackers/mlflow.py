@@ -16,6 +16,7 @@ import sqlalchemy  # noqa: F401 (mlflow-skinny misses it only later)
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
+from bench.errors import require_writable
 from bench.report.trackers import TrackedRun
 
 #: what MLflow takes at a time, and of a text
@@ -27,6 +28,7 @@ def write(runs: list[TrackedRun], to: Path) -> int:
     for name in ("mlflow.store", "alembic"):  # which tell of each table
         logging.getLogger(name).setLevel(logging.WARNING)
     to.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(to)  # MLflow would try again and again
     client = MlflowClient(tracking_uri=f"sqlite:///{to.resolve()}")
     changed = 0
     for run in runs:
