@@ -61,16 +61,18 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "export": (
         "export",
-        "write a suite's results or an encoder as files",
+        "write a suite's results, figures or an encoder as files",
         (
             f"export {SUITE} --results --to results.json",
             f"export {SUITE} --checkpoint MAE-CT --seed 0 --to encoder",
+            f"export {SUITE} --bundle bundle.tar",
+            f"export {SUITE} --tracker tensorboard --to runs",
         ),
     ),
     "verify": (
         "verify",
         "derive a suite's numbers again from what is stored",
-        (f"verify {SUITE}", f"verify {SUITE} --rerun 'MAE-CT *'"),
+        (f"verify {SUITE}", "verify --store bundle.tar", f"verify {SUITE} --rerun 'MAE-CT *'"),
     ),
     "eval": (
         "eval",

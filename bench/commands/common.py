@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from reports import display
 
 if TYPE_CHECKING:
     from bench.plan.stage import Plan
+    from bench.store.bundle import Bundle
     from bench.store.store import Store
     from bench.suite.schema import Suite
 
@@ -49,7 +51,8 @@ def set_argument(parser: argparse.ArgumentParser, text: str) -> None:
 
 def store_argument(parser: argparse.ArgumentParser) -> None:
     """Add the argument that chooses the store."""
-    text = "folder of results (default: store), or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX"
+    text = "folder of results (default: store), file of `export --bundle`, or URL of a bucket: "
+    text += "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX"
     parser.add_argument("--store", type=place, default=Path("store"), help=text)
 
 
@@ -140,11 +143,33 @@ def planned(options: argparse.Namespace, store: Store, *, keep_stale: bool) -> P
     Raises `UserError`, also where the data are not here: then no key is known.
     """
     from bench.plan.planner import make_plan
+    from bench.store.bundle import Bundle
 
+    if isinstance(store, Bundle):
+        keep_stale |= _as_bundled(options, store)
+    if options.suite is None:
+        raise UserError(f"say which suite: python -m bench {options.name} suites/paper_table.yaml")
     plan = make_plan(load(options), store, keep_stale=keep_stale, only=options.only)
     if plan.unresolved:
         raise UserError(f"the data are not here, so no key is known: {plan.unresolved}")
     return plan
+
+
+def _as_bundled(options: argparse.Namespace, bundle: Bundle) -> bool:
+    """Choose a bundle's own suite, unless one is chosen. Return whether it has stale results."""
+    from bench.suite.load import told_of
+
+    told = bundle.told
+    note = "the data are not here: their counts and their checksum are the bundle's word"
+    told_of.update({s: replace(info, notes=(*info.notes, note)) for s, info in told.data})
+    if options.suite is not None:
+        return False
+    options.suite = bundle.root / "suite" / told.suite
+    options.profile = options.profile or told.profile
+    options.seeds = options.seeds or told.seeds
+    options.sets = [*told.sets, *options.sets]
+    options.only = told.only if options.only == "*" else options.only
+    return told.keep_stale
 
 
 def lines_of(lines: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.commands import common
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 #: formats of figures
 DRAWN = ("pdf", "svg", "png")
+#: modules of `bench.report.trackers`
+TRACKERS = ("tensorboard", "mlflow", "wandb")
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -26,14 +29,21 @@ def declare(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--figures", type=_formats, metavar="FORMATS", help=figures)
     row = "the encoder of a row, for timm and transformers, with a model card"
     what.add_argument("--checkpoint", metavar="ROW", help=row)
+    bundle = "one file for a reviewer, without weights; `report` and `verify` take it as --store"
+    what.add_argument(
+        "--bundle", nargs="?", const=True, type=common.path, metavar="F.tar", help=bundle
+    )
+    tracker = "each row and seed as a run of tensorboard (a folder), mlflow (a file of SQLite) or "
+    tracker += "wandb (a folder of offline runs): curves, metrics, settings, where artifacts lie"
+    what.add_argument("--tracker", choices=TRACKERS, metavar="NAME", help=tracker)
     seed = "of --checkpoint: which seed (default: the suite's first)"
     parser.add_argument("--seed", type=common.count_from(0), metavar="N", help=seed)
     license = "of --checkpoint: licence of the weights as the Hub names it, e.g. mit"
     parser.add_argument("--license", metavar="ID", default="other", help=license)
     hub = "of --checkpoint: upload it to the Hugging Face Hub too; a new repository is private"
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help=hub)
-    to = "new file; of figures and of --checkpoint a folder"
-    parser.add_argument("--to", type=common.path, required=True, metavar="PATH", help=to)
+    to = "new file; of figures and of --checkpoint a folder; a bundle's may stand after --bundle"
+    parser.add_argument("--to", type=common.path, metavar="PATH", help=to)
 
 
 def _formats(text: str) -> list[str]:
@@ -48,6 +58,10 @@ def _formats(text: str) -> list[str]:
 
 def run(options: argparse.Namespace) -> int:
     """Write what is asked for. Return the exit code."""
+    if isinstance(options.bundle, Path):
+        options.to = options.to or options.bundle
+    if options.to is None:
+        raise UserError("say where to write it: --to PATH")
     store = common.existing(options.store)
     plan = common.planned(options, store, keep_stale=options.keep_stale)
     if options.checkpoint is not None:
@@ -56,6 +70,20 @@ def run(options: argparse.Namespace) -> int:
     for name in ("seed", "push_to_hub"):
         if getattr(options, name) is not None:
             raise UserError("goes with --checkpoint", file=f"--{name.replace('_', '-')}")
+    if options.bundle:
+        from bench.report.bundle import write_bundle
+
+        chosen = {name: getattr(options, name) for name in ("sets", "only", "keep_stale")}
+        count = write_bundle(options.to, plan, store, **chosen)
+        print(f"bundle: {options.to}, {count} files of {options.to.stat().st_size / 2**20:.1f} MiB")
+        print(f"to check it: python -m bench verify --store {options.to}")
+        return OK
+    if options.tracker:
+        from bench.report.trackers import write_tracker
+
+        count, new = write_tracker(options.tracker, plan, store, options.to)
+        print(f"{options.tracker}: {options.to}, {count} rows and seeds, {new} new or changed")
+        return OK
     from bench.report.frames import build_view
     from bench.report.results import write_results
     from bench.report.write import write_figures

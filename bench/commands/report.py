@@ -52,13 +52,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.extract_suite is not None:
         print(extract(options.extract_suite), end="")
         return OK
-    if options.suite is None:
-        after = " --compare A B" if options.compare else ""
-        raise UserError(f"say which suite: python -m bench report suites/paper_table.yaml{after}")
     against, name = options.against, "--against" if options.against else "--compare"
     if against is not None and options.export:
         raise UserError("--against exports no tables; leave out --export")
-    is_store = isinstance(against, str) or (against is not None and against.is_dir())
+    is_store = isinstance(against, str) or (
+        against is not None and (against.is_dir() or against.suffix == ".tar")
+    )
     beside = [against] if is_store else options.compare
     stores = [common.existing(path) for path in [options.store, *beside][-2:]]
     if len(beside) > 2:

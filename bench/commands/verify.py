@@ -53,7 +53,7 @@ _SKEW = timedelta(minutes=10)
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    common.suite_arguments(parser)
+    common.suite_arguments(parser, optional=True)
     again = "also run stages again and compare bit for bit: a kind or titles, e.g. 'MAE-CT *'"
     parser.add_argument("--rerun", metavar="GLOB", help=again)
     common.json_argument(parser)
@@ -80,6 +80,8 @@ class Verified:
     records: int = 0
     files: int = 0
     bytes: int = 0
+    #: files that are not in a bundle
+    left_out: int = 0
     metrics: int = 0
     predictions: int = 0
     cells: int = 0
@@ -115,6 +117,7 @@ def verify(plan: Plan, store: Store, rerun: str | None = None) -> Verified:
             with suppress(OSError):
                 found.bytes += regular(path).stat().st_size
                 found.files += 1
+        found.left_out += len(store.left_out(record))
         found.wrong(stage, _inputs(stage, record))
         if stage.kind in evals.names():
             derived[stage.key], problems = _metrics(stage, record, store, found)
@@ -313,6 +316,8 @@ def _run_again(stage: Stage, store: Store, scratch: Store, found: Verified) -> N
     for name, source in stage.inputs.items():
         if source.record is None or any(store.damages(source.record)):
             return found.wrong(stage, [f"it cannot be run again: its '{name}' is damaged"])
+        if store.left_out(source.record):
+            return found.wrong(stage, [f"it cannot be run again: no bundle has its '{name}'"])
     scratch.create()
     try:
         on_cpu = stage.record is not None and stage.record.cost.device_kind == "cpu"
@@ -370,7 +375,8 @@ def _text(found: Verified, plan: Plan) -> str:
     lines = [
         f"{name}: {found.stages} of {len(plan.stages)} stages are in the store",
         f"records    {found.records} attempts read, checksums and device-hours compared",
-        f"artifacts  {found.files} files of {found.bytes / 2**20:.1f} MiB, SHA-256 compared",
+        f"artifacts  {found.files} files of {found.bytes / 2**20:.1f} MiB, SHA-256 compared"
+        + f"; {found.left_out} more are not in the bundle" * bool(found.left_out),
         f"metrics    {found.metrics} derived again from {found.predictions} predictions",
         f"tables     {found.cells} printed numbers compared with what these metrics give",
     ]

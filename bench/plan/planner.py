@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -43,7 +44,7 @@ def make_plan(
     Raises `UserError` where no row fits, a file of released weights is missing, or nothing tells
     how many training images there are.
     """
-    plan = _Planner(suite).build(only)
+    plan = _Planner(suite, {} if store is None else store.processors).build(only)
     if store is not None:
         assess_all(plan, store, keep_stale=keep_stale)
         plan.calibration = calibration.read(store.root)
@@ -67,8 +68,9 @@ def released(init: str) -> Path:
 class _Planner:
     """Collects the stages of a suite; equal keys become one stage."""
 
-    def __init__(self, suite: Suite) -> None:
-        self.suite = suite
+    def __init__(self, suite: Suite, processors: Mapping[str, str | None]) -> None:
+        #: `processors`: of a store's records, by instructions; this machine's where it is not told
+        self.suite, self.processors = suite, processors
         self.stages: dict[str, Stage] = {}
         self.data_root = str(datasets.data_root())
         #: what is known of released weights, by `init`
@@ -220,8 +222,9 @@ class _RowPlanner:
 
     def _numerics(self) -> dict[str, Any]:
         """Return the row's numerics with the class of processors whose bits are equal."""
-        numerics = self.variant.row.numerics
-        return numerics.resolved() | {"processors": processors(numerics.isa)}
+        numerics, told = self.variant.row.numerics, self.planner.processors
+        known = told[numerics.isa] if numerics.isa in told else processors(numerics.isa)
+        return numerics.resolved() | {"processors": known}
 
     def _start(self) -> dict[str, Any]:
         """Return what an encoder without an earlier stage starts from."""

@@ -35,6 +35,8 @@ def write_checkpoint(
     chosen, stage = _chosen(plan, row, seed)
     record = stage.record
     assert record is not None
+    if store.left_out(record):
+        raise UserError(f"{store.name} is a bundle, which has no weights; name a folder: --store")
     try:
         encoder = load_encoder(store.fetch(stage.key))
         faults = [*store.damages(record)]

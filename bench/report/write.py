@@ -46,7 +46,7 @@ def write_report(
     (plan, store), roots = sides[0], [store.root for _, store in sides]
     names = [store.name for _, store in sides]
     page = _page(plan) + "".join(f"-beside-{root.name[:100]}" for root in roots[1:])
-    files = _Files(store.root / "reports" / f"{page}.html", output, exports)
+    files = _Files(store.pages / f"{page}.html", output, exports)
     view, *others = (build_view(plan, store, command) for plan, store in sides)
     for other in others:
         alike = roots[0].name == roots[1].name
@@ -70,9 +70,7 @@ def tell_against(
     `UserError` where the reference cannot be read, or has none of its rows and columns, or the page
     cannot be written.
     """
-    files = (
-        _Files(side[1].root / "reports" / f"{_page(side[0])}.html", output, ()) if output else None
-    )
+    files = _Files(side[1].pages / f"{_page(side[0])}.html", output, ()) if output else None
     stored = [stored_results(str(results), build_view(*one, command)) for one in other]
     reference = stored[0] if stored else read_results(results)
     view = build_view(*side, command)

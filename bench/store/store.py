@@ -23,7 +23,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -90,6 +90,9 @@ class Store:
     says. Raises `UserError` where the folder cannot be opened or holds a store of another version.
     """
 
+    #: instructions -> the class of processors whose bits it has, where that is told
+    processors: Mapping[str, str | None] = {}
+
     def __init__(self, root: Path) -> None:
         try:
             self.root = root.expanduser().resolve()
@@ -108,6 +111,11 @@ class Store:
     def name(self) -> str:
         """Return how messages call the store."""
         return str(self.root)
+
+    @property
+    def pages(self) -> Path:
+        """Return the folder for the pages of reports, unless another is named."""
+        return self.root / "reports"
 
     def exists(self) -> bool:
         """Return whether anything was ever stored."""
@@ -266,9 +274,13 @@ class Store:
         """Yield what is wrong with a record's files, as far as that is soon seen."""
         return self.damages(record)
 
+    def left_out(self, record: Record) -> set[str]:
+        """Return which files that a record names were never meant to be here."""
+        return set()
+
     def damages(self, record: Record) -> Iterator[str]:
         """Yield everything that is wrong with the files that a record names."""
-        for name in record.files:
+        for name in record.files.keys() - self.left_out(record):
             if fault := self._fault(record, name):
                 yield f"{name} {fault}"
 

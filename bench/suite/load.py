@@ -44,10 +44,20 @@ _NEUTRAL: dict[Any, Any] = {"suite": "suite", "seeds": [0]}
 _FROZEN = ("frozen", "frozen_blocks")
 
 
+#: what a bundle says of data, for where they are not at hand
+told_of = dict[DataSettings, DataInfo]()
+
+
 @cache
 def data_info(settings: DataSettings) -> DataInfo:
     """Return the data's description, looked up once. Raises DataError."""
-    return datasets.describe(settings, datasets.data_root())
+    try:
+        found = datasets.describe(settings, datasets.data_root())
+    except DataError:
+        if settings not in told_of:
+            raise
+        return told_of[settings]
+    return found if found.fingerprint else told_of.get(settings, found)
 
 
 def load_suite(
@@ -145,6 +155,19 @@ def _with_profiles(path: Path) -> Map:
             inherited.put("profiles", profiles, *profiles.place)
         sources.insert(-1, inherited)
     return merge(*sources)
+
+
+def suite_files(path: Path) -> dict[str, Path]:
+    """Return a suite's file and those that it takes profiles from, by their names.
+
+    Raises `UserError` where one lies in another folder.
+    """
+    given = load(path).get("profiles_from") or []
+    names = [path.name, *([given] if isinstance(given, str) else given)]
+    for name in names:
+        if name != Path(name).name:
+            raise UserError(f"it takes profiles from another folder: {name}; copy it", file=path)
+    return {name: path.parent / name for name in names}
 
 
 def parse_set(text: str) -> Map:

@@ -1,0 +1,84 @@
+"""A suite's results as one file for a reviewer: records, predictions, suite, environment."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+from bench.errors import UserError, reason
+from bench.plan.stage import Plan
+from bench.report.frames import build_view
+from bench.store.bundle import HELD, Told, tar
+from bench.store.files import json_text
+from bench.store.store import Store
+from bench.suite.load import data_info, suite_files
+from maect.files import write_atomic
+
+
+def write_bundle(
+    path: Path, plan: Plan, store: Store, *, sets: list[str], only: str, keep_stale: bool
+) -> int:
+    """Write what a store has of a plan into a tar file. Return how many files it holds.
+
+    Raises `UserError` where there is nothing or something is damaged, or it cannot be written.
+    """
+    view, suite = build_view(plan, store, ""), plan.suite
+    if view.metrics.is_empty() or view.problems:
+        told = view.problems[0] if view.problems else "nothing is measured yet"
+        raise UserError(f"suite {view.suite} cannot be bundled: {told}; run it first")
+    stages, rows = plan.stages.values(), suite.variants.values()
+    others = (e.data for variant in rows for e in variant.evaluations.values() if e.data)
+    data = dict.fromkeys(chain((variant.row.data for variant in rows), others))
+    planned = Told(
+        suite=suite.path.name,
+        profile=suite.profile,
+        seeds=len(suite.seeds),
+        sets=sets,
+        only=only,
+        keep_stale=keep_stale,
+        data=[(one, replace(data_info(one), where="")) for one in data],
+        processors={suite.isa: next(iter(stages)).settings["numerics"]["processors"]},
+    )
+    environment = {name: value for name, value in view.provenance.items() if name != "command"}
+    files: dict[str, Callable[[], bytes]] = {
+        "bundle.json": lambda: json_text(planned.model_dump(mode="json")),
+        "environment.json": lambda: json_text(environment),
+        "store.json": (store.root / "store.json").read_bytes,
+    }
+    files |= {f"suite/{name}": file.read_bytes for name, file in suite_files(suite.path).items()}
+    sums, runs = dict[str, str](), set[str]()
+    for stage in stages:
+        for attempt in stage.state.attempts:
+            runs.add(attempt.run)
+            left = "started.json" if attempt.status == "running" else "record.json"
+            place = store.attempt_folder(stage.key, attempt.attempt) / left
+            files[place.relative_to(store.root).as_posix()] = place.read_bytes
+        record = stage.record
+        for name in record.files.keys() & HELD if record is not None else ():
+            assert record is not None
+            place = (store.artifact(record) / name).relative_to(store.root)
+            sums[place.as_posix()] = record.files[name].sha256
+            files[place.as_posix()] = partial(store.read, record, name)
+    for run in store.runs():
+        if run.id in runs or (run.suite, run.profile) == (suite.name, suite.profile):
+            name = f"runs/{run.id}.json"
+            files[name] = (store.root / name).read_bytes
+    small = {name: read() for name, read in files.items() if name not in sums}
+    sums |= {name: hashlib.sha256(data).hexdigest() for name, data in small.items()}
+    lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
+
+    def content() -> Iterator[tuple[str, bytes]]:
+        yield "SHA256SUMS", lines.encode()
+        for name in sorted(files):
+            yield name, small[name] if name in small else files[name]()
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, tar(content()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"it cannot be written: {reason(error)}", file=path) from None
+    return len(files) + 1
