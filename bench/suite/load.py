@@ -80,25 +80,30 @@ def load_suite(
 def faults_of(path: Path, profile: str | None = None) -> tuple[list[UserError], list[str]]:
     """Return every fault of a suite file, by line, and the profiles that were looked at.
 
-    All profiles, unless one is named. What depends on a faulty value is not looked at.
+    All profiles, unless one is named. One that is only taken over from another file, and does not
+    fit this suite, is none of its profiles. What depends on a faulty value is not looked at.
     """
     try:
         tree = _with_profiles(path)
     except UserError as error:
         return error.faults, []
     faults, broken = _mend(tree)
-    known = tree.get("profiles")
+    known, written = tree.get("profiles"), load(path).get("profiles")
+    own = {*written} if isinstance(written, Map) else set()
     names = [profile] if profile else [*known] if isinstance(known, Map) else []
     if isinstance(tree.get("profile"), str) and tree["profile"] not in names and not profile:
         try:
             require(tree["profile"], names, "profile", tree, ("profile",))
         except UserError as error:
             faults.append(error)
-    for name in names:
+    for name in [*names]:
         try:
             _Loader(path, merge(tree), [], name, broken).suite(None)
         except UserError as error:
-            faults += error.faults
+            if name in {*own, profile, tree.get("profile")}:
+                faults += error.faults
+            else:
+                names.remove(name)
     once = {str(fault): fault for fault in faults}
     return sorted(once.values(), key=lambda fault: fault.line), names
 

@@ -14,7 +14,7 @@ from bench_helpers import SMOKE
 from PIL import Image
 
 from bench.cli import COMMANDS, main
-from bench.suite.load import data_info, load_suite
+from bench.suite.load import data_info, faults_of, load_suite
 
 
 def made(tmp_path: Path, side: int, train: int) -> Path:
@@ -111,6 +111,15 @@ def test_validate_names_every_fault_at_once(
     out = capsys.readouterr().out
     assert all(one in out for one in wanted), out
     assert f"{len(wanted)} faults" in out
+
+
+def test_the_suites_here_have_no_fault():
+    """Some take over profiles of which one does not fit them: that is none of theirs."""
+    profiles = {}
+    for file in SMOKE.parent.glob("*.yaml"):
+        faults, profiles[file.stem] = faults_of(file)
+        assert faults == [], file
+    assert "imagenet" not in profiles["successors"] and "cifar10" in profiles["successors"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
