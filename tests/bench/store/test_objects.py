@@ -112,6 +112,11 @@ def test_commands_say_of_a_store_in_a_bucket_what_they_say_of_a_folder(
         assert there[1].replace(bucket, str(local)) == here[1]
         assert there[::2] == here[::2]
         assert here[0] == 0
+    tars = [tmp_path / "here.tar", tmp_path / "there.tar"]
+    for store, tar in zip((local, bucket), tars, strict=True):
+        done = said(bench, "export", SMOKE, *CHOSEN, "--bundle", tar, "--store", store)
+        assert done[0] == 0, done
+    assert tars[0].read_bytes() == tars[1].read_bytes()
     found = said(bench, "diff", local, bucket)
     assert found[0] == 0, found
     assert said(bench, "diff", f"file://{local}", bucket)[0] == 0
