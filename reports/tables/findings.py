@@ -34,7 +34,8 @@ def headline(column: Column, told: dict[str, Any], found: Comparison | None) -> 
     p = found.p if found.p_holm is None else found.p_holm
     chance = f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
     if found.p_holm is not None:
-        chance += f" after Holm's correction over {plural(found.family, 'test')}"
+        tests = plural(found.family, "test")
+        chance += f" after Holm's correction over {tests}, which the interval is without"
     said = f"No difference is shown between {row} and {against}"
     if p < ALPHA:
         said = f"{row} is {'better' if found.survives else 'worse'} than {against}"
