@@ -10,6 +10,7 @@ that has nothing to do makes way for the other kind.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -139,13 +140,15 @@ class RunState:
 
     def __post_init__(self) -> None:
         self.done |= {key for key, stage in self.stages.items() if stage.status == "cached"}
-        #: FLOPs of the longest path that begins at a stage: what most delays the end
-        self._path: dict[str, float] = {}
-        after: dict[str, float] = {}
+        #: FLOPs of a stage and of all that builds on it: what most delays the end. Rows of equal
+        #: FLOPs have paths of one length, of which the one that branches has to begin first
+        self._behind: dict[str, float] = {}
+        below: dict[str, set[str]] = defaultdict(set)
         for stage in reversed(list(self.stages.values())):
-            path = self._path[stage.key] = stage.flops + after.get(stage.key, 0.0)
+            own = below[stage.key] | {stage.key}
+            self._behind[stage.key] = sum(self.stages[key].flops for key in own)
             for source in stage.inputs.values():
-                after[source.key] = max(after.get(source.key, 0.0), path)
+                below[source.key] |= own
 
     @property
     def running(self) -> set[str]:
@@ -175,9 +178,9 @@ class RunState:
 
         def order(stage: Stage) -> tuple[bool, int, int, float, str]:
             if stage.rungs and stage.until:
-                return stage.trains, stage.until, 0, -self._path[stage.key], stage.key
+                return stage.trains, stage.until, 0, -self._behind[stage.key], stage.key
             seed = stage.settings.get("seed", 0)
-            return stage.trains, 0, seed, -self._path[stage.key], ""
+            return stage.trains, 0, seed, -self._behind[stage.key], ""
 
         return sorted(found, key=order)
 

@@ -75,12 +75,20 @@ def ready(state: RunState) -> list[str]:
 # -------------------------------------------------------------------------- what is ready, in order
 
 
-def test_the_longest_path_comes_first():
-    # 40 + 20 + 40 + 1 + 2 lie behind `mae`, more than the 90 of `long mae`
+def test_what_most_work_builds_on_comes_first():
+    # 40 + 20 + 40 + 1 + 2 FLOPs are `mae` and what builds on it, more than the 90 of `long mae`
     state = make()
     assert ready(state) == ["mae", "long mae"]
     state.complete("mae")
     assert ready(state) == ["long mae", "head"]
+
+
+def test_of_rows_of_equal_flops_the_one_that_branches_begins_first():
+    """Else its second branch has to wait, and the whole table of a seed with it."""
+    graph: dict[str, tuple[list[str], float]] = {
+        "other mae": ([], 80), "mae": ([], 40), "tune": (["mae"], 40), "aug tune": (["mae"], 40)
+    }  # fmt: skip
+    assert ready(RunState(make_stages(graph))) == ["mae", "other mae"]
 
 
 def test_a_stage_waits_for_all_its_inputs_and_evaluations_come_before_training():
@@ -91,7 +99,7 @@ def test_a_stage_waits_for_all_its_inputs_and_evaluations_come_before_training()
     assert ready(state) == ["probe", "knn", "long mae"]
 
 
-def test_training_goes_seed_by_seed_and_then_the_longest_path_first():
+def test_training_goes_seed_by_seed():
     state = make()
     state.stages["mae"].settings["seed"] = 1
     assert ready(state) == ["long mae", "mae"]
