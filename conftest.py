@@ -101,6 +101,9 @@ def _has(name: str) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # readline, which pytest loads, sets them for all processes that it starts, whose text wraps then
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
     # a job in the background ignores Ctrl-C, and the commands that tests start would inherit that
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is signal.SIG_IGN:

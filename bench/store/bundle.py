@@ -86,8 +86,10 @@ class Bundle(Store):
             self.faults = list(_faults(root))
             self.told = Told.model_validate(read_json(root / "bundle.json"))
         except (OSError, ValueError, tarfile.TarError) as error:
-            message = f"it is no bundle that can be read ({reason(error)}); `export --bundle` "
-            raise UserError(f"{message}writes one", file=path) from None
+            raise UserError(
+                f"the store {path} is a file, and no bundle that can be read ({reason(error)}); "
+                "choose another --store, or write it anew with `export --bundle`"
+            ) from None
         super().__init__(root)
         self.processors = self.told.processors
 

@@ -248,7 +248,7 @@ def test_what_is_no_bundle_is_told(bench, bundle: Path, tmp_path: Path, content:
     path = tmp_path / "F.tar"
     path.write_bytes(bundle.read_bytes()[:20_000] if content == b"cut" else content)
     done = bench("verify", "--store", path)
-    assert done.code == 2 and f"{path}: it is no bundle that can be read" in done.err
+    assert done.code == 2 and f"{path} is a file, and no bundle that can be read" in done.err
 
 
 def test_commands_that_write_refuse_a_bundle(bench, bundle: Path, tmp_path: Path):

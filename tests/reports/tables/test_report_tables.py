@@ -293,8 +293,7 @@ def test_headings_are_whole_words_within_the_terminal(columns: int, monkeypatch)
     assert not any("…" in line for line in lines)
 
 
-def test_a_wide_table_goes_on_below_within_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+def test_a_wide_table_goes_on_below_within_the_terminal() -> None:
     columns, variants = [f"metric{i}" for i in range(9)], ("A", "a row with a longer name")
     rows = [stage(key_of(v, c, s), c, v, s) for v in variants for c in columns for s in (0, 1)]
     metrics = [
