@@ -101,7 +101,7 @@ def _has(name: str) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # readline, which pytest loads, sets them for all processes that it starts, whose text wraps then
+    # readline, which pytest loads, sets them for all processes that it starts: text would wrap
     for name in ("COLUMNS", "LINES"):
         os.environ.pop(name, None)
     # a job in the background ignores Ctrl-C, and the commands that tests start would inherit that
