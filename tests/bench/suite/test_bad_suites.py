@@ -499,9 +499,10 @@ def test_workers_must_divide_the_batch_and_a_search_is_swept(bench: Bench, tmp_p
 
 def test_a_store_below_a_file(bench: Bench, tmp_path: Path):
     (tmp_path / "file").write_text("x")
-    for store, told in (("file", "no bundle that can be read"), ("file/store", "not a directory")):
+    told = {"file": "no bundle that can be read", "file/store": "cannot be read: not a directory"}
+    for store, said in told.items():
         done = bench("run", SMOKE, "--store", tmp_path / store)
-        assert_refused(done, told, "choose another --store")
+        assert_refused(done, said, "choose another --store")
     assert_refused(bench("ls", "--store", tmp_path / "none"), "there is no store")
     assert_refused(bench("report", SMOKE, "--store", tmp_path / "none"), "there is no store")
 
