@@ -14,7 +14,7 @@ from bench.environment import processor
 from bench.errors import OK
 from bench.plan import estimate
 from bench.plan.planner import make_plan
-from bench.plan.stage import Plan, Stage
+from bench.plan.stage import Plan, Row, Stage
 from bench.report.frames import scale
 from bench.store.place import open_store
 from reports.display import amount, device_word, duration, middle, plural, ranges, time_unit
@@ -148,11 +148,14 @@ def _reasons(plan: Plan) -> list[str]:
 
 
 def _rows(plan: Plan, known: dict[str, estimate.Rates]) -> list[str]:
-    """Return a line a row: stages to run of all that no row above has, the time
-    they take one by one, steps of a seed."""
+    """Return a line a row: how many stages are to run of those that no row above has, how long
+    these take one after the other, and the steps of a seed.
+    """
     lines, seen = [("row", "to run", "alone", "steps")], set[str]()
-    for name in dict.fromkeys(row.variant.name for row in plan.rows):
-        rows = [row for row in plan.rows if row.variant.name == name]
+    by_name: dict[str, list[Row]] = {}
+    for row in plan.rows:
+        by_name.setdefault(row.variant.name, []).append(row)
+    for name, rows in by_name.items():
         own = {s.key: s for row in rows for s in row.stages() if s.key not in seen}
         seen |= own.keys()
         todo = [stage for stage in own.values() if stage.status not in _NOT_RUN]

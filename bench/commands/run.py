@@ -76,8 +76,8 @@ def run(options: argparse.Namespace) -> int:
     store.create()
 
     def show(*, final: bool = False) -> None:
-        show = ("table" if final else "nothing") if options.quiet else "text"
-        write_report(options.command_line, (plan, store), show=show)
+        told = "text" if not options.quiet else "table" if final else "nothing"
+        write_report(options.command_line, (plan, store), show=told)
 
     with store.leases.driving():
         store.close_runs()

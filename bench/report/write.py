@@ -39,9 +39,8 @@ def write_report(
 
     Of two `sides`, a suite's plan in two stores, the second stands beside the first. `show` says
     what is printed: "text", the "table" with the sentence on the result, "json" (tables, failures
-    and problems) or "nothing". The page goes to `output`,
-    or into that folder. Raises `UserError` where what was asked for cannot be written; without the
-    store's own page it does.
+    and problems) or "nothing". The page goes to `output`, or into that folder. Raises `UserError`
+    where what was asked for cannot be written; without the store's own page it does.
     """
     (plan, store), roots = sides[0], [store.root for _, store in sides]
     names = [store.name for _, store in sides]

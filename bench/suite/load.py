@@ -148,8 +148,8 @@ def _take_out(tree: Map, loc: tuple[Any, ...]) -> None:
 def _with_profiles(path: Path) -> Map:
     """Return the file's content, `profiles_from` filled in."""
     tree = load(path)
-    names, sources = tree.get("profiles_from"), [tree]
-    for name in names if isinstance(names, list) else [names] if isinstance(names, str) else []:
+    sources = [tree]
+    for name in _taken_from(tree):
         source = path.parent / str(name)
         if not os.path.exists(source):  # names are relative to the suite's folder
             beside = [file.name for file in path.parent.glob("*.y*ml")]
@@ -162,13 +162,18 @@ def _with_profiles(path: Path) -> Map:
     return merge(*sources)
 
 
+def _taken_from(tree: Map) -> list[Any]:
+    """Return the files that a suite takes profiles from, as it names them."""
+    names = tree.get("profiles_from")
+    return names if isinstance(names, list) else [names] if isinstance(names, str) else []
+
+
 def suite_files(path: Path) -> dict[str, Path]:
     """Return a suite's file and those that it takes profiles from, by their names.
 
     Raises `UserError` where one lies in another folder.
     """
-    given = load(path).get("profiles_from") or []
-    names = [path.name, *([given] if isinstance(given, str) else given)]
+    names = [path.name, *_taken_from(load(path))]
     for name in names:
         if name != Path(name).name:
             raise UserError(f"it takes profiles from another folder: {name}; copy it", file=path)

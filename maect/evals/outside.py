@@ -70,7 +70,7 @@ def _checked(module: ModuleType, what: str) -> ModuleType:
     found = getattr(module, "EVALUATOR", None)
     if not isinstance(found, Evaluator):
         raise DataError(f"{what} is no evaluation: it has no EVALUATOR; see docs/evaluation.md")
-    # by its name, or each method's code would be a part of every evaluation's code
+    # no import statement: it would put all methods into the code hash of every evaluation
     taken = (*TAKEN, *importlib.import_module("maect.methods").names())
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", found.name) or found.name in taken:
         raise DataError(f"{what}: an evaluation cannot be called '{found.name}'; rename it")

@@ -99,13 +99,18 @@ def _mark(table: Table, text: str) -> str:
 
 
 def _notes(own: str | None, model: str, shown: dict[str, str], rows: set[str]) -> list[str]:
-    """Return what the published numbers are, what to beware of, and what methods that are none of
-    the rows reach."""
+    """Return what the published numbers are, what to beware of, and what other methods reach.
+
+    `rows` are the methods in the table, by their plain names.
+    """
     scale = "" if own else ", for reference only: at another scale than the tables above"
     notes = [f"Printed by others{scale}."]
     notes += [PUBLISHED["caveats"][field] for field in shown if field in PUBLISHED["caveats"]]
-    others = [row for row in PUBLISHED["others"] if row["model"] == model and shown.keys() & row]
-    others = [row for row in others if _plain(row["method"]) not in rows]
+    others = [
+        row
+        for row in PUBLISHED["others"]
+        if row["model"] == model and shown.keys() & row and _plain(row["method"]) not in rows
+    ]
     if others:
         told = [field for field in shown if any(field in row for row in others)]
         listed = "; ".join(

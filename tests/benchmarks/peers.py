@@ -144,13 +144,8 @@ def nearest() -> dict[str, Step]:
     labels, answers = torch.randint(10, (20_000,)), torch.randint(10, (2_000,))
 
     def lightly() -> Tensor:
-        bank = F.normalize(train, dim=1).T
-        return torch.cat(
-            [
-                knn_predict(F.normalize(part, dim=1), bank, labels, 10, 20)
-                for part in test.split(200)
-            ]
-        )
+        bank, parts = F.normalize(train, dim=1).T, F.normalize(test, dim=1).split(200)
+        return torch.cat([knn_predict(part, bank, labels, 10, 20) for part in parts])
 
     ours = partial(knn, train, labels, test, answers, 20, standardize=False)
     return {"ours": ours, "lightly": lightly}

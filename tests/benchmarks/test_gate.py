@@ -154,19 +154,18 @@ def in_turn(pair: tuple[Server, Server], rounds: int) -> list[float]:
 @pytest.mark.parametrize("name", [name for name in cases.CASES if name not in WALL])
 def test_speed_against_base(name: str, pairs: Any, say: Any) -> None:
     own = THRESHOLDS["cases"][name].get("base", THRESHOLDS["base"])
-    ratios: list[list[float]] = []
+    ratios: list[list[float]] = [[] for _ in range(PAIRS)]
     with ExitStack() as ends:
         longest = max(begin(pairs(number), name, ends) for number in range(PAIRS))
         rounds = min(MOST, max(LEAST, round(BUDGET_S / PAIRS / longest)))
         while True:
-            if len(ratios) >= PAIRS:
-                begin(pairs(len(ratios)), name, ends)
-            ratios += [[] for _ in range(max(1, PAIRS - len(ratios)))]
             for number, found in enumerate(ratios):
                 found += in_turn(pairs(number), rounds)
             middle, low, high = interval(ratios)
             if not low <= own <= high or len(ratios) == MOST_PAIRS:
                 break
+            begin(pairs(len(ratios)), name, ends)
+            ratios.append([])
     by_pair = ", ".join(f"{median(pair):.2f}" for pair in ratios)
     say(f"{name}: {middle:.3f} times the base ({low:.3f} to {high:.3f}; bound {own:.2f})")
     assert low <= own, (

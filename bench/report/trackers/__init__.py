@@ -18,6 +18,7 @@ from bench.plan.stage import Plan, Row
 from bench.report.frames import build_view
 from bench.store.store import Store
 from maect.files import digest
+from reports.facts import flatten
 from reports.frames import SuiteView
 
 Plain = str | int | float | bool
@@ -115,11 +116,9 @@ def _tracked(row: Row, view: SuiteView, store: Store) -> TrackedRun | None:
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Plain]]:
     """Yield settings by their dotted paths; what is not set is left out."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(f"{name}.{key}", inner)
-    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
-        for number, inner in enumerate(value):
-            yield from _flat(f"{name}.{number}", inner)
-    elif value is not None:
-        yield name, value if isinstance(value, Plain) else ", ".join(map(str, value))
+    for path, inner in flatten(value, name).items():
+        if isinstance(inner, list) and any(isinstance(one, dict) for one in inner):
+            for number, one in enumerate(inner):
+                yield from _flat(f"{path}.{number}", one)
+        elif inner is not None:
+            yield path, inner if isinstance(inner, Plain) else ", ".join(map(str, inner))
