@@ -26,6 +26,7 @@ from maect.datasets import (
     prepare,
 )
 from maect.settings import DataSettings
+from reports.display import plural
 
 
 def rows(names: list[str] | None = None) -> list[dict[str, Any]]:
@@ -113,7 +114,7 @@ def unusual_lines(info: DataInfo) -> list[str]:
     return [
         *(f"left out: {file}: {reason}" for file, reason in info.broken),
         *(
-            f"converted to RGB: {len(n)} images that were {kind}"
+            f"converted to RGB: {plural(len(n), 'image')} of {kind}"
             for kind, n in info.converted.items()
         ),
         *(f"note: {note}" for note in info.notes),

@@ -26,7 +26,7 @@ from bench.store.place import open_store
 from bench.store.record import Record
 from bench.store.store import Store
 from bench.suite.load import load_suite
-from reports.display import ranges
+from reports.display import plural, ranges
 from reports.facts import flatten, unequal
 
 #: what of a record is compared, in the order in which a difference explains the next
@@ -201,7 +201,7 @@ def _text(result: dict[str, Any], kinds: dict[str, str]) -> str:
         lines += [f"    {name} {_moved(metrics[name])}" for name in list(metrics)[:_NAMED]]
         lines += [f"    and {len(metrics) - _NAMED} more"] if len(metrics) > _NAMED else []
     files = Counter(name.rpartition("/")[0] for name in result["artifacts"])
-    told = f"{files.total()} files differ, of {_whom([*files], kinds)}"
+    told = f"{plural(files.total(), 'file')} not equal, of {_whom([*files], kinds)}"
     lines += ["", f"artifacts: {told if files else 'bit for bit equal'}"]
     return common.lines_of(lines)
 

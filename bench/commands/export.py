@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench.commands import common
 from bench.errors import OK, UserError, short
+from reports.display import plural
 
 if TYPE_CHECKING:
     from bench.plan.stage import Plan
@@ -75,19 +76,19 @@ def run(options: argparse.Namespace) -> int:
 
         chosen = {name: getattr(options, name) for name in ("sets", "only", "keep_stale")}
         count = write_bundle(options.to, plan, store, **chosen)
-        print(f"bundle: {options.to}, {count} files of {options.to.stat().st_size / 2**20:.1f} MiB")
+        size = options.to.stat().st_size / 2**20
+        print(f"bundle: {options.to}, {plural(count, 'file')} of {size:.1f} MiB")
         print(f"to check it: python -m bench verify --store {options.to}")
         return OK
     if options.tracker:
         from bench.report.trackers import write_tracker
 
         count, new = write_tracker(options.tracker, plan, store, options.to)
-        print(f"{options.tracker}: {options.to}, {count} rows and seeds, {new} new or changed")
+        print(f"{options.tracker}: {options.to}, {plural(count, 'run')}, {new} new or changed")
         return OK
     from bench.report.frames import build_view
     from bench.report.results import write_results
     from bench.report.write import write_figures
-    from reports.display import plural
 
     view = build_view(plan, store, options.command_line)
     if options.results:

@@ -61,10 +61,10 @@ def plan_summary(plan: Plan) -> str:
     """Return the plan in a few lines."""
     suite, todo = plan.suite, _todo(plan)
     seeds, rows = ranges(suite.seeds), len(plan.rows) // len(suite.seeds)
-    stages = f"{len(plan.stages)} stages ({_counted(plan.stages.values())})"
+    stages = f"{plural(len(plan.stages), 'stage')} ({_counted(plan.stages.values())})"
     lines = [
         f"{suite.name}, profile {suite.profile}: {scale(plan)}",
-        f"{rows} rows × seeds {seeds} = {stages}",
+        f"{plural(rows, 'row')} × seeds {seeds} = {stages}",
     ]
     if plan.unresolved:
         lines.append(f"keys are not resolved and nothing is cached: {plan.unresolved}")

@@ -7,6 +7,7 @@ import json
 
 from bench.commands import common
 from bench.errors import OK, USAGE, UserError
+from reports.display import plural
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         told = [{"line": fault.line, "message": str(fault)} for fault in faults]
         print(json.dumps({"profiles": profiles, "faults": told}, indent=1))
     elif faults:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        count = plural(len(faults), "fault")
         print("\n".join([*map(str, faults), f"{count}; what depends on them was not looked at"]))
     else:
         print(f"{options.suite}: no fault in profile {', '.join(profiles)}")

@@ -381,7 +381,7 @@ def _text(found: Verified, plan: Plan) -> str:
         f"tables     {found.cells} printed numbers compared with what these metrics give",
     ]
     if found.rerun:
-        lines.append(f"run again  {len(found.rerun)} stages: {', '.join(found.rerun)}")
+        lines.append(f"run again  {plural(len(found.rerun), 'stage')}: {', '.join(found.rerun)}")
     wrong = len(found.mismatches)
     lines.append(f"{wrong} do not fit" if wrong else "everything fits")
     return common.lines_of(lines)

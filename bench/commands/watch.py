@@ -15,7 +15,7 @@ from typing import Any
 from bench.commands import common
 from bench.errors import OK
 from bench.store.files import tail
-from bench.store.record import Record, Run
+from bench.store.record import Record
 from bench.store.store import StageState, Store
 from reports.display import amount, device_word, duration, held, plural, time_unit
 
@@ -89,7 +89,8 @@ def look(store: Store, known: dict[str, StageState]) -> dict[str, Any] | None:
         "command": newest.command,
         "runs": alive,
         "status": newest.status if alive or newest.status != "running" else "lost",
-        "seconds": newest.wall_s if newest.wall_s is not None else _since(newest, now),
+        "seconds": _between(newest.started, now) if newest.wall_s is None else newest.wall_s,
+        "left_s": _between(now, newest.expected) if alive else None,
         "stages": newest.stages,
         "cached": newest.cached,
         "complete": len(complete),
@@ -103,11 +104,16 @@ def _open(state: StageState) -> bool:
     return any(attempt.status == "running" for attempt in state.attempts)
 
 
-def _since(run: Run, now: float) -> float | None:
+def _between(*times: str | float | None) -> float | None:
+    """Return the seconds from one time to another, 0 at least; None where one is not known."""
     try:
-        return max(0.0, now - datetime.fromisoformat(run.started).timestamp())
+        first, second = (
+            one if isinstance(one, float) else datetime.fromisoformat(one or "").timestamp()
+            for one in times
+        )
     except ValueError:
         return None
+    return max(0.0, second - first)
 
 
 def _running(store: Store, attempt: Record, now: float) -> dict[str, Any]:
@@ -144,9 +150,9 @@ def _text(seen: dict[str, Any] | None) -> str:
     done = f"{seen['cached'] + seen['complete']} of {plural(seen['stages'], 'stage')} complete"
     done += f" ({seen['cached']} of them were there)" if seen["cached"] else ""
     done += f", {seen['failed']} failed" if seen["failed"] else ""
-    lines = [
-        f"{seen['suite']}, profile {seen['profile']}: {how}, {duration(seen['seconds'])}; {done}"
-    ]
+    took = duration(seen["seconds"])
+    took += "" if seen["left_s"] is None else f", about {duration(seen['left_s'])} left"
+    lines = [f"{seen['suite']}, profile {seen['profile']}: {how}, {took}; {done}"]
     for kind, hours in seen["device_hours"].items():
         unit, factor = time_unit(hours)
         lines.append(f"so far {amount(hours * factor)} {device_word(kind)}-{unit}")

@@ -21,6 +21,7 @@ from bench.store.files import iso
 from bench.store.record import Run, Status
 from bench.store.store import Store
 from maect.settings import DataSettings, ModelSettings
+from reports.display import plural
 
 if TYPE_CHECKING:
     from bench.run import tune
@@ -297,10 +298,16 @@ class _Driver:
         self.state.capacity = max(self.state.room, self.state.width)
 
     def _look_at_others(self) -> None:
-        """Learn which stages other runs work on, and what became of those that they left."""
+        """Learn which stages other runs work on, and what became of those that they left.
+
+        Tell them when this run will end.
+        """
         if time.monotonic() - self._looked < LOOK_S:
             return
         self._looked, before = time.monotonic(), self.state.elsewhere
+        if (left := self._expected()) is not None:  # for those who watch
+            self.record.expected = iso(time.time() + left)
+            self.store.write_run(self.record)
         there = self.store.leases.elsewhere()
         self.state.elsewhere = there.keys() & {stage.key for stage in self.state.left()}
         for stage in self.state.left():
@@ -532,7 +539,7 @@ class _Driver:
                 self.state.pruned[stage.key] = stage.reason
         held.clear()
         if self.state.pruned:
-            told = f"the search leaves out {len(self.state.pruned)} stages"
+            told = f"the search leaves out {plural(len(self.state.pruned), 'stage')}"
             spared = estimate.spared(self.plan)
             self.display.say(f"{told}. {spared}" if spared else told)
 

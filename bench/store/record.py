@@ -243,7 +243,7 @@ class Record(_Part):
 
 
 class Run(BaseModel):
-    """One call of `run` or `sweep`: written at its start, and again at its end."""
+    """One call of `run` or `sweep`: written at its start, now and then, and at its end."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -266,6 +266,8 @@ class Run(BaseModel):
     status: Literal["running", "complete", "failed", "interrupted", "lost"] = "running"
     ended: str | None = None
     wall_s: float | None = None
+    #: when it will end as it looks, while it runs; None: not known
+    expected: str | None = None
     #: key -> why
     failed: dict[str, str] = {}
     #: of a search that explores: its identity, and key -> why it did without the stage

@@ -198,7 +198,7 @@ class Index(Files):
         notes = []
         if len(self.left_out):
             names = listed(map(os.fsdecode, self.left_out.tolist()))
-            notes.append(f"{len(self.left_out)} files are left out for their names: {names}")
+            notes.append(f"files left out for their names ({len(self.left_out)}): {names}")
         for split, rows in splits.items():
             lacking = np.delete(self.classes, np.unique(self.labels[rows])).tolist()
             if lacking:

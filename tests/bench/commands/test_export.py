@@ -316,7 +316,7 @@ def test_tensorboard_reads_every_value(bench, store: Store, kept: dict[str, Any]
 
     for new in (1, 0):
         done = bench(*tracked(store, "tensorboard", tmp_path))
-        assert done.code == 0 and f"1 rows and seeds, {new} new or changed" in done.out, done.err
+        assert done.code == 0 and f"1 run, {new} new or changed" in done.out, done.err
     [file] = tmp_path.rglob("*tfevents*")
     assert file.parent == tmp_path / "smoke-tiny" / "MAE-CT" / "seed-0"
     read = EventAccumulator(str(file.parent), {"scalars": 0, "tensors": 0}).Reload()
@@ -427,8 +427,8 @@ def test_mlflow_and_wandb_read_every_value(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told, again, found = done.stdout.splitlines()
-    assert told.endswith("1 rows and seeds, 1 new or changed")
-    assert again.endswith("1 rows and seeds, 0 new or changed")
+    assert told.endswith("1 run, 1 new or changed")
+    assert again.endswith("1 run, 0 new or changed")
     read = json.loads(found)
     points = {metric: [[0, value]] for metric, value in kept["metrics"].items()} | kept["curves"]
     assert read["points"] == points

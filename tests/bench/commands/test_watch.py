@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> Store:
     mae = next(s for s in make_plan(suite, store).stages.values() if s.kind == "mae")
     began = iso(time.time() - 90)
     write_run(store, "run", suite="smoke", profile="tiny", status="running", stages=28, cached=3,
-              started=began)  # fmt: skip
+              started=began, expected=iso(time.time() + 299))  # fmt: skip
     write_record(store, first, wall_s=36.0)
     write_record(store, second, status="failed", wall_s=36.0)
     record = write_record(store, mae, status="running")
@@ -44,6 +44,7 @@ def test_what_runs_is_told_while_the_store_is_held(
         assert main(["watch", str(store.root), "--json"]) == 0
         seen = json.loads(capsys.readouterr().out)
     assert "smoke, profile tiny: runs, 1 min 3" in out
+    assert " s, about 4 min 5" in out and seen["left_s"] == pytest.approx(300, abs=30)
     assert "4 of 28 stages complete (3 of them were there), 1 failed" in out
     assert "MAE, seed 0: 50/100 epoch 3 loss 0.6931 320 images/s, " in out and " s left" in out
     [one] = seen["running"]

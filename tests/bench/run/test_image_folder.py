@@ -433,7 +433,7 @@ def test_ten_broken_images_among_a_thousand(tmp_path: Path, bench: Bench, monkey
     assert done.code == 0, done.err
     left_out = [line for line in done.out.splitlines() if line.startswith("left out: ")]
     assert [line.split(": ")[1] for line in left_out] == sorted(broken)
-    assert "converted to RGB: 2 images that were CMYK" in done.out
+    assert "converted to RGB: 2 images of CMYK" in done.out
     for record in completed(store).values():
         data = record["data"]
         assert (data["broken"], data["converted"]) == (10, {"CMYK": 2})

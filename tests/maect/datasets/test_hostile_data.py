@@ -155,7 +155,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
                          "val/c0/.DS_Store", "val/README.txt", "train/@eaDir/c0/y.jpg",
                          "train/c0/@eaDir/x.jpg/SYNO_THUMB.jpg", "train/c1/metadata.parquet")
         ],
-        r"^assumed.*8 files are left out for their names: train/@eaDir, train/Thumbs\.db",
+        r"^assumed.*files left out for their names \(8\): train/@eaDir, train/Thumbs\.db",
     ),
     "two test folders": (write("test/c0/x.png", picture(7)), "1 files are left out .*: test$"),
 }  # fmt: skip
