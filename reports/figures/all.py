@@ -28,5 +28,6 @@ def all_figures(facts: Facts, tables: Sequence[Table]) -> list[Figure]:
                 figure = replace(figure, id=f"{figure.id}-{i}", title=title)
             found.append(figure)
         drawn.append(what)
-    found += [*along.by_number(facts), charts.curves(facts), timeline(facts)]
+    printed = {column.id for table in tables for column in table.metrics}
+    found += [*along.by_number(facts, printed), charts.curves(facts), timeline(facts)]
     return [figure for figure in found if figure is not None]

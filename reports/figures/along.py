@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
@@ -118,10 +118,11 @@ def _common(line: list[tuple[float, str]]) -> str:
 # ------------------------------------------------------------------------ along what metrics say
 
 
-def by_number(facts: Facts) -> list[Figure]:
+def by_number(facts: Facts, printed: Collection[str] = ()) -> list[Figure]:
     """Return a figure for each thing that metrics are measured along: blocks, labels, neighbours.
 
-    Each series of metrics is a panel, each row of the table a line.
+    Each series of metrics is a panel, each row of the table a line. A figure is folded if all of
+    it stands in the tables, of whose columns `printed` are the ids.
     """
     cells = metric_cells(facts)
     columns: dict[str, dict[tuple[str, str], list[tuple[float, str]]]] = {}
@@ -132,7 +133,7 @@ def by_number(facts: Facts) -> list[Figure]:
     figures = []
     numbers = looks(facts.view.variants)
     for along, (title, x_label) in _ALONG.items():
-        panels, drawn = [], []
+        panels, drawn, folded = [], [], True
         for (_, label), numbered in columns.get(along, {}).items():
             series: list[Series] = []
             for v in facts.view.variants[:_LINES]:
@@ -143,9 +144,11 @@ def by_number(facts: Facts) -> list[Figure]:
                 told = short(label, 40) + (f", {unit}" if unit else "")
                 panels.append(_panel(told, x_label, series))
                 drawn += [one.name for one in series]
+                folded = folded and all(column in printed for _, column in numbered)
         legend = legend_of(facts, drawn)
         caption = "Mean over seeds; whiskers are one sd."
-        figures.append(figure(slug(title), title, caption, panels[:_PANELS], legend))
+        panels = panels[:_PANELS]
+        figures.append(figure(slug(title), title, caption, panels, legend, folded=folded))
     return [found for found in figures if found is not None]
 
 

@@ -72,7 +72,7 @@ class Panel:
 class Figure:
     """Panels under one caption; `legend` is (look, text).
 
-    `bars` have no marks; what is about the run, not its results, is `folded` on the page.
+    `bars` have no marks; what the tables say too, or is about the run, is `folded` on the page.
     """
 
     id: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 from markupsafe import Markup, escape
 from rich.cells import cell_len
@@ -132,10 +133,12 @@ def plot(panel: Panel, *, wide: bool = False) -> Markup:
         label = short(panel.x_label + (", log scale" if panel.log_x else ""), 44)
         drawn.append(words(label, right, bottom + 31, "label", "end"))
     if panel.y_label:
-        label = short(panel.y_label + (", log scale" if panel.log_y else ""), 34)
+        label = short(panel.y_label + (", log scale" if panel.log_y else ""), 60)
         middle = (bottom + top) / 2
-        turned = {"transform": f"rotate(-90 12 {middle:g})", "text_anchor": "middle"}
-        drawn.append(tag("text", label, x=12, y=middle, class_="label", **turned))
+        for i, part in enumerate(wrap(label, int((bottom - top) / 6))):
+            at = 12 + 15 * i
+            turned = {"transform": f"rotate(-90 {at} {middle:g})", "text_anchor": "middle"}
+            drawn.append(tag("text", part, x=at, y=middle, class_="label", **turned))
     drawn += [line(x(at), x(at), bottom, top, "cut") for at in panel.cuts]
     drawn += [_drawn(one, x, y) for one in panel.series]
     for i, note in enumerate(panel.notes):

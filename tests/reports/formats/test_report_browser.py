@@ -66,7 +66,7 @@ document.getElementById("f").addEventListener("load", (event) => {{
     const ink = light(parent.closest("svg") ? style.fill : style.color);
     const contrast = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
     if (contrast < 4.5) pale.push(node.data.trim() + " " + contrast.toFixed(1));
-    for (const word of parent.closest("thead") ? node.data.matchAll(/[^\\s/-]+/g) : []) {{
+    for (const word of parent.closest("thead, dt") ? node.data.matchAll(/[^\\s/-]+/g) : []) {{
       range.setStart(node, word.index);
       range.setEnd(node, word.index + word[0].length);
       if (range.getClientRects().length > 1) broken.push(word[0]);
