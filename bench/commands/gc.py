@@ -23,6 +23,8 @@ from reports.display import plural
 
 #: folders of a store that no suite refers to, and what lies in them
 _NOBODYS = {"damaged": "set aside", "ray": "Ray's", "removed": "half removed"}
+#: of runs that left what is listed, how many are named
+_COMMANDS = 5
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Item:
     bytes: int
     #: when its last attempt began, in UTC, ISO 8601; empty where that is not known
     since: str
+    #: of the run that left it, if that is known
+    run: str | None = None
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +50,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     sides = parser.add_mutually_exclusive_group()
     sides.add_argument("--dry-run", action="store_true", help="list only, which is the default")
     sides.add_argument("--yes", action="store_true", help="remove what is listed")
+    seeds = "keep the first N seeds of each suite, as after runs with --seeds N"
+    parser.add_argument("--seeds", type=common.count_from(1), metavar="N", help=seeds)
     common.store_argument(parser)
     common.json_argument(parser)
 
@@ -53,7 +59,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """List what no suite refers to, or remove it. Return the exit code."""
     store = common.existing(options.store)
-    kept = referred(options.suites)
+    kept = referred(options.suites, options.seeds)
     if not options.yes:
         items, unknown = unreferred(store, kept)
     else:
@@ -74,6 +80,9 @@ def run(options: argparse.Namespace) -> int:
     many = sum(item.bytes for item in items) / 2**20
     done = "removed" if options.yes else "referred to by none of these suites"
     lines.append(f"{len(items)} {done}, {many:.1f} MiB in all")
+    commands = {run.id: run.command for run in store.runs()}
+    made = Counter(commands.get(item.run, "a run without a record") for item in items if item.run)
+    lines += [f"  {count} of: {command}" for command, count in made.most_common(_COMMANDS)]
     if unknown:
         lines.append(
             f"kept: {plural(len(unknown), 'stage')} of other processors than this machine's, whose "
@@ -85,8 +94,8 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
-def referred(suites: list[str]) -> set[str]:
-    """Return the keys of all stages of suites, each a file or FILE:PROFILE.
+def referred(suites: list[str], seeds: int | None = None) -> set[str]:
+    """Return the keys of all stages of suites, each a file or FILE:PROFILE, with so many seeds.
 
     Raises `UserError`, also where data are not here: then nothing tells what a suite refers to.
     """
@@ -94,7 +103,7 @@ def referred(suites: list[str]) -> set[str]:
     for text in suites:
         file, profile = common.file_and_profile(text)
         for name in [profile] if profile else load_suite(file).profiles:
-            plan = make_plan(load_suite(file, profile=name), None)
+            plan = make_plan(load_suite(file, profile=name, seeds=seeds), None)
             if plan.unresolved:
                 others = "" if profile else f". To keep a single profile write {file}:PROFILE"
                 raise UserError(
@@ -127,7 +136,7 @@ def unreferred(store: Store, kept: set[str]) -> tuple[list[Item], list[str]]:
         elif not re.fullmatch("[0-9a-f]{20}", key):  # no stage: somebody's own
             continue
         elif _judged(state):
-            items.append(Item(key, name, path, sizes[path], since))
+            items.append(Item(key, name, path, sizes[path], since, last.run if last else None))
         else:
             unknown.append(key)
     for path, size in sorted(sizes.items()):

@@ -55,6 +55,18 @@ def test_what_no_suite_refers_to_is_listed_then_removed(bench, gc, store: Store)
     assert gc(SMOKE, "--yes").out == "0 removed, 0.0 MiB in all\n"
 
 
+def test_what_a_run_with_more_seeds_left_is_told_of_and_can_be_kept(gc, store: Store):
+    plan = make_plan(load_suite(SMOKE, seeds=3), store)
+    for stage in plan.stages.values():
+        write_record(store, stage)
+    command = f"python -m bench run {SMOKE} --seeds 3"
+    write_run(store, "run", suite="smoke", profile="tiny", command=command)
+    more = plan.stages.keys() - make_plan(load_suite(SMOKE), store).stages.keys()
+    assert f"\n  {len(more)} of: {command}\n" in gc(SMOKE).out
+    assert gc(SMOKE, "--seeds", 3, "--yes").out == "0 removed, 0.0 MiB in all\n"
+    assert {*store.stage_keys()} == {*plan.stages}
+
+
 def test_a_row_keeps_its_inputs(gc, store: Store, tmp_path: Path):
     fill(store, SMOKE)
     text = SMOKE.read_text()
