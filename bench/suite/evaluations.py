@@ -117,7 +117,9 @@ class Evaluation:
         """Return what a suite would write to declare it under `name`."""
         other = {} if name == self.kind else {"evaluation": self.kind}
         data = {} if self.data is None else {"data": self.data.resolved()}
-        return other | self.resolved()["settings"] | self.tokens.get("tokens", {}) | data
+        limits = {"rows": self.rows, "seeds": self.seeds}
+        told = {name: value for name, value in limits.items() if value is not None}
+        return other | self.resolved()["settings"] | self.tokens.get("tokens", {}) | told | data
 
 
 def declare_all(

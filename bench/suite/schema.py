@@ -329,22 +329,31 @@ class Suite:
         return next(iter(self.variants.values())).row.numerics.isa
 
     def resolved(self) -> dict[str, Any]:
-        """Return the suite as plain data, every default written out, this profile only."""
+        """Return the suite as a file would say it, every default written out, this profile only.
+
+        Read again it has the same rows with the same keys; a search's cells are rows like others.
+        """
+        left_out = {"stages", "init", *methods.names()}
+        rows = sorted(self.variants.values(), key=lambda v: -len(v.evaluations))
+        evaluations = {v.name: {n: e.plain(n) for n, e in v.evaluations.items()} for v in rows}
+        declared = {name: told for each in evaluations.values() for name, told in each.items()}
         return {
             "suite": self.name,
+            "title": self.title,
+            "notes": self.notes,
             "profile": self.profile,
             "seeds": self.seeds,
+            "evaluate": list(declared),
             "variants": {
                 v.name: {
                     "stages": list(v.stages),
                     "init": v.init,
                     "augment": v.augment,
                     "match_compute": v.match_compute,
-                    "settings": v.row.model_dump(
-                        mode="json", exclude={"stages", "init", *methods.names()}
-                    )
+                    "set": v.row.model_dump(mode="json", exclude=left_out)
                     | {name: section.resolved() for name, section in v.row.sections.items()}
-                    | {"evaluations": {n: e.plain(n) for n, e in v.evaluations.items()}},
+                    # the rate of the last stage is told with its factor
+                    | {"lr_scale": 1.0, "evaluations": evaluations[v.name]},
                 }
                 for v in self.variants.values()
             },
@@ -353,4 +362,5 @@ class Suite:
             "secondary": [comparison.resolved() for comparison in self.secondary],
             "gallery": list(self.gallery),
             "devices": self.devices.resolved(),
+            "profiles": {self.profile: {"evaluations": declared}},
         }

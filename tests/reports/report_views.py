@@ -262,7 +262,7 @@ def digits_view() -> SuiteView:
                     told = {"label": label, "metric": name, "unit": unit} | along
                     metrics.append(metric(variant, seed, key, value, column, **told))
             key = key_of("knn_by_block", variant, seed)
-            stages.append(stage(key, "knn_by_block", variant, seed))
+            stages.append(stage(key, "knn_by_block", variant, seed, wall_s=0.01))
             for series, block in product(BY_BLOCK, range(4)):
                 told = {"along": "block", "at": float(block), "series": series, "label": series}
                 column, value = f"knn_by_block.{series} {block}", 80.0 + 3 * block + seed / 4

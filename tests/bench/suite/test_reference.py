@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from bench_helpers import ROOT, SMOKE
 from jsonschema import Draft202012Validator
 
@@ -14,6 +15,7 @@ from bench.cli import main
 from bench.plan.planner import make_plan
 from bench.suite import reference, yamlfile
 from bench.suite.load import load_suite
+from bench.suite.schema import Suite
 from maect import evals
 
 
@@ -42,7 +44,27 @@ def plain(path: Path) -> Any:
     return json.loads(json.dumps(yamlfile.load(path)))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "suites").glob("*.yaml")), ids=lambda p: p.stem)
+of_every_suite = pytest.mark.parametrize(
+    "path", sorted((ROOT / "suites").glob("*.yaml")), ids=lambda p: p.stem
+)
+
+
+@of_every_suite
+def test_a_resolved_suite_is_a_suite_with_the_same_rows_and_keys(path: Path, tmp_path: Path):
+    """As a page holds it; where a row's rate has a factor and a search makes the rows, too."""
+
+    def keys(suite: Suite) -> dict[tuple[str, int], list[str]]:
+        rows = make_plan(suite, None).rows
+        return {(row.variant.name, row.seed): [s.key for s in row.stages()] for row in rows}
+
+    suite = load_suite(path)
+    again = tmp_path / "suite.yaml"
+    again.write_text(yaml.safe_dump(suite.resolved(), sort_keys=False, allow_unicode=True))
+    Draft202012Validator(reference.schema()).validate(plain(again))
+    assert keys(load_suite(again)) == keys(suite)
+
+
+@of_every_suite
 def test_editors_find_no_fault_in_our_suites(path: Path):
     Draft202012Validator(reference.schema()).validate(plain(path))
 
