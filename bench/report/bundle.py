@@ -33,6 +33,7 @@ def write_bundle(
     stages, rows = plan.stages.values(), suite.variants.values()
     others = (e.data for variant in rows for e in variant.evaluations.values() if e.data)
     data = dict.fromkeys(chain((variant.row.data for variant in rows), others))
+    silent = (({*store.attempts(s.key)} - {*s.state.statuses}, s.key) for s in stages)
     planned = Told(
         suite=suite.path.name,
         profile=suite.profile,
@@ -42,6 +43,7 @@ def write_bundle(
         keep_stale=keep_stale,
         data=[(one, replace(data_info(one), where="")) for one in data],
         processors={suite.isa: next(iter(stages)).settings["numerics"]["processors"]},
+        empty=[(key, number) for numbers, key in silent for number in sorted(numbers)],
     )
     environment = {name: value for name, value in view.provenance.items() if name != "command"}
     files: dict[str, Callable[[], bytes]] = {

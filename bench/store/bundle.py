@@ -56,6 +56,8 @@ class Told(BaseModel):
     data: list[tuple[DataSettings, DataInfo]]
     #: instructions -> the class of processors that computed with them
     processors: dict[str, str | None]
+    #: stage and number of attempts that were killed before they wrote a word
+    empty: list[tuple[Name, Count]] = []
 
 
 def tar(files: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
@@ -85,6 +87,8 @@ class Bundle(Store):
                 self._unpack(file, root)
             self.faults = list(_faults(root))
             self.told = Told.model_validate(read_json(root / "bundle.json"))
+            for key, attempt in self.told.empty:
+                (root / f"stages/{key}/attempts/{attempt}").mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError, tarfile.TarError) as error:
             raise UserError(
                 f"the store {path} is a file, and no bundle that can be read ({reason(error)}); "

@@ -45,7 +45,12 @@ SETS = [f"{stage}.steps=4" for stage in ("mae", "head", "tune")]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Its first stage has an attempt that was killed before it wrote a word."""
     root = tmp_path_factory.mktemp("store")
+    Store(root).create()
+    plan = make_plan(load_suite(SMOKE, seeds=1, sets=SETS), None, only="MAE-CT")
+    first = next(iter(plan.stages))
+    (root / "stages" / first / "attempts" / "1").mkdir(parents=True)
     return fill_store(root, only="MAE-CT", sets=SETS)
 
 
