@@ -136,9 +136,9 @@ def plot(panel: Panel, *, wide: bool = False) -> Markup:
         label = short(panel.y_label + (", log scale" if panel.log_y else ""), 60)
         middle = (bottom + top) / 2
         for i, part in enumerate(wrap(label, int((bottom - top) / 6))):
-            at = 12 + 15 * i
-            turned = {"transform": f"rotate(-90 {at} {middle:g})", "text_anchor": "middle"}
-            drawn.append(tag("text", part, x=at, y=middle, class_="label", **turned))
+            beside = 12 + 15 * i
+            turned = {"transform": f"rotate(-90 {beside} {middle:g})", "text_anchor": "middle"}
+            drawn.append(tag("text", part, x=beside, y=middle, class_="label", **turned))
     drawn += [line(x(at), x(at), bottom, top, "cut") for at in panel.cuts]
     drawn += [_drawn(one, x, y) for one in panel.series]
     for i, note in enumerate(panel.notes):
