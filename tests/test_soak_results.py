@@ -24,7 +24,7 @@ def test_b(case):
 
 
 def test_only_whole_functions_of_a_full_run_are_kept(tmp_path: Path):
-    shutil.copy(ROOT / "tests/soak/conftest.py", tmp_path)
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path)
     (tmp_path / "test_mutated.py").write_text(TESTS)
     path = tmp_path / "docs/results/soak.json"
 
