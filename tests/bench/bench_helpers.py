@@ -169,13 +169,16 @@ threading.Thread(target=change, daemon=True).start()
 """
 
 
-def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """Until `what` holds. Fails if the process ends first, or takes too long."""
+def wait_for(
+    what: Callable[[], object], *processes: subprocess.Popen[str], every_s: float = 0.01
+) -> None:
+    """Until `what` holds. Fails if a process ends first, or it takes too long."""
     end = time.monotonic() + LIMIT_S
     while not what():
-        assert process.poll() is None, process.communicate()
+        for process in processes:
+            assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "waited too long"
-        time.sleep(0.01)
+        time.sleep(every_s)
 
 
 @contextmanager

@@ -61,7 +61,8 @@ def test_two_runs_share_a_store_and_one_is_killed(
         with started(*line, rows[0]) as victim:
             monkeypatch.setenv("MAECT_CACHE", str(tmp_path / f"other-{turn}"))
             with started(*line, rows[1]) as survivor:
-                wait_for(lambda: both_at_work(place), survivor)  # noqa: B023
+                # a look takes a bucket some ten requests, of a server on the same cores
+                wait_for(lambda: both_at_work(place), victim, survivor, every_s=0.3)  # noqa: B023
                 time.sleep(rng.uniform(0.0, 12.0))
                 below = psutil.Process(victim.pid).children(recursive=True)
                 alive = victim.poll() is None
