@@ -141,7 +141,7 @@ def by_number(facts: Facts, printed: Collection[str] = ()) -> list[Figure]:
                 series += _series(numbers[v], v, known)
             if series and len({x for x, _ in numbered}) >= 3:
                 unit = facts.columns[numbered[0][1]]["unit"]
-                told = short(label, 40) + (f", {unit}" if unit else "")
+                told = short(label, 56) + (f", {unit}" if unit else "")
                 panels.append(_panel(told, x_label, series))
                 drawn += [one.name for one in series]
                 folded = folded and all(column in printed for _, column in numbered)

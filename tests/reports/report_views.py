@@ -224,8 +224,8 @@ COLUMNS = {
 }
 #: what the default suite draws by depth
 BY_BLOCK = [
-    f"{what}, k={k}{how}"
-    for what, how in (("k-NN", ", mean of patches"), ("neighbours of the same class", ""))
+    f"{what}, k={k}, mean of patches"
+    for what in ("k-NN", "neighbours of the same class")
     for k in (10, 20)
 ]
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
