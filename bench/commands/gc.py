@@ -23,7 +23,7 @@ from reports.display import plural
 
 #: folders of a store that no suite refers to, and what lies in them
 _NOBODYS = {"damaged": "set aside", "ray": "Ray's", "removed": "half removed"}
-#: of runs that left what is listed, how many are named
+#: runs whose commands are named, those that left most of what is listed
 _COMMANDS = 5
 
 
@@ -39,7 +39,7 @@ class Item:
     bytes: int
     #: when its last attempt began, in UTC, ISO 8601; empty where that is not known
     since: str
-    #: of the run that left it, if that is known
+    #: id of the run that left it, where that is known
     run: str | None = None
 
 
@@ -95,8 +95,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def referred(suites: list[str], seeds: int | None = None) -> set[str]:
-    """Return the keys of all stages of suites, each a file or FILE:PROFILE, with so many seeds.
+    """Return the keys of all stages of suites, each a file or FILE:PROFILE.
 
+    `seeds`: how many of each suite, if not those that its file names.
     Raises `UserError`, also where data are not here: then nothing tells what a suite refers to.
     """
     keys: set[str] = set()

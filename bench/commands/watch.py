@@ -75,6 +75,9 @@ def look(store: Store, known: dict[str, StageState]) -> dict[str, Any] | None:
     running = [one for one in mine if one.status == "running"] if alive else []
     complete = {one.key for one in mine if one.status == "complete"}
     failed = {one.key for one in mine if one.status == "failed"} - complete
+    began, ends, took = _stamp(newest.started), _stamp(newest.expected), newest.wall_s
+    if took is None and began is not None:
+        took = max(0.0, now - began)
     spent = dict[str, float]()
     for one in mine:
         hours = one.cost.device_hours
@@ -89,8 +92,8 @@ def look(store: Store, known: dict[str, StageState]) -> dict[str, Any] | None:
         "command": newest.command,
         "runs": alive,
         "status": newest.status if alive or newest.status != "running" else "lost",
-        "seconds": _between(newest.started, now) if newest.wall_s is None else newest.wall_s,
-        "left_s": _between(now, newest.expected) if alive else None,
+        "seconds": took,
+        "left_s": None if ends is None or not alive else max(0.0, ends - now),
         "stages": newest.stages,
         "cached": newest.cached,
         "complete": len(complete),
@@ -104,16 +107,12 @@ def _open(state: StageState) -> bool:
     return any(attempt.status == "running" for attempt in state.attempts)
 
 
-def _between(*times: str | float | None) -> float | None:
-    """Return the seconds from one time to another, 0 at least; None where one is not known."""
+def _stamp(date: str | None) -> float | None:
+    """Return an ISO date in seconds since the epoch; None for none, or what is no date."""
     try:
-        first, second = (
-            one if isinstance(one, float) else datetime.fromisoformat(one or "").timestamp()
-            for one in times
-        )
+        return datetime.fromisoformat(date or "").timestamp()
     except ValueError:
         return None
-    return max(0.0, second - first)
 
 
 def _running(store: Store, attempt: Record, now: float) -> dict[str, Any]:

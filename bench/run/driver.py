@@ -300,14 +300,15 @@ class _Driver:
     def _look_at_others(self) -> None:
         """Learn which stages other runs work on, and what became of those that they left.
 
-        Tell them when this run will end.
+        Those who watch this run learn when it will end.
         """
         if time.monotonic() - self._looked < LOOK_S:
             return
         self._looked, before = time.monotonic(), self.state.elsewhere
-        if (left := self._expected()) is not None:  # for those who watch
+        if (left := self._expected()) is not None:
             self.record.expected = iso(time.time() + left)
-            self.store.write_run(self.record)
+            with suppress(UserError):  # a store that is full for a while ends no run
+                self.store.write_run(self.record)
         there = self.store.leases.elsewhere()
         self.state.elsewhere = there.keys() & {stage.key for stage in self.state.left()}
         for stage in self.state.left():

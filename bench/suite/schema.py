@@ -334,6 +334,7 @@ class Suite:
         Read again it has the same rows with the same keys; a search's cells are rows like others.
         """
         left_out = {"stages", "init", *methods.names()}
+        # those with all evaluations first, for their order
         rows = sorted(self.variants.values(), key=lambda v: -len(v.evaluations))
         evaluations = {v.name: {n: e.plain(n) for n, e in v.evaluations.items()} for v in rows}
         declared = {name: told for each in evaluations.values() for name, told in each.items()}
@@ -352,7 +353,7 @@ class Suite:
                     "match_compute": v.match_compute,
                     "set": v.row.model_dump(mode="json", exclude=left_out)
                     | {name: section.resolved() for name, section in v.row.sections.items()}
-                    # the rate of the last stage is told with its factor
+                    # the learning rate of the last stage has been multiplied by it
                     | {"lr_scale": 1.0, "evaluations": evaluations[v.name]},
                 }
                 for v in self.variants.values()

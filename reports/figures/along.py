@@ -121,8 +121,8 @@ def _common(line: list[tuple[float, str]]) -> str:
 def by_number(facts: Facts, printed: Collection[str] = ()) -> list[Figure]:
     """Return a figure for each thing that metrics are measured along: blocks, labels, neighbours.
 
-    Each series of metrics is a panel, each row of the table a line. A figure is folded if all of
-    it stands in the tables, of whose columns `printed` are the ids.
+    Each series of metrics is a panel, each row of the table a line. `printed` are the
+    ids of the tables' columns: a figure that shows these alone is folded.
     """
     cells = metric_cells(facts)
     columns: dict[str, dict[tuple[str, str], list[tuple[float, str]]]] = {}

@@ -20,6 +20,8 @@ LEFT, RIGHT, BOTTOM, TOP = 62, 396, 214, 26
 WIDE = 1240
 #: pixels that a letter takes in the widest of the common fonts, at a panel's text size
 GLYPH = 7.8
+#: pixels that a letter takes in a title of an axis, on average
+_LETTER = 6
 
 
 def tag(name: str, text: object | None = None, **attributes: object) -> Markup:
@@ -135,7 +137,7 @@ def plot(panel: Panel, *, wide: bool = False) -> Markup:
     if panel.y_label:
         label = short(panel.y_label + (", log scale" if panel.log_y else ""), 60)
         middle = (bottom + top) / 2
-        for i, part in enumerate(wrap(label, int((bottom - top) / 6))):
+        for i, part in enumerate(wrap(label, int((bottom - top) / _LETTER))):
             beside = 12 + 15 * i
             turned = {"transform": f"rotate(-90 {beside} {middle:g})", "text_anchor": "middle"}
             drawn.append(tag("text", part, x=beside, y=middle, class_="label", **turned))
