@@ -101,7 +101,8 @@ class Augment:
     """Makes augmented, normalised views of uint8 images, view i as `views[i]` says.
 
     `seed` and `role` (the stage, say "mae") select the random streams. `mean` and `std` are the
-    channel statistics to normalise by, for values in [0, 1].
+    channel statistics to normalise by, for values in [0, 1]. Work is done on `device`, and views
+    are of `dtype`.
     """
 
     def __init__(
@@ -113,32 +114,23 @@ class Augment:
         std: Sequence[float],
         seed: int,
         role: str,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.views, self.image_size, self.purpose = views, image_size, (seed, role)
         self.mean, self.std = tuple(mean), tuple(std)
+        self.device, self.dtype = torch.device(device), dtype
 
-    def __call__(
-        self,
-        images: Images,
-        epoch: int,
-        indices: np.ndarray,
-        view: int = 0,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
+    def __call__(self, images: Images, epoch: int, indices: np.ndarray, view: int = 0) -> Tensor:
         """Return a view: uint8 [B, C, H, W], or B of [C, h, w], or crops -> [B, C, S, S].
 
-        `indices` int64 [B] are the samples' rows in their split. Work is done on `device`, by
-        default the images'.
+        `indices` int64 [B] are the samples' rows in their split.
         """
-        cut = isinstance(images, Crops)
+        place, cut = self.device, isinstance(images, Crops)
         if isinstance(images, Crops):
-            place = torch.device(device or "cpu")
             parameters = cast(ViewParameters, images.cuts[view])
             images = images.view(view, place)
         else:
-            place = torch.device(device) if device is not None else images[0].device
             if isinstance(images, Tensor):
                 sizes = np.tile(images.shape[2:], (len(images), 1))
             else:
@@ -146,7 +138,7 @@ class Augment:
             parameters = self.sample_parameters(epoch, indices, view, sizes[:, 0], sizes[:, 1])
         threshold = self.views[view].solarise_threshold
         shape = (len(self.mean), self.image_size, self.image_size)
-        result = torch.empty(len(images), *shape, dtype=dtype, device=place)
+        result = torch.empty(len(images), *shape, dtype=self.dtype, device=place)
         step = max(1, _CPU_PIECE // math.prod(shape)) if place.type == "cpu" else len(images)
         for start in range(0, len(images), step):
             part = slice(start, start + step)
@@ -166,6 +158,11 @@ class Augment:
         if split.sizes is None:
             return split.batch(indices)
         return split.crops(indices, lambda: self.request(split, epoch, indices))
+
+    def batch(self, split: Split, epoch: int, indices: np.ndarray) -> list[Tensor]:
+        """Return all views of images of a split, each [B, C, S, S]."""
+        images = self.images(split, epoch, indices)
+        return [self(images, epoch, indices, view) for view in range(len(self.views))]
 
     def request(self, split: Split, epoch: int, indices: np.ndarray) -> Request:
         """Return the crops of all views of images of a split."""
@@ -256,7 +253,7 @@ def evaluation_transform(
     image_size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    device: torch.device | str | None = None,
+    device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Return evaluation's views, normalised: [B, C, S, S].
@@ -266,9 +263,9 @@ def evaluation_transform(
     Shorter side to 256/224 of the image size, then centre crop; images of the right size already
     are only normalised.
     """
+    place = torch.device(device)
     if isinstance(images, Crops):
-        crops = images.view(0, torch.device(device or "cpu")).float()
+        crops = images.view(0, place).float()
     else:
-        place = torch.device(device) if device is not None else images[0].device
         crops = ops.center_crop_resize(images, image_size, place)
     return normalise(crops, mean, std).to(dtype)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maect.attention import SelfAttention
-from maect.heads import NeighborQueue, NNCLRHead
+from maect.heads import NeighborQueue
 from maect.losses import patchify
 from maect.settings import ModelSettings
 from maect.streams import generator
@@ -67,10 +67,8 @@ def random_masking(noise: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Te
 def pool(tokens: Tensor, how: Literal["cls", "mean", "both"]) -> Tensor:
     """Return features of images: tokens [B, 1+n, D] -> [B, D], class token or mean of the patches.
 
-    "both" is the two side by side, [B, 2D]. Raises ValueError for anything else.
+    "both" is the two side by side, [B, 2D].
     """
-    if how not in ("cls", "mean", "both"):
-        raise ValueError(f"pool '{how}' is neither 'cls' nor 'mean' nor 'both'")
     if how == "both":
         return torch.cat([pool(tokens, "cls"), pool(tokens, "mean")], dim=1)
     return tokens[:, 0] if how == "cls" else tokens[:, 1:].mean(dim=1)
@@ -97,12 +95,6 @@ class _Reordered(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (order,) = ctx.saved_tensors
         return _take(gradients[0], torch.argsort(order, dim=1)), None
-
-
-def compile_blocks(network: VisionEncoder | Decoder) -> None:
-    """Let torch.compile make fast code of a network's blocks: once for all blocks of a shape."""
-    for block in network.blocks:
-        block.compile(dynamic=False)
 
 
 def _blocks(dim: int, depth: int, heads: int, mlp_ratio: float) -> nn.ModuleList:
@@ -393,9 +385,9 @@ def initialize(module: nn.Module, seed: int, role: str) -> None:
 
     As in the published code: Linears and the patch projection Xavier uniform (the fused qkv as
     one matrix), tokens N(0, 0.02), biases 0, norms 1 and 0; with the role "head", Linears uniform
-    within 1 / sqrt(inputs) (torch's own default), a random unit-norm queue, and NNCLR's target
-    projector equal to the online one. Numbers are drawn on the CPU in float32, so every device
-    and precision starts from the same numbers. Positions and other buffers stay.
+    within 1 / sqrt(inputs) (torch's own default) and a random unit-norm queue. Numbers are drawn on
+    the CPU in float32, so every device and precision starts from the same numbers. Positions and
+    other buffers stay.
     """
     in_head = role == "head"
     for prefix, part in module.named_modules():
@@ -407,8 +399,6 @@ def initialize(module: nn.Module, seed: int, role: str) -> None:
             for name, parameter in part.named_parameters(recurse=False):
                 random = generator(seed, role, "init", f"{prefix}.{name}" if prefix else name)
                 parameter.copy_(torch.from_numpy(_draw(name, parameter, random, in_head)))
-    if isinstance(module, NNCLRHead):
-        module.reset_target()
 
 
 def _draw(

@@ -40,6 +40,7 @@ from maect.datasets import decoders
 from maect.files import digest
 from maect.parallel import Group
 from maect.stages.job import Job, Output, Progress
+from maect.stages.loop import train
 from maect.stages.rung import measure
 
 #: seconds between two lines of an attempt's log
@@ -142,7 +143,8 @@ def run_stage(
             if kept is not None:
                 kept.attempt = folder
                 kept.leased_to = run_id if leased else None
-            output = importlib.import_module(modules[0]).run(job)
+            entry = importlib.import_module(modules[0])
+            output = train(entry.training(job)) if stage.trains else entry.run(job)
             if kept is not None:
                 kept.wait()
             if stage.rung:

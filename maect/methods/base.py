@@ -72,7 +72,7 @@ class Method:
     borrows: tuple[str, tuple[str, ...]] = ("", ())
     #: the pipeline that it always takes; empty: the row's
     pipeline: str = ""
-    #: module whose `training(job)` makes the training ready, and whose `run(job)` runs it
+    #: module whose `training(job)` makes the training ready (`maect.stages.loop.Training`)
     entry: str = "maect.stages.contrastive"
     #: its own module, filled in by the registry
     module: str = ""

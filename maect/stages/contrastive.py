@@ -21,24 +21,19 @@ from maect import methods
 from maect.collapse import effective_rank
 from maect.device import moved
 from maect.finite import is_finite
-from maect.models import VisionEncoder, compile_blocks, initialize, pool
+from maect.models import VisionEncoder, initialize, pool
 from maect.optim import adamw, freeze, layer_decay, parameter_groups, update_average
 from maect.parallel import GradientSum
-from maect.settings import ScheduleSettings, TuningSettings
 from maect.stages.job import Job, Output
-from maect.stages.loop import S, Training, Values, train
+from maect.stages.loop import Training, Values
 from maect.streams import Stream
 
 
-class ContrastiveTraining(Training[S]):
+class ContrastiveTraining(Training):
     """Augmented views through the encoder, their features through the method's head."""
 
     def __init__(self, job: Job) -> None:
-        self.method = methods.get(job.kind)
-        self.role = self.method.name
-        settings: S = self.method.settings.parse(job.settings["train"])  # type: ignore[assignment]
-        super().__init__(job, settings)
-        self.options = methods.options_of(settings, job.settings.get("head", {}))
+        super().__init__(job)
         self.progress = 0.0
         self.head = self.method.head(self.encoder.dim, self.options)
         initialize(self.head, job.seed, "head")
@@ -62,11 +57,7 @@ class ContrastiveTraining(Training[S]):
 
         Those through the teacher are kept in `taught`.
         """
-        job, images = self.job, self.augment.images(self.train, epoch, ids)
-        views = [
-            self.augment(images, epoch, ids, view=v, dtype=job.dtype, device=job.device)
-            for v in range(len(self.augment.views))
-        ]
+        job, views = self.job, self.augment.batch(self.train, epoch, ids)
         large, local = torch.cat(views[:2]), views[2:]
         with job.autocast():
             found = self.read(self.encoder, large, frozen_blocks)
@@ -142,7 +133,7 @@ class ContrastiveTraining(Training[S]):
         return {"effective_rank": effective_rank(features) if finite else math.nan}
 
 
-class HeadTraining(ContrastiveTraining[ScheduleSettings]):
+class HeadTraining(ContrastiveTraining):
     """Only the head is trained; the encoder runs forward, without gradients."""
 
     trains_encoder = False
@@ -167,47 +158,49 @@ class HeadTraining(ContrastiveTraining[ScheduleSettings]):
         return output
 
 
-class TuneTraining(ContrastiveTraining[TuningSettings]):
+class TuneTraining(ContrastiveTraining):
     """The encoder's upper blocks and the head are trained, each by its own optimizer."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        settings = self.settings
+        options = self.options
         if "head" in job.inputs:
             self.head.load_state_dict(job.tensors("head", "head"))
-        self.frozen = settings.frozen_blocks or 0
-        freeze(self.encoder, self.frozen)
+        freeze(self.encoder, options.frozen_blocks)
         if self.method.teacher:
             self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
-            self.modules["teacher"] = self.teacher
-            if job.numerics.compile:
-                compile_blocks(self.teacher)
+            self.add("teacher", self.teacher)
         encoder_groups, parameters = self.trained()
-        head_groups = parameter_groups(self.head_parameters, settings.head_weight_decay)
+        head_groups = parameter_groups(self.head_parameters, options.head_weight_decay)
         self.optimizers = [
-            adamw(encoder_groups, self.lr, settings.betas),
-            adamw(head_groups, settings.head_lr or self.lr, settings.betas),
+            adamw(encoder_groups, self.lr, options.betas),
+            adamw(head_groups, options.head_lr, options.betas),
         ]
         self.sums = GradientSum(parameters, self.group)
 
     def trained(self) -> tuple[list[dict[str, Any]], list[nn.Parameter]]:
         """Return the optimizer's groups of the encoder, and its parameters."""
         encoder = dict(self.encoder.named_parameters())
-        factors = layer_decay(encoder, self.encoder.depth, self.settings.layer_decay)
+        factors = layer_decay(encoder, self.encoder.depth, self.options.layer_decay)
         groups = parameter_groups(encoder.items(), self.settings.weight_decay, factors)
         return groups, list(encoder.values())
 
     def gradients(self, epoch: int, indices: np.ndarray) -> Values:
         self.sums.start()
-        own = [self.features(epoch, indices[piece], self.frozen) for piece in self.pieces]
+        frozen = self.options.frozen_blocks
+        own = [self.features(epoch, indices[piece], frozen) for piece in self.pieces]
         features = self.gather(own).requires_grad_()  # [V, B, D]
         values = self.head_gradients(features, epoch, indices)
         assert features.grad is not None
-        for piece, pooled in zip(self.pieces, own, strict=True):
-            pooled.backward(features.grad[:, piece])
+        for number, piece in enumerate(self.pieces):
+            self.backward(number, own[number], features.grad[:, piece])
             self.sums.add()
         self.sums.finish()
         return values
+
+    def backward(self, number: int, pooled: Tensor, gradient: Tensor) -> None:
+        """Back-propagate the gradient of a piece's features through the encoder."""
+        pooled.backward(gradient)
 
     def output(self) -> Output:
         output = super().output()
@@ -217,13 +210,9 @@ class TuneTraining(ContrastiveTraining[TuningSettings]):
         return output
 
 
-def training(job: Job) -> ContrastiveTraining[ScheduleSettings]:
-    """Return the training of a stage, ready to take its steps."""
-    alone = methods.get(job.kind).part == "head"
-    return HeadTraining(job) if alone else TuneTraining(job)  # type: ignore[return-value]
+def training(job: Job) -> ContrastiveTraining:
+    """Return the training of a stage, ready to take its steps.
 
-
-def run(job: Job) -> Output:
-    """Return `head`, and `encoder` where it was trained or no input holds it; where set,
-    `encoder_ema`."""
-    return train(training(job))
+    It leaves `head`, and `encoder` where it was trained or no input holds it.
+    """
+    return HeadTraining(job) if methods.get(job.kind).part == "head" else TuneTraining(job)

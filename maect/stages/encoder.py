@@ -42,18 +42,14 @@ def encoder_of(job: Job, channels: int, *, averaged: bool = False) -> VisionEnco
         encoder = _loaded(job, path, channels)
     else:
         encoder = _random(job, channels)
+    encoder.recompute(job.numerics.checkpoint_activations)
     return encoder.to(job.device, job.dtype)
 
 
 def _random(job: Job, channels: int) -> Encoder:
     """Return an encoder with the job's initial weights."""
-    return build_encoder(
-        job.model,
-        image_size=job.data.image_size,
-        in_chans=channels,
-        checkpoint_activations=job.numerics.checkpoint_activations,
-        seed=job.settings.get("seed", 0),
-    )
+    size, seed = job.data.image_size, job.settings.get("seed", 0)
+    return build_encoder(job.model, image_size=size, in_chans=channels, seed=seed)
 
 
 def _loaded(job: Job, path: Path, channels: int) -> VisionEncoder:
@@ -61,9 +57,7 @@ def _loaded(job: Job, path: Path, channels: int) -> VisionEncoder:
     from maect.weights import load_for
 
     size, kind, pool = job.data.image_size, job.kind, job.settings.get("pool")
-    found = load_for(path, job.model, image_size=size, in_chans=channels, kind=kind, pool=pool)
-    found.recompute(job.numerics.checkpoint_activations)
-    return found
+    return load_for(path, job.model, image_size=size, in_chans=channels, kind=kind, pool=pool)
 
 
 def usage_notes(encoder: VisionEncoder, pool: str | None, split: Split) -> list[str]:

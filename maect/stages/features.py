@@ -148,20 +148,19 @@ class JobImages:
             std=split.std,
             seed=self.seed,
             role=role,
+            device=self.job.device,
+            dtype=self.job.dtype,
         )
 
     def views(self, view: ViewSettings, role: str, epoch: int, rows: np.ndarray) -> Tensor:
-        job, augment = self.job, self._augment(view, role)
-        images = augment.images(self.split("train"), epoch, rows)
-        views = augment(images, epoch, rows, dtype=job.dtype, device=job.device)
-        return with_channels(views, self.channels)
+        views = self._augment(view, role).batch(self.split("train"), epoch, rows)
+        return with_channels(views[0], self.channels)
 
     def expect_views(
         self, view: ViewSettings, role: str, batches: Iterable[tuple[int, np.ndarray]]
     ) -> None:
         split, augment = self.split("train"), self._augment(view, role)
-        if split.sizes is not None:
-            split.expect(augment.request(split, epoch, rows) for epoch, rows in batches)
+        split.expect(augment.request(split, epoch, rows) for epoch, rows in batches)
 
     def _rows(self, split: str, rows: np.ndarray) -> tuple[Split, np.ndarray]:
         """Return where rows of "train", "selection" or "test" lie in the data."""
@@ -175,9 +174,7 @@ class JobImages:
 
     def expect_prepared(self, split: str, batches: Iterable[np.ndarray]) -> None:
         source, size = self._rows(split, np.arange(0))[0], self.job.data.image_size
-        if source.sizes is not None:
-            requests = (Request.centres(self._rows(split, rows)[1], size) for rows in batches)
-            source.expect(requests)
+        source.expect(Request.centres(self._rows(split, rows)[1], size) for rows in batches)
 
     def at(self, place: int) -> JobImages:
         assert isinstance(self.block, list)

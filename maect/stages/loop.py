@@ -8,19 +8,19 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from maect import methods
 from maect.augment import Augment
 from maect.datasets.decoders import Request
 from maect.finite import first_not_finite
-from maect.models import compile_blocks
+from maect.models import Decoder, VisionEncoder
 from maect.optim import learning_rate, set_learning_rate, update_average
 from maect.parallel import Group
-from maect.settings import ScheduleSettings, ViewSettings
+from maect.settings import ViewSettings
 from maect.stages.encoder import encoder_document, encoder_of, usage_notes
 from maect.stages.job import Job, Output, Progress, State, TrainingError
 from maect.streams import Stream
@@ -32,7 +32,6 @@ PROGRESS_S = 0.5
 REMEDY = "lower lr, lengthen the warm-up or set clip_grad"
 
 Values = dict[str, Tensor | float]
-S = TypeVar("S", bound=ScheduleSettings)
 
 
 def is_logged(step: int, steps: int) -> bool:
@@ -59,7 +58,7 @@ class Batches:
         return epoch, self._order(epoch)[start : start + self.batch_size]
 
 
-class Training(ABC, Generic[S]):
+class Training(ABC):
     """A training stage, ready to take its steps.
 
     Its settings are resolved: told in steps and peak rates. A step is a function of its number
@@ -67,15 +66,19 @@ class Training(ABC, Generic[S]):
     `modules` and sets `optimizers`.
     """
 
-    #: names the stage's random streams
-    role: str
     #: whether steps change the encoder, so that a moving average of it makes sense
     trains_encoder = True
 
-    def __init__(self, job: Job, settings: S) -> None:
+    def __init__(self, job: Job) -> None:
+        self.method = methods.get(job.kind)
+        settings = self.method.settings.parse(job.settings["train"])
         assert settings.steps is not None and settings.lr is not None
         self.job, self.settings = job, settings
+        #: the settings with those that the method borrows
+        self.options = methods.options_of(settings, job.settings.get("head", {}))
         self.steps, self.lr = settings.steps, settings.lr
+        #: names the stage's random streams
+        self.role = job.kind
         self.group = job.prepare()
         self.pieces = self.group.pieces(settings.batch_size)
 
@@ -89,17 +92,25 @@ class Training(ABC, Generic[S]):
             std=self.train.std,
             seed=job.seed,
             role=self.role,
+            device=job.device,
+            dtype=job.dtype,
         )
 
         # ---- encoder, and its moving average for evaluation
-        self.encoder = encoder_of(job, len(self.train.mean))
-        if job.numerics.compile:
-            compile_blocks(self.encoder)
         #: everything with weights or buffers that steps change, by the name of its file
-        self.modules: dict[str, nn.Module] = {"encoder": self.encoder}
+        self.modules: dict[str, nn.Module] = {}
+        self.encoder = encoder_of(job, len(self.train.mean))
+        self.add("encoder", self.encoder)
         if settings.encoder_ema and self.trains_encoder:
             self.modules["encoder_ema"] = copy.deepcopy(self.encoder).requires_grad_(False)
         self.optimizers: list[torch.optim.AdamW] = []
+
+    def add(self, name: str, network: VisionEncoder | Decoder) -> None:
+        """Take a network into `modules`: on the job's device, compiled where the job says so."""
+        self.modules[name] = network.to(self.job.device, self.job.dtype)
+        if self.job.numerics.compile:
+            for block in network.blocks:  # once for all blocks of a shape
+                block.compile(dynamic=False)
 
     @abstractmethod
     def gradients(self, epoch: int, indices: np.ndarray) -> Values:
@@ -253,7 +264,7 @@ class Log:
         self._held.clear()
 
 
-def train(training: Training[S]) -> Output:
+def train(training: Training) -> Output:
     """Take all steps of a stage, from its newest checkpoint where it has one.
 
     Return what it leaves, curves included: where the job says `stop_at`, what it has then, the
@@ -284,20 +295,17 @@ def train(training: Training[S]) -> Output:
             last, last_step = now, done
         if job.checkpoints is not None and done < steps and job.checkpoints.due():
             log.flush()  # a loss that is not finite ends the stage before it is kept
-            tensors = training.state()
-            _require_finite(tensors, done, steps)
-            copied = copies(tensors, held)
-            job.checkpoints.save(State(done, copied, copy.deepcopy(log.curves)))
+            kept = copies(_finite(training.state(), done, steps), held)
+            job.checkpoints.save(State(done, kept, copy.deepcopy(log.curves)))
 
     log.flush()
     end = max(began, end)  # a checkpoint may be past it
     if job.checkpoints is not None and began < end < steps and training.group.rank == 0:
-        tensors = training.state()
-        _require_finite(tensors, end, steps)
-        job.checkpoints.save_now(State(end, copies(tensors), log.curves))
+        kept = copies(_finite(training.state(), end, steps))
+        job.checkpoints.save_now(State(end, kept, log.curves))
     output = training.output()
     for tensors in output.tensors.values():
-        _require_finite(tensors, end, steps)
+        _finite(tensors, end, steps)
     output.curves = log.curves
     trained = sum(p.numel() for o in training.optimizers for p in parameters_of(o))
     output.summary |= {"final_loss": log.loss, "trained_parameters": trained, "resumed_at": began}
@@ -305,8 +313,9 @@ def train(training: Training[S]) -> Output:
     return output
 
 
-def _require_finite(tensors: dict[str, Tensor], done: int, steps: int) -> None:
-    """Raise TrainingError where weights are not worth keeping, although the loss was finite."""
+def _finite(tensors: dict[str, Tensor], done: int, steps: int) -> dict[str, Tensor]:
+    """Return weights; TrainingError where they are not finite, although the loss was."""
     bad = first_not_finite(tensors)
     if bad is not None:
         raise TrainingError(f"{bad} is not finite after step {done - 1} of {steps}; {REMEDY}")
+    return tensors

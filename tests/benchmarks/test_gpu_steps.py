@@ -61,13 +61,10 @@ def training_of(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *sets:
     plan = make_plan(load_suite(SUITE, **options), None, only="MAE-CT")
     stage = next(one for one in plan.stages.values() if one.kind == kind)
     job = job_of(stage, None, torch.device("cuda"))
-    training: Training[Any] = {"mae": MAETraining, "tune": TuneTraining}[kind](job)
+    training: Training = {"mae": MAETraining, "tune": TuneTraining}[kind](job)
     epoch, rows = training.batches.at(0)
     images = training.augment.images(training.train, epoch, rows)
-    views = [
-        training.augment(images, epoch, rows, view=view, device=job.device)
-        for view in range(1 if kind == "mae" else 2)
-    ]
+    views = training.augment.batch(training.train, epoch, rows)
     training.augment.images = lambda *given: images  # type: ignore[method-assign]
     training.augment = Held(training.augment, views)  # type: ignore[assignment]
     assert stage.steps
@@ -80,8 +77,11 @@ class Held:
     def __init__(self, augment: Any, views: list[Tensor]) -> None:
         self.views, self.images = views, augment.images
 
-    def __call__(self, images: Any, epoch: int, ids: Any, view: int = 0, **options: Any) -> Tensor:
+    def __call__(self, images: Any, epoch: int, ids: Any, view: int) -> Tensor:
         return self.views[view]
+
+    def batch(self, *given: Any) -> list[Tensor]:
+        return self.views
 
 
 def told(name: str, kind: str, step: Callable[[int], Any], flops: float, capsys: Any) -> None:

@@ -290,7 +290,7 @@ def test_views_take_their_own_settings() -> None:
 def test_precision_of_the_result_is_the_callers() -> None:
     images, augment = noise(4, 32, 32), augmenter(COLORS, 32)
     single = augment(images, 0, np.arange(4))
-    double = augment(images, 0, np.arange(4), dtype=torch.float64)
+    double = augmenter(COLORS, 32, dtype=torch.float64)(images, 0, np.arange(4))
     assert double.dtype == torch.float64
     assert torch.allclose(single.double(), double, atol=1e-6)
     with torch.autocast("cpu", torch.bfloat16):

@@ -109,8 +109,6 @@ def test_pool() -> None:
     tokens = numbers(2, 5, 4)
     assert torch.equal(pool(tokens, "cls"), tokens[:, 0])
     torch.testing.assert_close(pool(tokens, "mean"), tokens[:, 1:].mean(1))
-    with pytest.raises(ValueError, match="neither 'cls' nor 'mean'"):
-        pool(tokens, "max")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -182,6 +180,7 @@ def test_initial_weights_follow_the_published_distributions() -> None:
 def test_initial_head() -> None:
     head = NNCLRHead(16, 32, 48, 8, queue_size=64)
     initialize(head, 0, "head")
+    head.reset_target()
     for module in head.projector:
         if isinstance(module, nn.Linear):
             bound = module.in_features**-0.5

@@ -137,9 +137,10 @@ def split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Split:
     return datasets.load(settings, tmp_path / "root")
 
 
-def augment_of(split: Split) -> Augment:
+def augment_of(split: Split, device: str = "cpu") -> Augment:
     views = [ViewSettings(crop_scale=(0.2, 1.0), jitter=0.8), ViewSettings(crop_scale=None)]
-    return Augment(views, image_size=SIZE, mean=split.mean, std=split.std, seed=0, role="mae")
+    streams = {"seed": 0, "role": "mae", "device": device}
+    return Augment(views, image_size=SIZE, mean=split.mean, std=split.std, **streams)
 
 
 def workers() -> list[int]:
@@ -175,7 +176,7 @@ def test_crops_reach_a_gpu_from_pinned_memory(split: Split) -> None:
     crops = augment.images(split, 3, rows)
     assert all(part.is_pinned() for part in crops.pixels)
     for number in (0, 1):
-        view = augment(crops, 3, rows, view=number, device="cuda").cpu()
+        view = augment_of(split, "cuda")(crops, 3, rows, view=number).cpu()
         whole = augment(split.batch(rows), 3, rows, view=number)
         torch.testing.assert_close(view, whole, rtol=0, atol=0.02)
 
