@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from maect import memory
 from maect.losses import mae_loss_per_image
 from maect.models import Decoder, Encoder, pool, random_masking
-from maect.settings import MAESettings, ModelSettings, NumericsSettings, TuningSettings
+from maect.settings import ModelSettings, NumericsSettings
 
 SIZES: dict[str, dict[str, int]] = {
     "L/16": {"patch_size": 16, "dim": 1024, "heads": 16},
@@ -86,12 +86,14 @@ def test_saved_for_backward_is_what_the_table_says(
     model = ModelSettings(size="large" if size == "L/16" else "huge", patch_size=int(size[2:]))
     for recompute in (False, True):
         numerics = NumericsSettings(precision="bf16", checkpoint_activations=recompute)
+        settings = {"model": model.resolved(), "numerics": numerics.resolved()}
+        settings["data"] = {"image_size": 224}
         if of is of_mae:
-            told = memory.of_mae(model, MAESettings(steps=1, lr=1.0), numerics, 224, batch)
-        else:
-            half = TuningSettings(steps=1, lr=1.0, frozen_blocks=DEPTH[size] // 2)
-            told = memory.of_tuning(model, half, numerics, 224, batch)
-        calculated.append(told / 1e9)
+            settings["train"] = {"batch_size": batch, "mask_ratio": 0.75}
+        else:  # `batch` views, two of each image
+            settings["train"] = {"batch_size": batch // 2, "frozen_blocks": DEPTH[size] // 2}
+        told = memory.held("mae" if of is of_mae else "tune", settings, 1)
+        calculated.append((told or 0.0) / 1e9)
         with FakeTensorMode():
             two, four = (of(size, depth, batch, recompute) for depth in (2, 4))
         found.append((two + (DEPTH[size] - 2) / 2 * (four - two)) / 1e9)
