@@ -82,6 +82,26 @@ class NeighborQueue(nn.Module):
             cosines, indices = similarities.topk(topk, dim=1)
         return indices, cosines
 
+    def draw(
+        self,
+        queries: Tensor,
+        ids: Tensor,
+        draws: Tensor,
+        topk: int,
+        exclude_own: bool = True,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Return one of each query's `topk` entries, by `draws` [B] in [0, 1): rows [B].
+
+        Of `labels` of which there are fewer entries, one of these. The rest as `lookup`.
+        """
+        indices, similarities = self.lookup(queries, ids, topk, exclude_own, labels)  # [B, k]
+        count = torch.full_like(ids, topk)
+        if labels is not None:
+            count = (similarities > -1.0).sum(dim=1).clamp(min=1)
+        rank = torch.minimum((draws.to(count.device).double() * count).long(), count - 1)
+        return indices.gather(1, rank[:, None])[:, 0]
+
     @torch.no_grad()
     def push(self, embeddings: Tensor, ids: Tensor, labels: Tensor | None = None) -> None:
         """Write embeddings [B, D] (L2-normalised here) with their ids [B] over the oldest entries.
@@ -212,8 +232,14 @@ class NNCLRHead(nn.Module):
             positives = [F.normalize(projection, dim=1) for projection in projected]
         else:
             wanted = labels if positive == "oracle" else None
-            found = self._neighbors(keys, ids, topk, draws, exclude_own, wanted)  # [2, B]
-            positives = [self.queue.embeddings[rows] for rows in found]
+            if draws is None:
+                if topk > 1:
+                    raise ValueError(f"a draw among the top {topk} needs draws [2, B]")
+                draws = torch.zeros(2, len(ids))
+            pairs = zip(keys, draws, strict=True)
+            rows = [self.queue.draw(k, ids, own, topk, exclude_own, wanted) for k, own in pairs]
+            found = torch.stack(rows)  # [2, B]
+            positives = [self.queue.embeddings[own] for own in found]
 
         # ---- loss: a view's predictions against the other view's positives
         if positive != "no_swap":
@@ -231,30 +257,6 @@ class NNCLRHead(nn.Module):
     def reset_target(self) -> None:
         """Make the target projector equal to the online one (start of training)."""
         self.update_target(0.0)
-
-    def _neighbors(
-        self,
-        keys: list[Tensor],
-        ids: Tensor,
-        topk: int,
-        draws: Tensor | None,
-        exclude_own: bool,
-        labels: Tensor | None,
-    ) -> Tensor:
-        """Return the queue row of one neighbour for each sample of both views: [2, B]."""
-        if draws is None:
-            if topk > 1:
-                raise ValueError(f"a draw among the top {topk} needs draws [2, B]")
-            draws = torch.zeros(2, len(ids))
-        chosen = []
-        for key, draw in zip(keys, draws, strict=True):
-            indices, similarities = self.queue.lookup(key, ids, topk, exclude_own, labels)  # [B, k]
-            count = torch.full_like(ids, topk)
-            if labels is not None:  # fewer than topk entries of the label: draw among those
-                count = (similarities > -1.0).sum(dim=1).clamp(min=1)
-            rank = torch.minimum((draw.to(count.device).double() * count).long(), count - 1)
-            chosen.append(indices.gather(1, rank[:, None])[:, 0])
-        return torch.stack(chosen)
 
     @torch.no_grad()
     def _diagnosis(

@@ -8,7 +8,6 @@ reading a method's settings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
@@ -20,8 +19,19 @@ __all__ = ["PARTS", "Method", "Views", "get", "methods", "names", "options_of"]
 
 @cache
 def methods() -> dict[str, Method]:
-    """Return all training stages of this package by name."""
-    return registry.by_name(__name__, _found())
+    """Return all training stages of this package by name: those that the modules expose, and the
+    head stages that are made of them. ValueError where two have one name."""
+    named: dict[str, Method] = {}
+    for module in registry.modules(__name__, __path__):
+        found = [*getattr(module, "METHODS", ())]
+        if (own := getattr(module, "METHOD", None)) is not None:
+            own = replace(own, starts_from=own.starts_from or f"{own.name}_head")
+            found += [own.initialised(), own] if own.part == "tuning" else [own]
+        for one in found:
+            if one.name in named:
+                raise ValueError(f"two modules of {__name__} are named '{one.name}'")
+            named[one.name] = replace(one, module=module.__name__)
+    return named
 
 
 def names() -> list[str]:
@@ -32,14 +42,3 @@ def names() -> list[str]:
 def get(name: str) -> Method:
     """Return the training stage `name`; ValueError with the nearest name if there is none."""
     return registry.lookup(methods(), name, "training stage")
-
-
-def _found() -> Iterator[Method]:
-    """Yield what the modules expose, and the head stages that are made of it."""
-    for module in registry.modules(__name__, __path__):
-        if (one := getattr(module, "METHOD", None)) is not None:
-            head = one.starts_from or f"{one.name}_head"
-            alone = replace(one, module=module.__name__, starts_from=head)
-            yield from (alone.initialised(), alone) if one.part == "tuning" else (alone,)
-        for one in getattr(module, "METHODS", ()):
-            yield replace(one, module=module.__name__)

@@ -5,7 +5,7 @@ The head itself is `maect.heads.NNCLRHead`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveInt, model_validator
 
@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SHAPE = ("hidden_dim", "predictor_dim", "out_dim", "queue_size")
+
+
+def check_queue(settings: Any) -> Any:
+    """Return settings. Raises ValueError where a queue does not fit batch and top k."""
+    queue, batch = settings.queue_size, settings.batch_size
+    if queue % batch:
+        near = max(1, round(queue / batch)) * batch
+        message = f"queue_size {queue} is not a multiple of batch_size {batch}; write {near}"
+        raise ValueError(message)
+    if settings.topk > queue:
+        raise ValueError(f"topk {settings.topk} is more than the queue of {queue} holds")
+    return settings
 
 
 class HeadSettings(HeadStageSettings):
@@ -34,10 +46,7 @@ class HeadSettings(HeadStageSettings):
     #: of the contrastive loss
     temperature: Positive = 0.15
 
-    @model_validator(mode="after")
-    def _queue(self) -> Self:
-        check_queue(self)
-        return self
+    _queue = model_validator(mode="after")(check_queue)
 
 
 class TuneSettings(TuningSettings):
@@ -57,17 +66,6 @@ class TuneSettings(TuningSettings):
     positive: Literal["neighbor", "oracle", "no_queue", "no_swap"] = "neighbor"
 
 
-def check_queue(settings: Any) -> None:
-    """Raise ValueError where a queue does not fit batch and top k."""
-    queue, batch = settings.queue_size, settings.batch_size
-    if queue % batch:
-        near = max(1, round(queue / batch)) * batch
-        message = f"queue_size {queue} is not a multiple of batch_size {batch}; write {near}"
-        raise ValueError(message)
-    if settings.topk > queue:
-        raise ValueError(f"topk {settings.topk} is more than the queue of {queue} holds")
-
-
 def head(dim: int, options: Any) -> nn.Module:
     """Return projector, predictor, queue and target projector."""
     from maect.heads import NNCLRHead
@@ -77,17 +75,16 @@ def head(dim: int, options: Any) -> nn.Module:
 
 def loss(head: Any, views: Views, options: Any) -> dict[str, Tensor]:
     """Return the symmetrised loss, and what tells of the neighbours. The queue moves on."""
-    names: tuple[str, ...] = ("topk", "temperature")
-    if use_target := hasattr(options, "target_ema"):  # in tuning
-        names += ("exclude_own", "positive")
     output = head(
-        views.features[0],
-        views.features[1],
+        *views.features,
         views.ids,
+        topk=options.topk,
+        temperature=options.temperature,
         draws=views.draws,
+        use_target=hasattr(options, "target_ema"),  # in tuning
+        exclude_own=getattr(options, "exclude_own", True),
+        positive=getattr(options, "positive", "neighbor"),
         labels=views.labels,
-        use_target=use_target,
-        **{name: getattr(options, name) for name in names},
     )
     found = output._asdict() | {"indices": None}
     return {name: value for name, value in found.items() if value is not None}

@@ -7,7 +7,7 @@ all blocks are trained. The heads' projections themselves, no average, ask and f
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveInt, model_validator
 
@@ -43,10 +43,7 @@ class RefinerSettings(LocalViews, TuningSettings):
     #: cosine
     head_weights: Literal["constant", "decay"] = "constant"
 
-    @model_validator(mode="after")
-    def _queue(self) -> Self:
-        check_queue(self)
-        return self
+    _queue = model_validator(mode="after")(check_queue)
 
 
 def head(dim: int, options: Any) -> nn.Module:
@@ -114,9 +111,7 @@ def loss(heads: Any, views: Views, options: Any) -> dict[str, Tensor]:
         keys, queue = projected.detach().unflatten(0, (count, batch)), head["queue"]
         terms = []
         for view in (0, 1):
-            rows, _ = queue.lookup(keys[view], views.ids, options.topk)  # [B, k]
-            rank = (draws[place, view] * options.topk).long()
-            chosen = rows.gather(1, rank[:, None])[:, 0]
+            chosen = queue.draw(keys[view], views.ids, draws[place, view], options.topk)  # [B]
             near = queue.embeddings[chosen]
             terms += [
                 refiner_loss(keys[view], near, predicted[other], options.temperature)
