@@ -82,12 +82,9 @@ def beside(file: Path) -> tuple[Path, dict[str, Any]]:
             raise ValueError("it is too large for one")
         content = json.loads(found.read_bytes())
         if not isinstance(content, dict):
-            raise ValueError(": Input should be an object")
+            raise ValueError("Input should be an object")
     except (OSError, ValueError, RecursionError) as error:
-        text = str(error)
-        raise CheckpointError(
-            f"{found} cannot be read{text if text.startswith(':') else f': {text}'}"
-        ) from error
+        raise CheckpointError(f"{found} cannot be read: {error}") from error
     return found, content
 
 

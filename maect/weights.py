@@ -50,9 +50,11 @@ _OTHER_PARTS = (
     *("mask_token", "embeddings.mask_token", "decoder", "head.", "pooler.", "classifier."),
     "local_cls_norm.",
 )
+#: where a part of a name begins
+_PART = r"(?:(?<=^)|(?<=\.))"
 #: modules around a module: of DistributedDataParallel, torch.compile, checkpointing and FSDP
 _WRAPPERS = re.compile(
-    r"(?:(?<=^)|(?<=\.))(?:module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."
+    rf"{_PART}(?:module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."
 )
 #: names inside an encoder -> timm's, in this order: of DINOv2's chunks of blocks, of MIM-Refiner,
 #: DINOv2 and DINOv3, and of Hugging Face
@@ -81,8 +83,8 @@ _RENAMES = (
     (r"^layernorm\.", "norm."),
 )
 #: class tokens by whose names an encoder is found, and what stands for them where it has none
-_CLASS_TOKEN = r"(?:embeddings\.)?(?:cls_token|cls_tokens\.tokens)$"
-_CLASSLESS = r"patch_embed\.proj\.weight$"
+_CLASS_TOKEN = re.compile(rf"{_PART}(?:embeddings\.)?(?:cls_token|cls_tokens\.tokens)$")
+_CLASSLESS = re.compile(rf"{_PART}patch_embed\.proj\.weight$")
 #: names of rotary positions as DINOv3 has them, of its authors, of Hugging Face and of our stages
 _ROTARY = ("storage_tokens", "rope_embed.periods", "embeddings.patch_embeddings.weight")
 #: all names of a plain ViT
@@ -159,23 +161,24 @@ def load_encoder(
     if not named and (rotary or not gated):
         comparable["activation"] = "silu" if gated else "gelu"
     _compare(stated, comparable, beside)
+    facts = dict(stated)
     if expected is not None:
-        _expect(found | {n: v for n, v in stated if n == "heads"}, expected, file)
+        _expect(facts | found, expected, file)
     if not named:
         if "rope.periods" in tensors:  # one for each four channels of a head
             heads = max(1, dim // (4 * tensors["rope.periods"].numel()))
-        sizes["heads"] = _heads(heads, {v for n, v in stated if n == "heads"}, sizes, beside, notes)
+        said = {value for name, value in stated if name == "heads"}
+        sizes["heads"] = _heads(heads, said, sizes, beside, notes)
         if dim % sizes["heads"]:
             raise CheckpointError(
                 f"{file}: its dim {dim} is no multiple of {sizes['heads']} heads; give heads"
             )
-    told = dict(stated).get("image_size")
-    grids = [_grid(size, patch, where) for size, where in ((told, beside), (image_size, file))]
+    told, wanted = _grid(facts.get("image_size"), patch, beside), _grid(image_size, patch, file)
     if "pos_embed" in tensors:
-        grid = _place_positions(tensors, grids[0], grids[1], file, beside, notes)
+        grid = _place_positions(tensors, told, wanted, file, beside, notes)
     else:
-        grid = grids[1] or grids[0] or (max(1, 224 // patch),) * 2
-        if not any(grids):
+        grid = wanted or told or (max(1, 224 // patch),) * 2
+        if not (wanted or told):
             notes.append(f"images of {grid[0] * patch} pixels a side assumed: nothing says")
     size = (grid[0] * patch, grid[1] * patch)
     encoder: Encoder | TimmEncoder
@@ -193,10 +196,10 @@ def load_encoder(
         encoder.load_state_dict(copies, assign=True)
     except RuntimeError as error:  # names what is missing, unexpected and of another shape
         what = f"timm's {encoder.architecture}" if as_timm else "a plain ViT encoder"
-        told = " ".join(str(error).split()[6:])
+        reason = " ".join(str(error).split()[6:])
         raise CheckpointError(
             f"{file} does not fit {what} of dim {dim}, depth {sizes['depth']} and patch size "
-            f"{patch}: {told[:1000]}"
+            f"{patch}: {reason[:1000]}"
         ) from None
     if isinstance(encoder, TimmEncoder) and hasattr(getattr(encoder, "rope", None), "periods"):
         precision = "computed in float32; DINOv3's authors keep them in bfloat16"
@@ -209,7 +212,7 @@ def load_encoder(
     bad = first_not_finite(encoder.state_dict())
     if bad is not None:
         raise CheckpointError(f"{file}: {bad} holds NaN or infinite values; take sound weights")
-    encoder.stated = {name: value for name, value in stated if name in _OF_IMAGES}
+    encoder.stated = {name: facts[name] for name in _OF_IMAGES if name in facts}
     if as_timm and (pool := _POOLS.get(getattr(encoder, "global_pool", ""))) and named:
         encoder.stated.setdefault("pool", pool)
     if encoder.pools == ("mean",):
@@ -266,17 +269,15 @@ def _made_by_timm(
     file: Path,
 ) -> TimmEncoder:
     """Return timm's network for tensors, which get its names in place; it holds none of them."""
-    args = network.get("model_args", {})
+    args = {**network.get("model_args", {})}
     if network:
         architecture = network["architecture"]
-        if any(name.startswith("attn_pool.") for name in tensors):  # reads tokens, as others do not
-            for name in [n for n in tensors if n.startswith("attn_pool.")]:
+        if pooling := [name for name in tensors if name.startswith("attn_pool.")]:
+            for name in pooling:  # it reads tokens, as others do not
                 del tensors[name]
-            token = "cls_token" in tensors
-            args = args | (
-                {"global_pool": "token"} if token else {"global_pool": "avg", "fc_norm": False}
-            )
-        args = args | {"patch_size": sizes["patch_size"], "in_chans": sizes["in_chans"]}
+            token = {"global_pool": "token"}
+            args |= token if "cls_token" in tensors else {"global_pool": "avg", "fc_norm": False}
+        args |= {"patch_size": sizes["patch_size"], "in_chans": sizes["in_chans"]}
         if "pos_embed" in tensors:
             args |= {"no_embed_class": True}
     else:
@@ -316,10 +317,10 @@ def save_encoder(
         values = ", ".join(f"{name} {assumed[name]}" for name in missing)
         warnings.warn(f"nothing says how images were normalised; {values} assumed", stacklevel=2)
     told = {"pool": "mean", "interpolation": "bicubic", "crop_pct": 224 / 256, **assumed, **told}
+    if told["pool"] not in encoder.pools:
+        raise ValueError("its final norm (fc_norm) is of the mean of patches; pool 'mean'")
     for name in assumed:
         told[name] = [float(value) for value in told[name]]
-        if told["pool"] not in encoder.pools:
-            raise ValueError("its final norm (fc_norm) is of the mean of patches; pool 'mean'")
         if len(told[name]) != encoder.in_chans:
             raise ValueError(
                 f"{name} {told[name]} for {encoder.in_chans} channel(s); give one each"
@@ -327,9 +328,12 @@ def save_encoder(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu() for name, value in encoder.state_dict().items()}
-    architecture, args = (
-        "vit_base_patch16_224",
-        {
+    pooling = {"cls": "token", "mean": "avg"}[told["pool"]]
+    if isinstance(encoder, TimmEncoder):
+        architecture, args = encoder.architecture, {**encoder.model_args, "global_pool": pooling}
+    else:
+        architecture = "vit_base_patch16_224"
+        args = {
             "img_size": list(encoder.image_size),
             "patch_size": encoder.patch_size,
             "in_chans": encoder.in_chans,
@@ -337,14 +341,9 @@ def save_encoder(
             "depth": encoder.depth,
             "num_heads": encoder.heads,
             "mlp_ratio": encoder.mlp_ratio,
-            "global_pool": {"cls": "token", "mean": "avg"}[told["pool"]],
+            "global_pool": pooling,
             "fc_norm": not isinstance(encoder.fc_norm, nn.Identity),
-        },
-    )
-    if isinstance(encoder, TimmEncoder):
-        architecture = encoder.architecture
-        args = {**encoder.model_args, "global_pool": args["global_pool"]}
-    else:
+        }
         positions = tensors["pos_embed"]
         tensors["pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
     tensors = {name: value.contiguous() for name, value in tensors.items()}
@@ -484,7 +483,7 @@ def _encoder_tensors(content: Any, file: Path, classless: bool) -> tuple[dict[st
     """
     named = list(_flatten(content, file))
     for token in (_CLASS_TOKEN, _CLASSLESS) if classless else (_CLASS_TOKEN,):
-        prefixes = {name[: at.start()] for name, _ in named if (at := _at(token, name))}
+        prefixes = {name[: at.start()] for name, _ in named if (at := token.search(name))}
         if prefixes:
             break
     else:
@@ -527,11 +526,6 @@ def _encoder_tensors(content: Any, file: Path, classless: bool) -> tuple[dict[st
                 raise CheckpointError(f"{file}: {_listed(names)} differ in their shapes")
             found[query.replace(".query.", ".qkv.")] = torch.cat(parts)
     return found, rotary
-
-
-def _at(token: str, name: str) -> re.Match[str] | None:
-    """Return where a name ends in `token`, a pattern, as its last part or parts."""
-    return re.search(rf"(?:(?<=^)|(?<=\.)){token}", name)
 
 
 def _fault(tensor: Tensor) -> str | None:
@@ -629,11 +623,9 @@ def _stated(file: Path) -> tuple[Path, list[tuple[str, Any]]]:
                 outer, _, inner = place.rpartition(".")
                 if (value := config[outer].get(inner)) is not None:
                     facts.append((name, fact.validate_python(value)))
-    except ValidationError as error:
-        message = f"{beside} cannot be read: {place}: {error.errors()[0]['msg']}"
-        raise CheckpointError(message) from error
     except ValueError as error:
-        raise CheckpointError(f"{beside} cannot be read: {place}: {error}") from error
+        told = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise CheckpointError(f"{beside} cannot be read: {place}: {told}") from error
     return beside, [one for name, value in facts for one in _in_our_words(name, value)]
 
 
