@@ -32,7 +32,8 @@ class _ShortAttention(torch.autograd.Function):
         scores = torch.baddbmm(key.new_empty(1), key, query.mT, beta=0, alpha=per_head**-0.5)
         weights = scores.softmax(1)  # [B heads, keys, queries]
         ctx.save_for_backward(parts, weights)
-        return _side_by_side(torch.bmm(weights.mT, value), heads)
+        seen = torch.bmm(weights.mT, value)  # [B heads, N, d]
+        return seen.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -51,11 +52,6 @@ class _ShortAttention(torch.autograd.Function):
         torch.bmm(weights, seen, out=result[2])
         result = result.view(3, images, heads, tokens, per_head).permute(1, 3, 0, 2, 4)
         return result.reshape(images, tokens, 3 * heads * per_head), None
-
-
-def _side_by_side(values: Tensor, heads: int) -> Tensor:
-    """Return heads' values side by side: [B heads, N, d] -> [B, N, heads d]."""
-    return values.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
 
 
 class SelfAttention(Attention):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 
 import numpy as np
 import torch
@@ -28,9 +27,8 @@ def keep_freed_memory() -> None:
     By default glibc gives it back to the system, and gets it again a moment later, page by page:
     up to a fifth of the time of a small step.
     """
-    if sys.platform == "linux":
-        trim_threshold, mmap_threshold = -1, -3  # as malloc.h has them
-        library = ctypes.CDLL(None)
-        if hasattr(library, "mallopt"):  # musl has none
-            library.mallopt(mmap_threshold, 32 << 20)
-            library.mallopt(trim_threshold, 512 << 20)
+    trim_threshold, mmap_threshold = -1, -3  # as malloc.h has them
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):  # musl and macOS have none
+        library.mallopt(mmap_threshold, 32 << 20)
+        library.mallopt(trim_threshold, 512 << 20)

@@ -72,13 +72,8 @@ def step(
 
     taught = method.teacher and method.part == "tuning"
     whole = view(image_size) + (forward_pass(model, image_size, channels, 1) if taught else 0.0)
-    local = local_views(method, options)
+    local = getattr(options, "local_views", 0)  # small crops beside the two views
     return options.batch_size * (2.0 * whole + (local * view(options.local_size) if local else 0.0))
-
-
-def local_views(method: Method, options: Any) -> int:
-    """Return how many small crops of an image a step takes beside the two views."""
-    return getattr(options, "local_views", 0) if method.part == "tuning" else 0
 
 
 def forward_pass(model: ModelSettings, image_size: int, channels: int, images: float) -> float:

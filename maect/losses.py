@@ -27,22 +27,13 @@ def patchify(images: Tensor, patch_size: int, *, channels_first: bool = False) -
     return grid.permute(0, 2, 4, *inside).reshape(batch, rows * columns, -1)
 
 
-def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int] | None = None) -> Tensor:
+def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
     """Return the images of patches, the inverse of `patchify`: [B, N, P] -> [B, C, H, W].
 
-    `grid` is (rows, columns) of patches, by default a square. Raises ValueError if it does not
-    hold N patches, or if P is no multiple of `patch_size` squared.
+    `grid` is (rows, columns) of the N patches.
     """
-    batch, count, values = patches.shape
-    rows, columns = grid or (round(count**0.5),) * 2
-    if rows * columns != count:
-        raise ValueError(f"{count} patches do not fill a grid of {rows}x{columns}")
-    if values % patch_size**2:
-        raise ValueError(f"patches of {values} values are not {patch_size}x{patch_size} pixels")
-    pixels = patches.reshape(batch, rows, columns, patch_size, patch_size, -1)
-    return pixels.permute(0, 5, 1, 3, 2, 4).reshape(
-        batch, -1, rows * patch_size, columns * patch_size
-    )
+    pixels = patches.reshape(len(patches), *grid, patch_size, patch_size, -1)
+    return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 def mae_loss_per_image(

@@ -18,10 +18,8 @@ def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
 
     Linear over the first `warmup` steps, `peak * (step + 1) / (warmup + 1)`; then half a cosine,
     `peak * (1 + cos(pi * s / (total - warmup))) / 2` with s counted from the end of the warm-up
-    (the published code's schedule). Raises ValueError for a step outside of the schedule.
+    (the published code's schedule).
     """
-    if not 0 <= step < total:
-        raise ValueError(f"step {step} is outside of a schedule of {total} steps")
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     return peak * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2

@@ -17,17 +17,6 @@ def modules(package: str, path: Iterable[str]) -> list[ModuleType]:
     return [importlib.import_module(f"{package}.{i.name}") for i in pkgutil.iter_modules(path)]
 
 
-def by_name(package: str, found: Iterable[T]) -> dict[str, T]:
-    """Return what was found by its `name`. Raises ValueError where two have one name."""
-    named: dict[str, T] = {}
-    for one in found:
-        name = one.name  # type: ignore[attr-defined]
-        if name in named:
-            raise ValueError(f"two modules of {package} are named '{name}'")
-        named[name] = one
-    return named
-
-
 def lookup(known: Mapping[str, T], name: str, what: str) -> T:
     """Return the one called `name`; ValueError with the nearest name if there is none."""
     if name in known:

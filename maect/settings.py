@@ -304,16 +304,11 @@ class ScheduleSettings(Settings):
             raise ValueError("give at most one of warmup, warmup_epochs and warmup_steps")
         return self
 
-    def _peak(self, rate: float | None) -> float:
-        """Return the peak rate behind `rate`, given in the form (lr or base_lr) of this stage."""
-        if rate is None:
-            rate = self.lr if self.lr is not None else self.base_lr
-            assert rate is not None
-        return rate if self.lr is not None else rate * self._crops() * self.batch_size / 256
-
-    def _crops(self) -> int:
-        """Return how many views of each image a step takes."""
-        return 2
+    def _peak(self, own: float | None = None) -> float:
+        """Return the peak rate; of `own` where given, in the form (lr or base_lr) of this stage."""
+        rate = own or self.lr or self.base_lr or 0.0
+        views = getattr(self, "views", 2)
+        return rate if self.lr is not None else rate * views * self.batch_size / 256
 
     def scaled(self, factor: float) -> Self:
         """Return the same stage with its learning rates times `factor`."""
@@ -334,7 +329,7 @@ class ScheduleSettings(Settings):
             warmup = round(self.warmup_epochs * an_epoch)
         else:
             warmup = round((self.warmup or 0.0) * steps)
-        told = {"steps": steps, "lr": self._peak(None), "warmup_steps": min(warmup, steps)}
+        told = {"steps": steps, "lr": self._peak(), "warmup_steps": min(warmup, steps)}
         untold = dict.fromkeys(("epochs", "base_lr", "warmup", "warmup_epochs"))
         return self.model_copy(update=told | untold)
 
@@ -349,9 +344,6 @@ class MAESettings(ScheduleSettings):
     mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
     #: normalise each target patch by its own mean and (unbiased) variance
     norm_pix: bool = True
-
-    def _crops(self) -> int:
-        return self.views
 
 
 class HeadStageSettings(ScheduleSettings):
@@ -379,11 +371,7 @@ class TuningSettings(ScheduleSettings):
         frozen = self.frozen_blocks
         if frozen is None:
             frozen = int((self.frozen or 0.0) * depth)
-        changes = {
-            "head_lr": self._peak(self.head_lr),
-            "frozen": None,
-            "frozen_blocks": frozen,
-        }
+        changes = {"head_lr": self._peak(self.head_lr), "frozen": None, "frozen_blocks": frozen}
         return super().resolve(train_images, depth).model_copy(update=changes)
 
 

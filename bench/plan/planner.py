@@ -244,7 +244,7 @@ class _RowPlanner:
         if not method.pipeline:
             settings["pool"] = row.model.pool
         views = row.augment[method.pipeline or variant.augment].views(getattr(train, "views", 2))
-        if count := flops.local_views(method, options):
+        if count := getattr(options, "local_views", 0):
             crop = {"crop_scale": options.local_scale}
             views += [views[-1].model_copy(update=crop)] * count
         settings["views"] = [view.resolved() for view in views]
