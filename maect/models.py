@@ -225,13 +225,11 @@ class Encoder(VisionEncoder):
         By default all N. No gradient reaches the embedding and the first `frozen_blocks` blocks,
         and their activations are not stored; 0 freezes neither.
         """
-        blocks = list(self.blocks)
         with torch.no_grad() if frozen_blocks else nullcontext():
             tokens = self._embed(images, keep)
-            for block in blocks[:frozen_blocks]:
+        for index, block in enumerate(self.blocks):
+            with torch.no_grad() if index < frozen_blocks else nullcontext():
                 tokens = self._block(block, tokens)
-        for block in blocks[frozen_blocks:]:
-            tokens = self._block(block, tokens)
         return self.norm(tokens)
 
     #: the name that timm's models know it by

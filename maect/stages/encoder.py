@@ -48,8 +48,8 @@ def encoder_of(job: Job, channels: int, *, averaged: bool = False) -> VisionEnco
 
 def _random(job: Job, channels: int) -> Encoder:
     """Return an encoder with the job's initial weights."""
-    size, seed = job.data.image_size, job.settings.get("seed", 0)
-    return build_encoder(job.model, image_size=size, in_chans=channels, seed=seed)
+    size = job.data.image_size
+    return build_encoder(job.model, image_size=size, in_chans=channels, seed=job.seed)
 
 
 def _loaded(job: Job, path: Path, channels: int) -> VisionEncoder:

@@ -40,7 +40,7 @@ def evaluate(
     # features of several blocks [N, K, D] go to the device block by block
     on_device = {n: t if t.ndim == 3 else t.to(job.device) for n, t in features.items()}
     labelled = _labelled(job) if "budgets" in job.settings["settings"] else {}
-    given = eval_input(on_device, split, labelled, job.settings.get("seed", 0), images)
+    given = eval_input(on_device, split, labelled, job.seed, images)
     result = evaluator.run(given, settings)
     draws = evaluator.by_draw(result.predictions, labels_of(given.test.y))
     predictions = {name: torch.from_numpy(array) for name, array in result.predictions.items()}

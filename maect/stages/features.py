@@ -104,8 +104,6 @@ class JobImages:
         self.split = cache(job.split)
         #: rows of the selection split that stand for two splits: see `reporting`
         self.rows: dict[str, np.ndarray] = {}
-        #: seed of the random numbers of augmented views
-        self.seed = int(job.settings.get("seed", 0))
         #: what was assumed of the encoder, once there is one
         self.notes: list[str] = []
 
@@ -146,7 +144,7 @@ class JobImages:
             image_size=self.job.data.image_size,
             mean=split.mean,
             std=split.std,
-            seed=self.seed,
+            seed=self.job.seed,
             role=role,
             device=self.job.device,
             dtype=self.job.dtype,
@@ -199,12 +197,7 @@ def run(job: Job) -> Output:
     job.prepare()
     images = JobImages(job)
     splits = job.settings.get("splits", SPLITS)
-    tensors = extract(images, splits)
-    for name in sorted({*SPLITS} - {*splits}):
-        whole = tensors[f"{splits[-1]}_x"]
-        tensors[f"{name}_x"] = whole.new_empty(0, *whole.shape[1:])
-        labels = np.asarray(images.split(name).labels, dtype=np.int64)
-        tensors[f"{name}_y"] = torch.from_numpy(labels)
+    tensors = extract(images, splits, labels_of=[name for name in SPLITS if name not in splits])
     if images.group.rank > 0:
         return Output()
     summary: dict[str, Any] = {
@@ -215,10 +208,13 @@ def run(job: Job) -> Output:
     return Output(tensors={"features": tensors}, summary=summary)
 
 
-def extract(images: JobImages, splits: Sequence[str] = SPLITS) -> dict[str, Tensor]:
+def extract(
+    images: JobImages, splits: Sequence[str] = SPLITS, labels_of: Sequence[str] = ()
+) -> dict[str, Tensor]:
     """Return features and labels of `splits`: `train_x`, `train_y` and so on, as `run` leaves.
 
-    On the first worker; on the others the features are empty.
+    `labels_of` are splits of which the features are empty. On the first worker; on the others all
+    features are empty.
     """
     network = None if images.pixels else images.network().eval()
     first = images.group.rank == 0
@@ -236,9 +232,10 @@ def extract(images: JobImages, splits: Sequence[str] = SPLITS) -> dict[str, Tens
             shared = group.shared(len(split), BATCH, features)
             found = [x.cpu() for x in shared if first]
         tensors[f"{name}_x"] = torch.cat(found) if found else torch.empty(0)
-        tensors[f"{name}_y"] = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
     whole = max((tensors[f"{name}_x"] for name in splits), key=len)
-    for name in splits:  # of the shape that images would give
-        if not len(tensors[f"{name}_x"]):
+    for name in (*splits, *labels_of):
+        labels = np.asarray(images.split(name).labels, dtype=np.int64)
+        tensors[f"{name}_y"] = torch.from_numpy(labels)
+        if not len(tensors.get(f"{name}_x", ())):  # of the shape that images would give
             tensors[f"{name}_x"] = whole.new_empty(0, *whole.shape[1:])
     return tensors

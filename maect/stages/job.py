@@ -106,8 +106,8 @@ class Job:
 
     @property
     def seed(self) -> int:
-        """Seed of the stage's random streams."""
-        return int(self.settings["seed"])
+        """Seed of the stage's random streams; 0 for a stage that has none."""
+        return int(self.settings.get("seed", 0))
 
     @cached_property
     def numerics(self) -> NumericsSettings:

@@ -161,15 +161,13 @@ class Training(ABC):
 
         Names are `module/name` and `optimizer0/parameter/moment`.
         """
-        tensors = {
-            f"{name}/{key}": tensor
-            for name, module in self.modules.items()
-            for key, tensor in module.state_dict().items()
-        }
+        tensors: dict[str, Tensor] = {}
+        for name, module in self.modules.items():
+            tensors |= {f"{name}/{key}": one for key, one in module.state_dict().items()}
         for index, optimizer in enumerate(self.optimizers):
             for parameter, moments in optimizer.state_dict()["state"].items():
-                for key, tensor in moments.items():
-                    tensors[f"optimizer{index}/{parameter}/{key}"] = tensor
+                owner = f"optimizer{index}/{parameter}"
+                tensors |= {f"{owner}/{key}": one for key, one in moments.items()}
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
