@@ -141,8 +141,8 @@ class HeadTraining(ContrastiveTraining):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self.encoder.requires_grad_(False).eval()
-        groups = parameter_groups(self.head_parameters, self.settings.weight_decay)
-        self.optimizers = [adamw(groups, self.lr, self.settings.betas)]
+        groups = parameter_groups(self.head_parameters, self.options.weight_decay)
+        self.optimizers = [adamw(groups, self.lr, self.options.betas)]
 
     def gradients(self, epoch: int, indices: np.ndarray) -> Values:
         with torch.no_grad():
@@ -182,7 +182,7 @@ class TuneTraining(ContrastiveTraining):
         """Return the optimizer's groups of the encoder, and its parameters."""
         encoder = dict(self.encoder.named_parameters())
         factors = layer_decay(encoder, self.encoder.depth, self.options.layer_decay)
-        groups = parameter_groups(encoder.items(), self.settings.weight_decay, factors)
+        groups = parameter_groups(encoder.items(), self.options.weight_decay, factors)
         return groups, list(encoder.values())
 
     def gradients(self, epoch: int, indices: np.ndarray) -> Values:

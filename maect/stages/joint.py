@@ -28,7 +28,7 @@ class JointTraining(TuneTraining):
         masks = [Stream(self.job.seed, self.role, "mask", view) for view in (0, 1)]
         self.reconstruction = Reconstruction(self, masks)
         decoder = dict(self.reconstruction.decoder.named_parameters())
-        groups += parameter_groups(decoder.items(), self.settings.weight_decay)
+        groups += parameter_groups(decoder.items(), self.options.weight_decay)
         return groups, [*parameters, *decoder.values()]
 
     def features(self, epoch: int, ids: np.ndarray, frozen_blocks: int) -> Tensor:

@@ -72,11 +72,9 @@ class Training(ABC):
     def __init__(self, job: Job) -> None:
         self.method = methods.get(job.kind)
         settings = self.method.settings.parse(job.settings["train"])
-        assert settings.steps is not None and settings.lr is not None
-        self.job, self.settings = job, settings
         #: the settings with those that the method borrows
         self.options = methods.options_of(settings, job.settings.get("head", {}))
-        self.steps, self.lr = settings.steps, settings.lr
+        self.job, self.steps, self.lr = job, self.options.steps, self.options.lr
         #: names the stage's random streams
         self.role = job.kind
         self.group = job.prepare()
@@ -126,8 +124,7 @@ class Training(ABC):
     def after_step(self) -> None:
         """Update what follows the weights: moving averages."""
         if "encoder_ema" in self.modules:
-            average, decay = self.modules["encoder_ema"], self.settings.encoder_ema
-            update_average(average, self.encoder, decay or 0.0)
+            update_average(self.modules["encoder_ema"], self.encoder, self.options.encoder_ema)
 
     def output(self) -> Output:
         """Return what the stage leaves when its steps are taken: a file for each module."""
@@ -140,18 +137,17 @@ class Training(ABC):
 
     def step(self, number: int) -> Values:
         """Take one step. Return the values to log."""
-        schedule = self.settings
-        assert schedule.warmup_steps is not None
+        options = self.options
         values = self.gradients(*self.batches.at(number))
         if is_logged(number, self.steps):
             values |= self.watch()
         for optimizer in self.optimizers:
             peak = optimizer.defaults["lr"]
-            rate = learning_rate(number, self.steps, schedule.warmup_steps, peak)
+            rate = learning_rate(number, self.steps, options.warmup_steps, peak)
             values.setdefault("lr", rate)  # the curve shows the first optimizer's
             set_learning_rate(optimizer, rate)
-            if schedule.clip_grad is not None:
-                nn.utils.clip_grad_norm_(parameters_of(optimizer), schedule.clip_grad)
+            if options.clip_grad is not None:
+                nn.utils.clip_grad_norm_(parameters_of(optimizer), options.clip_grad)
             optimizer.step()
         self.after_step()
         return values
@@ -287,7 +283,7 @@ def train(training: Training) -> Output:
             continue  # the first worker tells how far the stage is, and keeps its state
         now, done = time.monotonic(), number + 1
         if now - last >= PROGRESS_S or done == end:
-            images = (done - last_step) * training.settings.batch_size
+            images = (done - last_step) * training.options.batch_size
             epoch = number // training.batches.per_epoch
             job.on_progress(Progress(done, steps, epoch, log.loss, images / max(now - last, 1e-9)))
             last, last_step = now, done

@@ -69,8 +69,8 @@ class MAETraining(Training):
             for part in ("encoder", "decoder")
             for name, parameter in self.modules[part].named_parameters()
         ]
-        groups = parameter_groups(named, self.settings.weight_decay)
-        self.optimizers = [adamw(groups, self.lr, self.settings.betas)]
+        groups = parameter_groups(named, self.options.weight_decay)
+        self.optimizers = [adamw(groups, self.lr, self.options.betas)]
         self.sums = GradientSum([p for _, p in named], self.group, passes=len(self.views))
 
     def gradients(self, epoch: int, indices: np.ndarray) -> Values:
