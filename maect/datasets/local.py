@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from maect.datasets.base import DataError, listed, local_root
-from maect.datasets.decoders import unreadable
+from maect.datasets.decoders import readable_before
 from maect.datasets.image_index import Index
 from maect.datasets.images import Place, read_file
 from maect.files import write_atomic
@@ -158,10 +158,8 @@ class _Copy:
             yield from threads.map(self._original, self._rows(number))
 
     def _original(self, row: int) -> bytes:
-        try:
+        with readable_before(self.index.name(row)):
             data = read_file(*self.original(row))
             if not self._fits(row, data):
                 raise ValueError("it holds something else")
-        except (OSError, ValueError) as error:
-            raise unreadable(self.index.name(row), error) from None
         return data
