@@ -185,23 +185,19 @@ class _Pool:
         room = shutil.disk_usage(_SHARED).free // 2 if os.path.isdir(_SHARED) else AHEAD_BYTES
         tasks = min(AHEAD_BYTES, room // workers_here()) // _TASK_BYTES
         processes = min(wanted, tasks)
-        more: dict[str, Any] = {}
-        if processes:
-            context = torch.multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["torchvision.io", "maect.image_ops", __name__])
-            more["multiprocessing_context"] = context
-            more["prefetch_factor"] = tasks // processes
-            more["persistent_workers"] = True
-            more["worker_init_fn"] = _follow_parent
+        context = torch.multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torchvision.io", "maect.image_ops", __name__])
         self._loader: Any = DataLoader(
             _Cutter(),  # type: ignore[arg-type]
             batch_size=None,
             sampler=self._sampler,
             num_workers=processes,
             pin_memory=pinned,
-            collate_fn=_unchanged,
             generator=torch.Generator(),  # else it would take numbers from torch's own
-            **more,
+            multiprocessing_context=context if processes else None,
+            prefetch_factor=tasks // processes if processes else None,
+            persistent_workers=processes > 0,
+            worker_init_fn=_follow_parent,
         )
 
     def work(self, owner: EncodedSplit, tasks: Iterable[Task]) -> Results:
@@ -245,10 +241,6 @@ class _Sampler:
 
     def __iter__(self) -> Iterator[Task]:
         return iter(self.tasks)
-
-
-def _unchanged(result: Any) -> Any:
-    return result
 
 
 def _follow_parent(_: int) -> None:

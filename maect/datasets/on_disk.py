@@ -48,8 +48,9 @@ def _places(settings: DataSettings, root: Path) -> tuple[Path, Path]:
     Raises DataError where there is no such folder.
     """
     if not _is_folder(settings):
-        message = f"there is no folder {settings.path}; name another with --set data.path=DIR"
-        raise DataError(message)
+        raise DataError(
+            f"there is no folder {settings.path}; name another with --set data.path=DIR"
+        )
     path = Path(os.path.realpath(os.path.expanduser(str(settings.path))))
     known = hashlib.sha256(os.fsencode(f"{settings.name}:{path}")).hexdigest()[:16]
     return path, root / "index" / known
@@ -159,8 +160,7 @@ def load(
     """Return one split, decoded when asked for. Raises DataError where the set was not prepared, is
     not the planned one, or cannot be copied as its settings want."""
     index, splits, _, place = _usable(settings, root)
-    if planned is not None:
-        require_planned(settings.name, index.fingerprint(settings.selection), planned)
+    require_planned(settings.name, index.fingerprint(settings.selection), planned)
     if settings.stage == "local":
         place = local.copied(index, place, progress)
     part, classes = splits[split], len(index.classes)
