@@ -105,15 +105,13 @@ def _nearest_in_chunk(stored: Tensor, queries: Tensor, k: int) -> tuple[Tensor, 
     if n % size:
         stored = torch.cat([stored, stored.new_zeros(-n % size, stored.shape[1])])
     scratch = stored.new_empty(len(stored) * QUERY_BLOCK)
-    similarity = [stored.new_empty(0, k, dtype=torch.float64)]
-    row = [stored.new_empty(0, k, dtype=torch.int64)]
+    best = []
     for block in queries.split(QUERY_BLOCK):
         candidates = _candidates(stored, block, scratch, n, size, k)
         step = max(1, PAIR_NUMBERS // (candidates.shape[1] * stored.shape[1]))
         for rows, query in zip(candidates.split(step), block.split(step), strict=True):
-            best = _best_of(stored, n, query, rows, k)
-            similarity.append(best[0])
-            row.append(best[1])
+            best.append(_best_of(stored, n, query, rows, k))
+    similarity, row = zip(*best, strict=True)
     return torch.cat(similarity), torch.cat(row)
 
 
