@@ -46,8 +46,8 @@ def fresh_crops(
             return seen(images.views(view, "probe", epoch, rows[part]))
 
         with torch.no_grad():
-            found = list(group.shared(len(rows), IMAGES, features))
-        yield torch.cat(found).to(data.train.y.device)
+            found = torch.cat(list(group.shared(len(rows), IMAGES, features)))
+        yield found.to(data.train.y.device)
 
 
 EVALUATOR = Evaluator(
