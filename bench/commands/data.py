@@ -89,7 +89,7 @@ def prepare_data(suite: Suite) -> bool:
     for variant in suite.variants.values():
         for one in variant.evaluations.values():
             counts = data_info(one.data or variant.row.data).counts
-            one.evaluator.require_images(one.settings, variant.row.report_on, counts)
+            one.evaluator.require_images(variant.row.report_on, counts)
     _check_lists(suite)
     return bool(missing)
 

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from maect.datasets.base import DataError, decode_threads, workers_here
+from maect.datasets.base import DataError, Split, decode_threads, workers_here
+from maect.datasets.image_index import Index
 from maect.datasets.images import Place, decode, read_file
 
 if TYPE_CHECKING:
@@ -96,38 +97,36 @@ class Crops:
 
 @dataclass(frozen=True)
 class Task:
-    """Some images of a request: where they lie, their heights and widths, and what is cut out."""
+    """Some images of a request: their names, where they lie, their heights and widths, and what is
+    cut out."""
 
+    names: list[str]
     places: list[Place]
     sizes: np.ndarray
     cuts: list[Cut]
     size: int
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """What is wrong with an image of a task, the `row`-th."""
-
-    row: int
-    reason: str
-
-
 class _Cutter:
-    """What a DataLoader takes for a data set: task -> its crops, and the CPU time of a process
-    other than the calling one since it last told."""
+    """What a DataLoader takes for a data set: task -> its crops or what is wrong with an image, and
+    the CPU time of a process other than the calling one since it last told."""
 
     told_s = 0.0
 
-    def __getitem__(self, task: Task) -> tuple[torch.Tensor | Unreadable, float]:
+    def __getitem__(self, task: Task) -> tuple[torch.Tensor | DataError, float]:
         from torch.utils.data import get_worker_info
 
         elsewhere = get_worker_info() is not None
-        crops = _cut(task, elsewhere)
+        crops: torch.Tensor | DataError
+        try:
+            crops = _cut(task, elsewhere)
+        except DataError as error:
+            crops = error
         last_s, self.told_s = self.told_s, time.process_time()
         return crops, self.told_s - last_s if elsewhere else 0.0
 
 
-def _cut(task: Task, elsewhere: bool) -> torch.Tensor | Unreadable:
+def _cut(task: Task, elsewhere: bool) -> torch.Tensor:
     import torch
 
     from maect.image_ops import center_crop, crop
@@ -136,13 +135,11 @@ def _cut(task: Task, elsewhere: bool) -> torch.Tensor | Unreadable:
     crops = torch.empty(shape, dtype=torch.uint8)
     if elsewhere:  # here, where an error is told; DataLoader would do it where none is
         crops.share_memory_()
-    for row, place in enumerate(task.places):
-        try:
+    for row, (name, place) in enumerate(zip(task.names, task.places, strict=True)):
+        with readable_before(name):
             pixels = decode(read_file(*place), fast=elsewhere or _asked >= ALONE)[0]
             if (now := pixels.shape[:2]) != (then := tuple(task.sizes[row].tolist())):
                 raise ValueError(f"its height and width are {now}, they were {then}")
-        except (OSError, ValueError) as error:
-            return Unreadable(row, getattr(error, "strerror", None) or str(error))
         image = torch.from_numpy(pixels).permute(2, 0, 1)
         for view, cut in enumerate(task.cuts):
             if cut.boxes is None:
@@ -153,15 +150,19 @@ def _cut(task: Task, elsewhere: bool) -> torch.Tensor | Unreadable:
     return crops
 
 
-def unreadable(name: str, error: Exception | str) -> DataError:
-    """Return what to raise of an image that has been read before."""
-    return DataError(
-        f"{name} could be read when the set was checked and cannot now: "
-        f"{getattr(error, 'strerror', None) or error}. Restore it, or check the set again"
-    )
+@contextmanager
+def readable_before(name: str) -> Iterator[None]:
+    """Raise DataError that names an image which has been read before, and says why it cannot be."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{name} could be read when the set was checked and cannot now: "
+            f"{getattr(error, 'strerror', None) or error}. Restore it, or check the set again"
+        ) from None
 
 
-Results = Generator["torch.Tensor | Unreadable", None, None]
+Results = Generator["torch.Tensor | DataError", None, None]
 
 
 class Died(RuntimeError):
@@ -177,33 +178,29 @@ class _Pool:
 
         self.wanted, self.pinned = wanted, pinned
         #: whose crops are being made
-        self.owner: Ahead | None = None
+        self.owner: EncodedSplit | None = None
         self._sampler = _Sampler()
         self._work = self._results()
         # too little shared memory would end the processes
         room = shutil.disk_usage(_SHARED).free // 2 if os.path.isdir(_SHARED) else AHEAD_BYTES
         tasks = min(AHEAD_BYTES, room // workers_here()) // _TASK_BYTES
         processes = min(wanted, tasks)
-        more: dict[str, Any] = {}
-        if processes:
-            context = torch.multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["torchvision.io", "maect.image_ops", __name__])
-            more["multiprocessing_context"] = context
-            more["prefetch_factor"] = tasks // processes
-            more["persistent_workers"] = True
-            more["worker_init_fn"] = _follow_parent
+        context = torch.multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torchvision.io", "maect.image_ops", __name__])
         self._loader: Any = DataLoader(
             _Cutter(),  # type: ignore[arg-type]
             batch_size=None,
             sampler=self._sampler,
             num_workers=processes,
             pin_memory=pinned,
-            collate_fn=_unchanged,
             generator=torch.Generator(),  # else it would take numbers from torch's own
-            **more,
+            multiprocessing_context=context if processes else None,
+            prefetch_factor=tasks // processes if processes else None,
+            persistent_workers=processes > 0,
+            worker_init_fn=_follow_parent,
         )
 
-    def work(self, owner: Ahead, tasks: Iterable[Task]) -> Results:
+    def work(self, owner: EncodedSplit, tasks: Iterable[Task]) -> Results:
         """Begin with other tasks; return what comes of each, in order. It raises Died."""
         self._work.close()
         self.owner, self._sampler.tasks = owner, tasks
@@ -244,10 +241,6 @@ class _Sampler:
 
     def __iter__(self) -> Iterator[Task]:
         return iter(self.tasks)
-
-
-def _unchanged(result: Any) -> Any:
-    return result
 
 
 def _follow_parent(_: int) -> None:
@@ -307,15 +300,35 @@ def _current() -> _Pool:
     return _pool
 
 
-class Ahead:
-    """The crops of one split; those of announced requests are made ahead."""
+@dataclass(eq=False)
+class EncodedSplit(Split):
+    """A split whose images keep their sizes and are decoded when asked for; the crops of announced
+    requests are made ahead, as far as memory allows."""
 
-    def __init__(
-        self, tasks: Callable[[Request], Iterable[Task]], name: Callable[[int], str]
-    ) -> None:
-        """`tasks` gives one for each part of a request, `name` what a row's image is called."""
-        self.tasks, self.name = tasks, name
+    rows: Index
+    #: row of the split -> where its encoded bytes are
+    place: Callable[[int], Place]
+
+    def __post_init__(self) -> None:
         self._forget()
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return self.rows.sizes
+
+    def batch(self, indices: np.ndarray) -> list[torch.Tensor]:
+        """Return whole images: int64 [B] -> B of uint8 [3, h, w] on the CPU.
+
+        Raises DataError where a file can no longer be read.
+        """
+        import torch
+
+        found = []
+        for row in indices.tolist():
+            with readable_before(self.rows.name(row)):
+                pixels, _ = decode(read_file(*self.place(row)))
+            found.append(torch.from_numpy(pixels).permute(2, 0, 1))
+        return found
 
     def _forget(self) -> None:
         self._rest: Iterator[Request] = iter(())
@@ -334,14 +347,18 @@ class Ahead:
         """Have everything done that has not been taken."""
         self._rest = chain(list(self._given), self._rest)
         self._given.clear()
-        self._found = pool.work(self, self._all_tasks())
+        self._found = pool.work(self, self._tasks())
 
-    def _all_tasks(self) -> Iterator[Task]:
+    def _tasks(self) -> Iterator[Task]:
         for request in self._rest:
             self._given.append(request)
-            yield from self.tasks(request)
+            for part in request.parts():
+                rows = request.rows[part].tolist()
+                names, places = map(self.rows.name, rows), map(self.place, rows)
+                cuts = [Cut(cut.boxes, cut.flip).piece(part) for cut in request.cuts]
+                yield Task([*names], [*places], self.rows.sizes[rows], cuts, request.size)
 
-    def take(self, rows: np.ndarray, request: Callable[[], Request]) -> Crops:
+    def crops(self, rows: np.ndarray, request: Callable[[], Request]) -> Crops:
         """Return the crops of images `rows` [B], of the announced request or of this one.
 
         Raises DataError where a file can no longer be read; ValueError where requests were
@@ -370,16 +387,15 @@ class Ahead:
             self.expect([request()])
             first = next(self._found)
         asked = self._given[0]
-        parts = asked.parts()
-        found = [first, *islice(self._found, len(parts) - 1)]
+        found = [first, *islice(self._found, len(asked.parts()) - 1)]
         self._given.popleft()
         if not np.array_equal(asked.rows, rows):
             self._forget()
             raise ValueError("these samples are not the batch that was announced next")
         pixels = []
-        for part, crops in zip(parts, found, strict=True):
-            if isinstance(crops, Unreadable):
+        for crops in found:
+            if isinstance(crops, DataError):
                 self._forget()
-                raise unreadable(self.name(int(rows[part][crops.row])), crops.reason)
+                raise crops
             pixels.append(crops)
         return Crops(asked.cuts, pixels)

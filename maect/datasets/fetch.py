@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from maect.datasets import named
-from maect.datasets.base import DataError, data_root, readable
-from maect.datasets.named import CATALOG, Entry, Pools, Source
+from maect.datasets.base import DataError, readable
+from maect.datasets.named import CATALOG, Pools, Source
 
 Progress = Callable[[str], None]
 
@@ -261,7 +261,7 @@ def _install(name: str, path: Path, root: Path, source: str) -> None:
 
 def fetch(
     name: str,
-    root: Path | None = None,
+    root: Path,
     from_path: Path | None = None,
     progress: Progress = lambda text: None,
 ) -> str:
@@ -271,27 +271,25 @@ def fetch(
     there and verifies. Return where it came from; "cache" where it was there. Raises DataError
     where nothing works, saying what each source answered.
     """
-    root = root or data_root()
-    entry = CATALOG[name]
-    if not entry.sources:
+    if not CATALOG[name].sources:
         return "scikit-learn"
     try:
         if from_path is not None:
-            return _fetch_from(name, entry, root, Path(from_path))
-        return _fetch_any(name, entry, root, progress)
+            return _fetch_from(name, root, from_path)
+        return _fetch_any(name, root, progress)
     except OSError as error:
         raise DataError(
             f"{name} could not be kept in {root}: {error}. MAECT_DATA names another data directory"
         ) from None
 
 
-def _fetch_any(name: str, entry: Entry, root: Path, progress: Progress) -> str:
+def _fetch_any(name: str, root: Path, progress: Progress) -> str:
     """From the cache, else from the first source that works."""
     with suppress(DataError):
         named.read_cache(name, root, verify=True)
         return "cache"
     failed = []
-    for number, source in enumerate(entry.sources):
+    for number, source in enumerate(CATALOG[name].sources):
         folder = root / "downloads" / name / str(number)
         progress(f"{name}: trying {source}")
         try:
@@ -310,10 +308,10 @@ def _fetch_any(name: str, entry: Entry, root: Path, progress: Progress) -> str:
     )
 
 
-def _fetch_from(name: str, entry: Entry, root: Path, path: Path) -> str:
+def _fetch_from(name: str, root: Path, path: Path) -> str:
     if not (path.is_file() or path.is_dir()):
         raise DataError(f"there is no {path}")
-    for source in entry.sources:
+    for source in CATALOG[name].sources:
         if path.name in source.files:
             verify(path, source.files[path.name])
     with tempfile.TemporaryDirectory() as folder:

@@ -89,13 +89,13 @@ def listing(path: Path) -> Files:
 
 def is_current(path: Path, known: Path) -> bool:
     """Return whether every image has been looked at as it is now."""
-    index = Index.load(_file(known))
+    index = Index.load(known.with_suffix(".npz"))
     return index is not None and index.is_of(listing(path))
 
 
 def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
     """Read the images that are new or have changed."""
-    files, index = listing(path), Index.load(_file(known))
+    files, index = listing(path), Index.load(known.with_suffix(".npz"))
     if index is not None and index.is_of(files):
         return
     seen: dict[tuple[bytes, bytes], Inspection] = {}
@@ -116,16 +116,12 @@ def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
         for start in range(0, len(files), _REPORT_EVERY):
             found.extend(threads.map(look, range(len(files))[start : start + _REPORT_EVERY]))
             progress(f"checked {len(found):,} of {len(files):,} images")
-    Index.build(files, found).save(_file(known))
+    Index.build(files, found).save(known.with_suffix(".npz"))
 
 
 def load(path: Path, known: Path) -> tuple[Index, Callable[[int], Place]]:
     """Return the index as it was made, and where the encoded bytes of a row of it are."""
-    index = Index.load(_file(known))
+    index = Index.load(known.with_suffix(".npz"))
     if index is None:
         raise DataError(f"the images in {path} have not been checked yet")
     return index, lambda row: (path / index.name(row), 0, None)
-
-
-def _file(known: Path) -> Path:
-    return known.with_suffix(".npz")

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from maect.datasets.base import DataError, listed, local_root
-from maect.datasets.decoders import unreadable
+from maect.datasets.decoders import readable_before
 from maect.datasets.image_index import Index
 from maect.datasets.images import Place, read_file
 from maect.files import write_atomic
@@ -57,9 +57,8 @@ class _Copy:
 
     def __init__(self, index: Index, original: Callable[[int], Place], folder: Path) -> None:
         self.index, self.original, self.folder = index, original, folder
-        #: which images there are: of a file that could not be opened the index has no checksum
-        self._held = np.asarray(index.digests.any(axis=1))
-        self._lengths = np.where(self._held, index.stamps[:, 0], 0)
+        # of a file that could not be opened the index has no checksum: it has no part in the copy
+        self._lengths = np.where(index.digests.any(axis=1), index.stamps[:, 0], 0)
         starts = np.cumsum(self._lengths) - self._lengths
         #: each large file's first row, and each row's large file
         _, first, self._number = np.unique(starts // _BYTES, return_index=True, return_inverse=True)
@@ -148,9 +147,9 @@ class _Copy:
         return hashlib.sha256(data).digest() == self.index.digests[row].tobytes()
 
     def _rows(self, number: int) -> Iterator[int]:
-        """Yield the rows of a large file."""
+        """Yield the rows of a large file, without those of which it holds nothing."""
         first, end = self._bounds[number : number + 2]
-        return (row for row in range(first, end) if self._held[row])
+        return (row for row in range(first, end) if self._lengths[row])
 
     def _originals(self, number: int) -> Iterator[bytes]:
         """Yield the images of a large file, read and compared with their checksums."""
@@ -158,10 +157,8 @@ class _Copy:
             yield from threads.map(self._original, self._rows(number))
 
     def _original(self, row: int) -> bytes:
-        try:
+        with readable_before(self.index.name(row)):
             data = read_file(*self.original(row))
             if not self._fits(row, data):
                 raise ValueError("it holds something else")
-        except (OSError, ValueError) as error:
-            raise unreadable(self.index.name(row), error) from None
         return data

@@ -1,81 +1,31 @@
-"""Sets too large to be held decoded, `image_folder` and `parquet`: what they are, and their splits,
-whose images are decoded and cut ahead of whoever asks for them."""
+"""Sets too large to be held decoded, `image_folder` and `parquet`: what they are, and their
+splits."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from maect.datasets import folder, lists, local, shards
-from maect.datasets.base import DataError, DataInfo, Split, listed, require_planned
-from maect.datasets.decoders import Ahead, Crops, Cut, Request, Task, unreadable
+from maect.datasets.base import DataError, DataInfo, listed, require_planned
+from maect.datasets.decoders import EncodedSplit
 from maect.datasets.image_index import Index
-from maect.datasets.images import Place, decode, read_file
+from maect.datasets.images import Place
 from maect.datasets.named import IMAGENET_MEAN, IMAGENET_STD
 from maect.datasets.splits import make_low_shot
 from maect.settings import DataSettings
-
-if TYPE_CHECKING:
-    import torch
 
 _ASSUMED = (
     "assumed: classes in the order of their names or numbers, pixels normalised by ImageNet's mean "
     "and deviation"
 )
-
-
-@dataclass(eq=False)
-class EncodedSplit(Split):
-    """One split whose images are decoded when asked for; they keep their sizes."""
-
-    rows: Index
-    #: row of the split -> where its encoded bytes are
-    place: Callable[[int], Place]
-
-    def __post_init__(self) -> None:
-        self._ahead = Ahead(self._tasks, self.rows.name)
-
-    @property
-    def sizes(self) -> np.ndarray:
-        return self.rows.sizes
-
-    def _tasks(self, request: Request) -> Iterator[Task]:
-        for part in request.parts():
-            rows = request.rows[part]
-            cuts = [Cut(cut.boxes, cut.flip).piece(part) for cut in request.cuts]
-            places = [self.place(int(row)) for row in rows]
-            yield Task(places, self.rows.sizes[rows], cuts, request.size)
-
-    def expect(self, requests: Iterable[Request]) -> None:
-        """Announce the crops to come: they are made ahead, as far as memory allows."""
-        self._ahead.expect(requests)
-
-    def crops(self, rows: np.ndarray, request: Callable[[], Request]) -> Crops:
-        return self._ahead.take(rows, request)
-
-    def batch(self, indices: np.ndarray) -> list[torch.Tensor]:
-        """Return whole images: int64 [B] -> B of uint8 [3, h, w] on the CPU.
-
-        Raises DataError where a file can no longer be read.
-        """
-        import torch
-
-        found = [self._decode(int(row)) for row in indices]
-        return [torch.from_numpy(pixels).permute(2, 0, 1) for pixels in found]
-
-    def _decode(self, row: int) -> np.ndarray:
-        """Return pixels uint8 [h, w, 3] of one image."""
-        try:
-            return decode(read_file(*self.place(row)))[0]
-        except (OSError, ValueError) as error:
-            raise unreadable(self.rows.name(row), error) from None
 
 
 def kind_of(path: Path) -> str:
@@ -98,8 +48,9 @@ def _places(settings: DataSettings, root: Path) -> tuple[Path, Path]:
     Raises DataError where there is no such folder.
     """
     if not _is_folder(settings):
-        message = f"there is no folder {settings.path}; name another with --set data.path=DIR"
-        raise DataError(message)
+        raise DataError(
+            f"there is no folder {settings.path}; name another with --set data.path=DIR"
+        )
     path = Path(os.path.realpath(os.path.expanduser(str(settings.path))))
     known = hashlib.sha256(os.fsencode(f"{settings.name}:{path}")).hexdigest()[:16]
     return path, root / "index" / known
@@ -209,8 +160,7 @@ def load(
     """Return one split, decoded when asked for. Raises DataError where the set was not prepared, is
     not the planned one, or cannot be copied as its settings want."""
     index, splits, _, place = _usable(settings, root)
-    if planned is not None:
-        require_planned(settings.name, index.fingerprint(settings.selection), planned)
+    require_planned(settings.name, index.fingerprint(settings.selection), planned)
     if settings.stage == "local":
         place = local.copied(index, place, progress)
     part, classes = splits[split], len(index.classes)

@@ -29,8 +29,9 @@ MAX_CLASSES = 1_000_000
 _ROWS = 64
 
 
-def listing(path: Path) -> list[tuple[Path, bool]]:
-    """Return the shards, training shards first, and whether they hold test images.
+def _listing(path: Path, known: Path) -> list[tuple[Path, bool, Path]]:
+    """Return the shards, training shards first, whether they hold test images, and where the index
+    of each is kept once it is unpacked; its images lie beside it, in a file `.bin`.
 
     Shards are told apart by the beginning of their names: train-..., validation-..., test-...
     Raises DataError where either kind is missing.
@@ -41,7 +42,12 @@ def listing(path: Path) -> list[tuple[Path, bool]]:
             f"{path} lacks {'test' if train else 'training'} shards: expected files "
             f"named train-*.parquet and validation-*.parquet (or test-*.parquet)"
         )
-    return [(shard, False) for shard in train] + [(shard, True) for shard in test]
+    names = [hashlib.sha256(os.fsencode(s.relative_to(path))).hexdigest() for s in [*train, *test]]
+    pools = [False] * len(train) + [True] * len(test)
+    return [
+        (shard, pool, known / f"{name[:16]}.npz")
+        for shard, pool, name in zip([*train, *test], pools, names, strict=True)
+    ]
 
 
 def by_pool(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
@@ -73,12 +79,6 @@ class _Shard(Index):
     words: np.ndarray
 
 
-def _unpacked(path: Path, shard: Path, known: Path) -> Path:
-    """Return where a shard's index is kept; its images lie beside it, in a file `.bin`."""
-    name = hashlib.sha256(os.fsencode(shard.relative_to(path))).hexdigest()[:16]
-    return known / f"{name}.npz"
-
-
 def _is_current(shard: Path, unpacked: Path) -> bool:
     found = _Shard.load(unpacked)
     return found is not None and found.stamp.tolist() == _stamp(shard)
@@ -86,7 +86,7 @@ def _is_current(shard: Path, unpacked: Path) -> bool:
 
 def is_current(path: Path, known: Path) -> bool:
     """Return whether every shard has been unpacked as it is now."""
-    return all(_is_current(s, _unpacked(path, s, known)) for s, _ in listing(path))
+    return all(_is_current(shard, unpacked) for shard, _, unpacked in _listing(path, known))
 
 
 def _class_names(schema: Any) -> list[str]:
@@ -100,10 +100,16 @@ def _class_names(schema: Any) -> list[str]:
 
 
 @contextmanager
-def _told(shard: Path) -> Iterator[None]:
-    """Raise DataError for whatever the reader raises, which damaged files make it do."""
+def _opened(shard: Path) -> Iterator[Any]:
+    """Give an open shard, whose pages are compared with their checksums where there are some.
+
+    Raises DataError for whatever the reader raises, which damaged files make it do.
+    """
+    from pyarrow.parquet import ParquetFile
+
     try:
-        yield
+        with ParquetFile(shard, page_checksum_verification=True) as table:
+            yield table
     except Exception as error:
         raise DataError(
             f"{shard} is damaged, or no shard with columns image {{bytes, path}} and "
@@ -111,18 +117,11 @@ def _told(shard: Path) -> Iterator[None]:
         ) from None
 
 
-def _file(shard: Path) -> Any:
-    """Return an open shard, whose pages are compared with their checksums where there are some."""
-    from pyarrow.parquet import ParquetFile
-
-    return ParquetFile(shard, page_checksum_verification=True)
-
-
 def _labels(shard: Path) -> tuple[list[int], list[str], bool]:
     """Return each row's label, the names of the classes, and whether the labels are words."""
     from pyarrow import types
 
-    with _told(shard), _file(shard) as table:
+    with _opened(shard) as table:
         if table.metadata.num_rows > shard.stat().st_size:
             raise ValueError(f"it claims {table.metadata.num_rows:,} rows")
         schema = table.schema_arrow
@@ -145,7 +144,7 @@ def _labels(shard: Path) -> tuple[list[int], list[str], bool]:
 
 def _images(shard: Path) -> Iterator[bytes]:
     """Give each row's encoded image in turn, empty where it has none."""
-    with _told(shard), _file(shard) as table:
+    with _opened(shard) as table:
         for batch in table.iter_batches(_ROWS, columns=["image"]):
             for cell in batch.column("image").to_pylist():
                 yield memoryview((cell or {"bytes": None})["bytes"] or b"").tobytes()
@@ -179,11 +178,10 @@ def _unpack(path: Path, shard: Path, test: bool, unpacked: Path) -> None:
 
 def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
     """Unpack the shards that are new or have changed."""
-    shards = listing(path)
+    shards = _listing(path, known)
 
-    def one(item: tuple[Path, bool]) -> None:
-        shard, test = item
-        unpacked = _unpacked(path, shard, known)
+    def one(item: tuple[Path, bool, Path]) -> None:
+        shard, test, unpacked = item
         if not _is_current(shard, unpacked):
             _unpack(path, shard, test, unpacked)
 
@@ -194,13 +192,12 @@ def update(path: Path, known: Path, progress: Callable[[str], None]) -> None:
 
 def load(path: Path, known: Path) -> tuple[Index, Callable[[int], Place]]:
     """Return the index of all shards together, and where the encoded bytes of a row of it are."""
-    shards = [shard for shard, _ in listing(path)]
-    parts, files = [], []
-    for shard in shards:
-        unpacked = _unpacked(path, shard, known)
+    shards, parts, files = [], [], []
+    for shard, _, unpacked in _listing(path, known):
         part = _Shard.load(unpacked)
         if part is None:
             raise DataError(f"{shard} has not been unpacked, or its copy is damaged")
+        shards.append(shard)
         parts.append(part)
         files.append(unpacked.with_suffix(".bin"))
     classes = _common_classes(shards, parts)

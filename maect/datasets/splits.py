@@ -113,17 +113,13 @@ def make_split(
         "splits": {split: rows.tolist() for split, rows in splits.items()},
         "low_shot": {key: [rows.tolist() for rows in draws] for key, draws in low_shot.items()},
     }
-    return {**body, "sha256": manifest_hash(body)}
-
-
-def manifest_hash(body: dict[str, Any]) -> str:
-    """Return the SHA-256 of a manifest without its own `sha256`, as sorted compact JSON."""
-    return digest({key: value for key, value in body.items() if key != "sha256"})
+    return {**body, "sha256": digest(body)}
 
 
 def parse(document: dict[str, Any]) -> Manifest:
     """Manifest from its JSON data. Raises DataError where the lists do not match their hash."""
-    if manifest_hash(document) != document.get("sha256"):
+    body = {key: value for key, value in document.items() if key != "sha256"}
+    if digest(body) != document.get("sha256"):
         raise DataError(
             f"the split lists of {document.get('name')} do not match their own hash; "
             "restore maect/splits from the repository"
@@ -145,23 +141,15 @@ def committed(name: str) -> Manifest | None:
     return parse(json.loads(file.read_text())) if file.is_file() else None
 
 
-def halves(images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows [n // 2] of a split to choose settings on, and the others to report on.
-
-    Both sorted int64. For a report on the selection split: what chose a learning rate cannot say
-    how good it is. Drawn without a look at the labels.
-    """
-    order = Stream(0, "split", "halves").permutation(0, images)
-    return np.sort(order[: images // 2]), np.sort(order[images // 2 :])
-
-
 def selection_rows(reported: str, images: int) -> dict[str, np.ndarray]:
     """Return which of the selection split's `images` choose, and which an evaluation reports on.
 
-    By name, "selection" and "test", where the `reported` split is the selection split; empty where
-    it is the test split: then all of them choose.
+    By name, "selection" and "test", sorted int64, where the `reported` split is the selection
+    split: what chose a learning rate cannot say how good it is. The halves are drawn without a look
+    at the labels. Empty where the test split is reported on: then all of them choose.
     """
     if reported != "selection":
         return {}
-    choosing, reporting = halves(images)
-    return {"selection": choosing, "test": reporting}
+    order = Stream(0, "split", "halves").permutation(0, images)
+    choosing, reporting = order[: images // 2], order[images // 2 :]
+    return {"selection": np.sort(choosing), "test": np.sort(reporting)}

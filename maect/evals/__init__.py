@@ -40,7 +40,6 @@ __all__ = [
     "Predictions",
     "at_blocks",
     "code_of",
-    "evaluators",
     "get",
     "names",
     *_PUBLIC,
@@ -49,7 +48,8 @@ __all__ = [
 
 @cache
 def _found() -> dict[str, tuple[Evaluator, ModuleType]]:
-    """Return all evaluations by name, each with the module that exposes it."""
+    """Return all evaluations by name, those of this package and those from outside, each with the
+    module that exposes it."""
     found: dict[str, tuple[Evaluator, ModuleType]] = {}
     for module in (*registry.modules(__name__, __path__), *outside.modules()):
         one = [module.EVALUATOR] if hasattr(module, "EVALUATOR") else []
@@ -61,26 +61,18 @@ def _found() -> dict[str, tuple[Evaluator, ModuleType]]:
     return found
 
 
-@cache
-def evaluators() -> dict[str, Evaluator]:
-    """Return all evaluations by name: those of this package, and those from outside."""
-    return {name: evaluator for name, (evaluator, _) in _found().items()}
-
-
 def code_of(name: str) -> str:
     """Return the module that an evaluation's code begins with."""
-    evaluator, module = _found()[name]
-    own = module.__name__
-    return own if outside.is_outside(own) else evaluator.compute.__module__
+    return _found()[name][1].__name__
 
 
 def names() -> list[str]:
-    return sorted(evaluators())
+    return sorted(_found())
 
 
 def get(name: str) -> Evaluator:
     """Return the evaluation called `name`; ValueError with the nearest name if there is none."""
-    return registry.lookup(evaluators(), name, "evaluation")
+    return registry.lookup(_found(), name, "evaluation")[0]
 
 
 def __getattr__(name: str) -> Any:

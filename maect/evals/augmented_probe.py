@@ -7,22 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maect.evals.base import EvalInput, EvalResult, Evaluator
-from maect.evals.linear_probe import (
-    ProbeSettings,
-    TrainFeatures,
-    batches,
-    derive,
-    probe_metrics,
-    run_probe,
-)
+from maect.evals.base import IMAGES, EvalInput, Evaluator
+from maect.evals.linear_probe import ProbeSettings, batches, derive, probe_metrics, run_probe
 from maect.settings import ViewSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-#: images the encoder sees at a time
-_IMAGES = 256
 
 
 class AugmentedProbeSettings(ProbeSettings):
@@ -35,40 +25,29 @@ class AugmentedProbeSettings(ProbeSettings):
 def fresh_crops(
     data: EvalInput,
     settings: AugmentedProbeSettings,
-    network: Callable[[Tensor], Tensor],
-) -> TrainFeatures:
-    """Return what gives `network` of fresh crops of the training images in every epoch."""
+    network: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[Tensor]:
+    """Yield `network` of fresh crops of the training images, by default the one that makes the
+    features, for all batches of all epochs."""
     import torch
 
     images = data.images
     assert images is not None
-    group = images.group
-    count, seed = len(data.train.y), data.seed
+    group, view, seen = images.group, settings.view, network or images.network().eval()
+    dealt = (
+        (epoch, rows[part])
+        for epoch, rows in batches(data, settings)
+        for part in group.dealt(len(rows), IMAGES)
+    )
+    images.expect_views(view, "probe", dealt)
+    for epoch, rows in batches(data, settings):
 
-    def dealt() -> Iterator[tuple[int, np.ndarray]]:
-        """Yield epoch and rows of what this worker computes."""
-        for epoch in range(settings.epochs):
-            for chosen in batches(settings, count, seed, epoch):
-                for part in group.dealt(len(chosen), _IMAGES):
-                    yield epoch, chosen[part]
-
-    images.expect_views(settings.view, "probe", dealt())
-
-    def fresh(epoch: int, chosen: np.ndarray) -> Tensor:
-        def features(rows: slice) -> Tensor:
-            return network(images.views(settings.view, "probe", epoch, chosen[rows]))
+        def features(part: slice, epoch: int = epoch, rows: np.ndarray = rows) -> Tensor:
+            return seen(images.views(view, "probe", epoch, rows[part]))
 
         with torch.no_grad():
-            found = list(group.shared(len(chosen), _IMAGES, features))
-        return torch.cat(found).to(data.train.y.device)
-
-    return fresh
-
-
-def _compute(data: EvalInput, settings: AugmentedProbeSettings) -> EvalResult:
-    assert data.images is not None
-    crops = fresh_crops(data, settings, data.images.network().eval())
-    return run_probe(data, settings, crops, "augmented")
+            found = torch.cat(list(group.shared(len(rows), IMAGES, features)))
+        yield found.to(data.train.y.device)
 
 
 EVALUATOR = Evaluator(
@@ -76,9 +55,11 @@ EVALUATOR = Evaluator(
     label="augmented probe",
     settings=AugmentedProbeSettings,
     metrics=lambda settings: probe_metrics("augmented probe"),
-    compute=_compute,
+    compute=lambda data, settings: run_probe(
+        data, settings, fresh_crops(data, settings), "augmented"
+    ),
     derive=derive,
     uses_seed=True,
-    chooses=lambda settings: True,
+    chooses=True,
     passes=lambda settings, images, classes: settings.epochs * images["train"],
 )

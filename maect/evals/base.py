@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: per-test-image predictions of an evaluation; the first axis of every array is the test image
 Predictions = dict[str, np.ndarray]
+#: images that an encoder sees at a time
+IMAGES = 256
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,8 @@ class Evaluator:
     #: of one that asks for `EvalInput.images`: (settings, images of each split, classes) -> images
     #: that the encoder sees, a backward pass counted as two more
     passes: Callable[[Any, Mapping[str, int], int], float] | None = None
-    #: settings -> whether it chooses among them on the selection split
-    chooses: Callable[[Any], bool] = lambda settings: False
+    #: whether it chooses among its settings on the selection split
+    chooses: bool = False
     #: the tokens that it reads where a suite names none, as `FeatureSettings` have them
     tokens: Mapping[str, Any] = field(default_factory=dict)
     #: whether it reads the features of all its blocks together, x [N, K, 2D] of class token and
@@ -181,14 +183,31 @@ class Evaluator:
         values = self.derive(found.predictions, labels_of(data.test.y))
         return dataclasses.replace(found, values=values, protocol=usual | found.protocol)
 
-    def require_images(self, settings: Any, reported: str, counts: Mapping[str, int]) -> None:
+    def require_images(self, reported: str, counts: Mapping[str, int]) -> None:
         """Raise DataError where it needs the selection split, which may be empty by chance."""
-        needed = reported == "selection" or self.chooses(settings)
-        if needed and not counts.get("selection", 1):
+        if (self.chooses or reported == "selection") and not counts.get("selection", 1):
             raise DataError(
                 f"{self.label} needs images in the selection split, which has none: data.selection "
                 f"is 0, or none of few training images fell into it. Give data.selection a number"
             )
+
+
+def each_image(
+    images: Images, split: str, rows: np.ndarray, compute: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return `compute` of images of a split as the features saw them: rows [M] -> [M, ...].
+
+    All workers share the work, in batches [B, C, S, S], and have the result.
+    """
+    import torch
+
+    def of(part: slice) -> Tensor:
+        return compute(images.prepared(split, rows[part]))
+
+    group = images.group
+    images.expect_prepared(split, (rows[part] for part in group.dealt(len(rows), IMAGES)))
+    with torch.no_grad():
+        return torch.cat(list(group.shared(len(rows), IMAGES, of)))
 
 
 def percent_correct(predicted: np.ndarray, labels: np.ndarray) -> float:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,60 +18,49 @@ def at_blocks(evaluator: Evaluator, blocks: list[int]) -> Evaluator:
     """
     if evaluator.joins_blocks:
         return evaluator
-    several = _ByBlock(evaluator, blocks)
-    return dataclasses.replace(
-        evaluator,
-        metrics=several.metrics,
-        derive=several.derive,
-        compute=several.compute,
-        passes=None if evaluator.passes is None else several.passes,
-    )
 
-
-@dataclass(frozen=True)
-class _ByBlock:
-    """The functions of an evaluator, each called block after block."""
-
-    one: Evaluator
-    blocks: list[int]
-
-    def metrics(self, settings: Any) -> list[Metric]:
+    def metrics(settings: Any) -> list[Metric]:
         every = [
             dataclasses.replace(
                 metric,
                 name=f"{metric.name}_block{block}",
                 label=f"{metric.label}, block {block}",
-                primary=metric.primary and block == self.blocks[-1],
+                primary=metric.primary and block == blocks[-1],
                 along="block",
                 at=float(block),
                 series=metric.label,
             )
-            for block in self.blocks
-            for metric in self.one.metrics(settings)
+            for block in blocks
+            for metric in evaluator.metrics(settings)
         ]
         return sorted(every, key=lambda metric: not metric.primary)
 
-    def derive(self, predictions: Predictions, labels: np.ndarray) -> dict[str, float]:
+    def derive(predictions: Predictions, labels: np.ndarray) -> dict[str, float]:
         values: dict[str, float] = {}
-        for block in self.blocks:
+        for block in blocks:
             end = f"_block{block}"
             own = {n.removesuffix(end): p for n, p in predictions.items() if n.endswith(end)}
-            values |= _ending(self.one.derive(own, labels), block)
+            values |= _ending(evaluator.derive(own, labels), block)
         return values
 
-    def compute(self, data: EvalInput, settings: Any) -> EvalResult:
+    def compute(data: EvalInput, settings: Any) -> EvalResult:
         together = EvalResult({}, {}, {})
-        for place, block in enumerate(self.blocks):
-            result = self.one.compute(_at(data, place), settings)
+        for place, block in enumerate(blocks):
+            result = evaluator.compute(_at(data, place), settings)
             together.predictions |= _ending(result.predictions, block)
             together.chosen |= _ending(result.chosen, block)
             together.notes += [f"block {block}: {note}" for note in result.notes]
             together.protocol = result.protocol
         return together
 
-    def passes(self, settings: Any, images: Mapping[str, int], classes: int) -> float:
-        assert self.one.passes is not None
-        return len(self.blocks) * self.one.passes(settings, images, classes)
+    passes = evaluator.passes
+    return dataclasses.replace(
+        evaluator,
+        metrics=metrics,
+        derive=derive,
+        compute=compute,
+        passes=passes and (lambda *given: len(blocks) * passes(*given)),
+    )
 
 
 def _ending(found: dict[str, Any], block: int) -> dict[str, Any]:

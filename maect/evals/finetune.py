@@ -9,26 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
-from maect.evals.base import EvalInput, EvalResult, Evaluator, Images, labels_of, percent_correct
-from maect.evals.low_shot import (
-    Budget,
-    budget_metrics,
-    by_draw,
-    check_draws,
-    derive,
-    metric_name,
-    shortages,
+from maect.evals.base import (
+    EvalInput,
+    EvalResult,
+    Evaluator,
+    each_image,
+    labels_of,
+    percent_correct,
 )
+from maect.evals.low_shot import Budget, budget_metrics, by_draw, derive, metric_name, shortages
 from maect.settings import NonNegative, NonNegativeInt, Positive, Settings, Share, ViewSettings
 from maect.streams import Stream, generator
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from maect.parallel import GradientSum
-
-#: images evaluated at a time
-_IMAGES = 256
 #: the budget of all training images
 _ALL = "100%"
 
@@ -87,15 +82,17 @@ class FineTuneSettings(Settings):
 class _Classifier:
     """An encoder with a linear head, and how it learns from one draw of labelled images."""
 
-    def __init__(self, data: EvalInput, images: Images, settings: FineTuneSettings) -> None:
+    def __init__(self, data: EvalInput, settings: FineTuneSettings) -> None:
         import torch
         from torch import nn
 
         from maect.optim import freeze
         from maect.regularize import add_drop_path
 
-        self.data, self.images, self.settings = data, images, settings
-        self.network = images.network().train().requires_grad_(True)
+        assert data.images is not None
+        self.data, self.images, self.settings = data, data.images, settings
+        self.mixes = bool(settings.mixup or settings.cutmix)
+        self.network = self.images.network().train().requires_grad_(True)
         self.vit = cast(Any, self.network.get_submodule("encoder"))
         if settings.learn_positions:
             fixed = self.vit.pos_embed
@@ -115,15 +112,16 @@ class _Classifier:
 
     def learn(self, rows: np.ndarray, budget: str, draw: int, lr: float) -> int:
         """Train on the labelled images. Return the number of steps."""
+        import torch
+
         from maect.optim import adamw, layer_decay, learning_rate, set_learning_rate
         from maect.optim import parameter_groups as groups_of
         from maect.parallel import GradientSum
 
-        settings, purpose = self.settings, ("finetune", budget, draw)
+        settings, purpose = self.settings, (self.data.seed, "finetune", budget, draw)
         named = dict(self.vit.named_parameters())
-        factors = layer_decay(named, len(self.vit.blocks), settings.layer_decay)
         named |= {f"head.{name}": p for name, p in self.head.named_parameters()}
-        factors |= {f"head.{name}": 1.0 for name, _ in self.head.named_parameters()}
+        factors = layer_decay(named, len(self.vit.blocks), settings.layer_decay)
         groups = groups_of(named.items(), settings.weight_decay, factors)
         optimizer = adamw(groups, lr, betas=(0.9, 0.999))
         sums = GradientSum(self._used(rows[:1]), self.images.group)
@@ -131,14 +129,13 @@ class _Classifier:
         an_epoch = len(rows) // size
         total = settings.epochs * an_epoch
         warmup = round(settings.warmup * total)
-        orders = Stream(self.data.seed, *purpose, "order")
+        orders, dropped = Stream(*purpose, "order"), Stream(*purpose, "drop_path")
         pieces = self.images.group.pieces(size, uneven=True)
 
         def batches() -> Iterator[tuple[int, np.ndarray]]:
             for epoch in range(settings.epochs):
                 order = rows[orders.permutation(epoch, len(rows))]
-                for place in range(an_epoch):
-                    yield epoch, order[place * size : (place + 1) * size]
+                yield from ((epoch, b) for b in order[: an_epoch * size].reshape(-1, size))
 
         wanted = (
             (epoch, self._rows(batch, piece))
@@ -151,7 +148,15 @@ class _Classifier:
             set_learning_rate(optimizer, learning_rate(step, total, warmup, lr))
             sums.start()
             for piece in pieces:
-                self._add_gradient(batch, piece, epoch, (*purpose, step), sums)
+                if piece.stop > piece.start:
+                    if self.paths:
+                        self._drop(dropped.uniform(epoch, batch[piece], len(self.paths)))
+                    loss = self._loss(batch, piece, epoch, (*purpose, step, "mix"))
+                    (loss * ((piece.stop - piece.start) / size)).backward()
+                else:  # fewer images than pieces
+                    for parameter in sums.parameters:
+                        parameter.grad = torch.zeros_like(parameter)
+                sums.add()
             sums.finish()
             optimizer.step()
         return total
@@ -162,93 +167,59 @@ class _Classifier:
         every = [*self.network.parameters(), *self.head.parameters()]
         return [parameter for parameter in every if parameter.grad is not None]
 
-    def _add_gradient(
-        self,
-        batch: np.ndarray,
-        piece: slice,
-        epoch: int,
-        key: tuple[int | str, ...],
-        sums: GradientSum,
-    ) -> None:
-        """Add the gradient of a piece of a batch, the rows of its images; `key` is the batch's."""
+    def _drop(self, draws: np.ndarray | None) -> None:
+        """Draw anew which images leave out which branches: [B, branches]; None: none does."""
+        import torch
+
+        own = None if draws is None else torch.from_numpy(draws).to(self.device)
+        for number, path in enumerate(self.paths):
+            path.draws = None if own is None else own[:, number]
+
+    def _rows(self, batch: np.ndarray, piece: slice) -> np.ndarray:
+        """Return the images of which a piece of a batch is made: where images are mixed, each is
+        with the one before it in the batch, the first with the last."""
+        return batch[np.arange(piece.start - self.mixes, piece.stop)]
+
+    def _loss(
+        self, batch: np.ndarray, piece: slice, epoch: int, key: tuple[int | str, ...]
+    ) -> Tensor:
+        """Return the mean loss of a piece of a batch; `key` is of the draws that mix images."""
         import torch
         from torch.nn import functional
 
-        settings, rows = self.settings, batch[piece]
-        if not len(rows):  # fewer images than pieces
-            for parameter in sums.parameters:
-                parameter.grad = torch.zeros_like(parameter)
-        else:
-            views, targets = self._examples(batch, piece, epoch, key)
-            if self.paths:
-                dropped = Stream(self.data.seed, *key[:-1], "drop_path")
-                draws = torch.from_numpy(dropped.uniform(epoch, rows, len(self.paths)))
-                for path, own in zip(self.paths, draws.to(self.device).T, strict=True):
-                    path.draws = own
-            loss = functional.cross_entropy(
-                self.head(self.network(views)), targets, label_smoothing=settings.label_smoothing
-            )
-            (loss * (len(rows) / len(batch))).backward()
-        sums.add()
-
-    def _rows(self, batch: np.ndarray, piece: slice) -> np.ndarray:
-        """Return the images of which a piece of a batch is made."""
-        # an image is mixed with the one before it in the batch: the first with the last
-        mixing = bool(self.settings.mixup or self.settings.cutmix)
-        return batch[np.arange(piece.start - mixing, piece.stop)]
-
-    def _examples(
-        self, batch: np.ndarray, piece: slice, epoch: int, key: tuple[int | str, ...]
-    ) -> tuple[Tensor, Tensor]:
-        """Return views [b, C, S, S] and labels [b], or [b, classes] where images are mixed."""
-        import torch
-
         from maect.regularize import mix, strengthen
 
-        settings, mixing = self.settings, bool(self.settings.mixup or self.settings.cutmix)
-        rows = self._rows(batch, piece)
-        labels = self.data.train.y[torch.from_numpy(rows)].to(self.device)
+        settings, seed, rows = self.settings, self.data.seed, self._rows(batch, piece)
+        targets = self.data.train.y[torch.from_numpy(rows)].to(self.device)
         views = self.images.views(settings.view, "finetune", epoch, rows)
         if settings.rand_augment or settings.erasing:
             views = strengthen(
                 views,
-                [(self.data.seed, "finetune", "strengthen", epoch, int(row)) for row in rows],
+                [(seed, "finetune", "strengthen", epoch, int(row)) for row in rows],
                 magnitude=settings.rand_augment,
                 erasing=settings.erasing,
                 mean=self.images.mean,
                 std=self.images.std,
             )
-        if not mixing:
-            return views, labels
-        return mix(
-            views,
-            labels,
-            self.data.classes,
-            (self.data.seed, *key, "mix"),
-            settings.mixup,
-            settings.cutmix,
-        )
+        if self.mixes:
+            beta = (settings.mixup, settings.cutmix)
+            views, targets = mix(views, targets, self.data.classes, key, *beta)
+        logits = self.head(self.network(views))
+        return functional.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
 
     def classes(self, split: str, rows: np.ndarray) -> np.ndarray:
         """Return predicted classes of rows of a split: [M] -> [M] int32; ties: lower.
 
         -1, which is never right, where the logits are not finite.
         """
-        import torch
-
         self.network.eval()
-        for path in self.paths:
-            path.draws = None
+        self._drop(None)
 
-        def predict(part: slice) -> Tensor:
-            logits: Tensor = self.head(self.network(self.images.prepared(split, rows[part])))
+        def predict(views: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.network(views))
             return logits.max(1).indices.where(logits.isfinite().all(1), -1)
 
-        group = self.images.group
-        self.images.expect_prepared(split, (rows[p] for p in group.dealt(len(rows), _IMAGES)))
-        with torch.no_grad():
-            found = [part.cpu() for part in group.shared(len(rows), _IMAGES, predict)]
-        return torch.cat(found).numpy().astype(np.int32)
+        return each_image(self.images, split, rows, predict).cpu().numpy().astype(np.int32)
 
 
 def _held_out(labels: np.ndarray, share: float, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -274,7 +245,6 @@ def _tuned(
     data: EvalInput, settings: FineTuneSettings, budget: str, draw: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Classes of the test images [M] after fine-tuning on one draw, and what was chosen."""
-    assert data.images is not None
     rows = np.asarray(data.low_shot[budget][draw])
     lr, tried = settings.lrs[0], {}
     if len(settings.lrs) > 1:
@@ -283,13 +253,13 @@ def _tuned(
         learning, choosing = _held_out(labels, settings.held_out, order)
         accuracy = []
         for rate in settings.lrs:
-            classifier = _Classifier(data, data.images, settings)
+            classifier = _Classifier(data, settings)
             classifier.learn(rows[learning], budget, draw, rate)
             found = classifier.classes("train", rows[choosing])
             accuracy.append(percent_correct(found, labels[choosing]))
         lr = settings.lrs[int(np.argmax(accuracy))]
         tried = {"held_out_images": len(choosing), "held_out_accuracy": accuracy}
-    classifier = _Classifier(data, data.images, settings)
+    classifier = _Classifier(data, settings)
     steps = classifier.learn(rows, budget, draw, lr)
     classes = classifier.classes("test", np.arange(len(data.test.y)))
     if (classes < 0).any():
@@ -300,14 +270,12 @@ def _tuned(
 def _compute(data: EvalInput, settings: FineTuneSettings) -> EvalResult:
     low_shot = {**data.low_shot, _ALL: [list(range(len(data.train.y)))]}
     data = dataclasses.replace(data, low_shot=low_shot)
-    check_draws(data, settings.budgets)
-    predictions, chosen = {}, {}
+    notes, predictions, chosen = shortages(data, settings.budgets), {}, {}
     for budget in settings.budgets:
-        draws = [_tuned(data, settings, budget, i) for i in range(len(data.low_shot[budget]))]
-        predictions[metric_name("class", budget)] = np.stack(
-            [classes for classes, _ in draws], axis=1
-        )
-        chosen[metric_name("accuracy", budget)] = [found for _, found in draws]
+        draws = (_tuned(data, settings, budget, i) for i in range(len(data.low_shot[budget])))
+        classes, found = zip(*draws, strict=True)
+        predictions[metric_name("class", budget)] = np.stack(classes, axis=1)
+        chosen[metric_name("accuracy", budget)] = [*found]
     protocol: dict[str, Any] = {
         "optimizer": "AdamW, betas 0.9 and 0.999; linear warm-up, half a cosine to 0",
         "choice": "lr by accuracy on held-out labelled images after the last epoch, then the "
@@ -315,7 +283,7 @@ def _compute(data: EvalInput, settings: FineTuneSettings) -> EvalResult:
         "images": {name: [draw["images"] for draw in found] for name, found in chosen.items()},
         "value": "mean over the draws",
     }
-    return EvalResult(predictions, chosen, protocol, shortages(data, settings.budgets))
+    return EvalResult(predictions, chosen, protocol, notes)
 
 
 def _passes(settings: FineTuneSettings, images: Mapping[str, int], classes: int) -> float:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from maect.evals.base import EvalInput, EvalResult, Evaluator, Metric, Predictions
+from maect.evals.base import EvalInput, EvalResult, Evaluator, Metric, Predictions, each_image
 from maect.evals.neighbors import standardized, statistics
 from maect.settings import Positive, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: images whose histograms are taken at a time, and images whose features are in double precision
-_IMAGES, _ROWS = 256, 2**17
+#: images whose features are in double precision at a time
+_ROWS = 2**17
 
 
 class HistogramSettings(Settings):
@@ -51,15 +51,12 @@ def _targets(data: EvalInput, split: str, bins: int) -> Tensor:
     assert images is not None
     mean, std = (torch.tensor(v)[:, None, None] for v in (images.mean, images.std))
 
-    def found(rows: slice) -> Tensor:
-        normalised = images.prepared(split, np.arange(rows.start, rows.stop))
+    def of(normalised: Tensor) -> Tensor:
         spread, offset = (v.to(normalised.device) for v in (std, mean))
         return histograms(normalised * spread + offset, bins)
 
-    own, group = getattr(data, split), images.group
-    dealt = group.dealt(len(own.y), _IMAGES)
-    images.expect_prepared(split, (np.arange(rows.start, rows.stop) for rows in dealt))
-    return torch.cat(list(group.shared(len(own.y), _IMAGES, found))).to(own.x.device)
+    own = getattr(data, split)
+    return each_image(images, split, np.arange(len(own.y)), of).to(own.x.device)
 
 
 def _fitted(x: Tensor, found: tuple[Tensor, Tensor], y: Tensor, l2: list[float]) -> list[Tensor]:
@@ -129,6 +126,6 @@ EVALUATOR = Evaluator(
     compute=_compute,
     derive=_derive,
     uses_seed=False,
-    chooses=lambda settings: True,
+    chooses=True,
     passes=lambda settings, images, classes: 0.0,
 )

@@ -35,13 +35,12 @@ def kmeans(
     A run ends when no image changes its cluster, or when the centres' squared shift is at most
     `tol` times the mean variance of a feature (scikit-learn's rule). An empty cluster takes the
     image farthest from its centre. Equal distances: the lower cluster. ValueError if k is not in
-    1..N or a feature is not finite.
+    1..N or a distance is not finite.
     """
     import torch
 
     if not 1 <= k <= len(x):
         raise ValueError(f"k = {k} clusters of {len(x)} images")
-    require_finite("the features", x)
     mean = x.double().mean(0)
     x = (x - mean).float()  # smaller numbers, smaller rounding errors
     norm = x.square().sum(1)

@@ -7,8 +7,9 @@ used.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _ROWS = 2048
 #: steps below which the running statistics still remember their initial values (0.9^100 = 3e-5)
 _FEW_STEPS = 100
+_DIVERGED = "the loss is not finite at any learning rate; lower base_lrs"
 
 
 class ProbeSettings(Settings):
@@ -123,47 +125,54 @@ class Probes:
             value.addcmul_(self.lrs, velocity, value=-factor)
 
     def evaluate(
-        self, split: Features, *, restricted: bool = False
+        self, x: Tensor, y: Tensor, *, restricted: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """With the running statistics: predicted classes [M, L] and mean cross entropy [L].
 
-        `restricted`: logits of classes that no image of the split has count for nothing.
+        x [M, D], y [M]. `restricted`: logits of classes that are not in y count for nothing.
         """
         import torch
 
-        counts = np.bincount(labels_of(split.y), minlength=self.classes)
-        absent = torch.from_numpy(counts == 0)[:, None].to(split.x.device)
+        counts = np.bincount(labels_of(y), minlength=self.classes)
+        absent = torch.from_numpy(counts == 0)[:, None].to(x.device)
         classes, losses = [], torch.zeros(self.count, dtype=torch.float64)
-        for x, y in zip(split.x.split(_ROWS), split.y.split(_ROWS), strict=True):
-            logits = self.logits(self.normalize(x, training=False))
+        for rows, labels in zip(x.split(_ROWS), y.split(_ROWS), strict=True):
+            logits = self.logits(self.normalize(rows, training=False))
             if restricted:
                 logits = logits.masked_fill(absent, -math.inf)
             classes.append(logits.max(1).indices.T.cpu())  # much faster than argmax
-            picked = logits.gather(1, y.expand(self.count, 1, -1)).squeeze(1)
+            picked = logits.gather(1, labels.expand(self.count, 1, -1)).squeeze(1)
             losses += (logits.logsumexp(1) - picked).double().sum(1).cpu()
-        return torch.cat(classes).numpy().astype(np.int32), (losses / len(split.y)).numpy()
+        return torch.cat(classes).numpy().astype(np.int32), (losses / len(y)).numpy()
 
 
-def _accuracy(predicted: np.ndarray, labels: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """Return the share of right classes [M, L] -> [L]; -1, never chosen, where the loss is not
-    finite."""
-    return np.where(np.isfinite(loss), (predicted == labels[:, None]).mean(0), -1.0)
+def _accuracy(predicted: np.ndarray, y: Tensor, loss: np.ndarray) -> np.ndarray:
+    """Return the percentage of right classes [M, L] -> [L]; -1, never chosen, where the loss is
+    not finite."""
+    right = 100.0 * (predicted == labels_of(y)[:, None]).mean(0)
+    return np.where(np.isfinite(loss), right, -1.0)
 
 
-def choose(accuracy: np.ndarray, loss: np.ndarray) -> int:
-    """Return the place of the highest accuracy; of equal ones the lowest loss, then the first."""
-    return int(np.lexsort((loss, -accuracy))[0])
+def choose(predicted: np.ndarray, y: Tensor, loss: np.ndarray) -> tuple[int, float]:
+    """Return the place of the highest accuracy, of equal ones that of the lowest loss, then the
+    first, and the accuracy in percent: [M, L], [M], [L].
+
+    Raises ValueError where no loss is finite.
+    """
+    accuracy = _accuracy(predicted, y, loss)
+    place = int(np.lexsort((loss, -accuracy))[0])
+    if accuracy[place] < 0:
+        raise ValueError(_DIVERGED)
+    return place, float(accuracy[place])
 
 
-def batches(settings: ProbeSettings, images: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the rows of an epoch's batches, the last incomplete one dropped: [steps, B]."""
+def batches(data: EvalInput, settings: ProbeSettings) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield epoch and rows [B] of all batches, the last incomplete one of an epoch dropped."""
+    images, orders = len(data.train.y), Stream(data.seed, "probe", "order")
     size = min(settings.batch_size, images)
-    order = Stream(seed, "probe", "order").permutation(epoch, images)
-    return order[: images // size * size].reshape(-1, size)
-
-
-#: (epoch, rows [B]) -> features [B, D] of training images
-TrainFeatures = Callable[[int, np.ndarray], "Tensor"]
+    for epoch in range(settings.epochs):
+        for rows in orders.permutation(epoch, images)[: images // size * size].reshape(-1, size):
+            yield epoch, rows
 
 
 def probe_metrics(label: str) -> list[Metric]:
@@ -186,61 +195,73 @@ def derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[st
     }
 
 
-def stored(data: EvalInput) -> TrainFeatures:
-    """Return what gives the stored features of the training images in every epoch."""
+def stored(data: EvalInput, settings: ProbeSettings) -> Iterator[Tensor]:
+    """Yield the stored features [B, D] of all batches."""
     import torch
 
-    def cached(epoch: int, rows: np.ndarray) -> Tensor:
-        place = torch.from_numpy(rows).to(data.train.x.device)
-        return data.train.x.index_select(0, place)
-
-    return cached
+    for _, rows in batches(data, settings):
+        yield data.train.x.index_select(0, torch.from_numpy(rows).to(data.train.x.device))
 
 
 def run_probe(
     data: EvalInput,
     settings: ProbeSettings,
-    features: TrainFeatures,
+    features: Iterator[Tensor],
     name: str,
     *,
     restricted: bool = False,
-    make: Callable[..., Any] = Probes,
+    batch_norm: bool = True,
+    readings: Sequence[dict[str, Any]] = ({},),
+    read: Callable[..., Tensor] = lambda x: x,
 ) -> EvalResult:
-    """Train the probes on `features`, choose, predict; the protocol calls these `name`.
+    """Train the probes on `features` of all batches, choose, predict; the protocol calls these
+    `name`.
 
-    `restricted`: predict among the classes of the test images only. `make` is called as `Probes`
-    is, for what trains more than a classifier for each rate: each of its `candidates`.
+    `restricted`: predict among the classes of the test images only. There is a classifier for each
+    rate and each of `readings`, the arguments by which `read` makes x [B, D] of features.
     """
     import torch
 
-    train, images, dim = data.train, len(data.train.y), data.train.x.shape[-1]
+    train, images = data.train, len(data.train.y)
     size = min(settings.batch_size, images)
     lrs = [lr * size / 256 for lr in settings.base_lrs]
-    probes = make(
-        dim,
-        data.classes,
-        lrs,
-        momentum=settings.momentum,
-        seed=data.seed,
-        device=train.y.device,
-    )
-    rates = [{"base_lr": lr} for lr in settings.base_lrs]
-    candidates: list[dict[str, Any]] = [
-        told | lr for told in getattr(probes, "candidates", [{}]) for lr in rates
+    probes = [
+        Probes(
+            read(train.x[:0], **reading).shape[1],
+            data.classes,
+            lrs,
+            momentum=settings.momentum,
+            seed=data.seed,
+            device=train.y.device,
+            batch_norm=batch_norm,
+        )
+        for reading in readings
     ]
+    candidates = [reading | {"base_lr": lr} for reading in readings for lr in settings.base_lrs]
     an_epoch = images // size
     total = settings.epochs * an_epoch
     warmup = round(settings.warmup * total)
 
+    def evaluated(split: Features, **options: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return classes [M, L] and mean cross entropies [L] of all candidates."""
+        found = [
+            one.evaluate(read(split.x, **reading).to(split.y.device), split.y, **options)
+            for one, reading in zip(probes, readings, strict=True)
+        ]
+        classes, losses = zip(*found, strict=True)
+        return np.concatenate(classes, axis=1), np.concatenate(losses)
+
     # ---- train; on the test split look at every epoch for the published choice, told beside ours
-    labels, official_accuracy = labels_of(data.test.y), -1.0
-    for epoch in range(settings.epochs):
-        for i, chosen_rows in enumerate(batches(settings, images, data.seed, epoch)):
-            y = train.y.index_select(0, torch.from_numpy(chosen_rows).to(train.y.device))
-            factor = rate(epoch * an_epoch + i, total, warmup)
-            probes.step(features(epoch, chosen_rows), y, factor)
-        predicted, loss = probes.evaluate(data.test, restricted=restricted)
-        accuracy = _accuracy(predicted, labels, loss)
+    official_accuracy = -1.0
+    together = zip(batches(data, settings), features, strict=True)
+    for step, ((epoch, rows), x) in enumerate(together):
+        y = train.y.index_select(0, torch.from_numpy(rows).to(train.y.device))
+        for one, reading in zip(probes, readings, strict=True):
+            one.step(read(x, **reading).to(y.device), y, rate(step, total, warmup))
+        if (step + 1) % an_epoch:
+            continue
+        predicted, loss = evaluated(data.test, restricted=restricted)
+        accuracy = _accuracy(predicted, data.test.y, loss)
         if accuracy.max() > official_accuracy:
             official_accuracy, at = accuracy.max(), int(accuracy.argmax())
             official = {f"test_selected_{n}": told for n, told in candidates[at].items()}
@@ -248,21 +269,16 @@ def run_probe(
             official_classes = predicted[:, at]
 
     # ---- choose on the selection split
-    on_selection, loss = probes.evaluate(data.selection)
-    accuracy = 100.0 * _accuracy(on_selection, labels_of(data.selection.y), loss)
-    if official_accuracy < 0 or accuracy.max() < 0:
-        raise ValueError("the loss is not finite at any learning rate; lower base_lrs")
-    place = choose(accuracy, loss)
+    on_selection, loss = evaluated(data.selection)
+    place, selected = choose(on_selection, data.selection.y, loss)
+    if official_accuracy < 0:
+        raise ValueError(_DIVERGED)
     predictions = {
         "class": predicted[:, place],
         "class_by_lr": predicted,
         "class_test_selected": official_classes,
     }
-    chosen: dict[str, Any] = {
-        **candidates[place],
-        "selection_accuracy": float(accuracy[place]),
-        **official,
-    }
+    chosen = {**candidates[place], "selection_accuracy": selected, **official}
     protocol = {
         "features": name,
         "batch_used": size,
@@ -274,7 +290,7 @@ def run_probe(
     notes = []
     if size < settings.batch_size:
         notes.append(f"batch {size} instead of {settings.batch_size}: that is all there is")
-    if total < _FEW_STEPS and make is Probes:
+    if total < _FEW_STEPS and batch_norm:
         notes.append(
             f"only {total} steps: the running statistics of the batch norm still remember their "
             "initial values"
@@ -287,8 +303,22 @@ EVALUATOR = Evaluator(
     label="linear probe",
     settings=ProbeSettings,
     metrics=lambda settings: probe_metrics("linear probe"),
-    compute=lambda data, settings: run_probe(data, settings, stored(data), "cached"),
+    compute=lambda data, settings: run_probe(data, settings, stored(data, settings), "cached"),
     derive=derive,
     uses_seed=True,
-    chooses=lambda settings: True,
+    chooses=True,
 )
+
+#: on images of some of its classes, as ImageNet-A and -R, which hold 200 of 1,000: the probe learns
+#: all classes, and predicts among those of the reported images
+PRESETS = [
+    dataclasses.replace(
+        EVALUATOR,
+        name="probe_restricted",
+        label="restricted probe",
+        metrics=lambda settings: probe_metrics("linear probe, classes of these images"),
+        compute=lambda data, settings: run_probe(
+            data, settings, stored(data, settings), "cached", restricted=True
+        ),
+    )
+]

@@ -45,7 +45,10 @@ def fit_logistic(x: Tensor, y: Tensor, classes: int, l2: float, tol: float = 1e-
     x = x.double()
     problems, n, dim = x.shape
     # the solution lies in the span of the rows; there the Gram matrix is diagonal
-    basis = torch.linalg.svd(x, full_matrices=False).Vh if n < dim else _eigenvectors(x)
+    if n < dim:
+        basis = torch.linalg.svd(x, full_matrices=False).Vh
+    else:
+        basis = torch.linalg.eigh(_product(x.mT, x)).eigenvectors.mT
     x = _product(x, basis.mT.contiguous())  # [P, n, r]
     x_low, energy = x.float(), x.square().sum(1, keepdim=True)  # [P, 1, r]
     real = (y >= 0).double()[:, None]  # [P, 1, n]
@@ -122,13 +125,6 @@ def _objective(logits: Tensor, target: Tensor, real: Tensor, weight: Tensor, l2:
     """[P, C, n], [P, C, n], [P, 1, n], [P, C, r] -> [P]."""
     fit = _dot(logits.logsumexp(1, keepdim=True), real) - _dot(logits, target)
     return fit + l2 / 2 * weight.square().sum((1, 2))
-
-
-def _eigenvectors(x: Tensor) -> Tensor:
-    """Return eigenvectors of each Gram matrix as rows: [P, n, D] -> [P, D, D]."""
-    import torch
-
-    return torch.linalg.eigh(_product(x.mT, x)).eigenvectors.mT
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

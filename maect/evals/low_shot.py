@@ -10,7 +10,6 @@ from pydantic import Field
 
 from maect.datasets.base import listed
 from maect.evals.base import EvalInput, EvalResult, Evaluator, Features, Metric, labels_of
-from maect.finite import require_finite
 from maect.settings import Positive, Settings
 
 if TYPE_CHECKING:
@@ -38,10 +37,9 @@ class LowShotSettings(Settings):
 def centred_rows(x: Tensor) -> Tensor:
     """Return each row minus its own mean, divided by its L2 norm: [N, D] -> [N, D] float64.
 
-    The published protocol's preparation. Raises ValueError if a value is not finite.
+    The published protocol's preparation.
     """
     x = x.double()
-    require_finite("the features", x)
     x = x - x.mean(1, keepdim=True)
     return x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
@@ -90,15 +88,13 @@ def by_draw(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[s
     }
 
 
-def check_draws(data: EvalInput, budgets: Sequence[str]) -> None:
-    """Raise ValueError if the data set's split has no draws for one of the budgets."""
-    missing = [budget for budget in budgets if budget not in data.low_shot]
-    if missing:
-        raise ValueError(f"the data set's split has no low-shot draws for {', '.join(missing)}")
-
-
 def shortages(data: EvalInput, budgets: Sequence[str]) -> list[str]:
-    """Return a sentence for each budget whose draws give a class fewer images than it says."""
+    """Return a sentence for each budget whose draws give a class fewer images than it says.
+
+    Raises ValueError if the data set's split has no draws for one of the budgets.
+    """
+    if missing := [budget for budget in budgets if budget not in data.low_shot]:
+        raise ValueError(f"the data set's split has no low-shot draws for {', '.join(missing)}")
     notes, labels = [], labels_of(data.train.y)
     for budget in budgets:
         least = 1 if budget.endswith("%") else int(budget)
@@ -116,33 +112,28 @@ def shortages(data: EvalInput, budgets: Sequence[str]) -> list[str]:
 def _compute(data: EvalInput, settings: LowShotSettings) -> EvalResult:
     from maect.evals.logistic import fit_logistic
 
-    check_draws(data, settings.budgets)
-    test = centred_rows(data.test.x)
-    notes = shortages(data, settings.budgets)
-    found: dict[str, list[tuple[np.ndarray, float]]] = {budget: [] for budget in settings.budgets}
+    notes, test = shortages(data, settings.budgets), centred_rows(data.test.x)
+    found: dict[Budget, list[list[Any]]] = {budget: [] for budget in settings.budgets}
     for group in _groups(data, settings.budgets):
         x, y = _stacked(data.train, [np.asarray(data.low_shot[b][draw]) for b, draw in group])
         fitted = fit_logistic(x, y, data.classes, settings.l2, settings.tolerance)
         if not fitted.converged:
             named = dict.fromkeys(budget_label(budget) for budget, _ in group)
             notes.append(f"{', '.join(named)}: a regression missed its tolerance")
-        solved = zip(group, _classes(test, fitted.weight).T, fitted.objective.tolist(), strict=True)
-        for (budget, _), classes, objective in solved:
-            found[budget].append((classes, objective))
-    predictions = {
-        metric_name("class", budget): np.stack([classes for classes, _ in draws], axis=1)
-        for budget, draws in found.items()
-    }
-    chosen = {
-        metric_name("accuracy", budget): {
+        classes, objective = _classes(test, fitted.weight).T, fitted.objective.tolist()
+        for (budget, _), *one in zip(group, classes, objective, strict=True):
+            found[budget].append(one)
+    predictions, chosen = {}, {}
+    for budget, solved in found.items():
+        predicted, objectives = zip(*solved, strict=True)
+        predictions[metric_name("class", budget)] = np.stack(predicted, axis=1)
+        chosen[metric_name("accuracy", budget)] = {
             "images": [len(draw) for draw in data.low_shot[budget]],
-            "objective": [objective for _, objective in draws],
+            "objective": [*objectives],
         }
-        for budget, draws in found.items()
-    }
     protocol: dict[str, Any] = {
         "rows": "centred by their own mean, L2-normalised; no intercept",
-        "images": {name: solved["images"] for name, solved in chosen.items()},
+        "images": {name: one["images"] for name, one in chosen.items()},
         "value": "mean over the draws",
         "ties": "lower class",
     }

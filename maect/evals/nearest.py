@@ -1,7 +1,11 @@
-"""k-NN: neighbours of each test image among the training images vote for its class."""
+"""k-NN: neighbours of each test image among the training images vote for its class.
+
+`PRESETS` are protocols of other papers: the same computation, other settings and tokens.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -30,6 +34,19 @@ class KnnSettings(Settings):
     temperature: Positive | None = 0.07
     #: first subtract the mean and divide by the deviation of the training features
     standardize: bool = True
+
+
+class DinoKnnSettings(KnnSettings):
+    """k-NN as DINO evaluates: features as they are but for their length, 20 neighbours."""
+
+    k: list[PositiveInt] = Field(default=[20], min_length=1)
+    standardize: bool = False
+
+
+class MimRefinerKnnSettings(KnnSettings):
+    """k-NN as MIM-Refiner evaluates: standardised, 20 neighbours."""
+
+    k: list[PositiveInt] = Field(default=[20], min_length=1)
 
 
 def vote(
@@ -79,18 +96,19 @@ def knn(
     return accuracy if np.iterable(k) else accuracy[counts[0]]
 
 
-def _metrics(settings: KnnSettings) -> list[Metric]:
+def _metrics(settings: KnnSettings, whose: str = "") -> list[Metric]:
+    """Return accuracy and purity for each k; `whose` protocol it is ends their labels."""
     series = {"accuracy": "k-NN", "purity": "neighbours of the same class"}
     return [
         Metric(
             f"{name}_k{k}",
-            f"{label}, k={k}",
+            f"{label}, k={k}{whose}",
             "%",
             True,
             primary=name == "accuracy" and k == settings.k[0],
             along="neighbours",
             at=float(k),
-            series=label,
+            series=f"{label}{whose}",
         )
         for name, label in series.items()
         for k in settings.k
@@ -137,3 +155,25 @@ EVALUATOR = Evaluator(
     derive=_derive,
     uses_seed=False,
 )
+
+PRESETS = [
+    dataclasses.replace(
+        EVALUATOR,
+        name="knn_dino",
+        label="k-NN (DINO)",
+        settings=DinoKnnSettings,
+        metrics=partial(_metrics, whose=" (DINO)"),
+        tokens={"pool": "cls"},
+        source="DINO, arXiv 2104.14294, eval_knn.py: k = 20, temperature 0.07",
+    ),
+    dataclasses.replace(
+        EVALUATOR,
+        name="knn_mim_refiner",
+        label="k-NN (MIM-Refiner)",
+        settings=MimRefinerKnnSettings,
+        metrics=partial(_metrics, whose=" (MIM-Refiner)"),
+        tokens={"pool": "cls", "block": -1},
+        source="MIM-Refiner, arXiv 2402.10093: class token of the last block without the final "
+        "norm",
+    ),
+]

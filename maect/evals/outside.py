@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 from maect.datasets.base import DataError
+from maect.evals.base import Evaluator
 
 VARIABLE, GROUP = "MAECT_EVALS", "maect.evals"
 #: what no evaluation may be called, besides the training stages: other kinds of stages
@@ -35,15 +36,9 @@ def settle() -> None:
 def modules() -> Iterator[ModuleType]:
     """Yield the modules of all evaluations from outside. Raises DataError where one is none."""
     for entry in entry_points(group=GROUP):
-        yield _checked(_loaded(entry.load, f"entry point '{entry.name}'"), entry.value)
-    for text in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
-        path = Path(text)
-        yield _checked(_loaded(partial(_of_file, path), f"{VARIABLE}={text}"), text)
-
-
-def is_outside(module: str) -> bool:
-    """Return whether a module is none of this package's."""
-    return module.partition(".")[0] != "maect"
+        yield _checked(entry.load, f"entry point '{entry.name}'")
+    for path in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
+        yield _checked(partial(_of_file, Path(path)), f"{VARIABLE}={path}")
 
 
 def _of_file(path: Path) -> ModuleType:
@@ -57,16 +52,11 @@ def _of_file(path: Path) -> ModuleType:
     return module
 
 
-def _loaded(load: Callable[[], ModuleType], what: str) -> ModuleType:
+def _checked(load: Callable[[], ModuleType], what: str) -> ModuleType:
     try:
-        return load()
+        module = load()
     except Exception as error:  # of others' code anything can be wrong
         raise DataError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error
-
-
-def _checked(module: ModuleType, what: str) -> ModuleType:
-    from maect.evals.base import Evaluator
-
     found = getattr(module, "EVALUATOR", None)
     if not isinstance(found, Evaluator):
         raise DataError(f"{what} is no evaluation: it has no EVALUATOR; see docs/evaluation.md")

@@ -20,7 +20,7 @@ from maect.evals.base import (
     Evaluator,
     Images,
     Metric,
-    labels_of,
+    each_image,
     percent_correct,
 )
 from maect.evals.linear_probe import batches, choose
@@ -29,9 +29,6 @@ from maect.streams import generator
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-#: images the encoder sees at a time
-_IMAGES = 256
 
 
 class AttentiveSettings(AugmentedProbeSettings):
@@ -112,16 +109,11 @@ def _predicted(
     import torch
     from torch.nn import functional
 
-    def of(rows: slice) -> Tensor:
-        tokens = patches(images.prepared(split, np.arange(rows.start, rows.stop)))
-        return torch.stack(heads.logits(tokens, training=False), dim=1)
+    def of(views: Tensor) -> Tensor:
+        return torch.stack(heads.logits(patches(views), training=False), dim=1)
 
-    group = images.group
-    own = group.dealt(len(y), _IMAGES)
-    images.expect_prepared(split, (np.arange(rows.start, rows.stop) for rows in own))
-    with torch.no_grad():
-        logits = torch.cat([part.to(y.device) for part in group.shared(len(y), _IMAGES, of)])
-        losses = [float(functional.cross_entropy(one, y)) for one in logits.unbind(1)]
+    logits = each_image(images, split, np.arange(len(y)), of).to(y.device)
+    losses = [float(functional.cross_entropy(one, y)) for one in logits.unbind(1)]
     return logits.max(2).indices.cpu().numpy().astype(np.int32), np.array(losses)
 
 
@@ -142,22 +134,16 @@ def _compute(data: EvalInput, settings: AttentiveSettings) -> EvalResult:
 
     count, y = len(data.train.y), data.train.y
     heads = Heads(vit.dim, data.classes, vit.heads, data, settings)
-    an_epoch = count // min(settings.batch_size, count)
-    total, step = settings.epochs * an_epoch, 0
+    total = settings.epochs * (count // min(settings.batch_size, count))
     warmup = round(settings.warmup * total)
     crops = fresh_crops(data, settings, patches)
-    for epoch in range(settings.epochs):
-        for rows in batches(settings, count, data.seed, epoch):
-            rates = [learning_rate(step, total, warmup, lr) for lr in settings.base_lrs]
-            heads.step(crops(epoch, rows), y[torch.from_numpy(rows).to(y.device)], rates)
-            step += 1
+    for step, ((_, rows), tokens) in enumerate(zip(batches(data, settings), crops, strict=True)):
+        rates = [learning_rate(step, total, warmup, lr) for lr in settings.base_lrs]
+        heads.step(tokens, y[torch.from_numpy(rows).to(y.device)], rates)
     classes, losses = _predicted(heads, patches, images, "selection", data.selection.y)
-    if not np.isfinite(losses).any():
-        raise ValueError("the loss is not finite at any learning rate; lower base_lrs")
-    right = (classes == labels_of(data.selection.y)[:, None]).mean(0)
-    place = choose(np.where(np.isfinite(losses), right, -1.0), losses)
+    place, selected = choose(classes, data.selection.y, losses)
     test, _ = _predicted(heads, patches, images, "test", data.test.y)
-    chosen = {"lr": settings.base_lrs[place], "selection_accuracy": 100.0 * float(right[place])}
+    chosen = {"lr": settings.base_lrs[place], "selection_accuracy": selected}
     protocol = {
         "head": "one query over batch-normalised patch tokens, linear layer",
         "optimizer": "AdamW, betas 0.9 and 0.999; linear warm-up, half a cosine to 0",
@@ -176,7 +162,7 @@ EVALUATOR = Evaluator(
     compute=_compute,
     derive=lambda found, labels: {"accuracy": percent_correct(found["class"], labels)},
     uses_seed=True,
-    chooses=lambda settings: True,
+    chooses=True,
     passes=lambda settings, images, classes: (
         settings.epochs * images["train"] + images["selection"] + images["test"]
     ),

@@ -36,7 +36,7 @@ def evaluate(
         evaluator = evals.at_blocks(evaluator, tokens["block"])
     split, settings = job.settings["split"], evaluator.settings.parse(job.settings["settings"])
     counts = {name[:-2]: len(y) for name, y in features.items() if name.endswith("_y")}
-    evaluator.require_images(settings, split, counts)
+    evaluator.require_images(split, counts)
     # features of several blocks [N, K, D] go to the device block by block
     on_device = {n: t if t.ndim == 3 else t.to(job.device) for n, t in features.items()}
     labelled = _labelled(job) if "budgets" in job.settings["settings"] else {}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_evals_parallel import VIEW, job
 
 from maect import evals
-from maect.datasets.splits import halves
+from maect.datasets.splits import selection_rows
 from maect.stages import evaluate, evaluate_encoder, features
 from maect.stages.job import Output
 
@@ -71,7 +71,7 @@ def test_labels_that_are_reported_on_choose_nothing(
     folder = folders[evals.get(kind).joins_blocks]
     tensors = load_file(folder / "features.safetensors")
     labels = tensors[f"{split}_y"].numpy()
-    reported = np.arange(len(labels)) if split == "test" else halves(len(labels))[1]
+    reported = selection_rows(split, len(labels)).get("test", np.arange(len(labels)))
     labels[reported] = np.random.default_rng(0).permutation(labels[reported])
     save_file(tensors, tmp_path / "features.safetensors")
     honest, permuted = (run(kind, split, where) for where in (folder, tmp_path))
@@ -81,6 +81,6 @@ def test_labels_that_are_reported_on_choose_nothing(
 
 
 def test_halves_share_no_image_and_leave_none_out():
-    choosing, reporting = halves(201)
+    choosing, reporting = selection_rows("selection", 201).values()
     assert (len(choosing), len(reporting)) == (100, 101)
     assert sorted([*choosing, *reporting]) == list(range(201))

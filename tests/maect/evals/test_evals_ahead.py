@@ -12,8 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from maect import datasets
-from maect.datasets.decoders import Crops, Request
-from maect.datasets.on_disk import EncodedSplit
+from maect.datasets.decoders import Crops, EncodedSplit, Request
 from maect.parallel import Group
 from maect.settings import DataSettings
 from maect.stages import evaluate_encoder, features

@@ -88,7 +88,7 @@ def test_trains_as_torch_modules_do_and_as_each_probe_alone() -> None:
         torch.testing.assert_close(weight, alone[i].weight, rtol=1e-4, atol=1e-5)
         model = plain_probe(start, lr, batches)
         torch.testing.assert_close(weight, model[1].weight.detach(), rtol=1e-4, atol=1e-5)
-        predicted, loss = alone[i].evaluate(data)
+        predicted, loss = alone[i].evaluate(data.x, data.y)
         logits = model(data.x).detach()
         np.testing.assert_array_equal(predicted[:, 0], logits.argmax(1).numpy())
         expected = nn.functional.cross_entropy(logits, data.y).item()
@@ -133,7 +133,12 @@ def test_the_official_choice_stands_beside_ours() -> None:
 
 
 def test_choice_by_accuracy_then_loss_then_order() -> None:
-    assert choose(np.array([90.0, 95.0, 95.0, 95.0]), np.array([0.1, 0.4, 0.2, 0.2])) == 2
+    labels = torch.zeros(20, dtype=torch.int64)
+    predicted = np.zeros((20, 5), np.int32)
+    predicted[:2, 0] = predicted[0, 1:4] = 1  # 90, 95, 95, 95 and 100 %
+    assert choose(predicted, labels, np.array([0.1, 0.4, 0.2, 0.2, np.nan])) == (2, 95.0)
+    with pytest.raises(ValueError, match="not finite at any learning rate"):
+        choose(predicted, labels, np.full(5, np.inf))
 
 
 def test_a_batch_larger_than_the_data_takes_all_of_it_and_says_so() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from maect import evals
 from maect.evals.probe_attentive import Heads
-from maect.evals.probe_dinov2 import Grid
+from maect.evals.probe_dinov2 import read
 from maect.models import Encoder
 from maect.parallel import Group
 from maect.settings import Settings, ViewSettings
@@ -217,12 +217,11 @@ def test_dinov2s_grid_reads_blocks_and_means() -> None:
     result = probe.run(given, settings("probe_dinov2"))
     assert result.predictions["class_by_lr"].shape == (61, 2 * 2 * 2)
     assert result.chosen.keys() >= {"blocks", "mean", "base_lr", "test_selected_mean"}
-    grid = Grid(24, 4, [0.1], blocks=2, seed=0, device=torch.device("cpu"))
     x = torch.arange(48.0).reshape(1, 2, 24)
     class_tokens = torch.cat([x[:, 0, :12], x[:, 1, :12]], dim=1)
-    assert torch.equal(grid.read(x, 2, False), class_tokens)
-    assert torch.equal(grid.read(x, 2, True), torch.cat([class_tokens, x[:, 1, 12:]], dim=1))
-    assert torch.equal(grid.read(x, 1, False), x[:, 1, :12])
+    assert torch.equal(read(x, 2, False), class_tokens)
+    assert torch.equal(read(x, 2, True), torch.cat([class_tokens, x[:, 1, 12:]], dim=1))
+    assert torch.equal(read(x, 1, False), x[:, 1, :12])
 
 
 def test_the_attentive_head_is_attention_with_one_query() -> None:
