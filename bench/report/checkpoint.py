@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UserError, reason, suggestion
+from bench.errors import UserError, reason, suggestion, writing
 from bench.plan.planner import encoder_stage
 from bench.plan.stage import Plan, Row, Stage
 from bench.report.frames import build_view
@@ -57,7 +57,7 @@ def write_checkpoint(
     view = build_view(plan, store, command)
     card = model_card(view, build_tables(view), row, chosen.seed, told, license)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
+    with writing(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError("is there already; name a new folder: --to PATH", file=folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -67,9 +67,6 @@ def write_checkpoint(
             beside.rename(folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-    except OSError as error:
-        message = f"{folder} cannot be written ({reason(error)}); name another place: --to PATH"
-        raise UserError(message) from None
     return chosen
 
 

@@ -1,7 +1,7 @@
 """What experiment trackers are told of a suite: its rows and seeds, each as one of their runs.
 
-There is a module for each; its `write(runs, to)` writes them to a place and returns how many
-of them are new or changed. Each needs the extra of its name.
+There is a module for each; its `write(runs, to)` writes them to a place and yields those that are
+new or changed, each once it is written. Each needs the extra of its name.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def write_tracker(tracker: str, plan: Plan, store: Store, to: Path) -> tuple[int
     if not runs:
         raise UserError(f"nothing of suite {view.suite} is in the store yet; run it first")
     try:
-        return len(runs), write(runs, to)
+        return len(runs), len([*write(runs, to)])
     except Exception as error:  # the libraries have errors of their own
         raise UserError(f"{to} cannot be written ({reason(error)}); name another: --to") from None
 
