@@ -7,7 +7,6 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench import environment
 from bench.commands import common
@@ -20,10 +19,8 @@ from bench.store.files import iso, write_json
 from bench.store.place import open_store
 from bench.store.store import Store
 from bench.suite.load import data_info
+from bench.suite.schema import Suite
 from maect.datasets import load, prepare
-
-if TYPE_CHECKING:
-    from bench.suite.schema import Suite
 
 #: stored features of more training images are not evaluated: that takes too long for a look
 SMALL = 100_000
@@ -151,17 +148,14 @@ def _with_images(options: argparse.Namespace, suite: Suite, folder: Path) -> tup
         "data.stage=null",
     ]
     os.environ["MAECT_DATA"] = str(folder)  # what is known of them goes with them
-    if any(not _is_here(variant.init) for variant in suite.variants.values()):
+    released = {variant.init for variant in suite.variants.values()} - {"random", "pixels"}
+    if not all(Path(init).expanduser().is_file() for init in released):
         options.sets.append("init=random")  # steps take as long from any weights
     suite = common.load(options)
     prepare(next(iter(suite.variants.values())).row.data, folder, lambda line: None)
     data_info.cache_clear()
     suite = common.load(options)
     return suite, f"synthetic JPEGs, {_WIDTH}x{_HEIGHT}, as {settings.path} is not here"
-
-
-def _is_here(init: str) -> bool:
-    return init in ("random", "pixels") or Path(init).expanduser().is_file()
 
 
 def photographs(folder: Path, count: int) -> None:

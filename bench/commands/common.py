@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError, nearest_file, printable, reason, short
+from bench.store.bundle import Bundle
+from bench.store.place import open_store
+from bench.store.store import Store
 from reports import display
 
 if TYPE_CHECKING:
     from bench.plan.stage import Plan
-    from bench.store.bundle import Bundle
-    from bench.store.store import Store
     from bench.suite.schema import Suite
 
 #: of a store: a folder, or the URL of a bucket and a prefix
@@ -143,7 +144,6 @@ def planned(options: argparse.Namespace, store: Store, *, keep_stale: bool) -> P
     Raises `UserError`, also where the data are not here: then no key is known.
     """
     from bench.plan.planner import make_plan
-    from bench.store.bundle import Bundle
 
     if isinstance(store, Bundle):
         keep_stale |= _as_bundled(options, store)
@@ -187,8 +187,6 @@ def lines_of(lines: Iterable[str]) -> str:
 
 def existing(place: Place) -> Store:
     """Return the store at a place. Raises `UserError` if there is none."""
-    from bench.store.place import open_store
-
     store = open_store(place)
     if not store.exists():
         near = nearest_file(place) if isinstance(place, Path) else ""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.commands import common
 from bench.errors import OK, UserError, short
+from bench.report.bundle import write_bundle
+from bench.report.checkpoint import push_to_hub, require_token, write_checkpoint
+from bench.report.frames import build_view
+from bench.report.results import write_results
+from bench.report.trackers import write_tracker
+from bench.report.write import write_figures
 from reports.display import plural
-
-if TYPE_CHECKING:
-    from bench.plan.stage import Plan
-    from bench.store.store import Store
 
 #: formats of figures
 DRAWN = ("pdf", "svg", "png")
@@ -63,54 +64,32 @@ def run(options: argparse.Namespace) -> int:
         options.to = options.to or options.bundle
     if options.to is None:
         raise UserError("say where to write it: --to PATH")
-    store = common.existing(options.store)
+    store, to, hub = common.existing(options.store), options.to, options.push_to_hub
     plan = common.planned(options, store, keep_stale=options.keep_stale)
-    if options.checkpoint is not None:
-        _checkpoint(options, plan, store)
-        return OK
-    for name in ("seed", "push_to_hub"):
+    for name in ("seed", "push_to_hub") if options.checkpoint is None else ():
         if getattr(options, name) is not None:
             raise UserError("goes with --checkpoint", file=f"--{name.replace('_', '-')}")
-    if options.bundle:
-        from bench.report.bundle import write_bundle
-
+    if options.checkpoint is not None:
+        if hub is not None:
+            require_token()  # before anything is written
+        told = {"license": options.license, "command": options.command_line}
+        row = write_checkpoint(plan, store, to, row=options.checkpoint, seed=options.seed, **told)
+        print(f"{row.variant.name}, seed {row.seed}: {to}")
+        print(f'timm.create_model("local-dir:{to}", pretrained=True)')
+        if hub is not None:
+            print(push_to_hub(to, hub))
+    elif options.bundle:
         chosen = {name: getattr(options, name) for name in ("sets", "only", "keep_stale")}
-        count = write_bundle(options.to, plan, store, **chosen)
-        size = options.to.stat().st_size / 2**20
-        print(f"bundle: {options.to}, {plural(count, 'file')} of {size:.1f} MiB")
-        print(f"to check it: python -m bench verify --store {options.to}")
-        return OK
-    if options.tracker:
-        from bench.report.trackers import write_tracker
-
-        count, new = write_tracker(options.tracker, plan, store, options.to)
-        print(f"{options.tracker}: {options.to}, {plural(count, 'run')}, {new} new or changed")
-        return OK
-    from bench.report.frames import build_view
-    from bench.report.results import write_results
-    from bench.report.write import write_figures
-
-    view = build_view(plan, store, options.command_line)
-    if options.results:
-        write_results(options.to, view)
-        print(f"results: {options.to}")
+        count = write_bundle(to, plan, store, **chosen)
+        print(f"bundle: {to}, {plural(count, 'file')} of {to.stat().st_size / 2**20:.1f} MiB")
+        print(f"to check it: python -m bench verify --store {to}")
+    elif options.tracker:
+        count, new = write_tracker(options.tracker, plan, store, to)
+        print(f"{options.tracker}: {to}, {plural(count, 'run')}, {new} new or changed")
+    elif options.results:
+        write_results(to, build_view(plan, store, options.command_line))
+        print(f"results: {to}")
     else:
-        found = write_figures(view, options.figures, options.to)
-        print(f"figures: {plural(len(found), 'file')} in {options.to}")
+        count = write_figures(build_view(plan, store, options.command_line), options.figures, to)
+        print(f"figures: {plural(count, 'file')} in {to}")
     return OK
-
-
-def _checkpoint(options: argparse.Namespace, plan: Plan, store: Store) -> None:
-    from bench.report.checkpoint import push_to_hub, require_token, write_checkpoint
-
-    if options.push_to_hub is not None:
-        require_token()  # before anything is written
-    command = options.command_line
-    row = write_checkpoint(
-        plan, store, options.to, row=options.checkpoint, seed=options.seed,
-        license=options.license, command=command,
-    )  # fmt: skip
-    print(f"{row.variant.name}, seed {row.seed}: {options.to}")
-    print(f'timm.create_model("local-dir:{options.to}", pretrained=True)')
-    if options.push_to_hub is not None:
-        print(push_to_hub(options.to, options.push_to_hub))
