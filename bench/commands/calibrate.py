@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from bench import environment
@@ -45,14 +47,15 @@ def run(options: argparse.Namespace) -> int:
     own = make_plan(suite, None, only=options.only)
     steps = {stage.title: stage.steps for stage in own.stages.values()}
     store = open_store(options.store)
-    with tempfile.TemporaryDirectory(prefix="maect-calibrate-") as folder:
+    scratch = tempfile.TemporaryDirectory(prefix="maect-calibrate-")
+    with scratch as folder, redirect_stdout(sys.stderr if options.json else sys.stdout):
         suite, images = _with_images(options, suite, Path(folder))
         plan = make_plan(suite, None, only=options.only)
         if plan.unresolved:
             raise UserError(f"nothing can be measured without the data: {plan.unresolved}")
         store.create()
         with store.leases.driving(alone=True):
-            found = _measure(plan, steps, store, options, images, end, Path(folder))
+            found = _measure(plan, steps, store, options.command_line, images, end, Path(folder))
     if options.json:
         print(found.model_dump_json(indent=1))
     else:
@@ -64,7 +67,7 @@ def _measure(
     plan: Plan,
     steps: dict[str, int | None],
     store: Store,
-    options: argparse.Namespace,
+    command: str,
     images: str,
     end: float,
     folder: Path,
@@ -73,10 +76,6 @@ def _measure(
     from bench.run import calibrate
     from bench.run.worker import device_of, held
     from maect.parallel import Group
-
-    def say(line: str) -> None:
-        if not options.json:
-            print(line, flush=True)
 
     numerics = next(iter(plan.stages.values())).settings["numerics"]
     threads, precision = numerics["threads"], numerics["precision"]
@@ -87,18 +86,18 @@ def _measure(
         device_model=cost.device_model,
         devices=cost.devices,
         made=iso(time.time()),
-        command=options.command_line,
+        command=command,
         env=environment.describe(),
         matrix_product={precision: peak},
         images=images,
     )
-    say(f"{found.device_model}, images: {images}")
-    say(f"matrix product in {precision}: {_flops(peak)}")
+    print(f"{found.device_model}, images: {images}", flush=True)
+    print(f"matrix product in {precision}: {_flops(peak)}", flush=True)
     stages = _worth(plan)
     for index, stage in enumerate(stages):
         left_s = end - time.monotonic()
         if left_s <= 0 and found.paces:
-            say(f"the time is up; not measured: {', '.join(s.title for s in stages[index:])}")
+            print(f"the time is up; not measured: {', '.join(s.title for s in stages[index:])}")
             break
         share_s = max(0.0, left_s) / (len(stages) - index)
         known = steps.get(stage.title) or stage.steps  # a set that is not yet fetched tells none
@@ -107,7 +106,7 @@ def _measure(
         found.paces.append(pace)
         write_json(store.root / FILE, found.model_dump())
         store.publish(store.root / FILE)
-        say(_line(pace, peak))
+        print(_line(pace, peak), flush=True)
     return found
 
 
