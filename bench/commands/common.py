@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,29 +98,22 @@ def place(text: str) -> Place:
 
 def count_from(least: int) -> Callable[[str], int]:
     """Return the type of an argument that is a whole number of at least `least`."""
-
-    def count(text: str) -> int:
-        if not text.isdigit() or int(text) < least:
-            message = f"'{text}' is not a whole number of at least {least}"
-            raise argparse.ArgumentTypeError(message)
-        return int(text)
-
-    return count
+    return _number(int, lambda count: count >= least, f"a whole number of at least {least}")
 
 
 def amount_of(unit: str) -> Callable[[str], float]:
     """Return the type of an argument that is a number of units above 0."""
+    return _number(float, lambda amount: 0 < amount < 1e6, f"a number of {unit} above 0")
 
-    def amount(text: str) -> float:
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not 0 < number < 1e6:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a number of {unit} above 0")
-        return number
 
-    return amount
+def _number(kind: type, fits: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        with suppress(ValueError):
+            if fits(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"'{text}' is not {what}")
+
+    return number
 
 
 def load(options: argparse.Namespace) -> Suite:
