@@ -90,7 +90,7 @@ def tell_against(
     return view, found
 
 
-def write_figures(view: SuiteView, formats: Sequence[str], folder: Path) -> int:
+def write_figures(folder: Path, view: SuiteView, formats: Sequence[str]) -> int:
     """Write each panel of a view's figures to a folder. Return how many files.
 
     Raises `UserError` where matplotlib is missing, there is nothing to draw, or the folder cannot
