@@ -1,6 +1,7 @@
 """The command line: `maect-bench COMMAND`, or `python -m bench COMMAND`.
 
-Each command is a module of `bench.commands`.
+Each command is a module of `bench.commands`, with `declare(parser)` and `run(options)`; `sweep` is
+another name of `run`.
 """
 
 from __future__ import annotations
@@ -20,83 +21,60 @@ from maect.datasets import DataError
 from maect.evals import outside
 
 SUITE = "suites/paper_table.yaml"
-#: command -> the module that has its `declare(parser)` and `run(options)`, what it is for, and
-#: examples, without the program
-COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "init": (
-        "init",
-        "write a first suite of one's own, with comments",
-        ("init", "init mine.yaml --data ~/images"),
-    ),
-    "validate": (
-        "validate",
-        "name every fault of a suite at once",
-        ("validate mine.yaml", "validate --schema"),
-    ),
+#: command -> what it is for, then arguments that are examples of it
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "init": ("write a first suite of one's own, with comments", "", "mine.yaml --data ~/images"),
+    "validate": ("name every fault of a suite at once", "mine.yaml", "--schema"),
     "run": (
-        "run",
         "run what a suite lacks, then print its table",
-        (f"run {SUITE}", "run paper_table --profile cifar10", "run mine.yaml --set mae.steps=100"),
+        SUITE,
+        "paper_table --profile cifar10",
+        "mine.yaml --set mae.steps=100",
     ),
     "sweep": (
-        "run",
         "run the search a suite declares, through Ray Tune",
-        ("sweep suites/sweep_queue.yaml", "sweep sweep_queue --profile tiny"),
+        "suites/sweep_queue.yaml",
+        "sweep_queue --profile tiny",
     ),
-    "plan": ("plan", "show what would run, and why; start nothing", (f"plan {SUITE}",)),
-    "calibrate": (
-        "calibrate",
-        "measure how fast a suite's stages go on this machine",
-        (f"calibrate {SUITE} --minutes 3",),
-    ),
-    "watch": (
-        "watch",
-        "show what runs on a store, from another terminal",
-        ("watch", "watch mystore --json"),
-    ),
+    "plan": ("show what would run, and why; start nothing", SUITE),
+    "calibrate": ("measure how fast a suite's stages go on this machine", f"{SUITE} --minutes 3"),
+    "watch": ("show what runs on a store, from another terminal", "", "mystore --json"),
     "report": (
-        "report",
         "render a suite's report from the store alone",
-        (f"report {SUITE}", f"report {SUITE} --against docs/results/digits.json"),
+        SUITE,
+        f"{SUITE} --against docs/results/digits.json",
     ),
     "export": (
-        "export",
         "write a suite's results, figures or an encoder as files",
-        (
-            f"export {SUITE} --results --to results.json",
-            f"export {SUITE} --checkpoint MAE-CT --seed 0 --to encoder",
-            f"export {SUITE} --bundle bundle.tar",
-            f"export {SUITE} --tracker tensorboard --to runs",
-        ),
+        f"{SUITE} --results --to results.json",
+        f"{SUITE} --checkpoint MAE-CT --seed 0 --to encoder",
+        f"{SUITE} --bundle bundle.tar",
+        f"{SUITE} --tracker tensorboard --to runs",
     ),
     "verify": (
-        "verify",
         "derive a suite's numbers again from what is stored",
-        (f"verify {SUITE}", "verify --store bundle.tar", f"verify {SUITE} --rerun 'MAE-CT *'"),
+        SUITE,
+        "--store bundle.tar",
+        f"{SUITE} --rerun 'MAE-CT *'",
     ),
     "eval": (
-        "eval",
         "evaluate a ViT checkpoint without a suite",
-        ("eval --weights encoder/model.safetensors --data ~/images",),
+        "--weights encoder/model.safetensors --data ~/images",
     ),
-    "ls": ("ls", "list the records of a store", ("ls", "ls --store mystore")),
-    "show": ("show", "show one record, its lineage and its log", ("show 3f2a9c41",)),
+    "ls": ("list the records of a store", "", "--store mystore"),
+    "show": ("show one record, its lineage and its log", "3f2a9c41"),
     "diff": (
-        "diff",
         "what differs between two runs; exit 3 if anything but the environment does",
-        ("diff store other/store", f"diff {SUITE}:digits {SUITE}:cifar10"),
+        "store other/store",
+        f"{SUITE}:digits {SUITE}:cifar10",
     ),
     "gc": (
-        "gc",
         "list what no suite refers to; with --yes, remove it",
-        (f"gc {SUITE}", f"gc {SUITE} mine.yaml --yes"),
+        SUITE,
+        f"{SUITE} mine.yaml --yes",
     ),
-    "data": (
-        "data",
-        "data sets: list, fetch, check",
-        ("data ls", "data fetch cifar10", "data check ~/images"),
-    ),
-    "doctor": ("doctor", "what is here, what is missing, how to get it", ("doctor",)),
+    "data": ("data sets: list, fetch, check", "ls", "fetch cifar10", "check ~/images"),
+    "doctor": ("what is here, what is missing, how to get it", ""),
 }
 
 
@@ -148,6 +126,11 @@ def main(arguments: list[str] | None = None) -> int:
     return USAGE
 
 
+def _module(command: str) -> Any:
+    """Return the module of a command."""
+    return importlib.import_module(f"bench.commands.{'run' if command == 'sweep' else command}")
+
+
 def _completion(parser: _Parser, added: dict[str, _Parser], shell: str = "bash") -> str:
     """Return the script by which a shell completes commands and arguments. Raises `UserError`."""
     try:
@@ -158,8 +141,8 @@ def _completion(parser: _Parser, added: dict[str, _Parser], shell: str = "bash")
     if shell not in shtab.SUPPORTED_SHELLS:
         hint = suggestion(shell, shtab.SUPPORTED_SHELLS)
         raise UserError(f"there is no shell '{short(shell)}'{hint}", file="--completion")
-    for name, (module, *_) in COMMANDS.items():
-        importlib.import_module(f"bench.commands.{module}").declare(added[name])
+    for name, its_parser in added.items():
+        _module(name).declare(its_parser)
     parser.prog = "maect-bench"
     # where it knows nothing, bash completes files
     return str(shtab.complete(parser, shell)).replace("complete -o", "complete -o default -o")
@@ -180,16 +163,12 @@ def _command(given: list[str], line: str) -> int:
     )
     parser.add_argument("--version", action="version", version=f"maect-bench {maect.__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    added = {
-        name: commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog="\n  ".join(["examples:", *(f"{program()} {line}" for line in examples)]),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        for name, (_, text, examples) in COMMANDS.items()
-    }
+    added = dict[str, _Parser]()
+    as_written = argparse.RawDescriptionHelpFormatter
+    for name, (text, *examples) in COMMANDS.items():
+        calls = [f"{program()} {name} {example}".rstrip() for example in examples]
+        added[name] = commands.add_parser(name, help=text, formatter_class=as_written)
+        added[name].description, added[name].epilog = text, "\n  ".join(["examples:", *calls])
     shell = "print what `eval` makes a shell complete by: bash, zsh or tcsh (needs shtab)"
     parser.add_argument("--completion", metavar="SHELL", help=shell)
     if given[:1] == ["--completion"]:
@@ -198,8 +177,8 @@ def _command(given: list[str], line: str) -> int:
     if not given or given[0] not in COMMANDS:
         parser.parse_args(given)
         parser.error("name the command first")
-    module = importlib.import_module(f"bench.commands.{COMMANDS[given[0]][0]}")
-    module.declare(added[given[0]])
-    options = added[given[0]].parse_args(given[1:])
+    module, own = _module(given[0]), added[given[0]]
+    module.declare(own)
+    options = own.parse_args(given[1:])
     options.name, options.command_line = given[0], line
     return int(module.run(options))

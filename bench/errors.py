@@ -88,6 +88,16 @@ def require_writable(path: Path) -> None:
     TemporaryFile(dir=path.parent).close()
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise `UserError` where what is written at `path`, as `--to` names it, cannot be."""
+    try:
+        yield
+    except OSError as error:
+        told = f"{path} cannot be written ({reason(error)}); name another place: --to PATH"
+        raise UserError(told) from None
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return which of the known words was meant, if any; capitals count for nothing."""
     lower = {name.lower(): name for name in sorted(known, reverse=True)}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench import environment
 from bench.commands import common
@@ -20,10 +21,8 @@ from bench.store.files import iso, write_json
 from bench.store.place import open_store
 from bench.store.store import Store
 from bench.suite.load import data_info
+from bench.suite.schema import Suite
 from maect.datasets import load, prepare
-
-if TYPE_CHECKING:
-    from bench.suite.schema import Suite
 
 #: stored features of more training images are not evaluated: that takes too long for a look
 SMALL = 100_000
@@ -48,14 +47,15 @@ def run(options: argparse.Namespace) -> int:
     own = make_plan(suite, None, only=options.only)
     steps = {stage.title: stage.steps for stage in own.stages.values()}
     store = open_store(options.store)
-    with tempfile.TemporaryDirectory(prefix="maect-calibrate-") as folder:
+    scratch = tempfile.TemporaryDirectory(prefix="maect-calibrate-")
+    with scratch as folder, redirect_stdout(sys.stderr if options.json else sys.stdout):
         suite, images = _with_images(options, suite, Path(folder))
         plan = make_plan(suite, None, only=options.only)
         if plan.unresolved:
             raise UserError(f"nothing can be measured without the data: {plan.unresolved}")
         store.create()
         with store.leases.driving(alone=True):
-            found = _measure(plan, steps, store, options, images, end, Path(folder))
+            found = _measure(plan, steps, store, options.command_line, images, end, Path(folder))
     if options.json:
         print(found.model_dump_json(indent=1))
     else:
@@ -67,7 +67,7 @@ def _measure(
     plan: Plan,
     steps: dict[str, int | None],
     store: Store,
-    options: argparse.Namespace,
+    command: str,
     images: str,
     end: float,
     folder: Path,
@@ -76,10 +76,6 @@ def _measure(
     from bench.run import calibrate
     from bench.run.worker import device_of, held
     from maect.parallel import Group
-
-    def say(line: str) -> None:
-        if not options.json:
-            print(line, flush=True)
 
     numerics = next(iter(plan.stages.values())).settings["numerics"]
     threads, precision = numerics["threads"], numerics["precision"]
@@ -90,18 +86,18 @@ def _measure(
         device_model=cost.device_model,
         devices=cost.devices,
         made=iso(time.time()),
-        command=options.command_line,
+        command=command,
         env=environment.describe(),
         matrix_product={precision: peak},
         images=images,
     )
-    say(f"{found.device_model}, images: {images}")
-    say(f"matrix product in {precision}: {_flops(peak)}")
+    print(f"{found.device_model}, images: {images}", flush=True)
+    print(f"matrix product in {precision}: {_flops(peak)}", flush=True)
     stages = _worth(plan)
     for index, stage in enumerate(stages):
         left_s = end - time.monotonic()
         if left_s <= 0 and found.paces:
-            say(f"the time is up; not measured: {', '.join(s.title for s in stages[index:])}")
+            print(f"the time is up; not measured: {', '.join(s.title for s in stages[index:])}")
             break
         share_s = max(0.0, left_s) / (len(stages) - index)
         known = steps.get(stage.title) or stage.steps  # a set that is not yet fetched tells none
@@ -110,7 +106,7 @@ def _measure(
         found.paces.append(pace)
         write_json(store.root / FILE, found.model_dump())
         store.publish(store.root / FILE)
-        say(_line(pace, peak))
+        print(_line(pace, peak), flush=True)
     return found
 
 
@@ -151,17 +147,14 @@ def _with_images(options: argparse.Namespace, suite: Suite, folder: Path) -> tup
         "data.stage=null",
     ]
     os.environ["MAECT_DATA"] = str(folder)  # what is known of them goes with them
-    if any(not _is_here(variant.init) for variant in suite.variants.values()):
+    released = {variant.init for variant in suite.variants.values()} - {"random", "pixels"}
+    if not all(Path(init).expanduser().is_file() for init in released):
         options.sets.append("init=random")  # steps take as long from any weights
     suite = common.load(options)
     prepare(next(iter(suite.variants.values())).row.data, folder, lambda line: None)
     data_info.cache_clear()
     suite = common.load(options)
     return suite, f"synthetic JPEGs, {_WIDTH}x{_HEIGHT}, as {settings.path} is not here"
-
-
-def _is_here(init: str) -> bool:
-    return init in ("random", "pixels") or Path(init).expanduser().is_file()
 
 
 def photographs(folder: Path, count: int) -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError, nearest_file, printable, reason, short
+from bench.store.bundle import Bundle
+from bench.store.place import open_store
+from bench.store.store import Store
 from reports import display
 
 if TYPE_CHECKING:
     from bench.plan.stage import Plan
-    from bench.store.bundle import Bundle
-    from bench.store.store import Store
     from bench.suite.schema import Suite
 
 #: of a store: a folder, or the URL of a bucket and a prefix
@@ -97,29 +98,22 @@ def place(text: str) -> Place:
 
 def count_from(least: int) -> Callable[[str], int]:
     """Return the type of an argument that is a whole number of at least `least`."""
-
-    def count(text: str) -> int:
-        if not text.isdigit() or int(text) < least:
-            message = f"'{text}' is not a whole number of at least {least}"
-            raise argparse.ArgumentTypeError(message)
-        return int(text)
-
-    return count
+    return _number(int, lambda count: count >= least, f"a whole number of at least {least}")
 
 
 def amount_of(unit: str) -> Callable[[str], float]:
     """Return the type of an argument that is a number of units above 0."""
+    return _number(float, lambda amount: 0 < amount < 1e6, f"a number of {unit} above 0")
 
-    def amount(text: str) -> float:
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not 0 < number < 1e6:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a number of {unit} above 0")
-        return number
 
-    return amount
+def _number(kind: type, fits: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        with suppress(ValueError):
+            if fits(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"'{text}' is not {what}")
+
+    return number
 
 
 def load(options: argparse.Namespace) -> Suite:
@@ -143,7 +137,6 @@ def planned(options: argparse.Namespace, store: Store, *, keep_stale: bool) -> P
     Raises `UserError`, also where the data are not here: then no key is known.
     """
     from bench.plan.planner import make_plan
-    from bench.store.bundle import Bundle
 
     if isinstance(store, Bundle):
         keep_stale |= _as_bundled(options, store)
@@ -187,8 +180,6 @@ def lines_of(lines: Iterable[str]) -> str:
 
 def existing(place: Place) -> Store:
     """Return the store at a place. Raises `UserError` if there is none."""
-    from bench.store.place import open_store
-
     store = open_store(place)
     if not store.exists():
         near = nearest_file(place) if isinstance(place, Path) else ""

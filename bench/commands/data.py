@@ -15,16 +15,8 @@ from bench.commands import common
 from bench.errors import MISMATCH, OK, UserError, printable, short, suggestion
 from bench.suite.load import data_info
 from bench.suite.schema import Suite
-from maect.datasets import (
-    CATALOG,
-    DataError,
-    DataInfo,
-    data_root,
-    describe,
-    kind_of,
-    low_shot,
-    prepare,
-)
+from maect import datasets
+from maect.datasets import CATALOG, DataError, DataInfo, data_root, prepare
 from maect.settings import DataSettings
 from reports.display import plural
 
@@ -33,7 +25,7 @@ def rows(names: list[str] | None = None) -> list[dict[str, Any]]:
     """Return a row for each named set: what it is, and its fingerprint where it is here."""
     found = []
     for name in names or list(CATALOG):
-        info = describe(settings_of(name), data_root())
+        info = datasets.describe(settings_of(name), data_root())
         found.append(
             {
                 "name": name,
@@ -74,11 +66,13 @@ def run(options: argparse.Namespace) -> int:
 def prepare_data(suite: Suite) -> bool:
     """Read the image folders and shards of a suite once; name what is broken, at every run.
 
-    Return whether there was anything to read.
+    Return whether there was anything to read. Raises DataError, also where an evaluation lacks
+    images, or published lists do not fit the images or lack a budget.
     """
     rows = suite.variants.values()
-    every = {v.row.data for v in rows} | {e.data for v in rows for e in v.evaluations.values()}
-    wanted = {settings for settings in every if settings is not None and settings.path is not None}
+    read = [(v.row, one, one.data or v.row.data) for v in rows for one in v.evaluations.values()]
+    every = {v.row.data for v in rows} | {settings for *_, settings in read}
+    wanted = {settings for settings in every if settings.path is not None}
     missing = {settings for settings in wanted if data_info(settings).fingerprint is None}
     for settings in wanted:
         info = data_info(settings)
@@ -86,27 +80,18 @@ def prepare_data(suite: Suite) -> bool:
             info = prepare(settings, data_root(), print)
         print("".join(f"{line}\n" for line in unusual_lines(info)), end="")
     data_info.cache_clear()
-    for variant in suite.variants.values():
-        for one in variant.evaluations.values():
-            counts = data_info(one.data or variant.row.data).counts
-            one.evaluator.require_images(variant.row.report_on, counts)
-    _check_lists(suite)
-    return bool(missing)
-
-
-def _check_lists(suite: Suite) -> None:
-    """Raise DataError where published lists do not fit the images, or lack a budget of a row."""
-    wanted: dict[DataSettings, set[str]] = {}
-    for variant in suite.variants.values():
-        for one in variant.evaluations.values():
-            budgets = wanted.setdefault(one.data or variant.row.data, set())
-            budgets |= {*getattr(one.settings, "budgets", ())} - {"100%"}  # which needs no list
-    for settings, budgets in wanted.items():
-        if settings.low_shot is not None and (lacking := budgets - {*low_shot(settings)}):
+    budgets: dict[DataSettings, set[str]] = {}
+    for row, one, settings in read:
+        one.evaluator.require_images(row.report_on, data_info(settings).counts)
+        own = {*getattr(one.settings, "budgets", ())} - {"100%"}  # which needs no list
+        budgets[settings] = budgets.get(settings, set()) | own
+    for settings, named in budgets.items():
+        if settings.low_shot is not None and (lacking := named - {*datasets.low_shot(settings)}):
             raise DataError(
                 f"{settings.low_shot} holds no list for {', '.join(sorted(lacking))}; leave these "
                 f"budgets out"
             )
+    return bool(missing)
 
 
 def unusual_lines(info: DataInfo) -> list[str]:
@@ -127,7 +112,7 @@ def settings_of(given: str, image_size: int = 224) -> DataSettings:
     if not named and not os.path.isdir(os.path.expanduser(given)):
         hint = suggestion(given, CATALOG)
         raise UserError(f"'{short(given)}' is neither a data set nor a folder{hint}")
-    settings = {"name": given if named else kind_of(Path(given).expanduser())}
+    settings = {"name": given if named else datasets.kind_of(Path(given).expanduser())}
     try:
         path = {} if named else {"path": given}
         return DataSettings.parse({**settings, **path, "image_size": image_size})

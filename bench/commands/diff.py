@@ -12,8 +12,8 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -65,25 +65,18 @@ def run(options: argparse.Namespace) -> int:
 
 @dataclass
 class Side:
-    """Newest complete record of each stage, by the stage's title."""
+    """Newest complete record of each stage, by the stage's title; what is damaged."""
 
     name: str
-    records: dict[str, Record] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    records: dict[str, Record]
+    problems: list[str]
 
-    def add(self, records: Iterable[Record | None]) -> None:
-        """Take in records that are complete and newer than the known record of their stage."""
-        for record in records:
-            if record is not None and record.status == "complete":
-                known = self.records.setdefault(record.name, record)
-                if known.started <= record.started:
-                    self.records[record.name] = record
 
-    def add_all(self, store: Store, run: str | None = None) -> None:
-        """Take in all records of a store, or those of one run."""
-        for state in map(store.state, store.stage_keys()):
-            self.problems += state.problems
-            self.add(record for record in state.attempts if run in (None, record.run))
+def _read(store: Store, run: str | None = None) -> tuple[list[Record], list[str]]:
+    """Return all records of a store, or those of one run, and what of the store is damaged."""
+    states = [store.state(key) for key in store.stage_keys()]
+    records = [one for state in states for one in state.attempts if run in (None, one.run)]
+    return records, [problem for state in states for problem in state.problems]
 
 
 def _side(what: str, store: Store) -> Side:
@@ -92,16 +85,16 @@ def _side(what: str, store: Store) -> Side:
     A store's folder; or, looked up in `store`, FILE.yaml[:PROFILE], a run's id, the beginning of a
     key. Raises `UserError` if it is none of these.
     """
-    found = Side(what)
+    found: Sequence[Record | None]
+    name, problems, records = what, list[str](), dict[str, Record]()
     file, profile = common.file_and_profile(what)
     if os.path.isdir(what) or "://" in what:
-        found.add_all(common.existing(what if "://" in what else Path(what)))
+        found, problems = _read(common.existing(what if "://" in what else Path(what)))
     elif file.suffix in (".yaml", ".yml"):
-        suite = load_suite(file, profile=profile)
-        plan = make_plan(suite, store, keep_stale=True)
-        found.add(stage.record for stage in plan.stages.values())
+        plan = make_plan(load_suite(file, profile=profile), store, keep_stale=True)
+        found = [stage.record for stage in plan.stages.values()]
     elif any(run.id == what for run in store.runs()):
-        found.add_all(store, run=what)
+        found, problems = _read(store, what)
     elif not re.fullmatch("[0-9a-f]+", what) or not store.exists():
         raise UserError(
             f"'{short(what)}' is neither a store's folder nor a suite file, and the store "
@@ -109,12 +102,16 @@ def _side(what: str, store: Store) -> Side:
         )
     else:
         state = find(store, what)
-        found.add([state.record])
+        found = [state.record]
         if state.attempts:
-            found.name = f"{what[: common.SHOWN_KEY]} ({state.attempts[-1].name})"
-    if not found.records:
+            name = f"{what[: common.SHOWN_KEY]} ({state.attempts[-1].name})"
+    for record in found:
+        if record is not None and record.status == "complete":
+            older = records.get(record.name, record)
+            records[record.name] = max(record, older, key=lambda one: one.started)
+    if not records:
         raise UserError(f"'{what}' has no complete stage to compare")
-    return found
+    return Side(name, records, problems)
 
 
 def compare(a: Side, b: Side) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print every check: what was found and, where something is missing, what to do."""
-    checks = [_python(), *_packages(), _gpus(), *_store(options.store), *map(_data, data.rows())]
+    checks = list(_checks(options.store))
     print(json.dumps(checks, indent=1) if options.json else common.lines_of(map(_line, checks)))
     return OK if all(check["ok"] for check in checks) else STAGE_FAILED
 
@@ -40,52 +41,34 @@ def _line(check: Check) -> str:
     return line if not check.get("hint") else f"{line}; {check['hint']}"
 
 
-def _check(name: str, here: bool, found: str, hint: str = "") -> Check:
-    return {"name": name, "ok": here, "found": found, "hint": "" if here else hint}
+def _check(name: str, here: bool, found: str, hint: str = "", *, optional: bool = False) -> Check:
+    """Return a check; `optional` is what a suite may need, but whose absence is no fault."""
+    told = {"name": name, "ok": here or optional, "found": found, "hint": "" if here else hint}
+    return told | ({"optional": True, "found_here": here} if optional else {})
 
 
-def _optional(name: str, here: bool, found: str, hint: str = "") -> Check:
-    """Return the check of what a suite may need, but whose absence is no fault."""
-    return _check(name, here, found, hint) | {"ok": True, "optional": True, "found_here": here}
-
-
-def _python() -> Check:
-    found = environment.versions()["python"]
-    ok = (3, 11) <= sys.version_info[:2] <= (3, 14)
-    return _check("Python", ok, found, "use Python 3.11 to 3.14")
-
-
-def _packages() -> list[Check]:
-    found = {k: v for k, v in environment.versions().items() if k != "python"}
-    hint = "install with: make install"
-    return [_check(name, v != "not installed", v, hint) for name, v in found.items()]
-
-
-def _gpus() -> Check:
-    names = gpu_meter.names()
-    processor = environment.processor()
-    cpu = f"{processor['cores']} cores of {processor['cpu']}"
-    if names:
-        return _optional("GPU", True, f"{len(names)} × {names[0]} (NVML answers), {cpu}")
-    return _optional("GPU", False, f"none (NVML finds no driver), {cpu}", "costs are in core-hours")
-
-
-def _store(store: common.Place) -> list[Check]:
+def _checks(store: common.Place) -> Iterator[Check]:
+    """Yield every check: Python, packages, GPUs, the place of the store, data sets."""
+    for name, version in environment.versions().items():
+        if name == "python":
+            fits = (3, 11) <= sys.version_info[:2] <= (3, 14)
+            yield _check("Python", fits, version, "use Python 3.11 to 3.14")
+        else:
+            yield _check(name, version != "not installed", version, "install with: make install")
+    gpus, processor = gpu_meter.names(), environment.processor()
+    found = f"{len(gpus)} × {gpus[0]} (NVML answers)" if gpus else "none (NVML finds no driver)"
+    found += f", {processor['cores']} cores of {processor['cpu']}"
+    yield _check("GPU", bool(gpus), found, "costs are in core-hours", optional=True)
     if isinstance(store, Path):
-        return [_disk(store)]
-    return [_check("store", True, f"{open_store(store).name} answers")]
-
-
-def _disk(store: Path) -> Check:
-    place = Path(os.path.realpath(os.path.expanduser(store)))
-    while not os.path.exists(place):
-        place = place.parent
-    free = shutil.disk_usage(place).free / 2**30
-    return _check("disk", free > 2, f"{free:.0f} GiB free for {store}", "choose another --store")
-
-
-def _data(row: Check) -> Check:
-    here = row["fingerprint"] is not None
-    images = ", ".join(f"{count} {pool}" for pool, count in row["images"].items())
-    found = f"{images}, fingerprint {row['fingerprint'][:12]}" if here else "not here"
-    return _optional(f"data {row['name']}", here, found, row["hint"])
+        place = Path(os.path.realpath(os.path.expanduser(store)))
+        while not os.path.exists(place):
+            place = place.parent
+        free = shutil.disk_usage(place).free / 2**30
+        yield _check("disk", free > 2, f"{free:.0f} GiB free for {store}", "choose another --store")
+    else:
+        yield _check("store", True, f"{open_store(store).name} answers")
+    for row in data.rows():
+        here = row["fingerprint"] is not None
+        images = ", ".join(f"{count} {pool}" for pool, count in row["images"].items())
+        found = f"{images}, fingerprint {row['fingerprint'][:12]}" if here else "not here"
+        yield _check(f"data {row['name']}", here, found, row["hint"], optional=True)

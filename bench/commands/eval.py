@@ -73,14 +73,13 @@ def run(options: argparse.Namespace) -> int:
     usual = options.pool or encoder.stated.get("pool", "mean")
     model = ModelSettings.model_construct(depth=encoder.depth, pool=usual)
     chosen = declare_all(names, model, data, wanted)
-    checkpoint = _Checkpoint(options, encoder, data, usual)
-    outputs = {name: checkpoint.evaluate(evaluation) for name, evaluation in chosen.items()}
+    outputs, notes = _evaluated(chosen, options, encoder, data, usual)
     if options.predictions:
         _write_predictions(outputs, options.predictions)
     if not {options.pool, encoder.stated.get("pool")} - {None}:
-        checkpoint.notes.append("features are the mean of patches: the file says nothing of them")
+        notes.append("features are the mean of patches: the file says nothing of them")
     found = {
-        "weights": {"file": str(file), "sha256": sha256(file), "notes": checkpoint.notes},
+        "weights": {"file": str(file), "sha256": sha256(file), "notes": notes},
         "encoder": {name: getattr(encoder, name) for name in _SIZES},
         "images": {"pool": usual, "mean": info.mean, "std": info.std, "normalised_by": info.name},
         "data": {
@@ -95,58 +94,56 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
-class _Checkpoint:
-    """An encoder with the data to evaluate it on; features of equal tokens are made once."""
+def _evaluated(
+    chosen: dict[str, Evaluation],
+    options: argparse.Namespace,
+    encoder: VisionEncoder,
+    data: DataSettings,
+    usual: str,
+) -> tuple[dict[str, Output], list[str]]:
+    """Return what each evaluation leaves, and what was assumed of the images.
 
-    def __init__(
-        self, options: argparse.Namespace, encoder: VisionEncoder, data: DataSettings, pool: str
-    ) -> None:
-        self.options, self.encoder, self.data, self.pool = options, encoder, data, pool
-        #: what was assumed, and what the file says otherwise
-        self.notes: list[str] = []
-        #: tokens -> images and features
-        self._features: dict[str, tuple[Any, Any]] = {}
+    Features of equal tokens are made once; those of `usual` ones where none are declared. Raises
+    `UserError`.
+    """
+    import torch
 
-    def evaluate(self, evaluation: Evaluation) -> Output:
-        """Return what an evaluation leaves."""
-        from maect.stages.evaluate import evaluate
+    from maect.stages.evaluate import evaluate
+    from maect.stages.features import JobImages, extract
+    from maect.stages.job import Job
 
-        job = self._job(evaluation.kind, split=self.options.split, **evaluation.resolved())
-        try:
-            images, features = self._of_tokens(evaluation)
-            return evaluate(job, features, images)
-        except ValueError as error:
-            raise UserError(f"{evaluation.kind}: {error}") from None
+    numerics = NumericsSettings(threads=options.threads).resolved()
 
-    def _of_tokens(self, evaluation: Evaluation) -> tuple[Any, Any]:
-        from maect.stages.features import JobImages, extract
-
-        tokens: dict[str, Any] = {"pool": evaluation.pool or self.pool, "block": evaluation.block}
-        tokens |= {"norm": True} if evaluation.norm else {}
-        key = digest(tokens)
-        if key not in self._features:
-            job = self._job("features", data=self.data.resolved(), **tokens)
-            job.prepare()
-            images = JobImages(job, self.encoder)
-            self._features[key] = images.reporting(self.options.split), extract(images)
-            self.notes += [note for note in images.notes if note not in self.notes]
-        return self._features[key]
-
-    def _job(self, kind: str, **settings: Any) -> Any:
-        import torch
-
-        from maect.stages.job import Job
-
-        numerics = NumericsSettings(threads=self.options.threads).resolved()
+    def job(kind: str, **settings: Any) -> Job:
         return Job(
             kind=kind,
-            settings=settings | {"seed": self.options.seed, "numerics": numerics},
+            settings=settings | {"seed": options.seed, "numerics": numerics},
             inputs={},
-            data_name=self.data.name,
+            data_name=data.name,
             data_root=datasets.data_root(),
-            data_path=self.data.path,
+            data_path=data.path,
             device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         )
+
+    outputs: dict[str, Output] = {}
+    notes: list[str] = []
+    made: dict[str, tuple[JobImages, Any]] = {}
+    for name, one in chosen.items():
+        tokens: dict[str, Any] = {"pool": one.pool or usual, "block": one.block}
+        tokens |= {"norm": True} if one.norm else {}
+        try:
+            if (key := digest(tokens)) not in made:
+                extraction = job("features", data=data.resolved(), **tokens)
+                extraction.prepare()
+                images = JobImages(extraction, encoder)
+                made[key] = images.reporting(options.split), extract(images)
+                notes += [note for note in images.notes if note not in notes]
+            own = job(one.kind, split=options.split, **one.resolved())
+            images, features = made[key]
+            outputs[name] = evaluate(own, features, images)
+        except ValueError as error:
+            raise UserError(f"{one.kind}: {error}") from None
+    return outputs, notes
 
 
 def _result(evaluation: Evaluation, output: Output, info: DataInfo) -> dict[str, Any]:
@@ -205,21 +202,17 @@ def _tree(options: argparse.Namespace, names: list[str]) -> yamlfile.Map:
 
     Raises `UserError`, also where an evaluation is unknown, or is set and not asked for.
     """
-    given: list[tuple[str, Any, str]] = []
+    place = ("--evaluate", None)
+    tokens = yamlfile.Map(*place)
     if options.block is not None:
         origin = f"--block {short(options.block)}"
         block = yamlfile.value(options.block, origin)
         if block != "all" and not isinstance(block, int | list):
             raise UserError("write a number from 0, [0, 2] or all", file=origin)
-        given.append(("block", block, origin))
+        tokens.put("block", block, origin, None)
     if options.pool == "both":  # no row's usual features: a suite declares them too
-        given.append(("pool", "both", "--pool both"))
-    layers = [
-        yamlfile.overlay(f"{name}.{setting}", value, (origin, None))
-        for setting, value, origin in given
-        for name in names
-    ]
-    place = ("--evaluate", None)
+        tokens.put("pool", "both", "--pool both", None)
+    layers = [yamlfile.overlay(name, tokens, place) for name in names if tokens]
     declared = yamlfile.merge(yamlfile.Map(*place), *layers, *map(parse_set, options.sets))
     tree = yamlfile.overlay("evaluations", declared, place)
     if not names:

@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,11 +61,9 @@ def run(options: argparse.Namespace) -> int:
     """List what no suite refers to, or remove it. Return the exit code."""
     store = common.existing(options.store)
     kept = referred(options.suites, options.seeds)
-    if not options.yes:
+    with store.leases.driving(alone=True) if options.yes else nullcontext():
         items, unknown = unreferred(store, kept)
-    else:
-        with store.leases.driving(alone=True):
-            items, unknown = unreferred(store, kept)
+        if options.yes:
             _forget(store, {item.key for item in items} - kept)
             for item in items:
                 store.remove(store.root / item.path)

@@ -48,7 +48,9 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("a suite's file ends in .yaml", file=file)
     text = Template(TEMPLATE.read_text(encoding="utf-8"))
     program = options.command_line.partition(" init")[0]
-    written = text.substitute(_chosen(options.data), **_named(file, program))
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", file.stem)[:80].lstrip("._-") or "first"
+    own = {"name": name, "run": f"{program} run {file.name}", "schema": SCHEMA}
+    written = text.substitute(_chosen(options.data), **own)
     write_atomic(file.with_name(SCHEMA), reference.schema_text().encode())
     write_atomic(file, written.encode())
     print(f"{file}: a suite with comments; {SCHEMA} beside it is for editors\n")
@@ -56,20 +58,13 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
-def _named(file: Path, program: str) -> dict[str, str]:
-    """Return what the suite says of itself."""
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", file.stem)[:80].lstrip("._-") or "first"
-    return {"name": name, "run": f"{program} run {file.name}", "schema": SCHEMA}
-
-
 def _chosen(given: str) -> dict[str, Any]:
     """Return what the suite says of the images, and settings that fit their size and number."""
     root = datasets.data_root()
     settings = settings_of(given)
     if settings.path is not None:  # so that the suite runs wherever it is called
-        settings = settings.model_copy(
-            update={"path": str(Path(settings.path).expanduser().resolve())}
-        )
+        path = str(Path(settings.path).expanduser().resolve())
+        settings = settings.model_copy(update={"path": path})
     info = datasets.prepare(settings, root, print)
     images = info.counts["train"]
     side, told = info.image_shape[1], f"{info.image_shape[1]} pixels a side"

@@ -19,7 +19,8 @@ from bench.report.frames import scale
 from bench.store.place import open_store
 from reports.display import amount, device_word, duration, middle, plural, ranges, time_unit
 
-_NOT_RUN = ("cached", "pruned")
+#: status of stages that are to run
+_TO_RUN = ("pending", "stale")
 #: reasons and rows beyond which a text says how many more there are
 _REASONS, _ROWS = 5, 24
 
@@ -40,10 +41,6 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
-def _todo(plan: Plan) -> list[Stage]:
-    return [stage for stage in plan.stages.values() if stage.status not in _NOT_RUN]
-
-
 def _counted(stages: Iterable[Stage]) -> str:
     """Return how many stages there are of each kind: "2 mae, 4 features"."""
     kinds = Counter(stage.kind for stage in stages)
@@ -59,7 +56,7 @@ def _expected(plan: Plan, todo: list[Stage]) -> str | None:
 
 def plan_summary(plan: Plan) -> str:
     """Return the plan in a few lines."""
-    suite, todo = plan.suite, _todo(plan)
+    suite, todo = plan.suite, plan.with_status(*_TO_RUN)
     seeds, rows = ranges(suite.seeds), len(plan.rows) // len(suite.seeds)
     stages = f"{plural(len(plan.stages), 'stage')} ({_counted(plan.stages.values())})"
     lines = [
@@ -72,7 +69,12 @@ def plan_summary(plan: Plan) -> str:
             images = plan.data.counts["train"]
             lines.append(f"assumed: {images:,} training images, as the suite says")
     else:
-        lines.append(_statuses(plan, todo))
+        stale, pruned = plan.with_status("stale"), plan.with_status("pruned")
+        line = f"{len(plan.with_status('cached'))} cached, {len(todo)} to run"
+        line += f", {len(pruned)} left out by the search" if pruned else ""
+        line += f" ({len(stale)} of them stale: {stale[0].reason})" if stale else ""
+        line += f", expected time {_expected(plan, todo) or 'unknown yet'}" if todo else ""
+        lines.append(line)
     lines += _predicted(plan, todo)
     assumed = estimate.assumed(todo, estimate.rates(plan))
     if assumed is not None:
@@ -83,18 +85,6 @@ def plan_summary(plan: Plan) -> str:
         )
     notes = [f"note: {note}" for note in plan.suite.notes if note.startswith("--set")]
     return common.lines_of([*lines, *notes])
-
-
-def _statuses(plan: Plan, todo: list[Stage]) -> str:
-    stale, pruned = plan.with_status("stale"), plan.with_status("pruned")
-    line = f"{len(plan.with_status('cached'))} cached, {len(todo)} to run"
-    if pruned:
-        line += f", {len(pruned)} left out by the search"
-    if stale:
-        line += f" ({len(stale)} of them stale: {stale[0].reason})"
-    if todo:
-        line += f", expected time {_expected(plan, todo) or 'unknown yet'}"
-    return line
 
 
 def _predicted(plan: Plan, todo: list[Stage]) -> list[str]:
@@ -113,7 +103,7 @@ def _predicted(plan: Plan, todo: list[Stage]) -> list[str]:
 
 def left(plan: Plan) -> str:
     """Return in words what a stopped run leaves: stages complete, and to do with their time."""
-    todo = _todo(plan)
+    todo = plan.with_status(*_TO_RUN)
     text = f"{len(plan.with_status('cached'))} of {len(plan.stages)} stages are complete and kept"
     if todo:
         expected = _expected(plan, todo)
@@ -125,7 +115,7 @@ def _text(plan: Plan, stages: bool) -> str:
     """Return the plan, a line a row; with `stages` a line a stage."""
     known = estimate.rates(plan)
     # where all is cached there is no more to say
-    todo = _todo(plan)
+    todo = plan.with_status(*_TO_RUN)
     shown = [stage for stage in plan.stages.values() if todo or stage.reason]
     if stages:
         lines = [_line(stage, plan, known) for stage in shown]
@@ -158,7 +148,7 @@ def _rows(plan: Plan, known: dict[str, estimate.Rates]) -> list[str]:
     for name, rows in by_name.items():
         own = {s.key: s for row in rows for s in row.stages() if s.key not in seen}
         seen |= own.keys()
-        todo = [stage for stage in own.values() if stage.status not in _NOT_RUN]
+        todo = [stage for stage in own.values() if stage.status in _TO_RUN]
         times = [t for s in todo if (t := estimate.seconds(s, known)) is not None]
         hours = estimate.assumed(todo, known)
         took = duration(sum(times)) if times else f"{amount(hours.hours)} GPU-h" if hours else ""
@@ -188,7 +178,7 @@ def _line(stage: Stage, plan: Plan, known: dict[str, estimate.Rates]) -> str:
 
 def plan_data(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON data."""
-    known, todo = estimate.rates(plan), _todo(plan)
+    known, todo = estimate.rates(plan), plan.with_status(*_TO_RUN)
     predicted = None
     if (found := estimate.device_hours(plan, todo)) is not None:
         device, hours, unknown = found
@@ -204,7 +194,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "key": None if plan.unresolved else stage.key,
             **{name: getattr(stage, name) for name in told},
             "expected_s": estimate.seconds(stage, known),
-            "assumed_gpu_hours": None if stage.status in _NOT_RUN else assumed([stage]),
+            "assumed_gpu_hours": assumed([stage]) if stage.status in _TO_RUN else None,
             "inputs": {name: source.title for name, source in stage.inputs.items()},
         }
 

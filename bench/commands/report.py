@@ -9,8 +9,9 @@ from typing import Any
 
 from bench.commands import common
 from bench.errors import MISMATCH, OK, UserError
-
-FORMATS = ("latex", "latex-published", "markdown", "csv", "parquet", "json")
+from bench.report.write import extract, tell_against, write_report
+from reports.formats.exports import FORMATS
+from reports.tables.check import check, checked
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +47,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from bench.report.write import extract, tell_against, write_report
-    from reports.tables.check import check, checked
-
     if options.extract_suite is not None:
         print(extract(options.extract_suite), end="")
         return OK

@@ -19,23 +19,21 @@ from bench.suite.schema import Suite
 def declare(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `run` and `sweep`."""
     common.suite_arguments(parser)
+    add = parser.add_argument
     workers = "workers that train a stage together (default 1; 0: in this process, no Ray worker)"
-    parser.add_argument(
-        "--workers", type=common.count_from(0), default=1, metavar="N", help=workers
-    )
+    add("--workers", type=common.count_from(0), default=1, metavar="N", help=workers)
     address = "join a running Ray cluster (default: $RAY_ADDRESS, else a Ray of this run's own)"
-    default = os.environ.get("RAY_ADDRESS")
-    parser.add_argument("--address", default=default, metavar="A", help=address)
+    add("--address", default=os.environ.get("RAY_ADDRESS"), metavar="A", help=address)
     wait = "minutes to wait for a node with room, also at the start (default: 5, none at the start)"
-    parser.add_argument("--wait", type=common.amount_of("minutes"), metavar="M", help=wait)
+    add("--wait", type=common.amount_of("minutes"), metavar="M", help=wait)
     cpu = "compute on the CPU and hold no GPU, also where there are some"
-    parser.add_argument("--cpu", action="store_true", help=cpu)
+    add("--cpu", action="store_true", help=cpu)
     quiet = "print faults, the final table and the sentence on the result alone"
-    parser.add_argument("--quiet", action="store_true", help=quiet)
+    add("--quiet", action="store_true", help=quiet)
     hours = common.amount_of("hours")
     for kind, device in (("gpu", "GPU"), ("cpu", "core")):
         limit = f"stop at H {device}-hours ({device}s held × wall time); the same command goes on"
-        parser.add_argument(f"--max-{kind}-hours", type=hours, metavar="H", help=limit)
+        add(f"--max-{kind}-hours", type=hours, metavar="H", help=limit)
 
 
 def _check_search(options: argparse.Namespace, suite: Suite, tune: bool) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 
 from bench.commands import common
 from bench.errors import OK, UserError, short
-from bench.store.record import Record
 from bench.store.store import StageState, Store
 from reports.display import held
 
@@ -44,30 +44,27 @@ def find(store: Store, beginning: str) -> StageState:
     return store.state(found[0])
 
 
-def _lines(state: StageState, store: Store) -> list[str]:
-    lines = [f"key {state.key}", f"folder {store.name}/stages/{state.key}"]
+def _lines(state: StageState, store: Store) -> Iterator[str]:
+    yield f"key {state.key}"
+    yield f"folder {store.name}/stages/{state.key}"
     for record in state.attempts:
-        lines += _attempt(record)
-    return lines + [f"damaged: {problem}" for problem in state.problems]
-
-
-def _attempt(record: Record) -> list[str]:
-    cost = record.cost
-    lines = ["", f"attempt {record.attempt}: {record.name}, {record.status}"]
-    lines.append(f"  started  {record.started} on {record.env['host']}")
-    if cost.wall_s is not None:
-        told = f"{cost.wall_s:.1f} s × {held(cost.devices, cost.device_kind, cost.device_model)}"
-        told += "" if cost.cpu_s is None else f", {cost.cpu_s:.1f} s of CPU time"
-        lines.append(f"  cost     {told}")
-    if record.error is not None:
-        lines.append(f"  error    {record.error.kind}: {record.error.message}")
-    for metric in record.metrics:
-        lines.append(f"  metric   {metric.label}: {metric.value:.2f} {metric.unit}")
-    for name, source in record.inputs.items():
-        lines.append(f"  input    {name} {source.key[: common.SHOWN_KEY]}")
-    lines.append(f"  code     {record.code.hash}")
-    for name, file in record.files.items():
-        lines.append(f"  file     {name} {file.bytes} bytes, sha256 {file.sha256[:16]}")
-    lines.append(f"  settings {json.dumps(record.settings)}")
-    log = record.log_tail.rstrip().splitlines()[-12:]
-    return [*lines, "  log", *(f"    {line}" for line in log)]
+        cost = record.cost
+        yield from ("", f"attempt {record.attempt}: {record.name}, {record.status}")
+        yield f"  started  {record.started} on {record.env['host']}"
+        if cost.wall_s is not None:
+            on = held(cost.devices, cost.device_kind, cost.device_model)
+            cpu = "" if cost.cpu_s is None else f", {cost.cpu_s:.1f} s of CPU time"
+            yield f"  cost     {cost.wall_s:.1f} s × {on}{cpu}"
+        if record.error is not None:
+            yield f"  error    {record.error.kind}: {record.error.message}"
+        for metric in record.metrics:
+            yield f"  metric   {metric.label}: {metric.value:.2f} {metric.unit}"
+        for name, source in record.inputs.items():
+            yield f"  input    {name} {source.key[: common.SHOWN_KEY]}"
+        yield f"  code     {record.code.hash}"
+        for name, file in record.files.items():
+            yield f"  file     {name} {file.bytes} bytes, sha256 {file.sha256[:16]}"
+        yield f"  settings {json.dumps(record.settings)}"
+        yield "  log"
+        yield from (f"    {line}" for line in record.log_tail.rstrip().splitlines()[-12:])
+    yield from (f"damaged: {problem}" for problem in state.problems)

@@ -7,6 +7,8 @@ import json
 
 from bench.commands import common
 from bench.errors import OK, USAGE, UserError
+from bench.suite import reference
+from bench.suite.load import faults_of
 from reports.display import plural
 
 
@@ -25,9 +27,6 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the faults, or what a suite may say. Return the exit code."""
-    from bench.suite import reference
-    from bench.suite.load import faults_of
-
     if options.schema or options.reference:
         print(reference.schema_text() if options.schema else reference.markdown(), end="")
         return OK

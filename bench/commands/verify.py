@@ -106,8 +106,8 @@ def verify(plan: Plan, store: Store, rerun: str | None = None) -> Verified:
     for stage in plan.stages.values():
         attempts = stage.state.attempts
         found.records += len(attempts)
-        found.wrong(stage, chain(_gone(stage, runs, store), stage.state.problems))
-        found.wrong(stage, chain.from_iterable(map(_cost, attempts)))
+        left = chain(_gone(stage, runs, store), stage.state.problems)
+        found.wrong(stage, chain(left, *map(_cost, attempts)))
         record = stage.record or _damaged(stage, store)
         if record is None:
             continue
@@ -118,7 +118,6 @@ def verify(plan: Plan, store: Store, rerun: str | None = None) -> Verified:
                 found.bytes += regular(path).stat().st_size
                 found.files += 1
         found.left_out += len(store.left_out(record))
-        found.wrong(stage, _inputs(stage, record))
         if stage.kind in evals.names():
             derived[stage.key], problems = _metrics(stage, record, store, found)
             found.wrong(stage, problems)
@@ -190,17 +189,14 @@ def _cost(attempt: Record) -> Iterator[str]:
 
 
 def _identity(stage: Stage, record: Record) -> Iterator[str]:
-    """Yield what in the record is not what its key, or its protocol's fingerprint, was made of."""
+    """Yield what in the record is not what its key, or its protocol's fingerprint, was made of, and
+    which inputs it did not read as their records say that they were written."""
     if record.settings != stage.settings:
         yield "its settings are not those of its key"
     if record.data.fingerprint != stage.data.fingerprint:
         yield "its data are not those of its key"
     if record.protocol and digest(record.protocol, 16) != record.protocol_fingerprint:
         yield "its protocol's fingerprint is of another protocol"
-
-
-def _inputs(stage: Stage, record: Record) -> Iterator[str]:
-    """Yield which inputs the stage did not read as their records say that they were written."""
     for name, source in stage.inputs.items():
         read = record.inputs.get(name)
         if source.record is None:

@@ -67,8 +67,9 @@ def look(store: Store, known: dict[str, StageState]) -> dict[str, Any] | None:
     newest = next((run for run in reversed(runs) if run.id in at_work), runs[-1])
     alive = newest.id in at_work
     for key in store.stage_keys():
-        before = known.get(key)
-        if before is None or len(before.attempts) != len(store.attempts(key)) or _open(before):
+        before = known.get(key, StageState(key))
+        again = not before.attempts or before.problems or "running" in before.statuses.values()
+        if again or [*before.statuses] != store.attempts(key):
             known[key] = store.state(key)
     mine = [one for state in known.values() for one in state.attempts if one.run == newest.id]
     now = time.time()
@@ -101,10 +102,6 @@ def look(store: Store, known: dict[str, StageState]) -> dict[str, Any] | None:
         "device_hours": spent,
         "running": [_running(store, one, now) for one in running],
     }
-
-
-def _open(state: StageState) -> bool:
-    return any(attempt.status == "running" for attempt in state.attempts)
 
 
 def _stamp(date: str | None) -> float | None:

@@ -8,25 +8,27 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from bench.errors import UserError, reason
 from bench.plan.stage import Plan
-from bench.report.frames import build_view
 from bench.store.bundle import HELD, Told, tar
 from bench.store.files import json_text
 from bench.store.store import Store
 from bench.suite.load import data_info, suite_files
 from maect.files import write_atomic
+from reports.frames import SuiteView
 
 
 def write_bundle(
-    path: Path, plan: Plan, store: Store, *, sets: list[str], only: str, keep_stale: bool
+    path: Path, plan: Plan, store: Store, view: SuiteView, chosen: dict[str, Any]
 ) -> int:
     """Write what a store has of a plan into a tar file. Return how many files it holds.
 
+    `chosen` has the options by which the plan was made, as `Told` names them.
     Raises `UserError` where there is nothing or something is damaged, or it cannot be written.
     """
-    view, suite = build_view(plan, store, ""), plan.suite
+    suite = plan.suite
     if view.metrics.is_empty() or view.problems:
         told = view.problems[0] if view.problems else "nothing is measured yet"
         raise UserError(f"suite {view.suite} cannot be bundled: {told}; run it first")
@@ -38,9 +40,7 @@ def write_bundle(
         suite=suite.path.name,
         profile=suite.profile,
         seeds=len(suite.seeds),
-        sets=sets,
-        only=only,
-        keep_stale=keep_stale,
+        **chosen,
         data=[(one, replace(data_info(one), where="")) for one in data],
         processors={suite.isa: next(iter(stages)).settings["numerics"]["processors"]},
         empty=[(key, number) for numbers, key in silent for number in sorted(numbers)],

@@ -7,32 +7,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UserError, reason, suggestion
+from bench.errors import UserError, reason, suggestion, writing
 from bench.plan.planner import encoder_stage
 from bench.plan.stage import Plan, Row, Stage
-from bench.report.frames import build_view
 from bench.store.store import Store
 from reports.formats.card import model_card
+from reports.frames import SuiteView
 from reports.tables.build import build_tables
 
 
 def write_checkpoint(
-    plan: Plan,
-    store: Store,
-    folder: Path,
-    *,
-    row: str,
-    seed: int | None,
-    license: str,
-    command: str,
-) -> Row:
-    """Write the encoder of a row and seed, by default the first, into a new folder. Return the row.
+    folder: Path, row: Row, stage: Stage, store: Store, view: SuiteView, license: str
+) -> None:
+    """Write the encoder of a row, which a stage left, into a new folder.
 
-    Raises `UserError` where there is no such encoder, it is damaged, or the folder is not new.
+    Raises `UserError` where it is damaged, the folder is not new or cannot be written.
     """
     from maect.weights import load_encoder, save_encoder
 
-    chosen, stage = _chosen(plan, row, seed)
     record = stage.record
     assert record is not None
     if store.left_out(record):
@@ -44,7 +36,7 @@ def write_checkpoint(
         faults = [reason(error)]
     if faults:
         raise UserError(f"{stage.title} is damaged: {faults[0]}; run the suite again")
-    pool = chosen.variant.row.model.pool
+    pool = row.variant.row.model.pool
     told: dict[str, Any] = encoder.stated | {
         "pool": pool,
         "sizes": f"patch {encoder.patch_size}, dim {encoder.dim}, depth {encoder.depth}, "
@@ -52,12 +44,11 @@ def write_checkpoint(
         "image_size": "×".join(map(str, encoder.image_size)),
         "key": stage.key,
         "code": record.code.hash,
-        "chain": [f"{one.title}: {one.steps:,} steps" for one in chosen.chain],
+        "chain": [f"{one.title}: {one.steps:,} steps" for one in row.chain],
     }
-    view = build_view(plan, store, command)
-    card = model_card(view, build_tables(view), row, chosen.seed, told, license)
+    card = model_card(view, build_tables(view), row.variant.name, row.seed, told, license)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
+    with writing(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError("is there already; name a new folder: --to PATH", file=folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -67,10 +58,6 @@ def write_checkpoint(
             beside.rename(folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-    except OSError as error:
-        message = f"{folder} cannot be written ({reason(error)}); name another place: --to PATH"
-        raise UserError(message) from None
-    return chosen
 
 
 def require_token() -> None:
@@ -97,8 +84,11 @@ def push_to_hub(folder: Path, name: str) -> str:
     return str(repository)
 
 
-def _chosen(plan: Plan, name: str, seed: int | None) -> tuple[Row, Stage]:
-    """Return the row of a seed and the stage that left its encoder. Raises `UserError`."""
+def encoder_of(plan: Plan, name: str, seed: int | None) -> tuple[Row, Stage]:
+    """Return the row of a seed, by default the first, and the stage that left its encoder.
+
+    Raises `UserError` where there is none.
+    """
     names = [row.variant.name for row in plan.rows]
     if name not in names:
         raise UserError(f"there is no row '{name}'{suggestion(name, names)}", file="--checkpoint")

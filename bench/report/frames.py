@@ -73,7 +73,11 @@ def build_view(plan: Plan, store: Store, command: str) -> SuiteView:
         spared=estimate.spared(plan),
         columns=columns,
         gallery=_gallery(plan, store, problems),
-        named=_named(plan),
+        named=[
+            one.resolved() | {"primary": one is suite.primary}
+            for one in (suite.primary, *suite.secondary)
+            if one is not None
+        ],
         model=_published_model(plan),
         problems=problems,
     )
@@ -91,16 +95,9 @@ class _Told(NamedTuple):
     reason: str | None
     #: oldest first; of a run that is no more none is running
     attempts: list[Record]
-
-    @property
-    def newest(self) -> Record | None:
-        """Return the newest attempt, or None."""
-        return self.attempts[-1] if self.attempts else None
-
-    @property
-    def record(self) -> Record | None:
-        """Return the record behind its numbers, or None where it has none."""
-        return self.stage.record if self.status in ("complete", "stale") else None
+    newest: Record | None
+    #: the one behind its numbers, if it has one
+    record: Record | None
 
 
 def _tell(plan: Plan, store: Store) -> dict[str, _Told]:
@@ -116,7 +113,9 @@ def _tell(plan: Plan, store: Store) -> dict[str, _Told]:
             # of a chain the stage that failed itself is named
             own = f"its input failed: {lost.stage.title}"
             status, reason = "failed", own if lost.attempts else lost.reason
-        found[key] = _Told(stage, status, reason, attempts)
+        newest = attempts[-1] if attempts else None
+        record = stage.record if status in ("complete", "stale") else None
+        found[key] = _Told(stage, status, reason, attempts, newest, record)
     return found
 
 
@@ -212,13 +211,6 @@ def _search_note(plan: Plan) -> str:
         "Such figures choose settings: what is chosen is to be run with seeds of its own and "
         "reported on the test split."
     )
-
-
-def _named(plan: Plan) -> list[dict[str, Any]]:
-    """Return the comparisons that the suite names, the primary one first."""
-    suite = plan.suite
-    primary = [] if suite.primary is None else [suite.primary.resolved() | {"primary": True}]
-    return primary + [one.resolved() | {"primary": False} for one in suite.secondary]
 
 
 def _cells(plan: Plan) -> dict[str, dict[str, str]]:
@@ -331,11 +323,11 @@ def _stage_rows(rows: list[Row], plan: Plan, told: dict[str, _Told]) -> Iterator
 
 def _stage_row(one: _Told) -> dict[str, Any]:
     stage, record = one.stage, one.record
-    measured = {} if record is None else _measured(record)
+    measured = {}
     if record is not None:
-        parts = [_measured(part) for part in [*_parts(one), record]]
+        measured = _measured(record)
         for name in ("device_hours", "wall_s", "cpu_s", "energy_kwh"):
-            values = [part[name] for part in parts]
+            values = [getattr(part.cost, name) for part in [*_parts(one), record]]
             measured[name] = None if None in values else math.fsum(values)
         measured |= {name: record.env.get(name) for name in ("torch", "workers", "backend")}
         measured |= {"worker": f"{record.env['host']}:{record.pid}", "code": record.code.hash}

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from bench.errors import UserError, nearest_file, reason
+from bench.errors import UserError, nearest_file, reason, writing
 from bench.store.files import read_json
 from maect.files import write_atomic
 from reports.frames import SuiteView
@@ -109,11 +109,8 @@ def write_results(path: Path, view: SuiteView) -> None:
         lambda cell: "{" + " ".join(cell[1].split()) + "}",
         json.dumps(content, indent=1),
     )
-    try:
+    with writing(path):
         write_atomic(path, f"{text}\n".encode())
-    except OSError as error:
-        told = f"{path} cannot be written ({reason(error)}); name another place: --to FILE"
-        raise UserError(told) from None
 
 
 def _rows(table: Table) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.errors import UserError, printable, reason, require_writable, short
+from bench.errors import UserError, printable, reason, require_writable, short, writing
 from bench.plan.stage import Plan
 from bench.report.frames import build_view
 from bench.report.results import measured_in, read_results, stored_results
@@ -42,16 +42,21 @@ def write_report(
     and problems) or "nothing". The page goes to `output`, or into that folder. Raises `UserError`
     where what was asked for cannot be written; without the store's own page it does.
     """
-    (plan, store), roots = sides[0], [store.root for _, store in sides]
-    names = [store.name for _, store in sides]
-    page = _page(plan) + "".join(f"-beside-{root.name[:100]}" for root in roots[1:])
-    files = _Files(store.pages / f"{page}.html", output, exports)
+    names = [store.root.name for _, store in sides]
+    files = _Files(*sides[0], output, exports, beside=names[1:])
     view, *others = (build_view(plan, store, command) for plan, store in sides)
     for other in others:
-        alike = roots[0].name == roots[1].name
-        one, beside = names if alike else (root.name for root in roots)
+        alike = names[0] == names[1]
+        one, beside = (store.name for _, store in sides) if alike else names
         view = side_by_side(view, other, (one, beside))
-    files.write(view, show)
+    facts = Facts(view)
+    tables = build_tables(view, facts)
+    if show == "json":
+        found = {"failures": view.failures.to_dicts(), "problems": view.problems}
+        print(json.dumps(plain_report(view, tables) | found, indent=1, default=str))
+    elif show != "nothing":
+        print(render_text(view, facts, tables, brief=show == "table"))
+    files.write(view, facts, tables, told=show == "text")
     return view
 
 
@@ -69,7 +74,7 @@ def tell_against(
     `UserError` where the reference cannot be read, or has none of its rows and columns, or the page
     cannot be written.
     """
-    files = _Files(side[1].pages / f"{_page(side[0])}.html", output, ()) if output else None
+    files = _Files(*side, output) if output else None
     stored = [stored_results(str(results), build_view(*one, command)) for one in other]
     reference = stored[0] if stored else read_results(results)
     view = build_view(*side, command)
@@ -81,12 +86,12 @@ def tell_against(
     found = hold(tables, measured_in(view), reference)
     print(json.dumps(plain_against(found), indent=1) if as_json else against_text(found))
     if files is not None:
-        files.write_pages(view, Facts(view), tables, against=found, told=not as_json)
+        files.write(view, Facts(view), tables, told=not as_json, against=found)
     return view, found
 
 
-def write_figures(view: SuiteView, formats: Sequence[str], folder: Path) -> list[Path]:
-    """Write each panel of a view's figures to a folder. Return the files.
+def write_figures(folder: Path, view: SuiteView, formats: Sequence[str]) -> int:
+    """Write each panel of a view's figures to a folder. Return how many files.
 
     Raises `UserError` where matplotlib is missing, there is nothing to draw, or the folder cannot
     be written.
@@ -101,35 +106,32 @@ def write_figures(view: SuiteView, formats: Sequence[str], folder: Path) -> list
     figures = all_figures(facts, build_tables(view, facts))
     if not figures:
         raise UserError(f"nothing of suite {view.suite} can be drawn yet; run it first")
-    written = []
-    for one in figures:
-        for number, panel in enumerate(one.panels, 1):
-            for suffix in formats:
-                path = folder / f"{one.id}-{number}.{suffix}"
-                data = drawn(one, panel, suffix)
-                try:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    write_atomic(path, data)
-                except OSError as error:
-                    told = (
-                        f"{path} cannot be written ({reason(error)}); name another folder: --to DIR"
-                    )
-                    raise UserError(told) from None
-                written.append(path)
-    return written
-
-
-def _page(plan: Plan) -> str:
-    """Return the name of a suite's page, made safe for a file."""
-    return re.sub(r"[^\w.-]+", "_", f"{plan.suite.name}-{plan.suite.profile}")[:100]
+    panels = [(one, n, panel) for one in figures for n, panel in enumerate(one.panels, 1)]
+    for one, number, panel in panels:
+        for suffix in formats:
+            path = folder / f"{one.id}-{number}.{suffix}"
+            data = drawn(one, panel, suffix)
+            with writing(path):
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, data)
+    return len(panels) * len(formats)
 
 
 class _Files:
     """What a report leaves: the page and its exports. Tried out before anything is computed."""
 
-    def __init__(self, page: Path, output: Path | None, exports: Sequence[str]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        output: Path | None,
+        exports: Sequence[str] = (),
+        beside: Sequence[str] = (),
+    ) -> None:
+        name = re.sub(r"[^\w.-]+", "_", f"{plan.suite.name}-{plan.suite.profile}")[:100]
+        name += "".join(f"-beside-{other[:100]}" for other in beside)
+        page = store.pages / f"{name}.html"
         if output is not None:
-            output = output.expanduser()
             page = output / page.name if output.is_dir() else output
         self.paths = {"report": page}
         self.paths |= {name: page.with_suffix(FORMATS[name][0]) for name in exports}
@@ -138,7 +140,6 @@ class _Files:
                 f"the page and an export would both be {page}; name it {page.stem}.html"
             )
         self.asked = bool(output or exports)
-        self.refused: str | None = None
         for path in self.paths.values():
             with self._told(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,27 +147,18 @@ class _Files:
 
     @contextmanager
     def _told(self, path: Path) -> Iterator[None]:
-        """Note that a file cannot be written. Raises `UserError` where it was asked for."""
+        """Say that a file cannot be written. Raises `UserError` where it was asked for."""
         try:
             yield
         except OSError as error:
-            self.refused = f"{path} cannot be written ({reason(error)}); name another place: "
-            self.refused += "--output PATH"
+            cannot = f"{path} cannot be written ({reason(error)})"
+            cannot += "; name another place: --output PATH"
             if self.asked:
-                raise UserError(self.refused) from None
+                raise UserError(cannot) from None
+            print(f"no page: {printable(cannot)}", file=sys.stderr)
+            self.paths = {}  # it was the page alone
 
-    def write(self, view: SuiteView, show: str) -> None:
-        """Print the tables and write the files, as far as they can be written."""
-        facts = Facts(view)
-        tables = build_tables(view, facts)
-        if show == "json":
-            found = {"failures": view.failures.to_dicts(), "problems": view.problems}
-            print(json.dumps(plain_report(view, tables) | found, indent=1, default=str))
-        elif show != "nothing":
-            print(render_text(view, facts, tables, brief=show == "table"))
-        self.write_pages(view, facts, tables, told=show == "text")
-
-    def write_pages(
+    def write(
         self,
         view: SuiteView,
         facts: Facts,
@@ -176,15 +168,13 @@ class _Files:
         against: Against | None = None,
     ) -> None:
         """Write the page and the exports, as far as they can be written."""
-        for name, path in self.paths.items() if self.refused is None else ():
+        for name, path in self.paths.items():
             export = FORMATS[name][1] if name in FORMATS else None
             data = export(view, tables) if export else render_html(view, facts, tables, against)
             with self._told(path):
                 write_atomic(path, data.encode() if isinstance(data, str) else data)
                 if told:
                     print(f"{name}: {path}")
-        if self.refused:
-            print(f"no page: {printable(self.refused)}", file=sys.stderr)
 
 
 def extract(path: Path) -> str:

@@ -1,7 +1,7 @@
 """What experiment trackers are told of a suite: its rows and seeds, each as one of their runs.
 
-There is a module for each; its `write(runs, to)` writes them to a place and returns how many
-of them are new or changed. Each needs the extra of its name.
+There is a module for each; its `write(runs, to)` writes them to a place and yields those that are
+new or changed, each once it is written. Each needs the extra of its name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 
 from bench.errors import UserError, reason
 from bench.plan.stage import Plan, Row
-from bench.report.frames import build_view
 from bench.store.store import Store
 from maect.files import digest
 from reports.facts import flatten
@@ -68,7 +67,9 @@ class TrackedRun:
                         yield f"{stage}/{name}", int(step), float(value)
 
 
-def write_tracker(tracker: str, plan: Plan, store: Store, to: Path) -> tuple[int, int]:
+def write_tracker(
+    tracker: str, to: Path, plan: Plan, store: Store, view: SuiteView
+) -> tuple[int, int]:
     """Write a plan's rows and seeds for a tracker. Return how many they are and how many of them
     are new or changed.
 
@@ -81,12 +82,11 @@ def write_tracker(tracker: str, plan: Plan, store: Store, to: Path) -> tuple[int
         missing = (error.name or tracker).partition(".")[0]
         needs = f"needs {missing}: pip install 'maect-bench[{tracker}]'"
         raise UserError(needs, file=f"--tracker {tracker}") from None
-    view = build_view(plan, store, "")
     runs = [run for row in plan.rows if (run := _tracked(row, view, store)) is not None]
     if not runs:
         raise UserError(f"nothing of suite {view.suite} is in the store yet; run it first")
     try:
-        return len(runs), write(runs, to)
+        return len(runs), len([*write(runs, to)])
     except Exception as error:  # the libraries have errors of their own
         raise UserError(f"{to} cannot be written ({reason(error)}); name another: --to") from None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # an export tells nobody
@@ -23,14 +24,13 @@ from bench.report.trackers import TrackedRun
 _METRICS, _OTHERS, _TEXT = 1000, 100, 5000
 
 
-def write(runs: list[TrackedRun], to: Path) -> int:
-    """Write the runs into the SQLite file `to`. Return how many are new or changed."""
+def write(runs: list[TrackedRun], to: Path) -> Iterator[TrackedRun]:
+    """Write the runs into the SQLite file `to`. Yield those that are new or changed."""
     for name in ("mlflow.store", "alembic"):  # which tell of each table
         logging.getLogger(name).setLevel(logging.WARNING)
     to.parent.mkdir(parents=True, exist_ok=True)
     require_writable(to)  # MLflow would try again and again
     client = MlflowClient(tracking_uri=f"sqlite:///{to.resolve()}")
-    changed = 0
     for run in runs:
         title = f"{run.suite}, profile {run.profile}"
         experiment = client.get_experiment_by_name(title)
@@ -41,8 +41,7 @@ def write(runs: list[TrackedRun], to: Path) -> int:
         for one in there:
             client.delete_run(one.info.run_id)
         _add(client, at, run)
-        changed += 1
-    return changed
+        yield run
 
 
 def _add(client: MlflowClient, experiment: str, run: TrackedRun) -> None:

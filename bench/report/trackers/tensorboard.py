@@ -5,6 +5,7 @@ The name of a run's file tells what it holds; one with other content of the same
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -19,9 +20,8 @@ from bench.report.trackers import TrackedRun
 from maect.files import write_atomic
 
 
-def write(runs: list[TrackedRun], to: Path) -> int:
-    """Write a folder for each run below `to`. Return how many are new or changed."""
-    changed = 0
+def write(runs: list[TrackedRun], to: Path) -> Iterator[TrackedRun]:
+    """Write a folder for each run below `to`. Yield those that are new or changed."""
     for run in runs:
         name = "".join(c if c.isalnum() or c in " .,=_-" else "_" for c in run.row)
         folder = to / f"{run.suite}-{run.profile}" / name.strip(". ")[:100] / f"seed-{run.seed}"
@@ -33,8 +33,7 @@ def write(runs: list[TrackedRun], to: Path) -> int:
         write_atomic(path, _events(run))
         for other in old:
             other.unlink()
-        changed += 1
-    return changed
+        yield run
 
 
 def _events(run: TrackedRun) -> bytes:

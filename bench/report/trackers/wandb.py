@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # an export tells nobody
@@ -16,10 +17,9 @@ import wandb
 from bench.report.trackers import TrackedRun
 
 
-def write(runs: list[TrackedRun], to: Path) -> int:
-    """Write a folder for each run below `to`/wandb. Return how many are new or changed."""
+def write(runs: list[TrackedRun], to: Path) -> Iterator[TrackedRun]:
+    """Write a folder for each run below `to`/wandb. Yield those that are new or changed."""
     to.mkdir(parents=True, exist_ok=True)
-    changed = 0
     for run in runs:
         there = [*(to / "wandb").glob(f"offline-run-*-{run.id}")]
         if any((folder / f"maect-{run.content}").exists() for folder in there):
@@ -27,8 +27,7 @@ def write(runs: list[TrackedRun], to: Path) -> int:
         for folder in there:
             shutil.rmtree(folder)
         _add(run, to)
-        changed += 1
-    return changed
+        yield run
 
 
 def _add(run: TrackedRun, to: Path) -> None:

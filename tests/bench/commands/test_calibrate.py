@@ -6,8 +6,10 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bench_helpers import SMOKE, Bench
+from PIL import Image
 
 from bench.store.calibration import FILE, read
 
@@ -54,6 +56,20 @@ def test_images_that_are_not_here_are_replaced_by_photographs(
     assert told["paces"][0]["limit"] in ("data", "device")
     # as seldom logged as in 800 epochs of ImageNet, not of the few photographs
     assert asked == {800 * (1_281_167 // 16)}
+
+
+def test_json_stands_alone_whatever_is_said_of_the_images(bench: Bench, store, tmp_path: Path):
+    random = np.random.default_rng(0)
+    for number in range(84):
+        file = tmp_path / "images" / ("train" if number < 80 else "val") / "ab"[number % 2]
+        file.mkdir(parents=True, exist_ok=True)
+        grey = random.integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(grey).save(file / f"{number}.png")
+    suite = tmp_path / "mine.yaml"
+    assert bench("init", suite, "--data", tmp_path / "images").code == 0
+    given = [suite, "--only", "MAE", "--minutes", 0.01, "--store", store.root, "--json"]
+    done = bench("calibrate", *given)
+    assert json.loads(done.out)["paces"] and "converted to RGB: " in done.err, done.err
 
 
 def test_a_calibration_that_is_damaged_predicts_nothing(bench: Bench, store):

@@ -305,7 +305,7 @@ def test_where_predictions_go_is_checked_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copytree(row[0], tmp_path / "encoder")
-    monkeypatch.setattr("bench.commands.eval._Checkpoint", None)  # nothing is computed
+    monkeypatch.setattr("bench.commands.eval._evaluated", None)  # nothing is computed
     weights = tmp_path / "encoder" / "encoder.safetensors"
     arguments = ["eval", "--weights", weights, "--data", "digits"]
     assert main([*map(str, arguments), "--predictions", str(tmp_path / predictions)]) == 2

@@ -126,12 +126,12 @@ def test_the_suites_here_have_no_fault():
 def test_every_help_shows_examples_that_can_be_called(
     name: str, capsys: pytest.CaptureFixture[str]
 ):
-    module, _, examples = COMMANDS[name]
+    _, *examples = COMMANDS[name]
+    module = "run" if name == "sweep" else name
     parser = argparse.ArgumentParser(exit_on_error=False)
     importlib.import_module(f"bench.commands.{module}").declare(parser)
     for example in examples:
-        assert example.partition(" ")[0] == name
-        parser.parse_args(shlex.split(example)[1:])
+        parser.parse_args(shlex.split(example))
     with pytest.raises(SystemExit):
         main([name, "--help"])
     assert all(example in capsys.readouterr().out for example in examples[:1])

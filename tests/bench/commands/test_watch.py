@@ -10,9 +10,10 @@ import pytest
 from bench_helpers import SMOKE, write_record, write_run
 
 from bench.cli import main
+from bench.commands.watch import look
 from bench.plan.planner import make_plan
 from bench.store.files import iso
-from bench.store.store import Store
+from bench.store.store import StageState, Store
 from bench.suite.load import load_suite
 
 
@@ -65,6 +66,14 @@ def test_it_goes_on_until_the_run_ends(store: Store, capsys: pytest.CaptureFixtu
     write_run(store, "run", suite="smoke", profile="tiny", status="complete", stages=28, wall_s=5.0)
     assert main(["watch", str(store.root), "--every", "0.1"]) == 0
     assert "ended: complete, 5.0 s" in capsys.readouterr().out
+
+
+def test_a_stage_that_cannot_be_read_ends_no_watching(store: Store, tmp_path: Path):
+    (store.root / "stages" / ("0" * 20)).symlink_to(tmp_path)
+    known: dict[str, StageState] = {}
+    first, second = look(store, known), look(store, known)
+    assert first is not None and second is not None
+    assert first["complete"] == second["complete"] == 1
 
 
 def test_a_store_that_nothing_ran_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

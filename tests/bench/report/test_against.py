@@ -289,12 +289,12 @@ def test_mistaken_arguments(store: Path, exported: Path, tmp_path: Path, bench: 
         (("--results",), "--to"),
         (("--to", exported), "--results"),
         (("--results", "--to", tmp_path), "is a directory"),
-        (("--results", "--to", tmp_path / "file/x"), "name another place: --to FILE"),
+        (("--results", "--to", tmp_path / "file/x"), "name another place: --to PATH"),
         (
             ("--figures", "pdf,gif", "--to", tmp_path),
             "'gif' is no format of figures: pdf, svg, png",
         ),
-        (("--figures", "svg", "--to", tmp_path / "file/x"), "name another folder: --to DIR"),
+        (("--figures", "svg", "--to", tmp_path / "file/x"), "name another place: --to PATH"),
     ):
         done = bench(*export, *given)
         assert (done.code, done.out, said in done.err) == (2, "", True), done.err
