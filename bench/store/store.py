@@ -144,18 +144,15 @@ class Store:
         """Make the folders and prove that they can be written. Raises `UserError`."""
         with writing(self.root / "store.json"):
             self.root.mkdir(parents=True, exist_ok=True)
-            self._mark()  # before there are `stages`: a store always has it
+            # before there are `stages`: a store always has it
+            if not self.exists() or read_json(self.root / "store.json")["schema"] != SCHEMA:
+                told = {"schema": SCHEMA, "version": version("maect-bench")}
+                self._write(self.root / "store.json", told)
             for name in ("stages", "runs", "drivers", "leases"):
                 probe = self.root / name / f".probe-{os.getpid()}"
                 probe.parent.mkdir(exist_ok=True)
                 write_atomic(probe, b"x" * 65536)
                 probe.unlink()
-
-    def _mark(self) -> None:
-        """Write which version of the layout the store has from now on."""
-        marker = self.root / "store.json"
-        if not marker.exists() or read_json(marker)["schema"] != SCHEMA:
-            self._write(marker, {"schema": SCHEMA, "version": version("maect-bench")})
 
     def check_usable(self, key: str) -> None:
         """Raise `UserError` where a run could not work in a stage's folder, or would leave it."""
