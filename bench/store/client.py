@@ -65,18 +65,13 @@ class Objects:
 
     def _client(self, patience_s: float) -> Any:
         config: Any = _profile() if self.url.startswith("s3://") else None
+        patience = timedelta(seconds=patience_s)
+        backoff: Any = {"max_backoff": timedelta(seconds=3)}
         return obstore.store.from_url(
             self.url,
             config=config,
-            client_options={
-                "timeout": timedelta(seconds=patience_s),
-                "allow_http": True,  # where AWS_ENDPOINT_URL says so
-            },
-            retry_config={
-                "max_retries": 10_000,
-                "retry_timeout": timedelta(seconds=patience_s),
-                "backoff": {"max_backoff": timedelta(seconds=3)},
-            },
+            client_options={"timeout": patience, "allow_http": True},  # AWS_ENDPOINT_URL may say so
+            retry_config={"max_retries": 10_000, "retry_timeout": patience, "backoff": backoff},
         )
 
     @property

@@ -70,8 +70,6 @@ class ObjectStore(Store):
         """A worker opens it by its URL, with the credentials and the copy of its own machine."""
         return partial(ObjectStore, known=True), (self.name,)
 
-    # ------------------------------------------------------------------------------ opening
-
     @property
     def name(self) -> str:
         return self.objects.url
