@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,22 +48,18 @@ def versions() -> dict[str, str]:
 @cache
 def processor() -> dict[str, Any]:
     """Return the CPU's model, vendor and instruction sets, and the cores this process may use."""
-    model, flags, vendor = platform.processor() or platform.machine(), "", ""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                model = value.strip()
-            if name.strip() == "vendor_id":
-                vendor = value.strip()
-            if name.strip() in ("flags", "Features"):
-                flags = value
-                break
-    except OSError:
-        pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    sets = [name for name in _SETS if name in flags.split()]
-    return {"cpu": model, "vendor": vendor, "isa": sets, "cores": cores or 1}
+    told = dict[str, str]()
+    with suppress(OSError):
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        pairs = (line.partition(":") for line in first.splitlines())
+        told = {name.strip(): value.strip() for name, _, value in pairs}
+    flags = told.get("flags", told.get("Features", "")).split()
+    return {
+        "cpu": told.get("model name") or platform.processor() or platform.machine(),
+        "vendor": told.get("vendor_id", ""),
+        "isa": [name for name in _SETS if name in flags],
+        "cores": len(os.sched_getaffinity(0)),
+    }
 
 
 def use(isa: str) -> None:

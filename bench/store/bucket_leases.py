@@ -13,18 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from obstore.exceptions import AlreadyExistsError, PreconditionError
-from pydantic import BaseModel
 from pydantic_core import from_json
 
 from bench.errors import MachineError
 from bench.store.client import Meta, Objects, StoreGone, put_s
 from bench.store.files import json_text, read_json
-from bench.store.leases import NAME, Driver, Leases, driver_in, parsed
+from bench.store.leases import NAME, Driver, Leases, driver_in
 
 #: seconds between two signs of life of a driver, and after which its leases may be taken
 BEAT_S, LAPSES_S = 10.0, 60.0
-_REFUSED = (AlreadyExistsError, PreconditionError)
 
 
 class BucketLeases(Leases):
@@ -40,48 +37,32 @@ class BucketLeases(Leases):
     # ------------------------------------------------------------------------------------- drivers
 
     @contextmanager
-    def _present(self, driver: Driver) -> Iterator[None]:
-        with super()._present(driver):
-            mark, ended = self._put(self.objects, driver, None), threading.Event()
-            self._ahead_s = put_s(self.objects.get(f"drivers/{driver.run}")[1]) - time.monotonic()
-            beats = threading.Thread(target=self._beat, args=(driver, mark, ended), daemon=True)
-            beats.start()
-            try:
-                yield
-            finally:
-                ended.set()
-                beats.join()
-                if self._lost is None:
-                    with suppress(StoreGone):
-                        self._remove(f"drivers/{driver.run}")
-
-    def _put(self, objects: Objects, driver: Driver, over: Meta | None) -> Meta:
-        """Put a driver's object over the one that was seen. Return its own mark.
-
-        A put may be told to have failed that was done: it was tried again, as its answer was lost.
-        """
-        name, data = f"drivers/{driver.run}", json_text(driver.model_dump())
+    def _living(self, driver: Driver) -> Iterator[None]:
+        """Give signs of life until the end of the block."""
+        mark, ended = _put(self.objects, driver, None), threading.Event()
+        self._ahead_s = put_s(self.objects.get(f"drivers/{driver.run}")[1]) - time.monotonic()
+        beats = threading.Thread(target=self._beat, args=(driver, mark, ended), daemon=True)
+        beats.start()
         try:
-            return objects.put(name, data, over=over, new=over is None)
-        except _REFUSED:
-            found, seen = objects.get(name)
-            if found != data:
-                raise
-            return seen
+            yield
+        finally:
+            ended.set()
+            beats.join()
+            if self._lost is None:
+                with suppress(StoreGone):
+                    self._remove(f"drivers/{driver.run}")
 
-    def _beat(self, driver: Driver, mark: Meta, ended: threading.Event) -> None:
-        """Give signs of life until the end."""
+    def _beat(self, driver: Driver, mark: Meta | None, ended: threading.Event) -> None:
         objects = Objects(self.name, patient=False)
         while not ended.wait(BEAT_S):
-            try:
+            with suppress(StoreGone):  # for a while, maybe
                 beat = driver.model_copy(update={"beats": driver.beats + 1})
-                mark, driver = self._put(objects, beat, mark), beat
-            except (*_REFUSED, FileNotFoundError):
-                self._lost = f"another run took the store {self.name} over: this one gave no sign "
-                self._lost += f"of life for {LAPSES_S:.0f} s"
-                return
-            except StoreGone:  # for a while, maybe
-                continue
+                mark = _put(objects, beat, mark)
+                if mark is None:
+                    self._lost = f"another run took the store {self.name} over: this one gave no "
+                    self._lost += f"sign of life for {LAPSES_S:.0f} s"
+                    return
+                driver = beat
 
     def check_held(self) -> None:
         if self._lost is not None:
@@ -104,20 +85,23 @@ class BucketLeases(Leases):
     def _here(self, run: str) -> bool:
         """Return whether a run's driver used this copy, so that its lock tells whether it lives."""
         with suppress(OSError, ValueError):
-            driver = parsed(run, read_json(self.root / "drivers" / run))
-            return driver is not None and driver.buried_by is None
+            driver = driver_in(run, read_json(self.root / "drivers" / run))
+            return driver.pid > 0 and driver.buried_by is None
         return False
 
     @contextmanager
     def _taken(self, driver: Driver) -> Iterator[bool]:
-        """Hold a run's file in the copy; to bury another run, its object too."""
+        """Have a run's file in the copy, and its object."""
         here = self._here(driver.run)
         with super()._taken(driver) as ours:
-            if ours and driver.buried_by is not None:
-                ours = self._put_over(driver, here)
-            yield ours
-            if ours and driver.buried_by is not None:
+            if ours and driver.buried_by is None:
+                with self._living(driver):
+                    yield True
+            elif ours and self._put_over(driver, here):
+                yield True
                 self._remove(f"drivers/{driver.run}")
+            else:
+                yield False
 
     def _put_over(self, burial: Driver, here: bool) -> bool:
         """Put over the object of a dead run, `here` or elsewhere. Return whether that is done."""
@@ -127,11 +111,7 @@ class BucketLeases(Leases):
             surely_dead = here and driver_in(burial.run, _json(data)).buried_by is None
             if not surely_dead and self._age_s(seen) < LAPSES_S:
                 return False  # it gave a sign of life, or somebody else buries it
-        try:
-            self._put(self.objects, burial, seen)
-        except (*_REFUSED, FileNotFoundError):
-            return False
-        return True
+        return _put(self.objects, burial, seen) is not None
 
     # ------------------------------------------------------------------------------------- objects
 
@@ -139,15 +119,8 @@ class BucketLeases(Leases):
         found = (name.rpartition("/")[2] for name in self.objects.listing(folder))
         return [name for name in found if NAME.fullmatch(name)]
 
-    def _create(self, name: str, value: BaseModel) -> bool:
-        data = json_text(value.model_dump())
-        try:
-            self.objects.put(name, data, new=True)
-        except AlreadyExistsError:
-            with suppress(FileNotFoundError):
-                return self.objects.get(name)[0] == data  # then the answer to ours was lost
-            return False
-        return True
+    def _create(self, name: str, value: object) -> bool:
+        return self.objects.put_over(name, json_text(value), None) is not None
 
     def _read(self, name: str) -> object:
         try:
@@ -157,6 +130,11 @@ class BucketLeases(Leases):
 
     def _remove(self, name: str) -> None:
         self.objects.delete([name])
+
+
+def _put(objects: Objects, driver: Driver, seen: Meta | None) -> Meta | None:
+    """Put a driver's object over the one that was seen. Return its mark, or None."""
+    return objects.put_over(f"drivers/{driver.run}", json_text(driver.model_dump()), seen)
 
 
 def _json(data: bytes) -> object:

@@ -65,18 +65,13 @@ class Objects:
 
     def _client(self, patience_s: float) -> Any:
         config: Any = _profile() if self.url.startswith("s3://") else None
+        patience = timedelta(seconds=patience_s)
+        backoff: Any = {"max_backoff": timedelta(seconds=3)}
         return obstore.store.from_url(
             self.url,
             config=config,
-            client_options={
-                "timeout": timedelta(seconds=patience_s),
-                "allow_http": True,  # where AWS_ENDPOINT_URL says so
-            },
-            retry_config={
-                "max_retries": 10_000,
-                "retry_timeout": timedelta(seconds=patience_s),
-                "backoff": {"max_backoff": timedelta(seconds=3)},
-            },
+            client_options={"timeout": patience, "allow_http": True},  # AWS_ENDPOINT_URL may say so
+            retry_config={"max_retries": 10_000, "retry_timeout": patience, "backoff": backoff},
         )
 
     @property
@@ -112,19 +107,29 @@ class Objects:
             for part in self._objects.get(name).stream(min_chunk_size=PART):
                 file.write(part)
 
-    def put(
-        self, name: str, data: bytes | Path, *, over: Meta | None = None, new: bool = False
-    ) -> Meta:
-        """Put an object: over the one that `over` tells of, or if it is `new` where there is none.
-
-        Raises AlreadyExistsError or PreconditionError of `obstore.exceptions`.
-        """
-        mode: Any = "create" if new else "overwrite"
-        if over is not None:
-            mode = {tag: over[tag] for tag in ("e_tag", "version") if over[tag] is not None}
+    def put(self, name: str, data: bytes | Path) -> None:
+        """Put an object, whatever is there."""
         with self._told():
-            found: Meta = self._objects.put(name, data, mode=mode, chunk_size=PART)
-            return found
+            self._objects.put(name, data, chunk_size=PART)
+
+    def put_over(self, name: str, data: bytes, seen: Meta | None) -> Meta | None:
+        """Put an object over the one that was `seen`, or where there was none. Return its mark.
+
+        Return None where another one is there by now, or none any more. A put may be told to have
+        failed that was done: it was tried again, as its answer was lost.
+        """
+        mode: Any = "create"
+        if seen is not None:
+            mode = {tag: seen[tag] for tag in ("e_tag", "version") if seen[tag] is not None}
+        with suppress(FileNotFoundError):
+            try:
+                with self._told():
+                    mark: Meta = self._objects.put(name, data, mode=mode, chunk_size=PART)
+                    return mark
+            except (AlreadyExistsError, PreconditionError):
+                found, mark = self.get(name)
+                return mark if found == data else None
+        return None
 
     def listing(self, prefix: str = "") -> dict[str, Meta]:
         """Return what lies below a folder, by name."""

@@ -8,7 +8,8 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,8 @@ def read_json(path: Path) -> Any:
 
 def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file so that it is either whole or not there. Raises `UserError` if it cannot."""
-    try:
+    with writing(path):
         files.write_atomic(path, data)
-    except OSError as error:
-        raise store_error(path, error) from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -74,11 +73,14 @@ def json_text(value: Any) -> bytes:
     return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
-def store_error(path: Path, error: OSError) -> UserError:
-    """Return what to tell about a file that cannot be written."""
-    return UserError(
-        f"the store cannot be written ({reason(error)}): {path.parent}; choose another --store"
-    )
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise `UserError` where a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        told = f"the store cannot be written ({reason(error)}): {path.parent}"
+        raise UserError(f"{told}; choose another --store") from None
 
 
 def unreadable(what: object, error: Exception) -> UserError:

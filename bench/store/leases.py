@@ -24,7 +24,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from bench.errors import UserError
-from bench.store.files import json_text, read_json, store_error, unreadable, write_first
+from bench.store.files import json_text, read_json, unreadable, write_first, writing
 
 #: names of runs and of keys, as files of the store have them
 NAME = re.compile(r"[\w-][\w.-]{0,200}")
@@ -47,10 +47,6 @@ class Driver(BaseModel):
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host or 'an unknown machine'}"
-
-
-class _Lease(BaseModel):
-    run: str
 
 
 class Leases:
@@ -76,7 +72,9 @@ class Leases:
         """
         run = run or f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
         driver = Driver(run=run, pid=os.getpid(), host=platform.node(), alone=alone)
-        with self._present(driver):
+        with self._taken(driver) as ours:
+            if not ours:
+                raise UserError(f"{self.root / 'drivers' / run} is another run's")
             self.run = run
             try:
                 others = self.drivers()
@@ -113,14 +111,16 @@ class Leases:
 
     def still_ours(self, key: str, run: str) -> bool:
         """Return whether a worker of a run may publish an attempt at a stage."""
-        return self._there(run) and self.holder(key) in (None, run)
+        content = self._read(f"drivers/{run}")
+        there = content is not None and driver_in(run, content).buried_by is None
+        return there and self.holder(key) in (None, run)
 
     # -------------------------------------------------------------------------------------- leases
 
     def claim(self, key: str) -> Driver | None:
         """Take a stage's lease for this run; return who has it, if that is another run at work."""
         assert self.run is not None
-        while not self._create(f"leases/{key}", _Lease(run=self.run)):
+        while not self._create(f"leases/{key}", {"run": self.run}):
             holder = self.holder(key)
             if holder == self.run:
                 break
@@ -151,11 +151,8 @@ class Leases:
         content = self._read(f"leases/{key}")
         if content is None:
             return None
-        with suppress(ValidationError):
-            run = _Lease.model_validate(content).run
-            if NAME.fullmatch(run):
-                return run
-        return UNREADABLE
+        run = content.get("run") if isinstance(content, dict) else None
+        return run if isinstance(run, str) and NAME.fullmatch(run) else UNREADABLE
 
     def _bury(self, run: str) -> None:
         """Remove the leases of a dead run, then its file, unless somebody else is at that."""
@@ -175,40 +172,28 @@ class Leases:
         except PermissionError as error:  # another user's
             if self.run is not None:
                 raise unreadable(path, error) from None
-            return Driver(run=run, pid=0, host="")
+            return driver_in(run, None)
         except OSError:
             return None
         try:
             fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            return self._driver(run)
+            return driver_in(run, self._read(f"drivers/{run}"))
         finally:
             os.close(number)
         return None
 
-    def _driver(self, run: str) -> Driver:
-        return driver_in(run, self._read(f"drivers/{run}"))
-
-    @contextmanager
-    def _present(self, driver: Driver) -> Iterator[None]:
-        """Make known that a run is at work. Raises `UserError`."""
-        with self._taken(driver) as ours:
-            if not ours:
-                raise UserError(f"{self.root / 'drivers' / driver.run} is another run's")
-            yield
-
     @contextmanager
     def _taken(self, driver: Driver) -> Iterator[bool]:
-        """Lock a run's file, made if need be, and remove it at the end of the block.
+        """Have a run's file, with what it says of its driver, until the end of the block.
 
-        Yield False, and leave it as it is, where another process has the lock.
+        It is locked, made if need be. Yield False, and leave it as it is, where another process
+        has the lock.
         """
         path = self.root / "drivers" / driver.run
-        try:
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             number = _locked(path)
-        except OSError as error:
-            raise store_error(path, error) from None
         if number is None:
             yield False
             return
@@ -223,23 +208,13 @@ class Leases:
             finally:
                 os.close(number)
 
-    def _there(self, run: str) -> bool:
-        """Return whether a run is there and nobody has given it up."""
-        content = self._read(f"drivers/{run}")
-        return content is not None and driver_in(run, content).buried_by is None
-
     def _names(self, folder: str) -> list[str]:
         with suppress(OSError):
             return [name for name in os.listdir(self.root / folder) if NAME.fullmatch(name)]
         return []
 
-    def _create(self, name: str, value: BaseModel) -> bool:
-        path = self.root / name
-        try:
-            path.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise store_error(path, error) from None
-        return write_first(path, value.model_dump())
+    def _create(self, name: str, value: object) -> bool:
+        return write_first(self.root / name, value)
 
     def _read(self, name: str) -> object:
         """Return the JSON data in a file; None where it is not there, an empty dict for others."""
@@ -253,23 +228,17 @@ class Leases:
             return {}
 
     def _remove(self, name: str) -> None:
-        try:
+        with writing(self.root / name):
             (self.root / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise store_error(self.root / name, error) from None
-
-
-def parsed(run: str, content: object) -> Driver | None:
-    """Return a driver in JSON data, or None where it is none or another one."""
-    with suppress(ValidationError):
-        driver = Driver.model_validate(content)
-        return driver if driver.run == run else None
-    return None
 
 
 def driver_in(run: str, content: object) -> Driver:
     """Return a run's driver in JSON data; where they are of none, all but its name is unknown."""
-    return parsed(run, content) or Driver(run=run, pid=0, host="")
+    with suppress(ValidationError):
+        driver = Driver.model_validate(content)
+        if driver.run == run:
+            return driver
+    return Driver(run=run, pid=0, host="")
 
 
 def _locked(path: Path) -> int | None:

@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from obstore.exceptions import AlreadyExistsError
-
 from bench.errors import UserError, reason
 from bench.store.bucket_leases import BucketLeases
 from bench.store.client import Meta, Objects, put_s
@@ -71,8 +69,6 @@ class ObjectStore(Store):
     def __reduce__(self) -> Any:
         """A worker opens it by its URL, with the credentials and the copy of its own machine."""
         return partial(ObjectStore, known=True), (self.name,)
-
-    # ------------------------------------------------------------------------------ opening
 
     @property
     def name(self) -> str:
@@ -190,11 +186,8 @@ class ObjectStore(Store):
 
     def _write_first(self, path: Path, value: Any) -> bool:
         data = json_text(value)
-        try:
-            self.objects.put(self._name(path), data, new=True)
-        except AlreadyExistsError:
-            if self.objects.get(self._name(path))[0] != data:  # else the answer to ours was lost
-                return False
+        if self.objects.put_over(self._name(path), data, None) is None:
+            return False
         self._write_copy(path, data)
         return True
 

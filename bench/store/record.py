@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -325,21 +326,19 @@ def together(gpus: list[Gpu], held: float) -> dict[str, Any]:
     cost: dict[str, Any] = {"gpus": gpus, "energy_from": None}
     reserved = [gpu.reserved_memory_mib for gpu in gpus if gpu.reserved_memory_mib is not None]
     cost["reserved_memory_mib"] = max(reserved, default=None)
-    for name in QUANTITIES:
+    seconds = [gpu.seconds for gpu in gpus]
+    totals: dict[str, Callable[[list[float]], float]] = {
+        ENERGY: math.fsum,
+        UTILISATION: lambda values: statistics.fmean(values, seconds),
+        MEMORY: max,
+    }
+    for name, total in totals.items():
         why = [gpu.why_blank(name) for gpu in gpus]
         if len(gpus) < held:
             why.append(f"{held - len(gpus)} of {held} devices left no word")
         reasons = dict.fromkeys(reason for reason in why if reason)
-        cost[name] = None
         cost[name.rpartition("_")[0] + "_reason"] = "; ".join(reasons) or None
-        if reasons:
-            continue
-        values = [getattr(gpu, name) for gpu in gpus]
-        if name == ENERGY:
-            cost[name] = math.fsum(values)
-            cost["energy_from"] = "+".join(sorted({str(gpu.energy_from) for gpu in gpus}))
-        elif name == MEMORY:
-            cost[name] = max(values)
-        else:
-            cost[name] = statistics.fmean(values, [gpu.seconds for gpu in gpus])
+        cost[name] = None if reasons else total([getattr(gpu, name) for gpu in gpus])
+    if cost[ENERGY] is not None:
+        cost["energy_from"] = "+".join(sorted({str(gpu.energy_from) for gpu in gpus}))
     return cost

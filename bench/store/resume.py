@@ -36,12 +36,7 @@ from maect.stages.job import State
 EVERY_S, SHARE = 60.0, 0.01
 KEPT = 2
 #: names of types in the safetensors format
-_TYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-}
+_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
 
 
 class _Note(BaseModel):

@@ -36,12 +36,12 @@ from bench.store.files import (
     iso,
     read_json,
     regular,
-    store_error,
     tail,
     unreadable,
     write_atomic,
     write_first,
     write_json,
+    writing,
 )
 from bench.store.leases import Leases
 from bench.store.record import (
@@ -142,22 +142,17 @@ class Store:
 
     def create(self) -> None:
         """Make the folders and prove that they can be written. Raises `UserError`."""
-        try:
+        with writing(self.root / "store.json"):
             self.root.mkdir(parents=True, exist_ok=True)
-            self._mark()  # before there are `stages`: a store always has it
+            # before there are `stages`: a store always has it
+            if not self.exists() or read_json(self.root / "store.json")["schema"] != SCHEMA:
+                told = {"schema": SCHEMA, "version": version("maect-bench")}
+                self._write(self.root / "store.json", told)
             for name in ("stages", "runs", "drivers", "leases"):
                 probe = self.root / name / f".probe-{os.getpid()}"
                 probe.parent.mkdir(exist_ok=True)
                 write_atomic(probe, b"x" * 65536)
                 probe.unlink()
-        except OSError as error:
-            raise store_error(self.root / "store.json", error) from None
-
-    def _mark(self) -> None:
-        """Write which version of the layout the store has from now on."""
-        marker = self.root / "store.json"
-        if not marker.exists() or read_json(marker)["schema"] != SCHEMA:
-            self._write(marker, {"schema": SCHEMA, "version": version("maect-bench")})
 
     def check_usable(self, key: str) -> None:
         """Raise `UserError` where a run could not work in a stage's folder, or would leave it."""
@@ -307,13 +302,11 @@ class Store:
         assert state.record is not None
         folder = self.artifact(state.record)
         aside = self.root / "damaged" / f"{state.key}-{time.time_ns()}"
-        try:
+        with writing(aside):
             aside.mkdir(parents=True)
             for name in state.record.files.keys() - {"attempts", "checkpoints"}:
                 if os.path.lexists(folder / name):
                     shutil.move(folder / name, aside / name)
-        except OSError as error:
-            raise store_error(aside, error) from None
         end = {"status": "damaged", "error": Failure(kind="Damaged", message=why)}
         record = state.record.model_copy(update=end)
         self._write(self.attempt_folder(state.key, record.attempt) / "record.json", sealed(record))
@@ -337,15 +330,13 @@ class Store:
         reads. Raises `UserError`.
         """
         gone = self.root / "removed" / f"{path.name}-{time.time_ns()}"
-        try:
+        with writing(path):
             gone.parent.mkdir(exist_ok=True)
             path.rename(gone)
             if gone.is_dir() and not gone.is_symlink():
                 shutil.rmtree(gone)
             else:
                 gone.unlink()
-        except OSError as error:
-            raise store_error(path, error) from None
 
     # ------------------------------------------------------------------------------ writing
 
@@ -367,24 +358,20 @@ class Store:
 
     def begin(self, start: Record) -> Record:
         """Begin an attempt: write its `started.json`. Return the record with its number."""
-        try:
+        with writing(self.folder(start.key)):
             for number in count(max(self.attempts(start.key), default=0) + 1):
                 record = start.model_copy(update={"attempt": number})
                 folder = self.attempt_folder(start.key, number)
                 folder.mkdir(parents=True, exist_ok=True)
                 if self._write_first(folder / "started.json", record.plain()):
                     break  # else it is another writer's
-        except OSError as error:
-            raise store_error(self.folder(start.key), error) from None
         return record
 
     def put_file(self, record: Record, name: str, data: bytes) -> File:
         """Write a file of an attempt's artifact. Return its entry for the attempt's record."""
         path = self.artifact(record) / name
-        try:
+        with writing(path):
             path.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise store_error(path, error) from None
         write_atomic(path, data)
         self.publish(path)
         return File(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))

@@ -146,13 +146,10 @@ def declare_all(
     with several() as each:
         for name in wanted:
             with each():
-                found[name] = _declared(name, kinds[name], model, data, tree)
-    return {
-        name: evaluation
-        for name, evaluation in found.items()
-        if (evaluation.rows is None or row in evaluation.rows)
-        and not (pixels and evaluation.needs_encoder)
-    }
+                one = _declared(name, kinds[name], model, data, tree)
+                if (one.rows is None or row in one.rows) and not (pixels and one.needs_encoder):
+                    found[name] = one
+    return found
 
 
 def _declared(
@@ -173,14 +170,13 @@ def _declared(
     if evals.get(kind).joins_blocks and (pool != "both" or not isinstance(block, list)):
         message = f"{kind} reads a list of blocks, class token and mean; write pool: both"
         raise fault(message, tree, at)
+    own = Evaluation(kind, found, block, pool, found.norm, found.rows, found.seeds)
     if found.data is None:
-        return Evaluation(kind, found, block, pool, found.norm, found.rows, found.seeds)
+        return own
     named = {"name": found.data} if isinstance(found.data, str) else found.data
     settings = {**named, "image_size": data.image_size}
     other = check(DataSettings, settings, (*at, "data"), tree)
-    return Evaluation(
-        kind, found, block, pool, found.norm, found.rows, found.seeds, other, other.name
-    )
+    return dataclasses.replace(own, data=other, transfer=other.name)
 
 
 @cache

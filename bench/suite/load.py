@@ -21,15 +21,7 @@ from bench.errors import UserError, several, short, suggestion
 from bench.suite import rules
 from bench.suite.evaluations import declare_all
 from bench.suite.messages import check, fault, require
-from bench.suite.schema import (
-    MAX_SEEDS,
-    ROW,
-    Choices,
-    Suite,
-    SuiteSettings,
-    TableSettings,
-    Variant,
-)
+from bench.suite.schema import MAX_SEEDS, ROW, Choices, Suite, SuiteSettings, TableSettings, Variant
 from bench.suite.search import cells_of, varied_by
 from bench.suite.yamlfile import Map, Seq, load, locate, merge, overlay, undotted, value
 from maect import datasets, evals, methods
@@ -204,8 +196,8 @@ class _Loader:
         broken: Collection[str] = (),
     ) -> None:
         #: `broken`: rows that nothing can be said of
-        self.path, self.tree, self.broken = path, tree, broken
-        #: each holds one setting
+        self.path, self.broken = path, broken
+        #: each holds one setting of all rows; the GPUs are of no row
         self.sets = [given for given in sets if "devices" not in given]
         self.spec = check(SuiteSettings, tree)
         #: what a reader of the table has to know of the command line
@@ -221,21 +213,19 @@ class _Loader:
         for key in OWN:
             if key in own and own.places[key][0] == str(path):  # not those of another suite
                 tree.put(key, own[key], *own.places[key])
-        for given in sets:
-            if "devices" in given:  # which are of no row
-                beside = Map(*tree.place)
-                if "devices" in tree:
-                    beside.put("devices", tree["devices"], *tree.places["devices"])
-                tree.put("devices", merge(beside, given)["devices"], *given.places["devices"])
         if "search" in own:  # each key of it in place of the suite's
-            search = Map(*own["search"].place)
-            for part in (tree.get("search") or Map(*own.place), own["search"]):
-                for key, given in part.items():
-                    search.put(key, given, *part.places[key])
+            search = merge(tree.get("search") or Map(*own.place))
+            for key, given in own["search"].items():
+                search.put(key, given, *own["search"].places[key])
             tree.put("search", search, *own.places["search"])
-        self.spec = check(SuiteSettings, tree)
+        self.tree = merge(tree, *(given for given in sets if "devices" in given))
+        self.spec = check(SuiteSettings, self.tree)
         #: settings of all rows, and the profile's overlays of single ones; None: not in the profile
         self.base, self.overlays = self._settings()
+        declared = self.base.get("evaluations")
+        self.declared: dict[str, Any] = declared if isinstance(declared, Map) else {}
+        #: names that `evaluate` may have
+        self.evaluations = {*evals.names(), *self.declared}
 
     def suite(self, count: int | None) -> Suite:
         """Return the suite with its first `count` seeds. Raises `UserError`."""
@@ -251,24 +241,20 @@ class _Loader:
                 self._check_evaluations()
             known = False
             with each():
-                cells = cells_of(search, names, self.tree)
                 if search is not None:
-                    rows |= {
-                        label: (varied_by(cell, search), cell) for label, cell in cells.items()
-                    }
+                    cells = cells_of(search, names, self.tree)
+                    rows |= {n: (varied_by(cell, search), cell) for n, cell in cells.items()}
                 known = True
             for label, (source, cell) in rows.items():
                 if source not in self.broken:
                     with each():
                         variants[label] = self._variant(label, source, cell)
             if known:
-                whole = len(variants) == len(rows) and not {*spec.evaluate} - self._evaluations()
+                whole = len(variants) == len(rows) and self.evaluations >= {*spec.evaluate}
                 with each():
                     rules.check_suite(spec, rows, variants, self.tree, whole=whole)
-        found = [
-            variants[label] for label in cells if label in variants
-        ]  # not those of broken rows
-        rules.check_search(search, found, self.tree)
+        made = [variants[label] for label in cells if label in variants]  # not of broken rows
+        rules.check_search(search, made, self.tree)
         return Suite(
             path=self.path,
             name=spec.suite,
@@ -314,19 +300,13 @@ class _Loader:
                 require(name, self.spec.variants, "variant", self.tree, at)
         return base, {name: None if m is None else undotted(m) for name, m in own.items()}
 
-    def _evaluations(self) -> set[str]:
-        """Return the names that `evaluate` may have."""
-        declared = self.base.get("evaluations")
-        return {*evals.names(), *(declared if isinstance(declared, Map) else ())}
-
     def _check_evaluations(self) -> None:
         """Raise `UserError` unless each name in `evaluate` is known."""
-        declared, known = self.base.get("evaluations"), self._evaluations()
         with several() as each:
             for index, name in enumerate(self.spec.evaluate):
                 with each():
-                    require(name, known, "evaluation", self.tree, ("evaluate", index))
-            for name, given in (declared if isinstance(declared, Map) else {}).items():
+                    require(name, self.evaluations, "evaluation", self.tree, ("evaluate", index))
+            for name, given in self.declared.items():
                 rows = given.get("rows") if isinstance(given, Map) else None
                 # a suite need not have the rows of the one that its profiles come from
                 if isinstance(rows, Seq) and rows.place[0] == str(self.path):
@@ -348,13 +328,9 @@ class _Loader:
         if row.stages:
             last = row.section(row.stages[-1]).scaled(row.lr_scale)
             row = row.model_copy(update={row.stages[-1]: last})
+        wanted = [name for name in self.spec.evaluate if name in self.evaluations]
         evaluations = declare_all(
-            [name for name in self.spec.evaluate if name in self._evaluations()],
-            row.model,
-            row.data,
-            tree,
-            row=source,
-            pixels=row.init == "pixels",
+            wanted, row.model, row.data, tree, row=source, pixels=row.init == "pixels"
         )
         variant = Variant(
             label, tuple(row.stages), row.init, augment, spec.match_compute, row, evaluations

@@ -52,9 +52,8 @@ def check(kind: type[M], tree: Any, at: Place = (), root: yamlfile.Map | None = 
     try:
         return kind.parse(tree)
     except ValidationError as error:
-        errors = error.errors()
-    # a misspelt key is told before that the right one is missing
-    errors.sort(key=lambda e: e["type"] != "extra_forbidden")
+        # a misspelt key is told before that the right one is missing
+        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     with several() as each:
         for wrong in errors:
             with each():

@@ -160,8 +160,7 @@ def schema() -> dict[str, Any]:
     for name in ("patternProperties", "propertyNames"):
         suite["properties"]["profiles"].pop(name, None)
     suite |= {"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": definitions}
-    if "profiles_from" in suite["properties"]:  # then they may all be another file's
-        suite["required"] = [name for name in suite["required"] if name != "profiles"]
+    suite["required"].remove("profiles")  # they may all be another file's
     return dict(_plain(suite, {"title": "A suite of maect-bench"}))
 
 
@@ -198,8 +197,9 @@ def markdown() -> str:
     """Return the reference of all keys of a suite file."""
     parts = [_INTRODUCTION]
     for place, kind, keys in SECTIONS:
-        common = ScheduleSettings if issubclass(kind, ScheduleSettings) else None
-        own = {n for n in kind.model_fields if kind is common or not _same(kind, common, n)}
+        own = {*kind.model_fields}
+        if issubclass(kind, ScheduleSettings) and kind is not ScheduleSettings:  # told there
+            own -= ScheduleSettings.model_fields.keys() - kind.__annotations__.keys()
         heading = f"`{place}`" if place else "The file"
         rows = _rows(kind, kind.model_json_schema(), own, _IN_NO_KEY.get(kind, ()))
         parts.append(f"## {heading}\n\n{_first(kind)} {keys}\n\n{rows}")
@@ -211,12 +211,6 @@ def markdown() -> str:
             f"### `{name}`: {evaluator.label}\n\n{rows if own else 'No settings of its own.'}\n"
         )
     return "\n".join(parts)
-
-
-def _same(kind: type[BaseModel], base: type[BaseModel] | None, name: str) -> bool:
-    """Return whether a field is its base's, unchanged."""
-    there = base is not None and name in base.model_fields
-    return there and name not in kind.__annotations__
 
 
 def _first(kind: type[BaseModel]) -> str:

@@ -14,11 +14,7 @@ from typing import Any
 
 from bench.errors import nearest_file, several, short, suggestion
 from bench.suite.messages import Place, fault, require
-from bench.suite.schema import (
-    SearchSettings,
-    SuiteSettings,
-    Variant,
-)
+from bench.suite.schema import SearchSettings, SuiteSettings, Variant
 from bench.suite.yamlfile import Map
 from maect import hub, methods
 from maect.datasets import DataInfo
@@ -58,23 +54,16 @@ def _chain(variant: Variant, here: bool) -> Faults:
     if init == "pixels" and stages:
         cure = "take the stages out or write 'random'"
         yield f"init 'pixels' has no encoder to train; {cure}", at
-    named = hub.is_name(init)  # the planner looks for it
-    # False for a name that no file can have
-    if (
-        not named
-        and init not in ("random", "pixels")
-        and not os.path.isfile(os.path.expanduser(init))
-        and here
-    ):
+    # a hub's name is looked for by the planner; isfile is False for what no file can be called
+    known = init in ("random", "pixels") or hub.is_name(init)
+    if here and not known and not os.path.isfile(os.path.expanduser(init)):
         hint = suggestion(init, ("random", "pixels"))
         hint = hint if "did you" in hint else nearest_file(Path(init))
         what = "neither 'random', 'pixels', timm:NAME, hf:OWNER/NAME nor a checkpoint file here"
         yield f"init '{short(init)}' is {what}{hint}", at
     if "mae" in stages and "mae" not in variant.row.augment:
-        message = (
-            "there is no augment pipeline 'mae', which pretraining uses; add it to the profile"
-        )
-        yield message, ("stages",)
+        message = "there is no augment pipeline 'mae', which pretraining uses; add it to the "
+        yield f"{message}profile", ("stages",)
 
 
 def _out_of_order(chain: list[Method]) -> str | None:
@@ -116,10 +105,8 @@ def _sizes(variant: Variant) -> Faults:
             yield message, (stage, "mask_ratio"), at_patch
         inner = getattr(section, "blocks", [])
         if len({*inner}) < len(inner) or any(block >= depth - 1 for block in inner):
-            message = (
-                f"{stage}.blocks {inner} should be blocks below the last of {depth}, each once"
-            )
-            yield f"{message}; write 0 to {depth - 2}", (stage, "blocks"), (stage,)
+            message = f"{stage}.blocks {inner} should be blocks below the last of {depth}, each "
+            yield f"{message}once; write 0 to {depth - 2}", (stage, "blocks"), (stage,)
         local = getattr(section, "local_size", None)
         if getattr(section, "local_views", 0) and (local is None or local % patch or local > size):
             message = f"{stage}.local_views need a local_size of at most {size} pixels that is a "

@@ -36,8 +36,8 @@ else:
 MAX_SEEDS = 1000
 #: of a suite or a profile: it becomes part of a file's name
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
-#: of an evaluation: the beginning of its columns' names
-ColumnName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$")]
+#: of an evaluation: the beginning of its columns' names; or of a kind of GPU
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$")]
 
 
 def _each_once(values: list[Any]) -> list[Any]:
@@ -75,7 +75,7 @@ class RowSettings(Settings):
     report_on: Literal["test", "selection"] = "test"
     #: settings of the evaluations by name; those left out have their defaults. `block` and `pool`
     #: choose other tokens; `evaluation: knn` makes a further one under a name of its own
-    evaluations: dict[ColumnName, dict[str, Any]] = {}
+    evaluations: dict[Word, dict[str, Any]] = {}
     #: factor on the learning rate of a row's last stage: the same search for rows that are unlike
     lr_scale: Positive = 1.0
 
@@ -216,9 +216,7 @@ class DeviceSettings(Settings):
     """The GPUs that workers are given, where there are any; part of no key."""
 
     #: as Ray names it: A100, H100, L4, ...; none: any
-    accelerator_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$")] | None = (
-        None
-    )
+    accelerator_type: Word | None = None
     #: of a GPU that each worker holds; below 1 several small stages run side by side on one
     gpu_share: Annotated[float, Field(gt=0, le=1), AfterValidator(_ray_counts)] = 1.0
 

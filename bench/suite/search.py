@@ -21,15 +21,11 @@ MAX_CELLS = 1000
 MAX_DRAWN_FROM = 100_000
 
 
-def cells_of(
-    search: SearchSettings | None, variants: Collection[str], tree: Map
-) -> dict[str, Choices]:
+def cells_of(search: SearchSettings, variants: Collection[str], tree: Map) -> dict[str, Choices]:
     """Return the search's cells: row label to its settings, in the grid's order.
 
     Raises `UserError` with the place in the suite's `tree`.
     """
-    if search is None:
-        return {}
     several, at = search.variants, ("search", "variant")
     for index, name in enumerate(several):
         require(name, variants, "variant", tree, at if len(several) == 1 else (*at, index))

@@ -117,7 +117,9 @@ def _text(path: Path) -> str:
 def _parse(text: str, file: str, *, lines: bool) -> Any:
     line = None
     try:
-        return _Reader(text, file, lines).read()
+        reader = _Reader(text, file, lines)
+        root = reader.get_single_node()
+        return None if root is None else reader.build(root, 0)
     except yaml.MarkedYAMLError as error:
         message, line = _complaint(error)
     except yaml.reader.ReaderError as error:
@@ -139,8 +141,6 @@ def _complaint(error: yaml.MarkedYAMLError) -> tuple[str, int | None]:
     problem = str(error.problem or error.context)
     begin, end = error.context_mark, error.problem_mark
     line = end.line + 1 if end else begin.line + 1 if begin else None
-    if problem.startswith("the tag"):
-        return problem, line
     whole = f"{error.context} {problem}"
     cure = next((cure for part, cure in _CURES.items() if part in whole), None)
     cure = cure or "check the indentation, quotes and brackets around it"
@@ -158,18 +158,12 @@ class _Reader(yaml.SafeLoader):
         self.count = self.size = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
+        event: Any = self.peek_event()
         tag = getattr(event, "tag", None)
         if tag is not None:
-            problem = f"the tag '{short(tag)}' is not allowed; write plain values"
-            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+            raise self.fail(f"the tag '{short(tag)}' is not allowed; write plain values", event)
         node: yaml.Node | None = super().compose_node(parent, index)
         return node
-
-    def read(self) -> Any:
-        """Return the value of the only document, or None where there is none."""
-        root = self.get_single_node()
-        return None if root is None else self.build(root, 0)
 
     def place(self, node: yaml.Node) -> Place:
         return self.file, node.start_mark.line + 1 if self.numbered else None

@@ -180,6 +180,19 @@ def test_a_local_store_and_one_in_a_bucket_hold_the_same(remote: ObjectStore, st
     assert theirs["store.json"] == ours["store.json"]
 
 
+def test_a_put_on_a_condition_tells_whether_it_was_done(bucket: str):
+    objects = Objects(bucket)
+    first = objects.put_over("one", b"1", None)
+    assert first is not None and objects.put_over("one", b"2", None) is None
+    assert objects.put_over("one", b"1", None) is not None  # tried again, as its answer was lost
+    second = objects.put_over("one", b"2", first)
+    assert second is not None and objects.put_over("one", b"3", first) is None
+    assert objects.put_over("one", b"2", first) is not None
+    assert objects.get("one")[0] == b"2"
+    objects.delete(["one"])
+    assert objects.put_over("one", b"4", second) is None and objects.listing() == {}
+
+
 def test_attempts_of_two_writers_never_share_a_number(remote: ObjectStore, bucket: str):
     stage, found = mae_of(remote), []
     stores = [pickle.loads(pickle.dumps(remote)) for _ in range(4)]
