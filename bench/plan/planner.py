@@ -45,8 +45,9 @@ def make_plan(
     how many training images there are.
     """
     plan = _Planner(suite, {} if store is None else store.processors).build(only)
+    plan.keep_stale = keep_stale
     if store is not None:
-        assess_all(plan, store, keep_stale=keep_stale)
+        assess_all(plan, store)
         plan.calibration = calibration.read(store.root)
     return plan
 

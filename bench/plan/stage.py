@@ -129,6 +129,8 @@ class Plan:
     #: every stage once, inputs before what needs them
     stages: dict[str, Stage]
     data: DataInfo
+    #: whether results of older code count
+    keep_stale: bool = False
     #: what was measured where the store lies
     calibration: Calibration | None = None
 

@@ -12,12 +12,12 @@ from maect.files import digest
 UNTRIED = "not tried"
 
 
-def assess_all(plan: Plan, store: Store, *, keep_stale: bool = False) -> None:
+def assess_all(plan: Plan, store: Store) -> None:
     """Set every stage's status from the store."""
     if plan.unresolved is None:
         store.refresh()
         for stage in plan.stages.values():
-            assess(stage, store, keep_stale=keep_stale)
+            assess(stage, store, keep_stale=plan.keep_stale)
     mark_left_out(plan, store)
 
 

@@ -192,10 +192,10 @@ def test_what_a_group_holds_outside_attempts_counts_apart_and_in_the_budget(
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     run = SimpleNamespace(id="run", reserved_hours=None)
     options = driver.RunOptions(max_hours={"gpu": 0.055})
+    joined = MagicMock(gpus=1.0, **{"devices.return_value": 2.0})
+    monkeypatch.setattr(cluster, "Cluster", lambda *_: joined)
     steered = driver._Driver(plan, store, options, run)
-    steered.cluster = MagicMock(gpus=1.0, **{"devices.return_value": 2.0})
-    steered.limit = steered._limit(steered.cluster)
-    steered._act(steered.cluster)  # starts a group
+    steered._act()  # starts a group
     now[0] += 30.0
     stage = steered.state.ready()[0]
     steered.state.wait(1, 0.0)
@@ -204,11 +204,11 @@ def test_what_a_group_holds_outside_attempts_counts_apart_and_in_the_budget(
     write_record(store, stage, cost=gpus, wall_s=60.0)
     now[0] += 60.0
     steered._completed(stage)
-    steered._check_budget(steered.cluster)
+    steered._check_budget()
     now[0] += 10.0
     assert steered._hours() == (pytest.approx(2 * 60 / 3600), pytest.approx(2 * 40 / 3600))
     with pytest.raises(driver.Interrupted) as stopped:
-        steered._check_budget(steered.cluster)
+        steered._check_budget()
     assert str(stopped.value) == (
         "the budget of 0.055 GPU-hours is spent (0.05556, of it 0.02222 while groups started, "
         "waited and ended)"
