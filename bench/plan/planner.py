@@ -74,8 +74,8 @@ class _Planner:
         self.suite, self.processors = suite, processors
         self.stages: dict[str, Stage] = {}
         self.data_root = str(datasets.data_root())
-        #: what is known of released weights, by `init`
-        self._weights: dict[str, dict[str, Any]] = {}
+        #: what tells released weights, by `init`
+        self.weights: dict[str, dict[str, Any]] = {}
 
     def build(self, only: str) -> Plan:
         """Return the plan, no stage of it assessed yet."""
@@ -128,29 +128,6 @@ class _Planner:
                 kind, key, title, settings, inputs, info, places, hashes, steps, cost
             )
         return self.stages[key]
-
-    def weights(self, variant: Variant) -> dict[str, Any]:
-        """Return what tells the released weights that a row starts from: their SHA-256, and how
-        they are computed with where it says so beside them.
-
-        Without the data no key is known, so the weights need not be here either: their name
-        tells rows apart. Raises `UserError`.
-        """
-        if data_info(variant.row.data).fingerprint is None and not os.path.isfile(
-            os.path.expanduser(variant.init)
-        ):
-            return {"weights": "", "init": variant.init}
-        if variant.init not in self._weights:
-            try:
-                path = released(variant.init)
-                network = hub.network(path)
-            except hub.CheckpointError as error:
-                raise UserError(
-                    f"variant '{variant.name}': {error}", file=self.suite.path
-                ) from None
-            found = {"weights": sha256(path), **({"network": network} if network else {})}
-            self._weights[variant.init] = found
-        return self._weights[variant.init]
 
     def _add_gallery(self, rows: list[Row]) -> None:
         """Add the stage of the suite's pictures, for its first seed, if both rows are planned."""
@@ -228,10 +205,26 @@ class _RowPlanner:
         return numerics.resolved() | {"processors": known}
 
     def _start(self) -> dict[str, Any]:
-        """Return what an encoder without an earlier stage starts from."""
-        if self.variant.init in ("random", "pixels"):
-            return {"init": self.variant.init}
-        return dict(self.planner.weights(self.variant))
+        """Return what tells what an encoder without an earlier stage starts from: of released
+        weights their SHA-256, and how they are computed with where it says so beside them.
+
+        Without the data no key is known, so the weights need not be here either: their name
+        tells rows apart. Raises `UserError`.
+        """
+        init, known = self.variant.init, self.planner.weights
+        if init in ("random", "pixels"):
+            return {"init": init}
+        if self.data.fingerprint is None and not os.path.isfile(os.path.expanduser(init)):
+            return {"weights": "", "init": init}
+        if init not in known:
+            try:
+                path = released(init)
+                network = hub.network(path)
+            except hub.CheckpointError as error:
+                told = f"variant '{self.variant.name}': {error}"
+                raise UserError(told, file=self.planner.suite.path) from None
+            known[init] = {"weights": sha256(path), **({"network": network} if network else {})}
+        return known[init]
 
     # -------------------------------------------------------------------------------- training
 
@@ -240,7 +233,8 @@ class _RowPlanner:
         variant, row, kind = self.variant, self.variant.row, method.name
         matched = self.planner.suite.variants.get(variant.match_compute or "")
         train = schedule(variant, kind, self.data, matched)
-        options = _options(variant, method, train)
+        borrowed = _borrowed(variant, method)
+        options = methods.options_of(train, borrowed)
         settings = self._common() | ({} if self.chain else self._start())
         if not method.pipeline:
             settings["pool"] = row.model.pool
@@ -249,7 +243,7 @@ class _RowPlanner:
             crop = {"crop_scale": options.local_scale}
             views += [views[-1].model_copy(update=crop)] * count
         settings["views"] = [view.resolved() for view in views]
-        if borrowed := _borrowed(variant, method):
+        if borrowed:
             settings["head"] = borrowed
         settings["train"] = train.resolved()
         inputs = {"encoder": encoder_stage(self.chain)} if self.chain else {}
@@ -274,10 +268,10 @@ class _RowPlanner:
         """Return the row's usual features, or those that an evaluation declares, by the tokens
         read and the data set."""
         row, info = self.variant.row, self.data
-        other = None if evaluation is None else evaluation.data
+        other = evaluation.data if evaluation else None
         settings = self._common() | {"pool": row.model.pool}
         title, by_seed = f"{self.variant.name} features", True
-        if evaluation is not None and evaluation.pool:
+        if evaluation and evaluation.pool:
             settings["pool"] = evaluation.pool
             if evaluation.block is not None:
                 settings["block"] = evaluation.block
@@ -395,16 +389,11 @@ def _cost(variant: Variant, kind: str, data: DataInfo) -> float:
 
 def step_flops(variant: Variant, method: Method, train: Any, data: DataInfo) -> float:
     """Return the FLOPs of one step of a training stage, with its resolved settings `train`."""
-    options, size = _options(variant, method, train), variant.row.data.image_size
-    return flops.step(method, variant.row.model, options, size, data.channels)
+    options, row = methods.options_of(train, _borrowed(variant, method)), variant.row
+    return flops.step(method, row.model, options, row.data.image_size, data.channels)
 
 
 def _borrowed(variant: Variant, method: Method) -> dict[str, Any]:
     """Return what a stage takes of another section's settings."""
     section, names = method.borrows
     return variant.row.section(section).model_dump(mode="json", include={*names}) if names else {}
-
-
-def _options(variant: Variant, method: Method, train: Any) -> Any:
-    """Return a stage's options as its training will have them."""
-    return methods.options_of(train, _borrowed(variant, method))
