@@ -158,19 +158,16 @@ class _RowPlanner:
         for kind in self.variant.stages:
             self.chain.append(self._training(methods.get(kind)))
         features = self._features()
-        more, evaluations = [], {}
+        evaluations = {}
         earlier = self.planner.suite.seeds.index(self.seed)  # how many seeds come before this one
         for name, evaluation in self.variant.evaluations.items():
-            if evaluation.seeds is not None and earlier >= evaluation.seeds:
-                continue
-            source = self._features(evaluation)
-            if source is not features and source not in more:
-                more.append(source)
-            evaluations[name] = self._evaluation(name, evaluation, source)
+            if evaluation.seeds is None or earlier < evaluation.seeds:
+                source = self._features(evaluation)
+                evaluations[name] = self._evaluation(name, evaluation, source)
         search, cells = self.planner.suite.search, self.planner.suite.cells
         if search and search.rungs and self.variant.name in cells and not earlier:
             self._add_rungs(search, encoder_stage(self.chain), evaluations[search.metric])
-        return Row(self.variant, self.seed, self.chain, features, more, evaluations)
+        return Row(self.variant, self.seed, self.chain, features, evaluations)
 
     def _add_rungs(self, search: SearchSettings, stage: Stage, evaluation: Stage) -> None:
         """Let a search compare its cells within a stage. Raises `UserError` where it cannot."""
@@ -270,13 +267,10 @@ class _RowPlanner:
         row, info = self.variant.row, self.data
         other = evaluation.data if evaluation else None
         settings = self._common() | {"pool": row.model.pool}
-        title, by_seed = f"{self.variant.name} features", True
+        title = f"{self.variant.name} features"
         if evaluation and evaluation.pool:
-            settings["pool"] = evaluation.pool
-            if evaluation.block is not None:
-                settings["block"] = evaluation.block
-            if evaluation.norm:
-                settings["norm"] = True
+            tokens = evaluation.tokens["tokens"]
+            settings |= {name: value for name, value in tokens.items() if value is not None}
             if evaluation.evaluator.joins_blocks:
                 settings["splits"] = ["selection", "test"]
             if settings["pool"] != row.model.pool or "block" in settings:
@@ -289,14 +283,13 @@ class _RowPlanner:
                 settings["channels"] = self.data.channels
         if not self.chain:
             settings |= self._start()
-            by_seed = settings.get("init") == "random"
-            if not by_seed:
+            if settings.get("init") != "random":
                 del settings["seed"]  # pixels and released weights do not depend on it
             if settings.get("init") == "pixels":
                 del settings["model"], settings["pool"]
                 settings.pop("channels", None)
         inputs = {"encoder": encoder_stage(self.chain)} if self.chain else {}
-        title += f", seed {self.seed}" if by_seed else ""
+        title += f", seed {self.seed}" if "seed" in settings else ""
         cost = self._forward(sum(info.counts.values()))
         return self.planner.add(
             "features", title, settings, inputs, self.variant, data=other, cost=cost

@@ -104,8 +104,6 @@ class Row:
     seed: int
     chain: list[Stage]
     features: Stage
-    #: features of other tokens that evaluations declare
-    more_features: list[Stage]
     evaluations: dict[str, Stage]
     #: pictures of the suite, kept with the second row that they show
     gallery: Stage | None = None
@@ -113,8 +111,8 @@ class Row:
     def stages(self) -> Iterator[Stage]:
         """Yield the row's stages, inputs before what needs them."""
         yield from self.chain
-        yield self.features
-        yield from self.more_features
+        sources = [stage.inputs["features"] for stage in self.evaluations.values()]
+        yield from dict.fromkeys([self.features, *sources])
         yield from self.evaluations.values()
         if self.gallery is not None:
             yield self.gallery

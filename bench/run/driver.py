@@ -76,7 +76,8 @@ def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
     """
     if all(stage.status in ("cached", "pruned") for stage in plan.stages.values()):
         return {}
-    status.reopen(plan)
+    for stage in plan.with_status("pruned"):  # the search decides anew
+        stage.status, stage.reason = "pending", None
     check_workers(plan, options.workers)
     check_weights(plan)
     with _recorded(plan, store, options) as run:
@@ -115,22 +116,21 @@ def check_workers(plan: Plan, workers: int) -> None:
 
 def check_weights(plan: Plan) -> None:
     """Raise `UserError` unless released weights fit their rows' models."""
-    starts = [s for s in plan.stages.values() if s.status != "cached" and "weights" in s.settings]
+    starts: dict[Any, Stage] = {}
+    for stage in plan.stages.values():
+        if stage.status != "cached" and "weights" in stage.settings:
+            model, size = stage.settings["model"], stage.settings["data"]["image_size"]
+            channels = stage.settings.get("channels") or stage.data.channels
+            use = size, channels, stage.kind, stage.settings.get("pool")
+            path = stage.places.get("weights") or ""
+            starts.setdefault((path, ModelSettings.parse(model), *use), stage)
     if not starts:
         return
     from maect.weights import CheckpointError, load_for  # imports torch
 
-    seen = set()
-    for stage in starts:
-        model = ModelSettings.parse(stage.settings["model"])
-        path, size = stage.places.get("weights") or "", stage.settings["data"]["image_size"]
-        use: dict[str, Any] = {"kind": stage.kind, "pool": stage.settings.get("pool")}
-        if (path, model, size, *use.values()) in seen:
-            continue
-        seen.add((path, model, size, *use.values()))
+    for (path, model, size, channels, kind, pool), stage in starts.items():
         try:
-            channels = stage.settings.get("channels") or stage.data.channels
-            load_for(path, model, image_size=size, in_chans=channels, **use)
+            load_for(path, model, image_size=size, in_chans=channels, kind=kind, pool=pool)
         except CheckpointError as error:
             raise UserError(f"{stage.title}: {error}", file=plan.suite.path) from None
 

@@ -265,12 +265,9 @@ def decide(state: RunState, now: float) -> list[Action]:
     if len(state.not_started) > MAX_LOST and not state.running:
         why = f"no worker group can be started: {state.not_started[-1]}"
         return [GiveUp(stage.key, why) for stage in left]
-    lost = {stage.key: state.lost.get(stage.key, []) for stage in left}
-    if hopeless := {key: why for key, why in lost.items() if len(why) > MAX_LOST}:
-        return [
-            GiveUp(key, f"its worker died {len(why)} times: {why[-1]}")
-            for key, why in hopeless.items()
-        ]
+    for stage in left:
+        if len(losses := state.lost.get(stage.key, [])) > MAX_LOST:
+            return [GiveUp(stage.key, f"its worker died {len(losses)} times: {losses[-1]}")]
     if silent := _silent(state, now):
         return silent
     idle = {number: group for number, group in state.groups.items() if group.phase == "waiting"}

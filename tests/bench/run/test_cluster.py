@@ -149,6 +149,7 @@ def quiet_cluster(monkeypatch: pytest.MonkeyPatch, answer: Exception) -> Any:
     monkeypatch.setattr(cluster.ray, "get", get)
     made = cluster.Cluster.__new__(cluster.Cluster)
     made._parts, made._looked, made._asked, made._silent_s = {}, 0.0, object(), 0.0
+    made._joined, made._found_room = False, 1
     return made
 
 

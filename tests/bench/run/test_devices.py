@@ -82,8 +82,9 @@ def cluster_of(
     monkeypatch.setattr(cluster.ray, "nodes", lambda: listed)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     devices = None if asked.pop("cpu", False) else DeviceSettings(**asked)
-    monkeypatch.setattr(Cluster, "_look", lambda self: None)
-    return Cluster(address, workers, 2, lambda seconds: None, devices, wait_s)
+    made = Cluster(address, workers, 2, lambda seconds: None, devices, wait_s)
+    made._parts = {}
+    return made
 
 
 A100: dict[str, float] = {"CPU": 16, "GPU": 8, "accelerator_type:A100": 1}
@@ -115,7 +116,7 @@ def test_what_each_worker_holds_and_how_many_there_is_room_for(
 ):
     made = cluster_of(*nodes, monkeypatch=monkeypatch, **options)
     made.check_room()
-    assert (made._held(), made.room()) == (each, room)
+    assert (made.each, made.room()) == (each, room)
 
 
 @pytest.mark.parametrize(
