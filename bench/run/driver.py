@@ -310,13 +310,6 @@ class _Driver:
                 told = "works on stages of this one too: what it completes is taken from it"
                 self.display.say(f"  another run ({driver}) {told}")
 
-    def _take_if_complete(self, stage: Stage) -> bool:
-        """Take what another run has completed, if it has. Return whether it has."""
-        self._assess(stage)
-        if stage.status == "cached":
-            self._completed(stage)
-        return stage.status == "cached"
-
     def _claim(self, stage: Stage) -> bool:
         """Return whether a stage is this run's to work on: nobody else is at it, or was before."""
         if self.store.leases.claim(stage.key) is not None:
@@ -413,12 +406,14 @@ class _Driver:
                 self.display.begin(self.plan.stages[key])
             case mailbox.Stepped(key):
                 self.display.step(self.plan.stages[key], event)
-            case mailbox.Ended(key, None):
-                self._completed(self.plan.stages[key])
+            case mailbox.Ended(key, None, 0):
+                if not self._take_if_complete(self.plan.stages[key]):
+                    why = self.plan.stages[key].reason
+                    self._failed(key, why or "it left no complete record")
+            case mailbox.Ended(key, None, rung):
+                self._stopped(self.plan.stages[key], rung)
             case mailbox.Ended(key, str(problem)):
                 self._failed(key, problem)
-            case mailbox.Stopped(key, rung):
-                self._stopped(self.plan.stages[key], rung)
             case mailbox.Wanted(keys, rung):
                 self.state.want(keys, rung)
             case mailbox.GroupEnded(group, problem, hopeless):
@@ -426,14 +421,13 @@ class _Driver:
                 if hopeless:
                     raise MachineError(problem)
 
-    def _completed(self, stage: Stage) -> None:
-        """Take note of the record that the store now holds of a stage."""
+    def _take_if_complete(self, stage: Stage) -> bool:
+        """Take note of the complete record that the store has of a stage. Return whether it has."""
         if stage.key in self.state.done:
-            return
+            return True
         self._assess(stage)
         if stage.status != "cached":
-            self._failed(stage.key, stage.reason or "it left no complete record")
-            return
+            return False
         self.state.complete(stage.key)
         self.store.leases.release(stage.key)
         self._ended(stage, "complete")
@@ -441,10 +435,8 @@ class _Driver:
             # what waited for its input may turn out to be cached after all
             waited = other.record is not None and other.status != "stale"
             if waited and other.key not in self.state.running and self.state.inputs_done(other):
-                self._assess(other)
-                if other.status == "cached":
-                    self.state.complete(other.key)
-                    self._ended(other, "complete")
+                self._take_if_complete(other)
+        return True
 
     def _stopped(self, stage: Stage, rung: int) -> None:
         """Take note that a stage has come to a rung, where it waits for the search."""
@@ -479,10 +471,10 @@ class _Driver:
             return
         stage = self.plan.stages[key]
         self._close_running(stage, "lost", f"its worker died: {why}")
+        if self._take_if_complete(stage):
+            return
         newest = stage.state.attempts[-1] if stage.state.attempts else None
-        if stage.status == "cached":
-            self._completed(stage)
-        elif newest is not None and newest.status == "failed" and newest.run == self.run_id:
+        if newest is not None and newest.status == "failed" and newest.run == self.run_id:
             self._failed(key, newest.error.message if newest.error else why)
         else:
             self.store.leases.release(key)

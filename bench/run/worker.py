@@ -28,7 +28,7 @@ from bench import environment
 from bench.errors import MachineError
 from bench.plan.identity import code
 from bench.plan.stage import Stage, entry_modules
-from bench.run.mailbox import Began, Ended, Stepped, Stopped, Tell
+from bench.run.mailbox import Began, Ended, Stepped, Tell
 from bench.store.files import iso
 from bench.store.gpu_meter import Meter, driver_version
 from bench.store.record import Cost, Data, Failure, Gpu, Input, Record, Status
@@ -398,8 +398,9 @@ class Attempt:
         if status == "complete" and self.stage.steps:
             # before the end is told: the run may end then, and this process with it
             self.store.discard(self.store.checkpoints(self.stage.key))
-        ended = Ended(self.stage.key, record.error.message if record.error else None)
-        self.tell(Stopped(ended.key, self.stage.until) if status == "stopped" else ended)
+        rung = self.stage.until if status == "stopped" else 0
+        problem = record.error.message if record.error and not rung else None
+        self.tell(Ended(self.stage.key, problem, rung))
 
 
 def held(device: torch.device, group: Group, threads: int, gpus: float) -> Cost:

@@ -204,7 +204,7 @@ def test_what_a_group_holds_outside_attempts_counts_apart_and_in_the_budget(
     gpus = Cost(devices=2, device_kind="gpu", device_model="G")
     write_record(store, stage, cost=gpus, wall_s=60.0)
     now[0] += 60.0
-    steered._completed(stage)
+    assert steered._take_if_complete(stage)
     steered._check_budget()
     now[0] += 10.0
     assert steered._hours() == (pytest.approx(2 * 60 / 3600), pytest.approx(2 * 40 / 3600))
