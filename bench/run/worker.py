@@ -129,10 +129,8 @@ def run_stage(
     record = group.share(None if attempt is None else attempt.record)
     folder = store.attempt_folder(stage.key, record.attempt)
     folder.mkdir(parents=True, exist_ok=True)  # without a shared disk each machine has its own
-    meter = None
-    if device.type == "cuda":
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-        meter = Meter(uuid, folder, group.rank, share=gpus)
+    uuid = _uuid(device)
+    meter = Meter(uuid, folder, group.rank, share=gpus) if uuid else None
     try:
         with meter or nullcontext():
             _check(stage, modules)
@@ -203,6 +201,11 @@ def job_of(stage: Stage, store: Store | None, device: torch.device) -> Job:
 def device_of(gpus: float) -> torch.device:
     """Return the device of a worker that was given `gpus` GPUs, or a share of one."""
     return torch.device("cuda", torch.cuda.current_device()) if gpus else torch.device("cpu")
+
+
+def _uuid(device: torch.device) -> str | None:
+    """Return the UUID of a GPU; None for a CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
 def _why(error: BaseException, stage: Stage, gpus: float, workers: int) -> Failure:
