@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     if prepare_data(suite):
         suite = common.load(options)
     store = open_store(options.store)
-    plan = make_plan(suite, None, only=options.only)
+    plan = make_plan(suite, None, keep_stale=options.keep_stale, only=options.only)
     if plan.unresolved:
         raise UserError(f"the data of profile '{suite.profile}' are not here: {plan.unresolved}")
     store.create()
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
 
     with store.leases.driving():
         store.close_runs()
-        for line in recovery.take_over(plan, store, keep_stale=options.keep_stale):
+        for line in recovery.take_over(plan, store):
             print(line)
         if not options.quiet:
             print(plan_summary(plan))
@@ -89,10 +89,8 @@ def run(options: argparse.Namespace) -> int:
             address=options.address,
             cpu=options.cpu,
             wait_s=options.wait and 60 * options.wait,
-            keep_stale=options.keep_stale,
             quiet=options.quiet,
             command=options.command_line,
-            tune=tune,
             max_hours={kind: limit for kind, limit in hours.items() if limit is not None},
             on_seed=lambda: None if tune else show(),
         )
@@ -100,8 +98,7 @@ def run(options: argparse.Namespace) -> int:
             failed = execute(plan, store, run_options)
         except (Interrupted, MachineError) as stopped:
             with suppress(MachineError):  # the store itself may be what gave way
-                # anew: a stage may have ended while the run stopped
-                assess_all(plan, store, keep_stale=options.keep_stale)
+                assess_all(plan, store)  # anew: a stage may have ended while the run stopped
             told = f"{stopped}: {left(plan)}. To continue: {options.command_line}"
             print(f"\n{told}", file=sys.stderr)
             return stopped.code if isinstance(stopped, Interrupted) else STAGE_FAILED

@@ -63,9 +63,6 @@ def _fills_a_gpu(stage: Stage) -> bool:
 
 # ------------------------------------------------------------- by the store's records, calibration
 
-#: shares of the rates in order: middle, fast and slow end
-_MIDDLE, _FAST, _SLOW = 0.5, 0.9, 0.1
-
 
 class Rates(NamedTuple):
     """What is known of a kind of stage on one kind of device."""
@@ -128,7 +125,7 @@ def _hours(stage: Stage, rates: Rates) -> Hours:
         speed = speeds[round(share * (len(speeds) - 1))]
         return ((stage.flops or 1.0) / speed + rates.start_s) / 3600
 
-    return Hours(at(_MIDDLE), at(_FAST), at(_SLOW))
+    return Hours(at(0.5), at(0.9), at(0.1))
 
 
 def seconds(stage: Stage, known: Mapping[str, Rates]) -> float | None:

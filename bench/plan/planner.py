@@ -45,8 +45,9 @@ def make_plan(
     how many training images there are.
     """
     plan = _Planner(suite, {} if store is None else store.processors).build(only)
+    plan.keep_stale = keep_stale
     if store is not None:
-        assess_all(plan, store, keep_stale=keep_stale)
+        assess_all(plan, store)
         plan.calibration = calibration.read(store.root)
     return plan
 
@@ -73,8 +74,8 @@ class _Planner:
         self.suite, self.processors = suite, processors
         self.stages: dict[str, Stage] = {}
         self.data_root = str(datasets.data_root())
-        #: what is known of released weights, by `init`
-        self._weights: dict[str, dict[str, Any]] = {}
+        #: what tells released weights, by `init`
+        self.weights: dict[str, dict[str, Any]] = {}
 
     def build(self, only: str) -> Plan:
         """Return the plan, no stage of it assessed yet."""
@@ -128,29 +129,6 @@ class _Planner:
             )
         return self.stages[key]
 
-    def weights(self, variant: Variant) -> dict[str, Any]:
-        """Return what tells the released weights that a row starts from: their SHA-256, and how
-        they are computed with where it says so beside them.
-
-        Without the data no key is known, so the weights need not be here either: their name
-        tells rows apart. Raises `UserError`.
-        """
-        if data_info(variant.row.data).fingerprint is None and not os.path.isfile(
-            os.path.expanduser(variant.init)
-        ):
-            return {"weights": "", "init": variant.init}
-        if variant.init not in self._weights:
-            try:
-                path = released(variant.init)
-                network = hub.network(path)
-            except hub.CheckpointError as error:
-                raise UserError(
-                    f"variant '{variant.name}': {error}", file=self.suite.path
-                ) from None
-            found = {"weights": sha256(path), **({"network": network} if network else {})}
-            self._weights[variant.init] = found
-        return self._weights[variant.init]
-
     def _add_gallery(self, rows: list[Row]) -> None:
         """Add the stage of the suite's pictures, for its first seed, if both rows are planned."""
         first = {row.variant.name: row for row in rows if row.seed == self.suite.seeds[0]}
@@ -180,19 +158,16 @@ class _RowPlanner:
         for kind in self.variant.stages:
             self.chain.append(self._training(methods.get(kind)))
         features = self._features()
-        more, evaluations = [], {}
+        evaluations = {}
         earlier = self.planner.suite.seeds.index(self.seed)  # how many seeds come before this one
         for name, evaluation in self.variant.evaluations.items():
-            if evaluation.seeds is not None and earlier >= evaluation.seeds:
-                continue
-            source = self._features(evaluation)
-            if source is not features and source not in more:
-                more.append(source)
-            evaluations[name] = self._evaluation(name, evaluation, source)
+            if evaluation.seeds is None or earlier < evaluation.seeds:
+                source = self._features(evaluation)
+                evaluations[name] = self._evaluation(name, evaluation, source)
         search, cells = self.planner.suite.search, self.planner.suite.cells
         if search and search.rungs and self.variant.name in cells and not earlier:
             self._add_rungs(search, encoder_stage(self.chain), evaluations[search.metric])
-        return Row(self.variant, self.seed, self.chain, features, more, evaluations)
+        return Row(self.variant, self.seed, self.chain, features, evaluations)
 
     def _add_rungs(self, search: SearchSettings, stage: Stage, evaluation: Stage) -> None:
         """Let a search compare its cells within a stage. Raises `UserError` where it cannot."""
@@ -227,10 +202,26 @@ class _RowPlanner:
         return numerics.resolved() | {"processors": known}
 
     def _start(self) -> dict[str, Any]:
-        """Return what an encoder without an earlier stage starts from."""
-        if self.variant.init in ("random", "pixels"):
-            return {"init": self.variant.init}
-        return dict(self.planner.weights(self.variant))
+        """Return what tells what an encoder without an earlier stage starts from: of released
+        weights their SHA-256, and how they are computed with where it says so beside them.
+
+        Without the data no key is known, so the weights need not be here either: their name
+        tells rows apart. Raises `UserError`.
+        """
+        init, known = self.variant.init, self.planner.weights
+        if init in ("random", "pixels"):
+            return {"init": init}
+        if self.data.fingerprint is None and not os.path.isfile(os.path.expanduser(init)):
+            return {"weights": "", "init": init}
+        if init not in known:
+            try:
+                path = released(init)
+                network = hub.network(path)
+            except hub.CheckpointError as error:
+                told = f"variant '{self.variant.name}': {error}"
+                raise UserError(told, file=self.planner.suite.path) from None
+            known[init] = {"weights": sha256(path), **({"network": network} if network else {})}
+        return known[init]
 
     # -------------------------------------------------------------------------------- training
 
@@ -239,7 +230,8 @@ class _RowPlanner:
         variant, row, kind = self.variant, self.variant.row, method.name
         matched = self.planner.suite.variants.get(variant.match_compute or "")
         train = schedule(variant, kind, self.data, matched)
-        options = _options(variant, method, train)
+        borrowed = _borrowed(variant, method)
+        options = methods.options_of(train, borrowed)
         settings = self._common() | ({} if self.chain else self._start())
         if not method.pipeline:
             settings["pool"] = row.model.pool
@@ -248,7 +240,7 @@ class _RowPlanner:
             crop = {"crop_scale": options.local_scale}
             views += [views[-1].model_copy(update=crop)] * count
         settings["views"] = [view.resolved() for view in views]
-        if borrowed := _borrowed(variant, method):
+        if borrowed:
             settings["head"] = borrowed
         settings["train"] = train.resolved()
         inputs = {"encoder": encoder_stage(self.chain)} if self.chain else {}
@@ -273,15 +265,12 @@ class _RowPlanner:
         """Return the row's usual features, or those that an evaluation declares, by the tokens
         read and the data set."""
         row, info = self.variant.row, self.data
-        other = None if evaluation is None else evaluation.data
+        other = evaluation.data if evaluation else None
         settings = self._common() | {"pool": row.model.pool}
-        title, by_seed = f"{self.variant.name} features", True
-        if evaluation is not None and evaluation.pool:
-            settings["pool"] = evaluation.pool
-            if evaluation.block is not None:
-                settings["block"] = evaluation.block
-            if evaluation.norm:
-                settings["norm"] = True
+        title = f"{self.variant.name} features"
+        if evaluation and evaluation.pool:
+            tokens = evaluation.tokens["tokens"]
+            settings |= {name: value for name, value in tokens.items() if value is not None}
             if evaluation.evaluator.joins_blocks:
                 settings["splits"] = ["selection", "test"]
             if settings["pool"] != row.model.pool or "block" in settings:
@@ -294,14 +283,13 @@ class _RowPlanner:
                 settings["channels"] = self.data.channels
         if not self.chain:
             settings |= self._start()
-            by_seed = settings.get("init") == "random"
-            if not by_seed:
+            if settings.get("init") != "random":
                 del settings["seed"]  # pixels and released weights do not depend on it
             if settings.get("init") == "pixels":
                 del settings["model"], settings["pool"]
                 settings.pop("channels", None)
         inputs = {"encoder": encoder_stage(self.chain)} if self.chain else {}
-        title += f", seed {self.seed}" if by_seed else ""
+        title += f", seed {self.seed}" if "seed" in settings else ""
         cost = self._forward(sum(info.counts.values()))
         return self.planner.add(
             "features", title, settings, inputs, self.variant, data=other, cost=cost
@@ -394,16 +382,11 @@ def _cost(variant: Variant, kind: str, data: DataInfo) -> float:
 
 def step_flops(variant: Variant, method: Method, train: Any, data: DataInfo) -> float:
     """Return the FLOPs of one step of a training stage, with its resolved settings `train`."""
-    options, size = _options(variant, method, train), variant.row.data.image_size
-    return flops.step(method, variant.row.model, options, size, data.channels)
+    options, row = methods.options_of(train, _borrowed(variant, method)), variant.row
+    return flops.step(method, row.model, options, row.data.image_size, data.channels)
 
 
 def _borrowed(variant: Variant, method: Method) -> dict[str, Any]:
     """Return what a stage takes of another section's settings."""
     section, names = method.borrows
     return variant.row.section(section).model_dump(mode="json", include={*names}) if names else {}
-
-
-def _options(variant: Variant, method: Method, train: Any) -> Any:
-    """Return a stage's options as its training will have them."""
-    return methods.options_of(train, _borrowed(variant, method))

@@ -104,8 +104,6 @@ class Row:
     seed: int
     chain: list[Stage]
     features: Stage
-    #: features of other tokens that evaluations declare
-    more_features: list[Stage]
     evaluations: dict[str, Stage]
     #: pictures of the suite, kept with the second row that they show
     gallery: Stage | None = None
@@ -113,8 +111,8 @@ class Row:
     def stages(self) -> Iterator[Stage]:
         """Yield the row's stages, inputs before what needs them."""
         yield from self.chain
-        yield self.features
-        yield from self.more_features
+        sources = [stage.inputs["features"] for stage in self.evaluations.values()]
+        yield from dict.fromkeys([self.features, *sources])
         yield from self.evaluations.values()
         if self.gallery is not None:
             yield self.gallery
@@ -129,6 +127,8 @@ class Plan:
     #: every stage once, inputs before what needs them
     stages: dict[str, Stage]
     data: DataInfo
+    #: whether results of older code count
+    keep_stale: bool = False
     #: what was measured where the store lies
     calibration: Calibration | None = None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bench.plan.stage import Plan, Stage
-from bench.store.record import Record
 from bench.store.store import Store
 from bench.suite.schema import Suite
 from maect.files import digest
@@ -12,12 +11,12 @@ from maect.files import digest
 UNTRIED = "not tried"
 
 
-def assess_all(plan: Plan, store: Store, *, keep_stale: bool = False) -> None:
+def assess_all(plan: Plan, store: Store) -> None:
     """Set every stage's status from the store."""
     if plan.unresolved is None:
         store.refresh()
         for stage in plan.stages.values():
-            assess(stage, store, keep_stale=keep_stale)
+            assess(stage, store, keep_stale=plan.keep_stale)
     mark_left_out(plan, store)
 
 
@@ -27,20 +26,20 @@ def assess(stage: Stage, store: Store, *, keep_stale: bool = False) -> None:
     stage.status, stage.reason = "pending", None
     record = stage.state.record
     if record is None:
-        last = stage.state.attempts[-1] if stage.state.attempts else None
-        if last is not None and last.status == "failed" and last.error is not None:
-            stage.reason = f"failed before: {last.error.message}"
-        if last is not None and last.status == "stopped" and last.error is not None:
-            stage.reason = f"stopped {last.error.message}"
+        told = {"failed": "failed before: ", "stopped": "stopped "}
+        for last in stage.state.attempts[-1:]:
+            if last.error is not None and last.status in told:
+                stage.reason = told[last.status] + last.error.message
         return
     waiting = [s.title for s in stage.inputs.values() if s.status != "cached"]
     if waiting:
         stage.reason = f"its input is redone: {waiting[0]}"
         return
-    changed = _changed_modules(record, stage)
-    if changed:
+    before, now = record.code, stage.code
+    changed = {module for module, _ in before.modules.items() ^ now.modules.items()}
+    if before.hash != now.hash and changed:
         stage.status = "cached" if keep_stale else "stale"
-        stage.reason = f"code changed: {', '.join(changed)}"
+        stage.reason = f"code changed: {', '.join(sorted(changed))}"
         return
     for name, source in stage.inputs.items():
         assert source.record is not None
@@ -48,14 +47,6 @@ def assess(stage: Stage, store: Store, *, keep_stale: bool = False) -> None:
             stage.status, stage.reason = "stale", f"input '{name}' has other content than before"
             return
     stage.status = "cached"
-
-
-def _changed_modules(record: Record, stage: Stage) -> list[str]:
-    """Return the names of the maect modules whose code differs from what the record ran."""
-    if record.code.hash == stage.code.hash:
-        return []
-    before, now = record.code.modules, stage.code.modules
-    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
 # ------------------------------------------------------------------- what a search left out
@@ -82,9 +73,3 @@ def mark_left_out(plan: Plan, store: Store) -> None:
         stage = plan.stages.get(key)
         if stage is not None and stage.status == "pending":
             stage.status, stage.reason = "pruned", reason
-
-
-def reopen(plan: Plan) -> None:
-    """Set stages that a search left out back to `pending`, for the search to decide anew."""
-    for stage in plan.with_status("pruned"):
-        stage.status, stage.reason = "pending", None

@@ -72,11 +72,10 @@ def measure(stage: Stage, steps: int | None, seconds: float, peak: float, folder
         found = _features(stage, job, seconds, peak)
     else:
         found = _evaluation(stage, job, folder)
-    peak_bytes = peak_memory_mib() * 2**20
-    if torch.cuda.is_available():
-        peak_bytes = torch.cuda.max_memory_reserved()
+    on_gpu = torch.cuda.is_available()
+    peak_gib = torch.cuda.max_memory_reserved() / 2**30 if on_gpu else peak_memory_mib() / 2**10
     told = {"kind": stage.kind, "title": stage.title, "like": stage.like}
-    return Pace(**told, peak_memory_gib=peak_bytes / 2**30, **found)
+    return Pace(**told, peak_memory_gib=peak_gib, **found)
 
 
 def _fitting(stage: Stage, job: Job, steps: int, seconds: float, peak: float) -> dict[str, Any]:

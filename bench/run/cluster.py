@@ -109,8 +109,8 @@ class Cluster:
         self._type = devices.accelerator_type if devices else None
         #: GPUs, or the share of one, that each worker is given
         self.gpus = self._share(devices) if devices else 0.0
-        #: workers for whom there are devices, and when that was looked at
-        self._found_room, self._counted = -1, 0.0
+        #: what each worker holds
+        self.each = {"CPU": float(threads), **({"GPU": self.gpus} if self.gpus else {})}
         context = ray.get_runtime_context()
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         self.mailbox: Any = (
@@ -123,7 +123,8 @@ class Cluster:
             "head process (GCS)": (head, int(port)),
             "node process (raylet)": (node["NodeManagerAddress"], int(node["NodeManagerPort"])),
         }
-        self._looked = 0.0
+        #: when they were looked at, and for how many workers the nodes had devices then
+        self._looked, self._found_room = 0.0, -1
         #: a question to the mailbox without an answer yet, and seconds that it is waited for
         self._asked: Any = None
         self._silent_s = 0.0
@@ -132,11 +133,7 @@ class Cluster:
 
     def room(self) -> int:
         """Return for how many workers the nodes that are alive have devices."""
-        again = self._found_room < 0 or (self._joined and time.monotonic() - self._counted > LOOK_S)
-        if again:
-            self._look()  # the question would wait a minute for an answer
-            self._counted = time.monotonic()
-            self._found_room = sum(map(self._room, self._nodes()))
+        self._look()
         return self._found_room if self.workers else 1
 
     def check_room(self) -> None:
@@ -145,7 +142,7 @@ class Cluster:
         if room < wanted and not self._patient:
             each = f"{self.threads} core(s)" + (f" and {self.gpus:g} GPU" if self.gpus else "")
             nodes = self._nodes()
-            has = {name: sum(node.get(name, 0) for node in nodes) for name in self._held()}
+            has = {name: sum(node.get(name, 0) for node in nodes) for name in self.each}
             more = "wait for nodes with --wait" if self._joined else "join one with --address"
             raise UserError(
                 f"{wanted} workers with {each} each are more than Ray has room for: {room}, with "
@@ -182,10 +179,6 @@ class Cluster:
             return [node["Resources"] for node in _alive()]
         kind = "GPU" if self._type is None else TYPE + self._type
         return [node for node in _with_gpu() if kind in node]
-
-    def _held(self) -> dict[str, float]:
-        """Return what each worker holds."""
-        return {"CPU": float(self.threads), **({"GPU": self.gpus} if self.gpus else {})}
 
     def devices(self, width: int) -> float:
         """Return the GPUs, or else the cores, that a group of so many workers holds."""
@@ -248,7 +241,7 @@ class Cluster:
                 num_workers=width if self.workers else 0,
                 use_gpu=bool(self.gpus),
                 accelerator_type=self._type,
-                resources_per_worker=self._held(),
+                resources_per_worker=self.each,
             ),
             run_config=RunConfig(
                 name=f"{run_id}-{number}",
@@ -307,7 +300,10 @@ class Cluster:
         return [event for event in found if not isinstance(event, _Worker)]
 
     def _look(self) -> None:
-        """Raise `MachineError` where nobody listens any more at the address of a part of Ray."""
+        """Raise `MachineError` where nobody listens any more at the address of a part of Ray.
+
+        Else count the room: that question would wait a minute for an answer.
+        """
         if time.monotonic() - self._looked < LOOK_S:
             return
         self._looked = time.monotonic()
@@ -318,6 +314,8 @@ class Cluster:
                 raise MachineError(f"Ray's {name} has died (killed, or no memory?)") from None
             except OSError:  # overloaded or cut off for a moment: who does not answer is told of
                 continue
+        if self._joined or self._found_room < 0:
+            self._found_room = sum(map(self._room, self._nodes()))
 
     def end_group(self, number: int) -> None:
         """Kill the workers of a group that gives no sign of life, and wait for it no more."""

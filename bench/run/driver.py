@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from bench import environment
 from bench.errors import INTERRUPTED, STAGE_FAILED, MachineError, UserError
@@ -25,7 +25,6 @@ from reports.display import plural
 
 if TYPE_CHECKING:
     from bench.run import tune
-    from bench.run.cluster import Cluster
 
 #: how long to wait for news, where nothing moves
 QUIET_S = 0.8
@@ -47,12 +46,9 @@ class RunOptions:
     wait_s: float | None = None
     #: hold no GPU, also where there are some
     cpu: bool = False
-    keep_stale: bool = False
     #: tell of faults alone
     quiet: bool = False
     command: str = ""
-    #: run through Ray Tune the rows that a search made
-    tune: bool = False
     #: device-hours that the run may spend, by kind: "gpu", "cpu"
     max_hours: dict[str, float] = field(default_factory=dict)
     #: called when all is known of another seed, but for the last one
@@ -80,27 +76,19 @@ def execute(plan: Plan, store: Store, options: RunOptions) -> dict[str, str]:
     """
     if all(stage.status in ("cached", "pruned") for stage in plan.stages.values()):
         return {}
-    status.reopen(plan)
+    for stage in plan.with_status("pruned"):  # the search decides anew
+        stage.status, stage.reason = "pending", None
     check_workers(plan, options.workers)
     check_weights(plan)
     with _recorded(plan, store, options) as run:
-        driver = _Driver(plan, store, options, run)
         try:
-            driver.display.starting(0.0)
             with signals.noted():  # Ray swallows KeyboardInterrupt here and there
-                driver.run()
-        except Interrupted:
-            run.status = "interrupted"
-            raise
+                state = _Driver(plan, store, options, run).run()
         except (KeyboardInterrupt, MachineError) as why:
             if not signals.received and isinstance(why, MachineError):
                 raise Interrupted(str(why), STAGE_FAILED) from None
-            run.status = "interrupted"  # a signal to the whole group ends Ray as well
+            # a signal to the whole group ends Ray as well
             raise Interrupted("interrupted", signals.code()) from None
-        finally:
-            with signals.noted():
-                driver.close()
-        state = driver.state
         run.failed = state.failed
         if plan.suite.explores:
             run.search, run.pruned = status.search_identity(plan.suite), state.pruned
@@ -128,22 +116,21 @@ def check_workers(plan: Plan, workers: int) -> None:
 
 def check_weights(plan: Plan) -> None:
     """Raise `UserError` unless released weights fit their rows' models."""
-    starts = [s for s in plan.stages.values() if s.status != "cached" and "weights" in s.settings]
+    starts: dict[Any, Stage] = {}
+    for stage in plan.stages.values():
+        if stage.status != "cached" and "weights" in stage.settings:
+            model, size = stage.settings["model"], stage.settings["data"]["image_size"]
+            channels = stage.settings.get("channels") or stage.data.channels
+            use = size, channels, stage.kind, stage.settings.get("pool")
+            path = stage.places.get("weights") or ""
+            starts.setdefault((path, ModelSettings.parse(model), *use), stage)
     if not starts:
         return
     from maect.weights import CheckpointError, load_for  # imports torch
 
-    seen = set()
-    for stage in starts:
-        model = ModelSettings.parse(stage.settings["model"])
-        path, size = stage.places.get("weights") or "", stage.settings["data"]["image_size"]
-        use: dict[str, Any] = {"kind": stage.kind, "pool": stage.settings.get("pool")}
-        if (path, model, size, *use.values()) in seen:
-            continue
-        seen.add((path, model, size, *use.values()))
+    for (path, model, size, channels, kind, pool), stage in starts.items():
         try:
-            channels = stage.settings.get("channels") or stage.data.channels
-            load_for(path, model, image_size=size, in_chans=channels, **use)
+            load_for(path, model, image_size=size, in_chans=channels, kind=kind, pool=pool)
         except CheckpointError as error:
             raise UserError(f"{stage.title}: {error}", file=plan.suite.path) from None
 
@@ -168,9 +155,9 @@ def _recorded(plan: Plan, store: Store, options: RunOptions) -> Iterator[Run]:
     store.write_run(run)
     try:
         yield run
-    except BaseException:
-        if run.status == "running":
-            run.status = "failed"
+    except BaseException as why:
+        stopped = isinstance(why, Interrupted) and why.code != STAGE_FAILED
+        run.status = "interrupted" if stopped else "failed"
         raise
     finally:
         run.wall_s = time.monotonic() - clock
@@ -201,12 +188,11 @@ class _Driver:
     """Executes what the scheduler decides and tells it what happens."""
 
     def __init__(self, plan: Plan, store: Store, options: RunOptions, run: Run) -> None:
+        """Start Ray or join it. Raises what `Cluster` raises."""
         self.plan, self.store, self.options, self.record = plan, store, options, run
         self.run_id = run.id
         self.state = RunState(plan.stages, width=max(options.workers, 1))
         self.display = Display(plan, self._expected, quiet=options.quiet)
-        self.limit: float | None = None
-        self.cluster: Cluster | None = None
         self.search: tune.Search | None = None
         self._groups = 0
         #: seconds that this process has listened: while it stands still itself, nobody is silent
@@ -221,6 +207,17 @@ class _Driver:
         self._open_seeds = 0
         #: when it was last looked what other runs do, by the monotonic clock, and who was told of
         self._looked, self._told_of = -math.inf, set[str]()
+        self.display.starting(0.0)
+        from bench.run.cluster import Cluster  # imports Ray
+
+        self.cluster = Cluster(
+            options.address,
+            options.workers,
+            max(stage.settings["numerics"]["threads"] for stage in plan.stages.values()),
+            self.display.starting,
+            None if options.cpu else plan.suite.devices,
+            options.wait_s,
+        )
 
     def _expected(self) -> float | None:
         """Return the seconds that the run will still take, if that is known.
@@ -238,28 +235,21 @@ class _Driver:
             return left
         return left + max(0.0, GROUP_START_S - self._clock)
 
-    def run(self) -> None:
-        """Start Ray, then decide, act and listen until every stage has ended."""
-        from bench.run.cluster import Cluster
+    def run(self) -> RunState:
+        """Decide, act and listen until every stage has ended. Return how each did."""
+        try:
+            self._run()
+        finally:
+            self.close()
+        return self.state
 
-        threads = max(s.settings["numerics"]["threads"] for s in self.plan.stages.values())
-        self.cluster = cluster = Cluster(
-            self.options.address,
-            self.options.workers,
-            threads,
-            self.display.starting,
-            None if self.options.cpu else self.plan.suite.devices,
-            self.options.wait_s,
-        )
-        if cluster.shared:
+    def _run(self) -> None:
+        if self.cluster.shared:
             self.display.say(f"{self.options.workers} workers share this machine's cores")
-        self.state.wait_s = cluster.wait_s
-        cluster.check_room()
-        self._check_data(cluster)
-        self._look_at_nodes(cluster)
-        self.limit = self._limit(cluster)
-        self._look_again()
-        if self.options.tune:
+        self.state.wait_s = self.cluster.wait_s
+        self.cluster.check_room()
+        self._check_data()
+        if self.plan.suite.search is not None:
             from bench.run import tune
 
             self.state.held = set(tune.of_cells(self.plan))
@@ -267,16 +257,16 @@ class _Driver:
             while not self.state.finished:
                 signals.check()
                 self.store.leases.check_held()
-                self._check_budget(cluster)
-                self._look_at_nodes(cluster)
+                self._check_budget()
+                self._look_at_nodes()
                 self._look_at_others()
-                self._act(cluster)
+                self._act()
                 self._tell_of_seeds()
                 self.display.refresh()
-                self._listen(cluster)
-                self._look_at_search(cluster)
+                self._listen()
+                self._look_at_search()
 
-    def _check_data(self, cluster: Cluster) -> None:
+    def _check_data(self) -> None:
         """Raise `UserError` unless all nodes of the cluster have the data that are left to read."""
         wanted = {}
         for stage in self.state.left():
@@ -285,16 +275,16 @@ class _Driver:
                 settings = DataSettings.parse(stage.settings["data"] | place)
                 root = Path(str(stage.places["data_root"]))
                 wanted[settings, root] = stage.data.fingerprint
-        if lacking := cluster.lacking([(*which, known) for which, known in wanted.items()]):
+        if lacking := self.cluster.lacking([(*which, known) for which, known in wanted.items()]):
             told = "; ".join(f"{node}: {why}" for node, why in lacking.items())
             raise UserError(f"the data are not on every node of the cluster: {told}")
 
-    def _look_at_nodes(self, cluster: Cluster) -> None:
+    def _look_at_nodes(self) -> None:
         """Count the room anew, as nodes come and go.
 
         One group may always be started, without room too: it makes an autoscaler add a node.
         """
-        self.state.room = cluster.room()
+        self.state.room = self.cluster.room()
         self.state.capacity = max(self.state.room, self.state.width)
 
     def _look_at_others(self) -> None:
@@ -320,13 +310,6 @@ class _Driver:
                 told = "works on stages of this one too: what it completes is taken from it"
                 self.display.say(f"  another run ({driver}) {told}")
 
-    def _take_if_complete(self, stage: Stage) -> bool:
-        """Take what another run has completed, if it has. Return whether it has."""
-        self._assess(stage)
-        if stage.status == "cached":
-            self._completed(stage)
-        return stage.status == "cached"
-
     def _claim(self, stage: Stage) -> bool:
         """Return whether a stage is this run's to work on: nobody else is at it, or was before."""
         if self.store.leases.claim(stage.key) is not None:
@@ -336,65 +319,55 @@ class _Driver:
             return False
         if all(attempt.status != "running" for attempt in stage.state.attempts):
             return True
-        recovery.close_orphans(stage.key, self.store)
+        recovery.close_running(self.store, stage.key, "lost", recovery.KILLED)
         return not self._take_if_complete(stage)
 
-    def _look_again(self) -> None:
-        """Workers of a run killed just before this one may have ended a stage or begun another."""
-        left = self.state.left()
-        recovery.close_left(left, self.store, keep_stale=self.options.keep_stale)
-        for stage in left:
-            if stage.status == "cached":
-                self.state.complete(stage.key)
-
     def _assess(self, stage: Stage) -> None:
-        status.assess(stage, self.store, keep_stale=self.options.keep_stale)
+        status.assess(stage, self.store, keep_stale=self.plan.keep_stale)
 
     # ------------------------------------------------------------------------------------- actions
 
-    def _act(self, cluster: Cluster) -> None:
+    def _act(self) -> None:
         """Do what the scheduler decides."""
         for action in scheduler.decide(self.state, self._clock):
             match action:
                 case scheduler.StartGroup(width):
                     self._groups += 1
                     self.state.groups[self._groups] = scheduler.Group(width, since=self._clock)
-                    self._held[self._groups] = time.monotonic(), cluster.devices(width)
-                    cluster.start_group(self._groups, width, self.store, self.run_id)
+                    self._held[self._groups] = time.monotonic(), self.cluster.devices(width)
+                    self.cluster.start_group(self._groups, width, self.store, self.run_id)
                 case scheduler.Give(_, key) if not self._claim(self.plan.stages[key]):
                     continue
                 case scheduler.Give(group, key):
                     self.state.begin(group, key)
-                    cluster.give(group, self.plan.stages[key])
+                    self.cluster.give(group, self.plan.stages[key])
                 case scheduler.EndGroup(group):
                     self.state.groups[group].phase = "ending"
-                    cluster.give(group, None)
+                    self.cluster.give(group, None)
                 case scheduler.Say(line):
                     self.state.told = self._clock
                     self.display.say(line, fault=True)
                 case scheduler.LoseGroup(group, reason):
-                    cluster.end_group(group)
+                    self.cluster.end_group(group)
                     self._group_ended(group, reason)
                 case scheduler.GiveUp(key, reason):
                     self._failed(key, reason)
 
-    def _limit(self, cluster: Cluster) -> float | None:
-        """Return the device-hours that the run may spend. Raises `UserError` for other devices."""
+    def _check_budget(self) -> None:
+        """Raise `Interrupted` once the run's budget is spent, `UserError` if it is of devices that
+        the run does not hold."""
         limits = self.options.max_hours
-        held, other = ("gpu", "cpu") if cluster.gpus else ("cpu", "gpu")
-        if held not in limits and limits:
+        held, other = ("gpu", "cpu") if self.cluster.gpus else ("cpu", "gpu")
+        if not limits:
+            return
+        if held not in limits:
             raise UserError(
                 f"--max-{other}-hours: this run holds {held.upper()}s; write --max-{held}-hours"
             )
-        return limits.get(held)
-
-    def _check_budget(self, cluster: Cluster) -> None:
-        if self.limit is None:
-            return
         hours, apart = self._hours()
-        if hours + apart >= self.limit:
-            unit = "GPU-hours" if cluster.gpus else "core-hours"
-            told = f"the budget of {self.limit:g} {unit} is spent ({hours + apart:.4g}, of it "
+        if hours + apart >= limits[held]:
+            unit = "GPU-hours" if self.cluster.gpus else "core-hours"
+            told = f"the budget of {limits[held]:g} {unit} is spent ({hours + apart:.4g}, of it "
             told += f"{apart:.4g} while groups started, waited and ended)"
             raise Interrupted(told, INTERRUPTED)
 
@@ -415,9 +388,9 @@ class _Driver:
 
     # -------------------------------------------------------------------------------------- events
 
-    def _listen(self, cluster: Cluster) -> None:
+    def _listen(self) -> None:
         began = time.monotonic()
-        events = cluster.events(QUIET_S)
+        events = self.cluster.events(QUIET_S)
         if events is not None:
             self._clock += min(time.monotonic() - began, 2 * QUIET_S)
         for event in events or ():
@@ -435,12 +408,14 @@ class _Driver:
                 self.display.begin(self.plan.stages[key])
             case mailbox.Stepped(key):
                 self.display.step(self.plan.stages[key], event)
-            case mailbox.Ended(key, None):
-                self._completed(self.plan.stages[key])
+            case mailbox.Ended(key, None, 0):
+                if not self._take_if_complete(self.plan.stages[key]):
+                    why = self.plan.stages[key].reason
+                    self._failed(key, why or "it left no complete record")
+            case mailbox.Ended(key, None, rung):
+                self._stopped(self.plan.stages[key], rung)
             case mailbox.Ended(key, str(problem)):
                 self._failed(key, problem)
-            case mailbox.Stopped(key, rung):
-                self._stopped(self.plan.stages[key], rung)
             case mailbox.Wanted(keys, rung):
                 self.state.want(keys, rung)
             case mailbox.GroupEnded(group, problem, hopeless):
@@ -448,14 +423,13 @@ class _Driver:
                 if hopeless:
                     raise MachineError(problem)
 
-    def _completed(self, stage: Stage) -> None:
-        """Take note of the record that the store now holds of a stage."""
+    def _take_if_complete(self, stage: Stage) -> bool:
+        """Take note of the complete record that the store has of a stage. Return whether it has."""
         if stage.key in self.state.done:
-            return
+            return True
         self._assess(stage)
         if stage.status != "cached":
-            self._failed(stage.key, stage.reason or "it left no complete record")
-            return
+            return False
         self.state.complete(stage.key)
         self.store.leases.release(stage.key)
         self._ended(stage, "complete")
@@ -463,18 +437,15 @@ class _Driver:
             # what waited for its input may turn out to be cached after all
             waited = other.record is not None and other.status != "stale"
             if waited and other.key not in self.state.running and self.state.inputs_done(other):
-                self._assess(other)
-                if other.status == "cached":
-                    self.state.complete(other.key)
-                    self._ended(other, "complete")
+                self._take_if_complete(other)
+        return True
 
     def _stopped(self, stage: Stage, rung: int) -> None:
         """Take note that a stage has come to a rung, where it waits for the search."""
         self._assess(stage)
         self.store.leases.release(stage.key)
         self.state.stop(stage.key, rung)
-        if self.cluster is not None:
-            self.cluster.settle(mailbox.at_rung(stage.key, rung), "complete")
+        self.cluster.settle(mailbox.at_rung(stage.key, rung), "complete")
         self.display.end(stage, "stopped", stage.reason)
 
     def _failed(self, key: str, reason: str) -> None:
@@ -487,10 +458,9 @@ class _Driver:
 
     def _ended(self, stage: Stage, how: str) -> None:
         why = self.state.failed.get(stage.key)
-        if self.options.tune and self.cluster is not None:
-            rungs = [mailbox.at_rung(stage.key, n) for n in range(1, len(stage.rungs) + 1)]
-            for name in [stage.key, *rungs]:
-                self.cluster.settle(name, why or how)
+        rungs = [mailbox.at_rung(stage.key, n) for n in range(1, len(stage.rungs) + 1)]
+        for name in [stage.key, *rungs]:
+            self.cluster.settle(name, why or how)
         self.display.end(stage, how, why)
 
     def _group_ended(self, group: int, why: str) -> None:
@@ -503,10 +473,10 @@ class _Driver:
             return
         stage = self.plan.stages[key]
         self._close_running(stage, "lost", f"its worker died: {why}")
+        if self._take_if_complete(stage):
+            return
         newest = stage.state.attempts[-1] if stage.state.attempts else None
-        if stage.status == "cached":
-            self._completed(stage)
-        elif newest is not None and newest.status == "failed" and newest.run == self.run_id:
+        if newest is not None and newest.status == "failed" and newest.run == self.run_id:
             self._failed(key, newest.error.message if newest.error else why)
         else:
             self.store.leases.release(key)
@@ -514,21 +484,18 @@ class _Driver:
 
     # -------------------------------------------------------------------------------------- search
 
-    def _start_search(self, cluster: Cluster) -> tune.Search:
-        from bench.run import tune
-
-        slots = self.state.capacity // self.state.width
-        search = tune.Search(self.plan, 2 * slots, self.store, self.run_id, cluster)
-        self.display.say(f"Ray Tune: {search.count} trials, {search.at_once} at a time")
-        search.start()
-        return search
-
-    def _look_at_search(self, cluster: Cluster) -> None:
+    def _look_at_search(self) -> None:
         """Start the search once nothing else is left; settle what it never asked for at its end."""
         held, left = self.state.held, self.state.left()
         waiting = [stage for stage in left if stage.key in held]
         if waiting and self.search is None and waiting == left:
-            self.search = self._start_search(cluster)
+            from bench.run import tune
+
+            at_once = 2 * (self.state.capacity // self.state.width)
+            self.search = tune.Search(self.plan, at_once, self.store, self.run_id, self.cluster)
+            told = f"{self.search.count} trials, {self.search.at_once} at a time"
+            self.display.say(f"Ray Tune: {told}")
+            self.search.start()
         if not waiting or self.search is None or self.search.is_alive():
             return
         for stage in waiting:
@@ -549,16 +516,13 @@ class _Driver:
     def close(self) -> None:
         """Leave Ray, and close the attempts that end with the run."""
         starting = any(group.phase == "starting" for group in self.state.groups.values())
-        if self.cluster is not None:
-            self.cluster.close(finished=self.state.finished and not starting, search=self.search)
+        self.cluster.close(finished=self.state.finished and not starting, search=self.search)
         with suppress(MachineError):  # the store itself may be what gave way
             for stage in self.plan.stages.values():
                 # what stopped at a rung has its end, and stays marked
                 if stage.key in self.state.begun - self.state.pruned.keys():
                     self._close_running(stage, "interrupted", "the run was stopped")
-        if self.cluster is not None:
-            kind: Literal["cpu", "gpu"] = "gpu" if self.cluster.gpus else "cpu"
-            self.record.reserved_hours = {kind: self._hours()[1]}
+        self.record.reserved_hours = {"gpu" if self.cluster.gpus else "cpu": self._hours()[1]}
 
     def _close_running(self, stage: Stage, status: Status, why: str) -> None:
         """Write the record of a stage's attempt in this run, at which nobody works any more."""

@@ -52,14 +52,8 @@ class Ended:
 
     key: str
     problem: str | None = None
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """A training stage has stopped at a rung, numbered from 1, and its record says so."""
-
-    key: str
-    rung: int
+    #: number of the rung, from 1, at which it stopped; 0: it went on to its end
+    rung: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ class GroupEnded:
     hopeless: bool = False
 
 
-Event = Waiting | Began | Stepped | Ended | Stopped | Wanted | Alive | GroupEnded
+Event = Waiting | Began | Stepped | Ended | Wanted | Alive | GroupEnded
 #: events that need not be heard at once
 _CAN_WAIT = (Stepped, Alive)
 #: how a worker leaves an event for the driver

@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from bench.errors import written
@@ -27,26 +25,27 @@ _WIDE = 100
 _NAMED = 4
 
 
-@dataclass
 class Display:
-    """Shows stages as they begin, go on and end. `expected` gives the seconds still to go."""
+    """Shows stages as they begin, go on and end."""
 
-    plan: Plan
-    expected: Callable[[], float | None]
-    #: it draws with escape codes, so what it is told goes through `written`
-    console: Console = field(
-        default_factory=lambda: Console(
+    def __init__(
+        self,
+        plan: Plan,
+        expected: Callable[[], float | None],
+        console: Console | None = None,
+        *,
+        quiet: bool = False,
+    ) -> None:
+        """`expected` gives the seconds still to go; `quiet` tells of faults alone."""
+        self.plan, self.expected, self.quiet = plan, expected, quiet
+        #: it draws with escape codes, so what it is told goes through `written`
+        self.console = console or Console(
             file=getattr(sys.stdout, "terminal", sys.stdout), highlight=False
         )
-    )
-    #: tell of faults alone
-    quiet: bool = False
-
-    def __post_init__(self) -> None:
         self.wide = self.console.width >= _WIDE
         self.live = self.console.is_terminal and not self.quiet
-        #: key of a running stage -> its bar, if it has one
-        self.running: dict[str, TaskID | None] = {}
+        #: key of a running stage -> its bar, which only those that train show
+        self.running: dict[str, TaskID] = {}
         #: key -> seconds that a stage in training still takes, and in words how far it is
         self.training: dict[str, float] = {}
         self._far: dict[str, str] = {}
@@ -62,20 +61,20 @@ class Display:
             TextColumn("{task.fields[detail]}", markup=False),
             console=self.console,
             auto_refresh=False,
+            transient=True,
+            disable=not self.live,
         )
-        self._live = Live(self.bars, console=self.console, auto_refresh=False, transient=True)
+        self._overall = self.bars.add_task("all stages", total=self.total, detail="")
 
     def __enter__(self) -> Display:
         if self.live:
             self.console.print()  # below the last word on Ray's start
-            self._overall = self.bars.add_task("all stages", total=self.total, detail="")
-            self._live.start()
+        self.bars.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self.live:
-            self._live.stop()
-        elif self.ended > self._told_ended:
+        self.bars.stop()
+        if not self.live and self.ended > self._told_ended:
             self._tell()
 
     def say(self, line: str, *, fault: bool = False) -> None:
@@ -96,26 +95,22 @@ class Display:
 
     def begin(self, stage: Stage) -> None:
         """A worker has begun a stage."""
-        self.running[stage.key] = None
-        if self.live and stage.trains:
-            room = self.console.width - 32
-            title = written(stage.title if self.wide else display.middle(stage.title, room))
-            bar = self.bars.add_task(title, total=stage.steps, detail="")
-            self.running[stage.key] = bar
+        room = self.console.width - 32
+        title = written(stage.title if self.wide else display.middle(stage.title, room))
+        bar = self.bars.add_task(title, total=stage.steps, detail="", visible=stage.trains)
+        self.running[stage.key] = bar
 
     def step(self, stage: Stage, told: Stepped) -> None:
         """A training stage goes on."""
         if stage.key not in self.running:
             return
-        bar = self.running[stage.key]
         images = (told.steps - told.step) * stage.settings["train"]["batch_size"]
         left_s = images / max(told.images_per_s, 1e-9)  # a stage may have resumed
         self.training[stage.key] = left_s
         left = f"{duration(left_s)} left"
         self._far[stage.key] = f"  {stage.title}: {told}, {left}"
-        if bar is not None:
-            detail = f"{told}, {left}" if self.wide else f"{told.step}/{told.steps}, {left}"
-            self.bars.update(bar, completed=told.step, detail=detail)
+        detail = f"{told}, {left}" if self.wide else f"{told.step}/{told.steps}, {left}"
+        self.bars.update(self.running[stage.key], completed=told.step, detail=detail)
 
     def end(self, stage: Stage, how: str, why: str | None = None) -> None:
         """A stage is complete, has failed or has lost its worker."""
@@ -150,7 +145,7 @@ class Display:
             self._refreshed = now
             detail = f"{self.ended}/{self.total}, {self._so_far()}"
             self.bars.update(self._overall, completed=self.ended, detail=detail)
-            self._live.refresh()
+            self.bars.refresh()
         due = self.ended - self._told_ended >= PLAIN_SHARE * self.total
         if not self.live and (due or now - self._told_s >= PLAIN_EVERY_S):
             self._tell()

@@ -3,77 +3,43 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import psutil
 
 from bench import environment
-from bench.plan.stage import Plan, Stage
+from bench.plan.stage import Plan
 from bench.plan.status import assess, mark_left_out
 from bench.store.record import Record, Status
 from bench.store.store import Store
 
+#: why an attempt that a killed run left open did not complete
+KILLED = "its run ended without a word (killed?)"
 
-def take_over(plan: Plan, store: Store, *, keep_stale: bool = False) -> list[str]:
+
+def take_over(plan: Plan, store: Store) -> list[str]:
     """Set every stage's status; close what a killed run left open and set aside what is damaged.
 
     The caller drives a run. What another run works on stays as it is. Return what was damaged, in
     words; it is made again. Raises `UserError` where a stage's folder is of no use.
     """
-    close_left(plan.stages.values(), store, keep_stale=keep_stale)
+    store.refresh()
     lines = []
     for stage in plan.stages.values():
         store.check_usable(stage.key)
+        assess(stage, store, keep_stale=plan.keep_stale)
         lines += [f"{problem}; it is left out" for problem in stage.state.problems]
-        for problem in store.plain_damages(stage.record) if stage.record else ():
-            with _claimed(store, stage.key) as ours:
-                if ours:
-                    store.set_aside(stage.state, problem)
-                    lines.append(f"{stage.title}: {problem}; set aside, it is made again")
-            break
-    for stage in plan.stages.values() if lines else ():
-        assess(stage, store, keep_stale=keep_stale)
+        damage = next(store.plain_damages(stage.record), None) if stage.record else None
+        left_open = any(attempt.status == "running" for attempt in stage.state.attempts)
+        if (damage or left_open) and store.leases.claim(stage.key) is None:
+            close_running(store, stage.key, "lost", KILLED)
+            if damage:
+                store.set_aside(stage.state, damage)
+                lines.append(f"{stage.title}: {damage}; set aside, it is made again")
+            store.leases.release(stage.key)
+            assess(stage, store, keep_stale=plan.keep_stale)
     mark_left_out(plan, store)
     return lines
-
-
-def close_left(stages: Collection[Stage], store: Store, *, keep_stale: bool = False) -> None:
-    """Set the status of stages, inputs first; close attempts that a killed run left open at them.
-
-    Ray's workers outlive their driver by seconds, so those that are still at it are ended first.
-    """
-    store.refresh()
-    for stage in stages:
-        assess(stage, store, keep_stale=keep_stale)
-    left = [s for s in stages if any(a.status == "running" for a in s.state.attempts)]
-    for stage in left:
-        with _claimed(store, stage.key) as ours:
-            if ours:
-                close_orphans(stage.key, store)
-    for stage in stages if left else ():
-        assess(stage, store, keep_stale=keep_stale)
-
-
-@contextmanager
-def _claimed(store: Store, key: str) -> Iterator[bool]:
-    """Have a stage's lease for a moment. Yield whether it is ours."""
-    ours = store.leases.claim(key) is None
-    try:
-        yield ours
-    finally:
-        if ours:
-            store.leases.release(key)
-
-
-def close_orphans(key: str, store: Store) -> None:
-    """Close the attempts that are open at a stage whose lease we have; end who is still at them."""
-    for attempt in store.state(key).attempts:
-        if attempt.status == "running":
-            if (orphan := _orphan(attempt)) is not None:
-                with suppress(psutil.Error):
-                    orphan.kill()
-            store.close_abandoned(attempt, "lost", "its run ended without a word (killed?)")
 
 
 def _orphan(attempt: Record) -> psutil.Process | None:
@@ -101,11 +67,15 @@ def close_running(
     wall_s: float | None = None,
     run: str | None = None,
 ) -> None:
-    """Write the records of attempts at which nobody works any more, after `wall_s` of work.
+    """Write the records of attempts whose run or worker is no more, after `wall_s` of work.
 
-    With `run` those of that run alone.
+    With `run` those of that run alone. Ray's workers outlive their driver by seconds: one that is
+    still at it is ended first.
     """
     for attempt in store.state(key).attempts:
         if attempt.status == "running" and run in (None, attempt.run):
+            if (orphan := _orphan(attempt)) is not None:
+                with suppress(psutil.Error):
+                    orphan.kill()
             ended_s = None if wall_s is None else attempt.started_s + wall_s
             store.close_abandoned(attempt, status, why, ended_s)

@@ -265,12 +265,9 @@ def decide(state: RunState, now: float) -> list[Action]:
     if len(state.not_started) > MAX_LOST and not state.running:
         why = f"no worker group can be started: {state.not_started[-1]}"
         return [GiveUp(stage.key, why) for stage in left]
-    lost = {stage.key: state.lost.get(stage.key, []) for stage in left}
-    if hopeless := {key: why for key, why in lost.items() if len(why) > MAX_LOST}:
-        return [
-            GiveUp(key, f"its worker died {len(why)} times: {why[-1]}")
-            for key, why in hopeless.items()
-        ]
+    for stage in left:
+        if len(losses := state.lost.get(stage.key, [])) > MAX_LOST:
+            return [GiveUp(stage.key, f"its worker died {len(losses)} times: {losses[-1]}")]
     if silent := _silent(state, now):
         return silent
     idle = {number: group for number, group in state.groups.items() if group.phase == "waiting"}
@@ -298,27 +295,25 @@ def _silent(state: RunState, now: float) -> list[Action]:
     actions: list[Action] = []
     crowded = state.room < sum(group.width for group in state.groups.values())
     for number, group in state.groups.items():
-        if group.phase != "starting" and not group.heard:
+        starting = group.phase == "starting"
+        if not starting and not group.heard:
             continue  # it was never to give one
         heard, worker = group.last_sign()
         say_s, lose_s = PATIENCE_S[group.phase]
-        if group.phase == "starting":
-            # where there is room it takes what it takes
-            lose_s = state.wait_s if crowded else max(lose_s, state.wait_s)
-            say_s = NO_ROOM_S if crowded else say_s
+        what = f"{worker} gives no sign of life"
+        if starting and crowded:
+            say_s, lose_s = NO_ROOM_S, state.wait_s
+            what = f"a group of {group.width} worker(s) waits for a node: "
+            what += f"Ray has room for {state.room:.0f} in all"
+        elif starting:  # where there is room it takes what it takes
+            lose_s = max(lose_s, state.wait_s)
+            what = f"a group of {group.width} worker(s) has yet to start; are cores or GPUs free?"
         if now - heard > lose_s:
-            if group.phase == "starting" and not state.running:  # another would not start either
+            if starting and not state.running:  # another would not start either
                 why = f"no worker group could start within {lose_s:.0f} s"
                 return [GiveUp(stage.key, why) for stage in state.left()]
             actions.append(LoseGroup(number, f"no sign of life for {lose_s:.0f} s"))
         elif now - heard > say_s and now - state.told > say_s:
-            what = f"{worker} gives no sign of life"
-            if group.phase == "starting":
-                what = f"a group of {group.width} worker(s) "
-                if crowded:
-                    what += f"waits for a node: Ray has room for {state.room:.0f} in all"
-                else:
-                    what += "has yet to start; are cores or GPUs free?"
             at = state.stages[group.stage].title if group.stage else group.phase
             told = f"  {what} ({at}, {now - heard:.0f} s; given up after {lose_s:.0f} s)"
             return [*actions, Say(told)]

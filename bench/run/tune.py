@@ -195,7 +195,13 @@ class Search(threading.Thread):
         try:
             results = self._tuner().fit()
             for index in range(len(results)):
-                self._note(results[index])
+                result: Any = results[index]
+                label = _trial(result.config, self.todo).label
+                if result.error is not None:
+                    self._failed.add(label)
+                # its reports: one for each rung or seed
+                came_to = int((result.metrics or {}).get("training_iteration", 0))
+                self._seeds[label] = max(came_to, self._seeds.get(label, 0))
         except Exception as error:  # the driver tells of it; the stages have records of their own
             self._problem = str(error) or repr(error)
 
@@ -210,14 +216,6 @@ class Search(threading.Thread):
                 name=f"{self.run_id}-tune", storage_path=str(self.store.root / "ray"), verbose=0
             ),
         )
-
-    def _note(self, result: Any) -> None:
-        label = _trial(result.config, self.todo).label
-        if result.error is not None:
-            self._failed.add(label)
-        # its reports: one for each rung or seed
-        came_to = int((result.metrics or {}).get("training_iteration", 0))
-        self._seeds[label] = max(came_to, self._seeds.get(label, 0))
 
     def _space(self) -> dict[str, Any]:
         """Return what Tune draws from: trials by number, or for Optuna the settings themselves."""

@@ -27,8 +27,8 @@ from safetensors.torch import save
 from bench import environment
 from bench.errors import MachineError
 from bench.plan.identity import code
-from bench.plan.stage import Rung, Stage, entry_modules
-from bench.run.mailbox import Began, Ended, Stepped, Stopped, Tell
+from bench.plan.stage import Stage, entry_modules
+from bench.run.mailbox import Began, Ended, Stepped, Tell
 from bench.store.files import iso
 from bench.store.gpu_meter import Meter, driver_version
 from bench.store.record import Cost, Data, Failure, Gpu, Input, Record, Status
@@ -139,13 +139,12 @@ def run_stage(
             if attempt is not None:
                 job.on_progress, job.on_note = attempt.progress, attempt.log
             job.stop_at = stage.rung.step if stage.rung else None
-            kept = job.checkpoints if isinstance(job.checkpoints, StageCheckpoints) else None
-            if kept is not None:
-                kept.attempt = folder
-                kept.leased_to = run_id if leased else None
+            if stage.steps:
+                job.checkpoints = kept = StageCheckpoints(store, stage.key, stage.code.hash)
+                kept.attempt, kept.leased_to = folder, run_id if leased else None
             entry = importlib.import_module(modules[0])
             output = train(entry.training(job)) if stage.trains else entry.run(job)
-            if kept is not None:
+            if stage.steps:
                 kept.wait()
             if stage.rung:
                 evaluation = stage.rung.evaluation
@@ -181,13 +180,11 @@ def _check(stage: Stage, modules: list[str]) -> None:
 
 def job_of(stage: Stage, store: Store | None, device: torch.device) -> Job:
     """Return a stage as maect takes it; without a store, with random weights and no inputs."""
-    places, settings, inputs, kept = stage.places, stage.settings, {}, None
+    places, settings, inputs = stage.places, stage.settings, {}
     if store is None:
         settings = {name: value for name, value in settings.items() if name != "weights"}
     else:
         inputs = {name: store.fetch(source.key) for name, source in stage.inputs.items()}
-        if stage.steps:
-            kept = StageCheckpoints(store, stage.key, stage.code.hash)
     return Job(
         kind=stage.kind,
         settings=settings,
@@ -199,7 +196,6 @@ def job_of(stage: Stage, store: Store | None, device: torch.device) -> Job:
         lists=places.get("low_shot"),
         weights=Path(str(places["weights"])) if "weights" in places else None,
         device=device,
-        checkpoints=kept,
         fingerprint=stage.data.fingerprint,
     )
 
@@ -267,7 +263,7 @@ def forget_memory() -> None:
 class Attempt:
     """Writes the files of one attempt and tells the driver about it.
 
-    Raises `StageFailed` where an input is not in the store, or another run has the stage's lease.
+    Raises `StageFailed` where another run has the stage's lease.
     """
 
     def __init__(
@@ -294,6 +290,10 @@ class Attempt:
             "backend": str(dist.get_backend()) if group.size > 1 else None,
             "device": cost.device_model,
         }
+        inputs = {}
+        for name, source in stage.inputs.items():
+            record = store.state(source.key).record  # none: `job_of` tells
+            inputs[name] = Input(key=source.key, files=record.file_hashes if record else {})
         start = Record(
             key=stage.key,
             kind=stage.kind,
@@ -301,7 +301,7 @@ class Attempt:
             attempt=0,  # the store counts
             run=run_id,
             settings=stage.settings,
-            inputs={name: self._input(source.key) for name, source in stage.inputs.items()},
+            inputs=inputs,
             data=Data.of(stage.data),
             code=stage.code,
             env=environment.describe() | here,
@@ -321,14 +321,6 @@ class Attempt:
         """Return whether the attempt may still be published."""
         run = self.leased_to
         return run is None or self.store.leases.still_ours(self.stage.key, run)
-
-    def _input(self, key: str) -> Input:
-        record = self.store.state(key).record
-        if record is None:
-            problem = f"its input {key} is not in the store"
-            self.tell(Ended(self.stage.key, problem))
-            raise StageFailed(f"{self.stage.title}: {problem}")
-        return Input(key=key, files=record.file_hashes)
 
     def log(self, line: str) -> None:
         """Add a line to the attempt's log."""
@@ -351,7 +343,15 @@ class Attempt:
         """
         stage, content = self.stage, {}
         if stage.rung:
-            self._stopped(stage.rung, output, used_s, gpus)
+            measured = stage.rung.evaluation
+            metrics = Evaluation.of(measured.kind, measured.settings).measured(output.values)
+            told = f"at step {output.summary['stopped_at']} of {stage.steps}, {metrics[0].label} "
+            told += f"{metrics[0].value:.1f} {metrics[0].unit}"
+            self.log(f"{stage.title} stopped {told}")
+            end: dict[str, Any] = {"metrics": metrics}
+            end["summary"] = {"rung": measured.key, **output.summary}
+            end["error"] = Failure(kind="Stopped", message=told)
+            self._close("stopped", end, used_s, gpus)
             return
         for name, tensors in output.tensors.items():
             whole = {key: value.contiguous() for key, value in tensors.items()}
@@ -359,7 +359,7 @@ class Attempt:
         documents = output.documents | ({"curves": output.curves} if output.curves else {})
         for name, document in documents.items():
             content[f"{name}.json"] = json.dumps(document, sort_keys=True).encode()
-        end: dict[str, Any] = {
+        end = {
             "files": {n: self.store.put_file(self.record, n, data) for n, data in content.items()},
             "summary": {"flops": stage.flops, "steps": stage.steps, **output.summary},
         }
@@ -373,20 +373,6 @@ class Attempt:
             }
         self.log(f"{stage.title} is complete")
         self._close("complete", end, used_s, gpus)
-
-    def _stopped(self, rung: Rung, output: Output, used_s: float, gpus: list[Gpu]) -> None:
-        """Write the record of an attempt that ended at a rung."""
-        evaluation = Evaluation.of(rung.evaluation.kind, rung.evaluation.settings)
-        first, *others = evaluation.measured(output.values)  # the primary one
-        told = f"at step {output.summary['stopped_at']} of {self.stage.steps}, {first.label} "
-        told += f"{first.value:.1f} {first.unit}"
-        self.log(f"{self.stage.title} stopped {told}")
-        end: dict[str, Any] = {
-            "metrics": [first, *others],
-            "summary": {"rung": rung.evaluation.key, **output.summary},
-        }
-        end["error"] = Failure(kind="Stopped", message=told)
-        self._close("stopped", end, used_s, gpus)
 
     def fail(self, error: BaseException, why: Failure, used_s: float | None) -> None:
         """Write the record of an attempt that ended with an error."""
@@ -405,12 +391,10 @@ class Attempt:
         if self.record.cost.device_kind == "cpu":
             used["peak_memory_mib"] = peak_memory_mib()
         cost = self.record.cost.model_copy(update=used)
-        record = self.record.model_copy(update={"cost": cost, "status": status, **end})
-        ended_s = record.started_s + time.monotonic() - self.clock
+        ended_s = self.record.started_s + time.monotonic() - self.clock
         if status in ("complete", "stopped") and not self._ours():
-            error = Failure(kind="Lost", message=_TAKEN)
-            record = self.record.model_copy(update={"status": "lost", "error": error, "cost": cost})
-            status = "lost"
+            status, end = "lost", {"error": Failure(kind="Lost", message=_TAKEN)}
+        record = self.record.model_copy(update={"cost": cost, "status": status, **end})
         first = self.store.close_attempt(record, ended_s)
         if status == "lost":
             self.tell(Ended(self.stage.key, _TAKEN))
@@ -419,8 +403,9 @@ class Attempt:
         if status == "complete" and self.stage.steps:
             # before the end is told: the run may end then, and this process with it
             self.store.discard(self.store.checkpoints(self.stage.key))
-        ended = Ended(self.stage.key, record.error.message if record.error else None)
-        self.tell(Stopped(ended.key, self.stage.until) if status == "stopped" else ended)
+        rung = self.stage.until if status == "stopped" else 0
+        problem = record.error.message if record.error and not rung else None
+        self.tell(Ended(self.stage.key, problem, rung))
 
 
 def held(device: torch.device, group: Group, threads: int, gpus: float) -> Cost:

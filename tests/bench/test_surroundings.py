@@ -118,7 +118,7 @@ print("drawn:")
 with Display(plan, lambda: None) as display:
     stage.kind, stage.steps = "mae", 1
     display.begin(stage)
-    display._live.refresh()
+    display.bars.refresh()
     display.end(stage, "failed", "\\x1b]0;owned\\x07")
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}

@@ -149,6 +149,7 @@ def quiet_cluster(monkeypatch: pytest.MonkeyPatch, answer: Exception) -> Any:
     monkeypatch.setattr(cluster.ray, "get", get)
     made = cluster.Cluster.__new__(cluster.Cluster)
     made._parts, made._looked, made._asked, made._silent_s = {}, 0.0, object(), 0.0
+    made._joined, made._found_room = False, 1
     return made
 
 
@@ -180,15 +181,17 @@ def test_time_that_the_run_stood_still_makes_nobody_silent(plan_of, tmp_path, mo
     """Ctrl-Z, or a driver that checks a large file."""
     plan, now = plan_of(seeds=1), [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    run = SimpleNamespace(id="run")
-    steered = driver._Driver(plan, Store(tmp_path / "store"), driver.RunOptions(), run)
-    steered.state.groups[1] = Group(1, "working", heard={"it": 0.0})
 
     def events(patience_s: float) -> list[Any]:
         now[0] += 3600.0
         return []
 
-    steered._listen(SimpleNamespace(events=events))
+    cluster = SimpleNamespace(events=events)
+    monkeypatch.setattr("bench.run.cluster.Cluster", lambda *_: cluster)
+    run = SimpleNamespace(id="run")
+    steered = driver._Driver(plan, Store(tmp_path / "store"), driver.RunOptions(), run)
+    steered.state.groups[1] = Group(1, "working", heard={"it": 0.0})
+    steered._listen()
     actions = decide(steered.state, steered._clock)
     assert not any(isinstance(action, Say | LoseGroup) for action in actions)
 

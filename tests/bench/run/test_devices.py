@@ -82,8 +82,9 @@ def cluster_of(
     monkeypatch.setattr(cluster.ray, "nodes", lambda: listed)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     devices = None if asked.pop("cpu", False) else DeviceSettings(**asked)
-    monkeypatch.setattr(Cluster, "_look", lambda self: None)
-    return Cluster(address, workers, 2, lambda seconds: None, devices, wait_s)
+    made = Cluster(address, workers, 2, lambda seconds: None, devices, wait_s)
+    made._parts = {}
+    return made
 
 
 A100: dict[str, float] = {"CPU": 16, "GPU": 8, "accelerator_type:A100": 1}
@@ -115,7 +116,7 @@ def test_what_each_worker_holds_and_how_many_there_is_room_for(
 ):
     made = cluster_of(*nodes, monkeypatch=monkeypatch, **options)
     made.check_room()
-    assert (made._held(), made.room()) == (each, room)
+    assert (made.each, made.room()) == (each, room)
 
 
 @pytest.mark.parametrize(
@@ -192,10 +193,10 @@ def test_what_a_group_holds_outside_attempts_counts_apart_and_in_the_budget(
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     run = SimpleNamespace(id="run", reserved_hours=None)
     options = driver.RunOptions(max_hours={"gpu": 0.055})
+    joined = MagicMock(gpus=1.0, **{"devices.return_value": 2.0})
+    monkeypatch.setattr(cluster, "Cluster", lambda *_: joined)
     steered = driver._Driver(plan, store, options, run)
-    steered.cluster = MagicMock(gpus=1.0, **{"devices.return_value": 2.0})
-    steered.limit = steered._limit(steered.cluster)
-    steered._act(steered.cluster)  # starts a group
+    steered._act()  # starts a group
     now[0] += 30.0
     stage = steered.state.ready()[0]
     steered.state.wait(1, 0.0)
@@ -203,12 +204,12 @@ def test_what_a_group_holds_outside_attempts_counts_apart_and_in_the_budget(
     gpus = Cost(devices=2, device_kind="gpu", device_model="G")
     write_record(store, stage, cost=gpus, wall_s=60.0)
     now[0] += 60.0
-    steered._completed(stage)
-    steered._check_budget(steered.cluster)
+    assert steered._take_if_complete(stage)
+    steered._check_budget()
     now[0] += 10.0
     assert steered._hours() == (pytest.approx(2 * 60 / 3600), pytest.approx(2 * 40 / 3600))
     with pytest.raises(driver.Interrupted) as stopped:
-        steered._check_budget(steered.cluster)
+        steered._check_budget()
     assert str(stopped.value) == (
         "the budget of 0.055 GPU-hours is spent (0.05556, of it 0.02222 while groups started, "
         "waited and ended)"
