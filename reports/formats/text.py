@@ -16,7 +16,6 @@ from rich.text import Text
 
 from reports import display
 from reports.display import amount, duration, mean_sd, middle, plain, plural, short, time_unit
-from reports.facts import Facts
 from reports.frames import SuiteView
 from reports.tables.against import DIFFERENT, NOISE, SAME, Against, Held
 from reports.tables.build import build_tables
@@ -40,7 +39,6 @@ _INSTEAD = {"±": "+/-", "−": "-", "–": "-", "─": "-", "…": "...", "×":
 
 def render_text(
     view: SuiteView,
-    facts: Facts | None = None,
     tables: list[Table] | None = None,
     *,
     brief: bool = False,
@@ -49,8 +47,7 @@ def render_text(
 
     With `brief` the tables alone, the sentence on the result, failures and problems.
     """
-    facts = facts or Facts(view)
-    tables = tables or build_tables(view, facts)
+    tables = tables or build_tables(view)
     if brief:
         lines = [line for table in tables for line in [*table_text(table), *_stars(table), ""]]
         for sentence in tables[0].headline or [best_row(tables[0])]:
@@ -61,9 +58,9 @@ def render_text(
         told += [short(note, 600) for note in view.notes]
         lines = [part for sentence in told for part in _wrap(sentence)]
         for table in tables:
-            lines += ["", *table_text(table), *_said(table, facts)]
+            lines += ["", *table_text(table), *_said(table, view)]
             lines += [line for crossed in table.crossed for line in ["", *table_text(crossed)]]
-        lines += ["", *ledger_text(ledger(facts))]
+        lines += ["", *ledger_text(ledger(view))]
     for failure in view.failures.iter_rows(named=True):
         lines += ["", *_failure_text(failure)]
     if view.problems:
@@ -187,8 +184,8 @@ def _head(column: Column) -> str:
     return "\n".join(short(line, 24) for line in [*lines, column.unit])
 
 
-def _said(table: Table, facts: Facts) -> list[str]:
-    said = [*table.notes, *how_tested(table), *ranking(table, facts), *numerics(table, facts)]
+def _said(table: Table, view: SuiteView) -> list[str]:
+    said = [*table.notes, *how_tested(table), *ranking(table, view), *numerics(table, view)]
     said += _stars(table) + [f"Problem: {problem}" for problem in table.problems]
     return [part for sentence in said for part in _wrap(sentence)]
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from reports.display import short
-from reports.facts import DONE, Facts, lookup
+from reports.frames import DONE, SuiteView, lookup
 from reports.tables.model import Cell, Value
 
 #: a number beyond is no measurement; NaN is not below it
@@ -20,33 +20,33 @@ _LARGEST = 1e100
 _OPEN = ("failed", "running", "interrupted", "pending", "pruned", "not measured")
 
 
-def metric_cells(facts: Facts, ids: Iterable[str] = ()) -> dict[tuple[str, str], Cell]:
+def metric_cells(view: SuiteView, ids: Iterable[str] = ()) -> dict[tuple[str, str], Cell]:
     """Return (variant, column) -> its cell, of every metric that a row was planned or measured for.
 
     `ids` are columns that are wanted although nothing may have measured them yet.
     """
-    status = facts.distinct.select("key", "status")
+    status = view.distinct.select("key", "status")
     measured = (
-        facts.view.metrics.join(status, on="key", how="left", maintain_order="left")
+        view.metrics.join(status, on="key", how="left", maintain_order="left")
         .filter(pl.col("status").is_null() | pl.col("status").is_in(DONE))
         .group_by("variant", "column", "key", maintain_order=True)
         .agg(pl.col("seed").unique().sort().alias("seeds"), pl.col("value", "protocol").first())
         .with_columns(keys=pl.concat_list("key"))
     )
-    columns = dict.fromkeys([*facts.columns, *ids])
+    columns = dict.fromkeys([*view.measures, *ids])
     evaluations = pl.DataFrame(
-        [(column, facts.evaluation_of(column)) for column in columns],
+        [(column, view.evaluation_of(column)) for column in columns],
         {"column": pl.String, "kind": pl.String},
         orient="row",
     )
     planned = (
-        facts.view.stages.filter(pl.col("group") == "evaluate")
+        view.stages.filter(pl.col("group") == "evaluate")
         .group_by("variant", "kind", "key", maintain_order=True)
         .agg(pl.len().alias("uses"), pl.col("status", "reason", "seed").first())
         .join(evaluations, on="kind", maintain_order="left")
     )
     return {
-        at: replace(cell, draws_sd=_draws_sd(facts, at[1], cell.values))
+        at: replace(cell, draws_sd=_draws_sd(view, at[1], cell.values))
         for at, cell in gathered(planned, measured).items()
     }
 
@@ -102,13 +102,13 @@ def _cell(row: dict[str, Any]) -> Cell:
     )
 
 
-def _draws_sd(facts: Facts, column: str, values: Sequence[Value]) -> float | None:
+def _draws_sd(view: SuiteView, column: str, values: Sequence[Value]) -> float | None:
     """Return the sd (n - 1) over draws of labelled images, the same for all seeds, of their means.
 
     None where the records tell of no several draws.
     """
-    metric = str(facts.columns.get(column, {}).get("metric"))
-    told = [lookup(facts.record(v.keys[0]), "summary", "draws", metric) for v in values]
+    metric = str(view.measures.get(column, {}).get("metric"))
+    told = [lookup(view.record(v.keys[0]), "summary", "draws", metric) for v in values]
     try:
         found = np.array(told, dtype=float)  # [seeds, draws]
     except (TypeError, ValueError):

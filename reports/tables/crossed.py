@@ -6,19 +6,19 @@ from dataclasses import replace
 from itertools import product
 
 from reports.display import short
-from reports.facts import Facts
+from reports.frames import SuiteView
 from reports.tables.model import Row, Table
 
 #: columns of a metric beyond which nothing is easier to read so
 _MOST_COLUMNS = 8
 
 
-def cross(facts: Facts, table: Table) -> list[Table]:
+def cross(view: SuiteView, table: Table) -> list[Table]:
     """Return a table for each metric of `table`, if its cells are all combinations of settings.
 
     The setting of the most values goes down. The cells are those of `table`.
     """
-    cells = {row.variant: facts.view.cells.get(row.variant, {}) for row in table.rows}
+    cells = {row.variant: view.cells.get(row.variant, {}) for row in table.rows}
     cells = {variant: settings for variant, settings in cells.items() if settings}
     axes: dict[str, dict[str, None]] = {}
     for settings in cells.values():

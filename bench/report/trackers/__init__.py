@@ -18,8 +18,7 @@ from bench.plan.stage import Plan, Row
 from bench.report.frames import build_view
 from bench.store.store import Store
 from maect.files import digest
-from reports.facts import flatten
-from reports.frames import SuiteView
+from reports.frames import SuiteView, flatten
 
 Plain = str | int | float | bool
 

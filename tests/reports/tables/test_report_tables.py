@@ -160,27 +160,6 @@ def test_the_spread_over_draws_stands_beside_the_one_over_seeds() -> None:
         assert cell_of(view, column="low_shot").draws_sd is None
 
 
-def test_a_column_says_that_its_rows_read_different_tokens() -> None:
-    rows, metrics = [], []
-    for variant, pool in (("A", "cls"), ("B", "mean"), ("C", "mean"), ("pixels", None)):
-        features, knn = (stage(key_of(n, variant), n, variant, 0) for n in ("features", "knn"))
-        features["record"] = record(features, settings={"pool": pool})
-        knn["record"] = record(knn, inputs={"features": {"key": features["key"]}})
-        rows += [features, knn]
-        metrics.append(metric(variant, 0, knn["key"], 90.0))
-    table = build_tables(view_of(rows, metrics, tables=TABLE))[0]
-    assert table.columns[0].label == "k-NN (k=10), tokens by row"
-    assert table.notes[0] == "k-NN (k=10): class token in A; mean of patches in B, C."
-    for told in metrics:  # as a plan whose rows differ names the column
-        told["label"] = table.columns[0].label
-    again = build_tables(view_of(rows, metrics, tables=TABLE))[0]
-    assert again.columns[0].label == "k-NN (k=10), tokens by row"
-    for told in metrics:
-        told["label"] = "k-NN (k=10)"
-    same = build_tables(view_of(rows[2:], metrics[1:], tables=TABLE))[0]
-    assert (same.columns[0].label, same.notes) == ("k-NN (k=10)", [])
-
-
 def test_rows_groups_and_digits_follow_the_declaration() -> None:
     declared = {
         "title": "T", "rows": ["MAE-CT", "MAE"], "columns": ["probe", "knn"], "digits": 2,
