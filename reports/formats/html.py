@@ -28,7 +28,7 @@ from reports.tables import costs, findings
 from reports.tables.against import Against
 from reports.tables.build import build_tables
 from reports.tables.costs import Ledger
-from reports.tables.model import Cell, Column, Row, Table, full_label, number, remark
+from reports.tables.model import Cell, Column, Table, full_label, number, remark
 from reports.tables.published import PUBLISHED
 
 _SUITE = re.compile(r'<script type="application/json" id="suite">(.*?)</script>', re.DOTALL)
@@ -186,10 +186,6 @@ class _TableView:
             for column in table.metrics
             if table.cell(row, column).sd is not None
         }
-
-    def anchor(self, row: Row, column: Column) -> str:
-        """Return the id of the cell's line among the values by seed."""
-        return self.anchors[row.variant, column.id]
 
     def named(self, column: Column) -> str:
         """Return the column's name and unit, where its header does not stand above it."""

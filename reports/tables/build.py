@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import polars as pl
@@ -13,12 +14,13 @@ from reports.frames import SuiteView
 from reports.tables import published, statistics
 from reports.tables.cells import metric_cells
 from reports.tables.costs import cost_cells
-from reports.tables.crossed import cross
 from reports.tables.findings import headline
 from reports.tables.model import Cell, Column, Comparison, Row, Table, remark_in_full
 
 #: states whose reason is printed under the table
 _SAID = ("failed", "short", "interrupted", "stale", "missing", "not finite", "mixed protocols")
+#: columns of a metric beyond which nothing is easier to read crossed
+_MOST_COLUMNS = 8
 #: what a column without a metric holds
 _NOT_PLANNED = Cell("not planned", reason="the suite does not plan this evaluation for this row")
 
@@ -42,7 +44,7 @@ def build_tables(view: SuiteView) -> list[Table]:
             at = found.variant, found.column
             table.cells[at] = replace(table.cells[at], bold=found.survives)
         table.notes += _notes(table)
-        table.crossed = cross(view, table)
+        table.crossed = _crossed(view, table)
     beside = [t for t, one in zip(tables, declared, strict=True) if one.get("published")]
     tables[0].published = published.reference(beside, view)
     tables[0].named = [tested[one.what] for one in named if one]
@@ -162,3 +164,45 @@ def _notes(table: Table) -> list[str]:
         every = 1 < len(table.rows) == len(rows)
         notes.append(f"{'all rows' if every else '; '.join(rows)}, {columns}: {remark}")
     return notes
+
+
+def _crossed(view: SuiteView, table: Table) -> list[Table]:
+    """Return a table for each metric of `table`, if its rows are all combinations of settings.
+
+    As papers print ablations: the setting of the most values goes down, the others across.
+    """
+    cells = {row.variant: s for row in table.rows if (s := view.cells.get(row.variant))}
+    settings = pl.DataFrame([*cells.values()], infer_schema_length=None)
+    axes = {one.name: one.drop_nulls().unique(maintain_order=True).to_list() for one in settings}
+    axes = {name: values for name, values in axes.items() if len(values) > 1}
+    if len(axes) < 2:
+        return []
+    down = max(axes, key=lambda name: len(axes[name]))
+    across = [name for name in axes if name != down]
+    variants = {tuple(s.get(name) for name in (down, *across)): v for v, s in cells.items()}
+    combinations = list(product(*(axes[name] for name in across)))
+    whole = set(variants) == {(value, *names) for value in axes[down] for names in combinations}
+    if not whole or len(cells) > _MOST_COLUMNS * len(axes[down]):
+        return []
+    group = " × ".join(short(name, 30) for name in across)
+    tables = []
+    for metric in table.metrics:
+        columns = [
+            replace(metric, id="\n".join(names), label=", ".join(names), group=group)
+            for names in combinations
+        ]
+        origins = {
+            (value, column.id): (variants[value, *names], metric.id)
+            for value in axes[down]
+            for column, names in zip(columns, combinations, strict=True)
+        }
+        crossed = Table(
+            title=f"{metric.label} by {down} and {', '.join(across)}",
+            corner=down,
+            rows=[Row(value) for value in axes[down]],
+            columns=columns,
+            cells={at: table.cells[origin] for at, origin in origins.items()},
+            origins=origins,
+        )
+        tables.append(crossed)
+    return tables

@@ -121,33 +121,26 @@ def _sums(training: pl.DataFrame, column_id: str) -> dict[str, Cell]:
     _, name, hour = _COSTS[column_id]
     known, is_open = pl.col(name).is_not_null(), ~pl.col("status").is_in(DONE)
     told = pl.format(" ({})", "energy_reason") if name == ENERGY.name else pl.lit("")
-
-    def first(column: str) -> pl.Expr:
-        """Return what the first open stage says, before one that was not measured."""
-        said = pl.col(column)
-        return pl.coalesce(said.filter(is_open).first(), said.drop_nulls().first())
-
+    unmeasured = pl.struct(
+        pl.lit("not measured").alias("status"),
+        (pl.col("kind") + told.fill_null("")).alias("reason"),
+    )
     chains = (
-        training.with_columns(
-            pl.when(is_open).then("status").when(~known).then(pl.lit("not measured")).alias("gap"),
-            pl.when(is_open)
-            .then("kind")
-            .when(~known)
-            .then(pl.col("kind") + told.fill_null(""))
-            .alias("reason"),
-        )
-        .group_by("variant", "seed", maintain_order=True)
+        training.group_by("variant", "seed", maintain_order=True)
         .agg(
             pl.col("key").alias("keys"),
             (pl.col(name).sum() / hour).alias("value"),
             pl.col("device_kind").unique().alias("kinds"),
-            first("gap"),
-            first("reason"),
+            pl.coalesce(  # a stage that is open comes before one that was not measured
+                pl.struct("status", pl.col("kind").alias("reason")).filter(is_open).first(),
+                unmeasured.filter(~known).first(),
+            ).alias("gap"),
         )
         .group_by("variant", "keys", maintain_order=True)
         .agg(pl.col("seed").sort().alias("seeds"), pl.exclude("seed").first())
         .with_columns(
-            pl.col("gap").fill_null("complete").alias("status"),
+            pl.col("gap").struct.field("status").fill_null("complete"),
+            pl.col("gap").struct.field("reason"),
             pl.col("seeds").list.first().alias("seed"),
             column=pl.lit(column_id),
             uses=1,
