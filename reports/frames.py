@@ -165,11 +165,6 @@ class SuiteView:
         """Return the record behind a stage; empty where there is none."""
         return self.records.get(key, {})
 
-    def evaluation_of(self, column: str) -> str:
-        """Return the evaluation that a column id belongs to."""
-        known = self.measures.get(column)
-        return str(known["evaluation"]) if known else column.split(".")[0]
-
 
 def lookup(data: Any, *path: str) -> Any:
     """Return `data[path[0]][path[1]]...`, or None where a step is missing."""

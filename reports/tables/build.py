@@ -31,8 +31,7 @@ def build_tables(view: SuiteView) -> list[Table]:
     The first one bears the headline. All tests of all tables are judged together.
     """
     declared = view.tables or [{"title": view.title}]
-    wanted = [column for one in declared for column in one.get("columns") or []]
-    cells = metric_cells(view, wanted + [one["metric"] for one in view.named])
+    cells = metric_cells(view)
     tables = [_build(view, one, cells) for one in declared]
     named = [_named(view, one, cells) for one in view.named]
     tested = statistics.judged(
@@ -75,7 +74,8 @@ def _build(view: SuiteView, declared: dict[str, Any], cells: dict[tuple[str, str
         else:
             own = {(v, column_id): cells.get((v, column_id), _NOT_PLANNED) for v in variants}
             column = _column(view, column_id, int(declared.get("digits", 1)))
-            group = groups.get(column_id) or groups.get(view.evaluation_of(column_id))
+            known = view.measures.get(column_id, {"evaluation": column_id.split(".")[0]})
+            group = groups.get(column_id) or groups.get(known["evaluation"])
             protocol = _one_protocol(table, own, column.label)
             columns = [replace(column, group=group, protocol=protocol)]
         table.columns += columns

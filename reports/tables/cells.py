@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +20,8 @@ _LARGEST = 1e100
 _OPEN = ("failed", "running", "interrupted", "pending", "pruned", "not measured")
 
 
-def metric_cells(view: SuiteView, ids: Iterable[str] = ()) -> dict[tuple[str, str], Cell]:
-    """Return (variant, column) -> its cell, of every metric that a row was planned or measured for.
-
-    `ids` are columns that are wanted although nothing may have measured them yet.
-    """
+def metric_cells(view: SuiteView) -> dict[tuple[str, str], Cell]:
+    """Return (variant, column) -> its cell, of each metric a row was planned or measured for."""
     status = view.distinct.select("key", "status")
     measured = (
         view.metrics.join(status, on="key", how="left", maintain_order="left")
@@ -33,9 +30,8 @@ def metric_cells(view: SuiteView, ids: Iterable[str] = ()) -> dict[tuple[str, st
         .agg(pl.col("seed").unique().sort().alias("seeds"), pl.col("value", "protocol").first())
         .with_columns(keys=pl.concat_list("key"))
     )
-    columns = dict.fromkeys([*view.measures, *ids])
     evaluations = pl.DataFrame(
-        [(column, view.evaluation_of(column)) for column in columns],
+        [(column, told["evaluation"]) for column, told in view.measures.items()],
         {"column": pl.String, "kind": pl.String},
         orient="row",
     )
