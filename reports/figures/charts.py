@@ -32,7 +32,7 @@ def curves(view: SuiteView) -> Figure | None:
     """Return the loss and every other logged column against the step, one panel a kind of stage."""
     panels: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key, columns in view.curves.items():
-        if key in view.by_key and len(columns.get("step", [])) > 1:
+        if key in view.by_key and len(columns["step"]) > 1:
             for name, values in columns.items():
                 if name not in ("step", "lr") and any(map(math.isfinite, values)):
                     panels[name, view.by_key[key]["kind"]].append(key)
@@ -54,11 +54,10 @@ def _curve_panel(view: SuiteView, kind: str, name: str, keys: list[str]) -> Pane
     series, numbers = [], looks(view.variants)
     for key in keys[:_LINES]:
         stage, columns = view.by_key[key], view.curves[key]
-        points = zip(columns["step"], columns[name], strict=False)
-        finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-        label = f"{short(stage['variant'])}, seed {stage['seed']}"
-        line = smoothed(finite)
-        series.append(Series(numbers[stage["variant"]], label, line, dots=False, width=1.2))
+        points = zip(columns["step"], columns[name], strict=True)
+        finite = [(x, y) for x, y in points if math.isfinite(y)]
+        label, look = f"{short(stage['variant'])}, seed {stage['seed']}", numbers[stage["variant"]]
+        series.append(Series(look, label, smoothed(finite), dots=False, width=1.2))
     ys = [point.y for one in series for point in one.points]
     # a loss that falls far at first would be a corner and a flat line on a linear axis
     log = name == "loss" and min(ys) > 0 and max(ys) / min(ys) > 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple
 
 import polars as pl
@@ -87,10 +87,11 @@ def _bars(view: SuiteView) -> Iterator[_Bar]:
     columns = ["key", "started", "ended", "status", "error"]
     complete = view.done.select(*columns[:4], error=pl.lit(None, pl.String))
     failed = view.attempts.filter(~pl.col("status").is_in(["complete", "running"]))
-    for row in pl.concat([complete, failed.select(columns)]).iter_rows(named=True):
+    timed = pl.concat([complete, failed.select(columns)]).drop_nulls(["started", "ended"])
+    for row in timed.iter_rows(named=True):
         stage = view.by_key.get(row["key"])
-        start, end = _seconds(row["started"]), _seconds(row["ended"])
-        if stage is None or start is None or end is None or end < start:
+        start, end = (datetime.fromisoformat(row[at]).timestamp() for at in ("started", "ended"))
+        if stage is None or end < start:
             continue
         kind = "head" if stage["kind"].endswith("head") else stage["kind"]
         if kind not in _KINDS:
@@ -101,15 +102,6 @@ def _bars(view: SuiteView) -> Iterator[_Bar]:
         where = f"{short(stage['variant'])}, seed {stage['seed']}"
         text = f"{short(stage['name'])} ({where}), {duration(end - start)}, {said}"
         yield _Bar(start, end, short(stage["worker"] or "no worker named", 17), kind, text)
-
-
-def _seconds(text: str | None) -> float | None:
-    """Return seconds since the epoch of an ISO time; one without a zone is read as UTC."""
-    try:
-        moment = datetime.fromisoformat(text or "")
-    except ValueError:
-        return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _pauses(bars: list[_Bar]) -> list[tuple[float, float]]:

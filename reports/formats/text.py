@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from io import StringIO
 from itertools import islice
 from typing import Any
@@ -25,6 +26,7 @@ from reports.tables.model import Column, Table, cell_text
 
 #: columns where no terminal tells, and of sentences at the most
 _WIDTH = 100
+_room = partial(display.room, _WIDTH)
 #: lines of a failed stage's log, and columns of each
 _LOG_LINES, _LOG_WIDTH = 6, 240
 #: columns of a heading before it goes on below
@@ -132,11 +134,6 @@ def _printed(text: str) -> str:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     known = (c if c.encode(encoding, "ignore") else _INSTEAD.get(c, "?") for c in plain(text))
     return "".join(known)
-
-
-def _room() -> int:
-    """Return columns of the terminal."""
-    return display.room(_WIDTH)
 
 
 def _ruled(table: Table, columns: Sequence[Column]) -> list[str]:

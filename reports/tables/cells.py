@@ -126,9 +126,8 @@ def _state(stages: list[dict[str, Any]], have: int) -> tuple[str, str | None]:
         return "pruned", reason
     if have:
         return "short", reason or "a stage is complete but lacks this metric"
-    for status in _OPEN:
-        if statuses[status]:
-            return status, reason
+    if status := next((status for status in _OPEN if statuses[status]), None):
+        return status, reason
     return "missing", "the stage is complete but its record lacks this metric"
 
 

@@ -131,7 +131,7 @@ def test_timeline_draws_stages_failures_and_cuts_long_pauses() -> None:
     rows = [
         stage(key_of(0), "mae", "A", 0),
         stage(key_of(1), "mae", "A", 1, **times),
-        stage(key_of(2), "mae", "A", 2, started="not a time"),
+        stage(key_of(2), "mae", "A", 2, started=None),
     ]
     figure = timeline(view_of(rows, []))
     assert figure is not None
