@@ -22,10 +22,8 @@ _OPEN = ("failed", "running", "interrupted", "pending", "pruned", "not measured"
 
 def metric_cells(view: SuiteView) -> dict[tuple[str, str], Cell]:
     """Return (variant, column) -> its cell, of each metric a row was planned or measured for."""
-    status = view.distinct.select("key", "status")
     measured = (
-        view.metrics.join(status, on="key", how="left", maintain_order="left")
-        .filter(pl.col("status").is_null() | pl.col("status").is_in(DONE))
+        view.metrics.filter(pl.col("key").is_in(view.done["key"]))
         .group_by("variant", "column", "key", maintain_order=True)
         .agg(pl.col("seed").unique().sort().alias("seeds"), pl.col("value", "protocol").first())
         .with_columns(keys=pl.concat_list("key"))
@@ -64,22 +62,19 @@ def gathered(planned: pl.DataFrame, measured: pl.DataFrame) -> dict[tuple[str, s
             pl.col("value").filter(finite).std().alias("sd"),
             pl.col("protocol").filter(finite).drop_nulls().unique().alias("protocols"),
             pl.col("seeds").list.first().filter(~finite).alias("broken"),
-            pl.len().alias("measured"),
         )
     )
     stages = planned.group_by(by_column, maintain_order=True).agg(
         pl.struct("status", "reason", "seed").alias("stages"), pl.col("uses").first()
     )
-    rows = stages.join(found, on=by_column, how="full", coalesce=True)
+    rows = stages.join(found, on=by_column, how="left")
     return {(row["variant"], row["column"]): _cell(row) for row in rows.iter_rows(named=True)}
 
 
 def _cell(row: dict[str, Any]) -> Cell:
     """Return the cell of one variant and column from what was planned and measured."""
-    stages = row["stages"] or []
-    found = row["values"] or []
+    stages, found, protocols = row["stages"], row["values"] or [], row["protocols"] or []
     values = tuple(Value(tuple(v["seeds"]), v["value"], tuple(v["keys"])) for v in found)
-    protocols = row["protocols"] or []
     state, reason = _state(stages, len(values))
     if row["broken"]:
         seeds = ", ".join(map(str, row["broken"]))
@@ -91,7 +86,7 @@ def _cell(row: dict[str, Any]) -> Cell:
         values,
         row["mean"],
         row["sd"],
-        len(stages) or row["measured"] or 0,
+        len(stages),
         reason,
         protocols[0] if len(protocols) == 1 else None,
         fixed=len(stages) == 1 and row["uses"] > 1,
