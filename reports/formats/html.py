@@ -37,9 +37,7 @@ _RUN = ("started", "wall_s", "status", "command")
 
 
 def render_html(
-    view: SuiteView,
-    tables: list[Table] | None = None,
-    against: Against | None = None,
+    view: SuiteView, tables: list[Table] | None = None, against: Against | None = None
 ) -> str:
     """Return the page. Every string of the view is escaped; scripts and styles are ours alone.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from io import StringIO
 from itertools import islice
@@ -39,12 +39,7 @@ _WIDE = Console(file=StringIO(), width=1_000_000, color_system=None)
 _INSTEAD = {"±": "+/-", "−": "-", "–": "-", "─": "-", "…": "...", "×": "x", "·": "-", "Δ": "delta"}
 
 
-def render_text(
-    view: SuiteView,
-    tables: list[Table] | None = None,
-    *,
-    brief: bool = False,
-) -> str:
+def render_text(view: SuiteView, tables: list[Table] | None = None, *, brief: bool = False) -> str:
     """Return scale, tables, costs, failures and problems of a suite, ending with a newline.
 
     With `brief` the tables alone, the sentence on the result, failures and problems.
@@ -52,13 +47,12 @@ def render_text(
     tables = tables or build_tables(view)
     if brief:
         lines = [line for table in tables for line in [*table_text(table), *_stars(table), ""]]
-        for sentence in tables[0].headline or [best_row(tables[0])]:
-            lines += _wrap(sentence)
+        lines += _wrapped(tables[0].headline or [best_row(tables[0])])
     else:
         title = f"{short(view.title, 80)} · profile {short(view.profile, 30)}"
         told = [title, short(view.scale, 120), *tables[0].headline]
         told += [short(note, 600) for note in view.notes]
-        lines = [part for sentence in told for part in _wrap(sentence)]
+        lines = _wrapped(told)
         for table in tables:
             lines += ["", *table_text(table), *_said(table, view)]
             lines += [line for crossed in table.crossed for line in ["", *table_text(crossed)]]
@@ -67,10 +61,10 @@ def render_text(
         lines += ["", *_failure_text(failure)]
     if view.problems:
         lines += ["", f"{plural(len(view.problems), 'problem')} in the store:"]
-        lines += [part for problem in view.problems[:10] for part in _wrap(short(problem, 300))]
+        lines += _wrapped(short(problem, 300) for problem in view.problems[:10])
         if len(view.problems) > 10:
             lines.append(f"  and {len(view.problems) - 10} more, in the report")
-    return "\n".join(_printed(line) for line in lines) + "\n"
+    return "\n".join(map(_printed, lines)) + "\n"
 
 
 def against_text(found: Against) -> str:
@@ -96,7 +90,7 @@ def against_text(found: Against) -> str:
             names = (dict.fromkeys(one[i] for one in alone) for i in (0, 1))
             rows, columns = (", ".join(map(short, some)) for some in names)
             told.append(f"Only {where}: {plural(len(alone), 'cell')} ({rows}: {columns}).")
-    return "\n".join(_printed(line) for sentence in told for line in _wrap(sentence))
+    return "\n".join(map(_printed, _wrapped(told)))
 
 
 def _held_text(one: Held) -> str:
@@ -184,7 +178,7 @@ def _head(column: Column) -> str:
 def _said(table: Table, view: SuiteView) -> list[str]:
     said = [*table.notes, *how_tested(table), *ranking(table, view), *numerics(table, view)]
     said += _stars(table) + [f"Problem: {problem}" for problem in table.problems]
-    return [part for sentence in said for part in _wrap(sentence)]
+    return _wrapped(said)
 
 
 def _stars(table: Table) -> list[str]:
@@ -214,7 +208,7 @@ def ledger_text(found: Ledger) -> list[str]:
             count = len(line.rows)
             took = "not measured" if line.unmeasured == count else duration(line.wall_s)
             lines.append(f"Apart: {line.label.lower()}, {count}, {took}.")
-    return [part for line in lines + found.sentences for part in _wrap(line)]
+    return _wrapped(lines + found.sentences)
 
 
 def _failure_text(failure: dict[str, Any]) -> list[str]:
@@ -224,9 +218,11 @@ def _failure_text(failure: dict[str, Any]) -> list[str]:
     said = f"{short(failure['name'], 80)} {failure['status']}: {error}{failure['message']}"
     log = plain(failure["log_tail"] or "").rstrip().splitlines()[-_LOG_LINES:]
     cut = (line if len(line) <= _LOG_WIDTH else line[: _LOG_WIDTH - 1] + "…" for line in log)
-    told = [*_wrap(short(said, 600)), *_wrap(f"  It costs the rows {rows}.")]
+    told = _wrapped([short(said, 600), f"  It costs the rows {rows}."])
     return told + [part for line in cut for part in display.wrap(f"  | {line}", _room(), "  |   ")]
 
 
-def _wrap(text: str) -> list[str]:
-    return display.wrap(plain(text), min(_room(), _WIDTH))
+def _wrapped(sentences: Iterable[str]) -> list[str]:
+    """Return the lines of sentences, none wider than the terminal."""
+    width = min(_room(), _WIDTH)
+    return [line for one in sentences for line in display.wrap(plain(one), width)]

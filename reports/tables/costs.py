@@ -250,10 +250,8 @@ def ledger(view: SuiteView) -> Ledger:
 
 def in_short(found: Ledger, tables: Sequence[Table]) -> str:
     """Return what the suite cost, and a seed of the rows of the primary comparison."""
-    total = []
-    for kind, hours in found.total.hours.items():
-        unit, factor = time_unit(hours)
-        total.append(f"{amount(hours * factor)} {kind}-{unit}")
+    units = [(kind, hours, *time_unit(hours)) for kind, hours in found.total.hours.items()]
+    total = [f"{amount(hours * factor)} {kind}-{unit}" for kind, hours, unit, factor in units]
     if not total:
         return ""
     text = f"{' and '.join(total)} for the whole suite, each stage once"
@@ -261,13 +259,12 @@ def in_short(found: Ledger, tables: Sequence[Table]) -> str:
     text += f", {ENERGY.text(energy)}" if energy is not None else ""
     named = [row for one in tables[0].named[:1] for row in (one.variant, one.baseline)]
     told: list[str] = []
-    for table in tables:
-        column = next((c for c in table.columns if c.id == "cost.total"), None)
-        cells = {row: table.cells.get((row, column.id)) for row in named} if column else {}
+    for table, column in ((t, c) for t in tables for c in t.columns if c.id == "cost.total"):
+        cells = {row: table.cells.get((row, column.id), Cell("none")) for row in named}
         told = told or [
             f"{short(row)} {amount(cell.mean)} {column.unit}"
             for row, cell in cells.items()
-            if column and cell and cell.valued and cell.mean is not None
+            if cell.valued and cell.mean is not None
         ]
     return text + (f"; training of one seed: {', '.join(told)}" if told else "") + "."
 
