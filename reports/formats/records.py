@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,9 +25,8 @@ def anchor(key: str) -> str:
 
 def entries(view: SuiteView) -> Iterator[dict[str, Any]]:
     """Yield an entry for each distinct stage as the page prints it, in the plan's order."""
-    attempts: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in view.attempts.sort("attempt", nulls_last=True).iter_rows(named=True):
-        attempts[row["key"]].append(row | {"cost": _cost(row)})
+    in_order = view.attempts.sort("attempt", nulls_last=True)
+    attempts = in_order.rows_by_key("key", named=True, include_key=True)
     for key, stage in view.by_key.items():
         record = view.record(key)
         full = len(view.by_key) <= FULL or stage["status"] in ("failed", "interrupted")
@@ -37,7 +35,7 @@ def entries(view: SuiteView) -> Iterator[dict[str, Any]]:
             "users": _users(stage),
             "facts": _facts(stage, record),
             "inputs": _inputs(view, record),
-            "attempts": attempts[key],
+            "attempts": [tried | {"cost": _cost(tried)} for tried in attempts.get(key, [])],
             "files": record.get("files") or {} if full else {},
             "blocks": _blocks(record) if full else [],
         }
