@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import polars as pl
+
+#: states of a stage whose output is there
+DONE = ("complete", "stale")
 
 #: what an attempt at a stage cost; what was not measured is null, with the reason
 _COST: dict[str, Any] = {
@@ -76,7 +81,10 @@ FAILURES: dict[str, Any] = {
 
 @dataclass
 class SuiteView:
-    """One suite at one profile, as far as its store has it. Frames follow the schemas above."""
+    """One suite at one profile, as far as its store has it, and what all formats ask of it.
+
+    Frames follow the schemas above.
+    """
 
     suite: str
     title: str
@@ -120,3 +128,63 @@ class SuiteView:
     gallery: dict[str, Any] | None = None
     #: what a search did without by stopping cells, a sentence
     spared: str | None = None
+
+    @cached_property
+    def distinct(self) -> pl.DataFrame:
+        """Every stage once, in the plan's order, with the `variants` and `seeds` of its rows."""
+        return self.stages.group_by("key", maintain_order=True).agg(
+            pl.exclude("variant", "seed", "own").first(),
+            pl.col("variant", "seed").first(),
+            pl.col("variant").alias("variants"),
+            pl.col("seed").alias("seeds"),
+        )
+
+    @cached_property
+    def done(self) -> pl.DataFrame:
+        """Stages whose output is there, each once."""
+        return self.distinct.filter(pl.col("status").is_in(DONE))
+
+    @cached_property
+    def training(self) -> pl.DataFrame:
+        """The training stages of all rows; `own` are each row's own last ones."""
+        found = self.stages.filter(pl.col("group") == "train")
+        return found.unique(["variant", "seed", "key"], keep="first", maintain_order=True)
+
+    @cached_property
+    def by_key(self) -> dict[str, dict[str, Any]]:
+        """Rows of `distinct` by key, for what is printed of single stages."""
+        return {row["key"]: row for row in self.distinct.iter_rows(named=True)}
+
+    @cached_property
+    def measures(self) -> dict[str, dict[str, Any]]:
+        """Column id -> what it measures: label, unit, direction; as recorded, else as planned."""
+        measured = self.metrics.unique("column", keep="first", maintain_order=True)
+        return self.columns | {row["column"]: row for row in measured.iter_rows(named=True)}
+
+    def record(self, key: str) -> dict[str, Any]:
+        """Return the record behind a stage; empty where there is none."""
+        return self.records.get(key, {})
+
+
+def lookup(data: Any, *path: str) -> Any:
+    """Return `data[path[0]][path[1]]...`, or None where a step is missing."""
+    for name in path:
+        data = data.get(name) if isinstance(data, dict) else None
+    return data
+
+
+def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, by dotted path: {"mae": {"steps": 9}} -> {"mae.steps": 9}."""
+    if not isinstance(data, dict):
+        return {prefix: data}
+    found: dict[str, Any] = {}
+    for name, value in data.items():
+        found |= flatten(value, f"{prefix}.{name}" if prefix else str(name))
+    return found
+
+
+def unequal(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each name with other values before and after; None stands for a missing value."""
+    for name in dict.fromkeys([*before, *after]):
+        if before.get(name) != after.get(name):
+            yield name, before.get(name), after.get(name)

@@ -27,7 +27,7 @@ from bench.store.record import Record
 from bench.store.store import Store
 from bench.suite.load import load_suite
 from reports.display import plural, ranges
-from reports.facts import flatten, unequal
+from reports.frames import flatten, unequal
 
 #: what of a record is compared, in the order in which a difference explains the next
 SECTIONS: dict[str, Callable[[Record], dict[str, Any]]] = {

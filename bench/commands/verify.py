@@ -41,7 +41,7 @@ from maect import evals
 from maect.datasets.splits import selection_rows
 from maect.files import digest
 from reports.display import plural
-from reports.facts import unequal
+from reports.frames import unequal
 from reports.tables.build import build_tables
 from reports.tables.model import number
 

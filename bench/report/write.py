@@ -16,7 +16,6 @@ from bench.report.frames import build_view
 from bench.report.results import measured_in, read_results, stored_results
 from bench.store.store import Store
 from maect.files import write_atomic
-from reports.facts import Facts
 from reports.figures.all import all_figures
 from reports.formats.exports import FORMATS, plain_against, plain_report
 from reports.formats.html import extract_suite, render_html
@@ -49,14 +48,13 @@ def write_report(
         alike = names[0] == names[1]
         one, beside = (store.name for _, store in sides) if alike else names
         view = side_by_side(view, other, (one, beside))
-    facts = Facts(view)
-    tables = build_tables(view, facts)
+    tables = build_tables(view)
     if show == "json":
         found = {"failures": view.failures.to_dicts(), "problems": view.problems}
         print(json.dumps(plain_report(view, tables) | found, indent=1, default=str))
     elif show != "nothing":
-        print(render_text(view, facts, tables, brief=show == "table"))
-    files.write(view, facts, tables, told=show == "text")
+        print(render_text(view, tables, brief=show == "table"))
+    files.write(view, tables, told=show == "text")
     return view
 
 
@@ -86,7 +84,7 @@ def tell_against(
     found = hold(tables, measured_in(view), reference)
     print(json.dumps(plain_against(found), indent=1) if as_json else against_text(found))
     if files is not None:
-        files.write(view, Facts(view), tables, told=not as_json, against=found)
+        files.write(view, tables, told=not as_json, against=found)
     return view, found
 
 
@@ -102,8 +100,7 @@ def write_figures(folder: Path, view: SuiteView, formats: Sequence[str]) -> int:
     except ModuleNotFoundError:
         needs = "figures need matplotlib: pip install 'maect-bench[figures]'"
         raise UserError(needs) from None
-    facts = Facts(view)
-    figures = all_figures(facts, build_tables(view, facts))
+    figures = all_figures(view, build_tables(view))
     if not figures:
         raise UserError(f"nothing of suite {view.suite} can be drawn yet; run it first")
     panels = [(one, n, panel) for one in figures for n, panel in enumerate(one.panels, 1)]
@@ -161,7 +158,6 @@ class _Files:
     def write(
         self,
         view: SuiteView,
-        facts: Facts,
         tables: list[Table],
         *,
         told: bool,
@@ -170,7 +166,7 @@ class _Files:
         """Write the page and the exports, as far as they can be written."""
         for name, path in self.paths.items():
             export = FORMATS[name][1] if name in FORMATS else None
-            data = export(view, tables) if export else render_html(view, facts, tables, against)
+            data = export(view, tables) if export else render_html(view, tables, against)
             with self._told(path):
                 write_atomic(path, data.encode() if isinstance(data, str) else data)
                 if told:

@@ -11,11 +11,11 @@ from typing import Any
 import polars as pl
 
 from reports.display import short, slug
-from reports.facts import DONE, Facts, flatten
 from reports.figures.charts import legend_of, off_scale, with_unit
 from reports.figures.model import Figure, Note, Panel, Point, Series, figure
 from reports.figures.palette import looks
 from reports.figures.svg import LEFT, RIGHT, spanning
+from reports.frames import DONE, SuiteView, flatten
 from reports.tables.cells import metric_cells
 from reports.tables.model import Cell, Table
 
@@ -32,12 +32,12 @@ _ALONG = {
 # -------------------------------------------------------------------- along one setting of the rows
 
 
-def ablation(facts: Facts, table: Table) -> Figure | None:
+def ablation(view: SuiteView, table: Table) -> Figure | None:
     """Return metrics against each number that at least three comparable rows differ in."""
     panels: list[Panel] = []
     legend: list[tuple[int, str]] = []
     title = ""
-    for setting, lines in _lines(facts, [row.variant for row in table.rows]).items():
+    for setting, lines in _lines(view, [row.variant for row in table.rows]).items():
         kind, _, name = setting.partition(".")
         name = name.rpartition(".")[2]
         shared = [_common(line) for line in lines]
@@ -68,13 +68,13 @@ def _series(number: int, name: str, cells: Iterable[tuple[float, Cell]]) -> list
     return [Series(number, name, points)] if len(points) > 1 else []
 
 
-def _lines(facts: Facts, variants: Sequence[str]) -> dict[str, list[list[tuple[float, str]]]]:
+def _lines(view: SuiteView, variants: Sequence[str]) -> dict[str, list[list[tuple[float, str]]]]:
     """Return setting -> the rows that differ in it alone, as (value, variant) by value.
 
     A line has three values at least. A stage's record may repeat a setting of the stage before it;
     of settings that are alike in every row the first one stands for all.
     """
-    rows = [_settings(facts, variant) for variant in variants]
+    rows = [_settings(view, variant) for variant in variants]
     paths = dict.fromkeys(path for row in rows for path in row)
     values = {path: [row.get(path) for row in rows] for path in paths}
     values = {path: found for path, found in values.items() if len({*map(repr, found)}) > 1}
@@ -92,13 +92,13 @@ def _lines(facts: Facts, variants: Sequence[str]) -> dict[str, list[list[tuple[f
     return lines
 
 
-def _settings(facts: Facts, variant: str) -> dict[str, Any]:
+def _settings(view: SuiteView, variant: str) -> dict[str, Any]:
     """Return the settings of a row's training stages of one seed: "head.queue_size" -> 512."""
-    mine = facts.training.filter(pl.col("variant") == variant)
+    mine = view.training.filter(pl.col("variant") == variant)
     first = mine.filter((pl.col("seed") == pl.col("seed").first()) & pl.col("status").is_in(DONE))
     flat: dict[str, Any] = {}
     for key, kind in first.select("key", "kind").iter_rows():
-        flat |= flatten(facts.record(key).get("settings") or {}, kind)
+        flat |= flatten(view.record(key).get("settings") or {}, kind)
     return {path: value for path, value in flat.items() if not path.endswith(".seed")}
 
 
@@ -118,34 +118,34 @@ def _common(line: list[tuple[float, str]]) -> str:
 # ------------------------------------------------------------------------ along what metrics say
 
 
-def by_number(facts: Facts, printed: Collection[str] = ()) -> list[Figure]:
+def by_number(view: SuiteView, printed: Collection[str] = ()) -> list[Figure]:
     """Return a figure for each thing that metrics are measured along: blocks, labels, neighbours.
 
     Each series of metrics is a panel, each row of the table a line. `printed` are the
     ids of the tables' columns: a figure that shows these alone is folded.
     """
-    cells = metric_cells(facts)
+    cells = metric_cells(view)
     columns: dict[str, dict[tuple[str, str], list[tuple[float, str]]]] = {}
-    for column, row in facts.columns.items():
+    for column, row in view.measures.items():
         if _drawable(row["at"]):
             found = columns.setdefault(row["along"], {})
             found.setdefault((row["evaluation"], row["series"]), []).append((row["at"], column))
     figures = []
-    numbers = looks(facts.view.variants)
+    numbers = looks(view.variants)
     for along, (title, x_label) in _ALONG.items():
         panels, drawn, folded = [], [], True
         for (_, label), numbered in columns.get(along, {}).items():
             series: list[Series] = []
-            for v in facts.view.variants[:_LINES]:
+            for v in view.variants[:_LINES]:
                 known = ((x, cells[v, c]) for x, c in sorted(numbered) if (v, c) in cells)
                 series += _series(numbers[v], v, known)
             if series and len({x for x, _ in numbered}) >= 3:
-                unit = facts.columns[numbered[0][1]]["unit"]
+                unit = view.measures[numbered[0][1]]["unit"]
                 told = short(label, 56) + (f", {unit}" if unit else "")
                 panels.append(_panel(told, x_label, series))
                 drawn += [one.name for one in series]
                 folded = folded and all(column in printed for _, column in numbered)
-        legend = legend_of(facts, drawn)
+        legend = legend_of(view, drawn)
         caption = "Mean over seeds; whiskers are one sd."
         panels = panels[:_PANELS]
         figures.append(figure(slug(title), title, caption, panels, legend, folded=folded))

@@ -8,9 +8,9 @@ from collections.abc import Collection, Sequence
 from itertools import pairwise, takewhile
 
 from reports.display import middle, plural, short
-from reports.facts import Facts
 from reports.figures.model import Figure, Note, Panel, Point, Series, figure
 from reports.figures.palette import PLAIN, looks
+from reports.frames import SuiteView
 from reports.tables.model import Column, Table, number
 
 #: lines in one panel, points in one line, rows in one panel: a picture with more gets heavier,
@@ -19,46 +19,45 @@ _LINES, _POINTS, _ROWS = 60, 80, 40
 _STAGES = {"mae": "MAE", "head": "head", "tune": "tuning"}
 
 
-def legend_of(facts: Facts, variants: Collection[str]) -> list[tuple[int, str]]:
+def legend_of(view: SuiteView, variants: Collection[str]) -> list[tuple[int, str]]:
     """Return (look, label) of the first 24 variants, in row order."""
-    numbers = looks(facts.view.variants)
-    return [(numbers[v], middle(v)) for v in facts.view.variants if v in variants][:24]
+    numbers = looks(view.variants)
+    return [(numbers[v], middle(v)) for v in view.variants if v in variants][:24]
 
 
 # ------------------------------------------------------------------------------ training curves
 
 
-def curves(facts: Facts) -> Figure | None:
+def curves(view: SuiteView) -> Figure | None:
     """Return the loss and every other logged column against the step, one panel a kind of stage."""
     panels: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for key, columns in facts.view.curves.items():
-        if key in facts.stages and len(columns.get("step", [])) > 1:
+    for key, columns in view.curves.items():
+        if key in view.by_key and len(columns["step"]) > 1:
             for name, values in columns.items():
                 if name not in ("step", "lr") and any(map(math.isfinite, values)):
-                    panels[name, facts.stages[key]["kind"]].append(key)
+                    panels[name, view.by_key[key]["kind"]].append(key)
     order = {kind: i for i, kind in enumerate(_STAGES)}
     chosen = sorted(panels, key=lambda p: (p[0] != "loss", p[0], order.get(p[1], 9)))
-    shown = {facts.stages[key]["variant"] for keys in panels.values() for key in keys[:_LINES]}
+    shown = {view.by_key[key]["variant"] for keys in panels.values() for key in keys[:_LINES]}
     return figure(
         "curves",
         "Training",
         "Training curves, one line a seed, over long runs means of "
         "neighbouring steps. A stage that rows share has the look of the first of them.",
-        (_curve_panel(facts, kind, name, panels[name, kind]) for name, kind in chosen),
-        legend_of(facts, shown),
+        (_curve_panel(view, kind, name, panels[name, kind]) for name, kind in chosen),
+        legend_of(view, shown),
         folded=True,
     )
 
 
-def _curve_panel(facts: Facts, kind: str, name: str, keys: list[str]) -> Panel:
-    series, numbers = [], looks(facts.view.variants)
+def _curve_panel(view: SuiteView, kind: str, name: str, keys: list[str]) -> Panel:
+    series, numbers = [], looks(view.variants)
     for key in keys[:_LINES]:
-        stage, columns = facts.stages[key], facts.view.curves[key]
-        points = zip(columns["step"], columns[name], strict=False)
-        finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-        label = f"{short(stage['variant'])}, seed {stage['seed']}"
-        line = smoothed(finite)
-        series.append(Series(numbers[stage["variant"]], label, line, dots=False, width=1.2))
+        stage, columns = view.by_key[key], view.curves[key]
+        points = zip(columns["step"], columns[name], strict=True)
+        finite = [(x, y) for x, y in points if math.isfinite(y)]
+        label, look = f"{short(stage['variant'])}, seed {stage['seed']}", numbers[stage["variant"]]
+        series.append(Series(look, label, smoothed(finite), dots=False, width=1.2))
     ys = [point.y for one in series for point in one.points]
     # a loss that falls far at first would be a corner and a flat line on a linear axis
     log = name == "loss" and min(ys) > 0 and max(ys) / min(ys) > 4
@@ -80,21 +79,21 @@ def smoothed(points: list[tuple[float, float]]) -> list[Point]:
 # --------------------------------------------------------------------------------- metric by seed
 
 
-def by_seed(facts: Facts, table: Table) -> Figure | None:
+def by_seed(view: SuiteView, table: Table) -> Figure | None:
     """Return a dot a seed and a tick at the mean, rows below each other, one panel a metric."""
     rows = [r.variant for r in table.rows][:_ROWS]
     drawn = [c for c in table.metrics if any(table.cells[v, c.id].valued for v in rows)]
     caption = "Each dot is one seed, the bar their mean; an arrow stands for a row off the scale."
     if len(rows) < len(table.rows):
         caption += f" The first {len(rows)} of {len(table.rows):,} rows are drawn."
-    panels = (_seed_panel(facts, table, column, rows) for column in drawn)
+    panels = (_seed_panel(view, table, column, rows) for column in drawn)
     return figure("seeds", "Metric by seed", caption, panels, [])
 
 
-def _seed_panel(facts: Facts, table: Table, column: Column, rows: list[str]) -> Panel:
+def _seed_panel(view: SuiteView, table: Table, column: Column, rows: list[str]) -> Panel:
     cells = {v: table.cells[v, column.id] for v in rows}
     means = {v: c.mean for v, c in cells.items() if c.valued and c.mean is not None}
-    apart, numbers = off_scale(means), looks(facts.view.variants)
+    apart, numbers = off_scale(means), looks(view.variants)
     lowest = min((mean for v, mean in means.items() if v not in apart), default=0.0)
     series, notes = [], []
     for i, (variant, cell) in enumerate(cells.items()):
@@ -151,7 +150,7 @@ def with_unit(column: Column) -> str:
 # --------------------------------------------------------------------------- accuracy against cost
 
 
-def pareto(facts: Facts, table: Table) -> Figure | None:
+def pareto(view: SuiteView, table: Table) -> Figure | None:
     """Return metrics against cumulative training cost, with the rows that none beats on both."""
     cost = next((c for c in table.columns if c.id == "cost.total"), None)
     if cost is None:
@@ -169,14 +168,14 @@ def pareto(facts: Facts, table: Table) -> Figure | None:
                 said = f"{short(row.variant)}: {text}"
                 points[row.variant] = Point(x.mean, y.mean, y.sd, said)
         if len(points) > 1:
-            panels.append(_pareto_panel(facts, points, column, cost))
+            panels.append(_pareto_panel(view, points, column, cost))
             shown += points
     caption = (
         f"Mean over seeds against the training cost of one seed, ancestors included ({cost.unit}); "
         "whiskers are one sd. The line joins the rows that no other row beats on both. Rows that "
         "train nothing are left out."
     )
-    return figure("pareto", "Accuracy against cost", caption, panels, legend_of(facts, shown))
+    return figure("pareto", "Accuracy against cost", caption, panels, legend_of(view, shown))
 
 
 def front(points: dict[str, Point], higher_is_better: bool) -> list[str]:
@@ -190,9 +189,9 @@ def front(points: dict[str, Point], higher_is_better: bool) -> list[str]:
     return found
 
 
-def _pareto_panel(facts: Facts, points: dict[str, Point], column: Column, cost: Column) -> Panel:
+def _pareto_panel(view: SuiteView, points: dict[str, Point], column: Column, cost: Column) -> Panel:
     costs = [point.x for point in points.values()]
-    names, numbers = front(points, column.higher_is_better), looks(facts.view.variants)
+    names, numbers = front(points, column.higher_is_better), looks(view.variants)
     at = [points[name] for name in names]
     corners = [Point(b.x, level) for a, b in pairwise(at) for level in (a.y, b.y)]
     series = [Series(PLAIN, "front", [*at[:1], *corners], dots=False, width=1, dash="4 3")]

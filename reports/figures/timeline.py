@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple
 
 import polars as pl
 
 from reports.display import duration, plural, short
-from reports.facts import DONE, Facts
 from reports.figures.model import Figure, Panel, Point, Series, figure
 from reports.figures.palette import BAD, looks
 from reports.figures.svg import WIDE
+from reports.frames import DONE, SuiteView
 
 #: bars beyond which the picture shows the longest ones only
 _MOST = 1500
@@ -34,9 +34,9 @@ class _Bar(NamedTuple):
     text: str
 
 
-def timeline(facts: Facts) -> Figure | None:
+def timeline(view: SuiteView) -> Figure | None:
     """Return the stages over wall time; None where no stage has both times."""
-    bars = list(_bars(facts))
+    bars = list(_bars(view))
     if not bars:
         return None
     kept = sorted(sorted(bars, key=lambda b: b.start - b.end)[:_MOST])
@@ -82,15 +82,16 @@ def timeline(facts: Facts) -> Figure | None:
     return figure("timeline", "Timeline", caption, [panel], legend, bars=True, folded=True)
 
 
-def _bars(facts: Facts) -> Iterator[_Bar]:
+def _bars(view: SuiteView) -> Iterator[_Bar]:
     """Yield a bar for each complete stage and each attempt that came to nothing."""
     columns = ["key", "started", "ended", "status", "error"]
-    complete = facts.done.select(*columns[:4], error=pl.lit(None, pl.String))
-    failed = facts.view.attempts.filter(~pl.col("status").is_in(["complete", "running"]))
-    for row in pl.concat([complete, failed.select(columns)]).iter_rows(named=True):
-        stage = facts.stages.get(row["key"])
-        start, end = _seconds(row["started"]), _seconds(row["ended"])
-        if stage is None or start is None or end is None or end < start:
+    complete = view.done.select(*columns[:4], error=pl.lit(None, pl.String))
+    failed = view.attempts.filter(~pl.col("status").is_in(["complete", "running"]))
+    timed = pl.concat([complete, failed.select(columns)]).drop_nulls(["started", "ended"])
+    for row in timed.iter_rows(named=True):
+        stage = view.by_key.get(row["key"])
+        start, end = (datetime.fromisoformat(row[at]).timestamp() for at in ("started", "ended"))
+        if stage is None or end < start:
             continue
         kind = "head" if stage["kind"].endswith("head") else stage["kind"]
         if kind not in _KINDS:
@@ -101,15 +102,6 @@ def _bars(facts: Facts) -> Iterator[_Bar]:
         where = f"{short(stage['variant'])}, seed {stage['seed']}"
         text = f"{short(stage['name'])} ({where}), {duration(end - start)}, {said}"
         yield _Bar(start, end, short(stage["worker"] or "no worker named", 17), kind, text)
-
-
-def _seconds(text: str | None) -> float | None:
-    """Return seconds since the epoch of an ISO time; one without a zone is read as UTC."""
-    try:
-        moment = datetime.fromisoformat(text or "")
-    except ValueError:
-        return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _pauses(bars: list[_Bar]) -> list[tuple[float, float]]:

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from reports.display import fixed
-from reports.facts import flatten
 from reports.formats.exports import markdown_escaped
 from reports.formats.templates import environment
-from reports.frames import SuiteView
+from reports.frames import SuiteView, flatten
 from reports.tables.model import Cell, Column, Table, cell_text, full_label
 
 
@@ -29,15 +28,15 @@ def model_card(
     """
     cells = [*_cells(tables, variant)]
     figures, results = [], []
-    for _, column, cell in cells:
+    for column, cell in cells:
         label, own = full_label(column), cell.by_seed.get(seed)
         unit = f" ({column.unit})" if column.unit else ""
         text = "–" if own is None else fixed(own, column.digits)
         figures.append((label + unit, text, cell_text(cell, column), cell.n, cell.protocol or "–"))
         if own is not None and column.kind == "metric":
             results.append({"type": column.id, "name": label, "value": own})
-    keys = {key for _, _, cell in cells for value in cell.values if seed in value.seeds
-            for key in value.keys}  # fmt: skip
+    values = (value for _, cell in cells for value in cell.values if seed in value.seeds)
+    keys = {key for value in values for key in value.keys}
     records = (record for key, record in view.records.items() if key in keys)
     protocols = {r["kind"]: _sentence(r["protocol"]) for r in records if r["protocol"]}
     data, env = view.provenance["data"], view.provenance["environment"]
@@ -67,15 +66,14 @@ def model_card(
     return f"---\n{head}\n---\n{body}"
 
 
-def _cells(tables: Sequence[Table], variant: str) -> Iterator[tuple[Table, Column, Cell]]:
-    """Yield the measured cells of a row, each column once."""
+def _cells(tables: Sequence[Table], variant: str) -> Iterator[tuple[Column, Cell]]:
+    """Yield the cells of a row, each column once."""
     seen = set[str]()
     for table in tables:
         for column in table.columns:
-            cell = table.cells.get((variant, column.id))
-            if cell is not None and column.kind != "published" and column.id not in seen:
+            if (variant, column.id) in table.cells and column.id not in seen:
                 seen.add(column.id)
-                yield table, column, cell
+                yield column, table.cells[variant, column.id]
 
 
 def _sentence(protocol: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -200,30 +199,20 @@ _SPECIAL |= {char: f"{{{char}}}" for char in "[]*"}
 _SPECIAL |= {"$": r"\char36{}", "°": r"$^\circ$", "²": "$^2$", "³": "$^3$", "…": r"\dots{}"}
 _SPECIAL |= {"−": "$-$", "–": "--", "—": "---", "\u00a0": "~"}
 _SPECIAL |= {"`": r"\char96{}", "’": "'", "‘": "`", "“": "``", "”": "''", '"': "''"}
+#: letters beyond ASCII that LaTeX's own fonts set as they are
+_LETTERS = "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝßàáâãäåæçèéêëìíîïñòóôõöøùúûüýÿ"
 
 
-def latex_escaped(text: object, limit: int = 400) -> str:
+def latex_escaped(text: object) -> str:
     """Return one line of text that any LaTeX engine sets as it stands.
 
     A character without a glyph in pdflatex becomes its code point, "U+1F600".
     """
-    parts = []
-    for char in short(text, limit):
-        if char in _SPECIAL:
-            parts.append(_SPECIAL[char])
-        elif char.isascii() or _accented(char):
-            parts.append(char)
-        else:
-            parts.append(f"U+{ord(char):04X}")
-    return "".join(parts)
 
+    def plainly(char: str) -> str:
+        return char if char.isascii() or char in _LETTERS else f"U+{ord(char):04X}"
 
-def _accented(char: str) -> bool:
-    """Return whether LaTeX's own fonts set a character of Latin-1 as it is."""
-    if char in "æøåßÆØÅ":
-        return True
-    parts = unicodedata.decomposition(char).split()
-    return ord(char) < 0x100 and len(parts) == 2 and not parts[0].startswith("<")
+    return "".join(_SPECIAL.get(char) or plainly(char) for char in short(text, 400))
 
 
 def to_latex(view: SuiteView, tables: Sequence[Table], *, published: bool = False) -> str:

@@ -16,7 +16,6 @@ from markupsafe import Markup, escape
 
 from reports import display
 from reports.display import fixed, plain, plural, short, time_unit
-from reports.facts import DONE, Facts
 from reports.figures import palette
 from reports.figures.all import all_figures
 from reports.figures.charts import with_unit
@@ -24,12 +23,12 @@ from reports.figures.gallery import gallery
 from reports.figures.svg import plot, swatch
 from reports.formats import records
 from reports.formats.templates import FOLDER, environment
-from reports.frames import SuiteView
+from reports.frames import DONE, SuiteView
 from reports.tables import costs, findings
 from reports.tables.against import Against
 from reports.tables.build import build_tables
 from reports.tables.costs import Ledger
-from reports.tables.model import Cell, Column, Row, Table, full_label, number, remark
+from reports.tables.model import Cell, Column, Table, full_label, number, remark
 from reports.tables.published import PUBLISHED
 
 _SUITE = re.compile(r'<script type="application/json" id="suite">(.*?)</script>', re.DOTALL)
@@ -38,22 +37,18 @@ _RUN = ("started", "wall_s", "status", "command")
 
 
 def render_html(
-    view: SuiteView,
-    facts: Facts | None = None,
-    tables: list[Table] | None = None,
-    against: Against | None = None,
+    view: SuiteView, tables: list[Table] | None = None, against: Against | None = None
 ) -> str:
     """Return the page. Every string of the view is escaped; scripts and styles are ours alone.
 
-    `facts` and `tables` are those of the view, where they are at hand; `against` is how far they
-    reproduce a reference, where one is given.
+    `tables` are those of the view, where they are at hand; `against` is how far they reproduce a
+    reference, where one is given.
     """
-    facts = facts or Facts(view)
-    tables = tables or build_tables(view, facts)
+    tables = tables or build_tables(view)
     style, script = (FOLDER.joinpath(f).read_text("utf-8") for f in ("style.css", "script.js"))
     style += palette.style()
-    ledger = costs.ledger(facts)
-    best = [findings.best_row(tables[0]), *findings.ranking(tables[0], facts)[:1]]
+    ledger = costs.ledger(view)
+    best = [findings.best_row(tables[0]), *findings.ranking(tables[0], view)[:1]]
     lead, *further = tables[0].headline or best
     grey = tables[0].published
     return (
@@ -61,19 +56,19 @@ def render_html(
         .get_template("page.html")
         .render(
             view=view,
-            status=_status(facts),
+            status=_status(view),
             lead=lead,
             further=further,
-            answers=_answers(facts, tables, ledger, against),
-            tables=[_TableView(table, i, facts) for i, table in enumerate(tables)],
-            grey=grey and _TableView(grey, len(tables), facts),
-            figures=all_figures(facts, tables),
+            answers=_answers(view, tables, ledger, against),
+            tables=[_TableView(table, i, view) for i, table in enumerate(tables)],
+            grey=grey and _TableView(grey, len(tables), view),
+            figures=all_figures(view, tables),
             gallery=gallery(view.gallery),
             ledger=ledger,
             book=_book(ledger),
             published=PUBLISHED,
             runs=[{name: run.get(name) for name in _RUN} for run in view.runs],
-            entries=list(records.entries(facts)),
+            entries=list(records.entries(view)),
             full=records.FULL,
             style=Markup(style),
             script=Markup(script),
@@ -137,9 +132,9 @@ def _policy(style: str, script: str) -> str:
     )
 
 
-def _status(facts: Facts) -> str:
+def _status(view: SuiteView) -> str:
     """Return "44 stages, all complete", or what is still open."""
-    counts = Counter(facts.distinct["status"].to_list())
+    counts = Counter(view.distinct["status"].to_list())
     total = sum(counts.values())
     done = sum(counts[status] for status in DONE)
     if done == total:
@@ -150,13 +145,13 @@ def _status(facts: Facts) -> str:
 
 
 def _answers(
-    facts: Facts, tables: list[Table], ledger: Ledger, against: Against | None
+    view: SuiteView, tables: list[Table], ledger: Ledger, against: Against | None
 ) -> dict[str, str]:
     """Return what stands under the lead: what it cost, at which scale, what to bear in mind."""
-    caveats = "; ".join(findings.caveats(tables[0], facts))
+    caveats = "; ".join(findings.caveats(tables[0], view))
     told = {
         "Cost": costs.in_short(ledger, tables),
-        "Scale": short(facts.view.scale, 300),
+        "Scale": short(view.scale, 300),
         "Caveat": f"{caveats[:1].upper()}{caveats[1:]}." if caveats else "",
     }
     if against is not None:
@@ -168,31 +163,27 @@ def _answers(
 class _TableView:
     """A table with what only the page needs: anchors, markup of cells, header cells."""
 
-    def __init__(self, table: Table, index: int, facts: Facts) -> None:
-        self.table, self.index, self.facts = table, index, facts
+    def __init__(self, table: Table, index: int, view: SuiteView) -> None:
+        self.table, self.index, self.view = table, index, view
         self.columns = {column.id: column for column in table.columns}
         self.bold = findings.how_tested(table)
-        self.findings = findings.findings(table, facts)
+        self.findings = findings.findings(table, view)
         #: (row, column) -> id of the cell's line among the values by seed
         self.anchors = {
             (row.variant, column.id): f"v-{index}-{i}-{j}"
             for i, row in enumerate(table.rows)
             for j, column in enumerate(table.columns)
         }
-        self.crossed = [_TableView(crossed, index, facts) for crossed in table.crossed]
-        for view in self.crossed:
-            origins = view.table.origins
-            view.anchors = {at: self.anchors[origin] for at, origin in origins.items()}
+        self.crossed = [_TableView(one, index, view) for one in table.crossed]
+        for crossed in self.crossed:
+            origins = crossed.table.origins
+            crossed.anchors = {at: self.anchors[origin] for at, origin in origins.items()}
         self.spread = {
             column.id
             for row in table.rows
             for column in table.metrics
             if table.cell(row, column).sd is not None
         }
-
-    def anchor(self, row: Row, column: Column) -> str:
-        """Return the id of the cell's line among the values by seed."""
-        return self.anchors[row.variant, column.id]
 
     def named(self, column: Column) -> str:
         """Return the column's name and unit, where its header does not stand above it."""
@@ -209,7 +200,7 @@ class _TableView:
 
     def images(self, cell: Cell, column: Column) -> str:
         """Return the spread that the images measured on give a cell, seeds apart."""
-        found = findings.sampling_error(self.facts, column, cell)
+        found = findings.sampling_error(self.view, column, cell)
         return "" if found is None else f"± {fixed(found[0], column.digits)} ({found[1]})"
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 from reports.display import amount, duration, held, short, slug, tail
-from reports.facts import Facts, lookup
+from reports.frames import SuiteView, lookup
 from reports.tables.costs import CPU_TIME, ENERGY, MEMORY, UTILISATION, Quantity, integrated
 
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -24,20 +23,19 @@ def anchor(key: str) -> str:
     return f"r-{slug(key)}"
 
 
-def entries(facts: Facts) -> Iterator[dict[str, Any]]:
+def entries(view: SuiteView) -> Iterator[dict[str, Any]]:
     """Yield an entry for each distinct stage as the page prints it, in the plan's order."""
-    attempts: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in facts.view.attempts.sort("attempt", nulls_last=True).iter_rows(named=True):
-        attempts[row["key"]].append(row | {"cost": _cost(row)})
-    for key, stage in facts.stages.items():
-        record = facts.record(key)
-        full = len(facts.stages) <= FULL or stage["status"] in ("failed", "interrupted")
+    in_order = view.attempts.sort("attempt", nulls_last=True)
+    attempts = in_order.rows_by_key("key", named=True, include_key=True)
+    for key, stage in view.by_key.items():
+        record = view.record(key)
+        full = len(view.by_key) <= FULL or stage["status"] in ("failed", "interrupted")
         yield stage | {
             "anchor": anchor(key),
             "users": _users(stage),
             "facts": _facts(stage, record),
-            "inputs": _inputs(facts, record),
-            "attempts": attempts[key],
+            "inputs": _inputs(view, record),
+            "attempts": [tried | {"cost": _cost(tried)} for tried in attempts.get(key, [])],
             "files": record.get("files") or {} if full else {},
             "blocks": _blocks(record) if full else [],
         }
@@ -105,11 +103,11 @@ def _energy(stage: dict[str, Any]) -> str | None:
     return f"{found}, integrated from the power drawn" if integrated(stage) else found
 
 
-def _inputs(facts: Facts, record: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _inputs(view: SuiteView, record: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield (name, stage, anchor or "") of each input."""
     for name, given in (record.get("inputs") or {}).items():
         key = given["key"]
-        stage = facts.stages.get(key)
+        stage = view.by_key.get(key)
         label = short(f"{stage['name']} {key[:12]}" if stage else key, 100)
         yield short(name, 40), label, anchor(key) if stage else ""
 

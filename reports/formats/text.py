@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from io import StringIO
 from itertools import islice
 from typing import Any
@@ -16,7 +17,6 @@ from rich.text import Text
 
 from reports import display
 from reports.display import amount, duration, mean_sd, middle, plain, plural, short, time_unit
-from reports.facts import Facts
 from reports.frames import SuiteView
 from reports.tables.against import DIFFERENT, NOISE, SAME, Against, Held
 from reports.tables.build import build_tables
@@ -26,6 +26,7 @@ from reports.tables.model import Column, Table, cell_text
 
 #: columns where no terminal tells, and of sentences at the most
 _WIDTH = 100
+_room = partial(display.room, _WIDTH)
 #: lines of a failed stage's log, and columns of each
 _LOG_LINES, _LOG_WIDTH = 6, 240
 #: columns of a heading before it goes on below
@@ -38,40 +39,32 @@ _WIDE = Console(file=StringIO(), width=1_000_000, color_system=None)
 _INSTEAD = {"±": "+/-", "−": "-", "–": "-", "─": "-", "…": "...", "×": "x", "·": "-", "Δ": "delta"}
 
 
-def render_text(
-    view: SuiteView,
-    facts: Facts | None = None,
-    tables: list[Table] | None = None,
-    *,
-    brief: bool = False,
-) -> str:
+def render_text(view: SuiteView, tables: list[Table] | None = None, *, brief: bool = False) -> str:
     """Return scale, tables, costs, failures and problems of a suite, ending with a newline.
 
     With `brief` the tables alone, the sentence on the result, failures and problems.
     """
-    facts = facts or Facts(view)
-    tables = tables or build_tables(view, facts)
+    tables = tables or build_tables(view)
     if brief:
         lines = [line for table in tables for line in [*table_text(table), *_stars(table), ""]]
-        for sentence in tables[0].headline or [best_row(tables[0])]:
-            lines += _wrap(sentence)
+        lines += _wrapped(tables[0].headline or [best_row(tables[0])])
     else:
         title = f"{short(view.title, 80)} · profile {short(view.profile, 30)}"
         told = [title, short(view.scale, 120), *tables[0].headline]
         told += [short(note, 600) for note in view.notes]
-        lines = [part for sentence in told for part in _wrap(sentence)]
+        lines = _wrapped(told)
         for table in tables:
-            lines += ["", *table_text(table), *_said(table, facts)]
+            lines += ["", *table_text(table), *_said(table, view)]
             lines += [line for crossed in table.crossed for line in ["", *table_text(crossed)]]
-        lines += ["", *ledger_text(ledger(facts))]
+        lines += ["", *ledger_text(ledger(view))]
     for failure in view.failures.iter_rows(named=True):
         lines += ["", *_failure_text(failure)]
     if view.problems:
         lines += ["", f"{plural(len(view.problems), 'problem')} in the store:"]
-        lines += [part for problem in view.problems[:10] for part in _wrap(short(problem, 300))]
+        lines += _wrapped(short(problem, 300) for problem in view.problems[:10])
         if len(view.problems) > 10:
             lines.append(f"  and {len(view.problems) - 10} more, in the report")
-    return "\n".join(_printed(line) for line in lines) + "\n"
+    return "\n".join(map(_printed, lines)) + "\n"
 
 
 def against_text(found: Against) -> str:
@@ -97,7 +90,7 @@ def against_text(found: Against) -> str:
             names = (dict.fromkeys(one[i] for one in alone) for i in (0, 1))
             rows, columns = (", ".join(map(short, some)) for some in names)
             told.append(f"Only {where}: {plural(len(alone), 'cell')} ({rows}: {columns}).")
-    return "\n".join(_printed(line) for sentence in told for line in _wrap(sentence))
+    return "\n".join(map(_printed, _wrapped(told)))
 
 
 def _held_text(one: Held) -> str:
@@ -135,11 +128,6 @@ def _printed(text: str) -> str:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     known = (c if c.encode(encoding, "ignore") else _INSTEAD.get(c, "?") for c in plain(text))
     return "".join(known)
-
-
-def _room() -> int:
-    """Return columns of the terminal."""
-    return display.room(_WIDTH)
 
 
 def _ruled(table: Table, columns: Sequence[Column]) -> list[str]:
@@ -187,10 +175,10 @@ def _head(column: Column) -> str:
     return "\n".join(short(line, 24) for line in [*lines, column.unit])
 
 
-def _said(table: Table, facts: Facts) -> list[str]:
-    said = [*table.notes, *how_tested(table), *ranking(table, facts), *numerics(table, facts)]
+def _said(table: Table, view: SuiteView) -> list[str]:
+    said = [*table.notes, *how_tested(table), *ranking(table, view), *numerics(table, view)]
     said += _stars(table) + [f"Problem: {problem}" for problem in table.problems]
-    return [part for sentence in said for part in _wrap(sentence)]
+    return _wrapped(said)
 
 
 def _stars(table: Table) -> list[str]:
@@ -220,7 +208,7 @@ def ledger_text(found: Ledger) -> list[str]:
             count = len(line.rows)
             took = "not measured" if line.unmeasured == count else duration(line.wall_s)
             lines.append(f"Apart: {line.label.lower()}, {count}, {took}.")
-    return [part for line in lines + found.sentences for part in _wrap(line)]
+    return _wrapped(lines + found.sentences)
 
 
 def _failure_text(failure: dict[str, Any]) -> list[str]:
@@ -230,9 +218,11 @@ def _failure_text(failure: dict[str, Any]) -> list[str]:
     said = f"{short(failure['name'], 80)} {failure['status']}: {error}{failure['message']}"
     log = plain(failure["log_tail"] or "").rstrip().splitlines()[-_LOG_LINES:]
     cut = (line if len(line) <= _LOG_WIDTH else line[: _LOG_WIDTH - 1] + "…" for line in log)
-    told = [*_wrap(short(said, 600)), *_wrap(f"  It costs the rows {rows}.")]
+    told = _wrapped([short(said, 600), f"  It costs the rows {rows}."])
     return told + [part for line in cut for part in display.wrap(f"  | {line}", _room(), "  |   ")]
 
 
-def _wrap(text: str) -> list[str]:
-    return display.wrap(plain(text), min(_room(), _WIDTH))
+def _wrapped(sentences: Iterable[str]) -> list[str]:
+    """Return the lines of sentences, none wider than the terminal."""
+    width = min(_room(), _WIDTH)
+    return [line for one in sentences for line in display.wrap(plain(one), width)]

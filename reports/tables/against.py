@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.display import plural
-from reports.facts import unequal
+from reports.frames import unequal
 from reports.tables.model import Cell, Column, Comparison, Table
 from reports.tables.statistics import ALPHA, judged, predicted
 

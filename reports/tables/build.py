@@ -3,44 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
-from types import MappingProxyType
+from itertools import product
 from typing import Any
 
 import polars as pl
 
 from reports.display import plural, short
-from reports.facts import Facts, lookup
 from reports.frames import SuiteView
 from reports.tables import published, statistics
 from reports.tables.cells import metric_cells
 from reports.tables.costs import cost_cells
-from reports.tables.crossed import cross
 from reports.tables.findings import headline
 from reports.tables.model import Cell, Column, Comparison, Row, Table, remark_in_full
 
 #: states whose reason is printed under the table
 _SAID = ("failed", "short", "interrupted", "stale", "missing", "not finite", "mixed protocols")
-#: what the encoder's tokens become, as settings and as tables call it
-_TOKENS = {"cls": "class token", "mean": "mean of patches", "both": "class token and mean"}
-#: how the label of a column ends whose rows read different tokens
-_BY_ROW = ", tokens by row"
+#: columns of a metric beyond which nothing is easier to read crossed
+_MOST_COLUMNS = 8
 #: what a column without a metric holds
 _NOT_PLANNED = Cell("not planned", reason="the suite does not plan this evaluation for this row")
 
 
-def build_tables(view: SuiteView, facts: Facts | None = None) -> list[Table]:
+def build_tables(view: SuiteView) -> list[Table]:
     """Return the tables that the suite declares; one of everything where it declares none.
 
     The first one bears the headline. All tests of all tables are judged together.
     """
-    facts = facts or Facts(view)
     declared = view.tables or [{"title": view.title}]
-    wanted = [column for one in declared for column in one.get("columns") or []]
-    cells = metric_cells(facts, wanted + [one["metric"] for one in view.named])
-    tables = [_build(facts, one, cells) for one in declared]
-    named = [_named(facts, one, cells) for one in view.named]
+    cells = metric_cells(view)
+    tables = [_build(view, one, cells) for one in declared]
+    named = [_named(view, one, cells) for one in view.named]
     tested = statistics.judged(
         [one for one in named if one] + [one for table in tables for one in table.comparisons]
     )
@@ -50,51 +43,56 @@ def build_tables(view: SuiteView, facts: Facts | None = None) -> list[Table]:
             at = found.variant, found.column
             table.cells[at] = replace(table.cells[at], bold=found.survives)
         table.notes += _notes(table)
-        table.crossed = cross(facts, table)
+        table.crossed = _crossed(view, table)
     beside = [t for t, one in zip(tables, declared, strict=True) if one.get("published")]
-    tables[0].published = published.reference(beside, facts)
+    tables[0].published = published.reference(beside, view)
     tables[0].named = [tested[one.what] for one in named if one]
     tables[0].headline = [
-        headline(_column(facts, told["metric"]), told, tested[one.what] if one else None)
+        headline(_column(view, told["metric"]), told, tested[one.what] if one else None)
         for told, one in zip(view.named, named, strict=True)
     ]
     return tables
 
 
-def _build(facts: Facts, declared: dict[str, Any], cells: dict[tuple[str, str], Cell]) -> Table:
+def _build(view: SuiteView, declared: dict[str, Any], cells: dict[tuple[str, str], Cell]) -> Table:
     """Return the rows, columns and cells of a declared table, and its untested comparisons."""
-    view = facts.view
     variants: list[str] = list(declared.get("rows") or view.variants)
     groups = {m: name for name, ms in (declared.get("groups") or {}).items() for m in ms}
-    baseline = declared.get("baseline")
+    baseline: Any = declared.get("baseline") if declared.get("baseline") in variants else None
     table = Table(
         title=str(declared.get("title") or view.title),
         rows=[Row(variant, groups.get(variant)) for variant in variants],
         columns=[],
         cells={},
-        baseline=baseline if baseline in variants else None,
+        baseline=baseline,
         seeds=len(view.seeds),
     )
-    primary = [column for column, row in facts.columns.items() if row["primary"]]
+    primary = [column for column, row in view.measures.items() if row["primary"]]
     for column_id in declared.get("columns") or [*primary, "cost"]:
         if column_id == "cost":
-            columns, own = cost_cells(facts, variants)
+            columns, own = cost_cells(view, variants)
         else:
             own = {(v, column_id): cells.get((v, column_id), _NOT_PLANNED) for v in variants}
-            column = _column(facts, column_id, int(declared.get("digits", 1)), groups)
-            column = replace(column, protocol=_one_protocol(table, own, column.label))
-            columns = [_with_tokens(table, facts, column, own)]
+            column = _column(view, column_id, int(declared.get("digits", 1)))
+            known = view.measures.get(column_id, {"evaluation": column_id.split(".")[0]})
+            group = groups.get(column_id) or groups.get(known["evaluation"])
+            protocol = _one_protocol(table, own, column.label)
+            columns = [replace(column, group=group, protocol=protocol)]
         table.columns += columns
         table.cells |= own
-    statistics.compare(table)
+    for column in table.metrics if baseline else []:  # tested by `judged`, all together
+        pairs = (
+            statistics.paired(table.cells, variant, baseline, column)
+            for variant in variants
+            if variant != baseline
+        )
+        table.comparisons += filter(None, pairs)
     return table
 
 
-def _column(
-    facts: Facts, column_id: str, digits: int = 1, groups: Mapping[str, str] = MappingProxyType({})
-) -> Column:
+def _column(view: SuiteView, column_id: str, digits: int = 1) -> Column:
     """Return the column of a metric as the suite or a record describes it."""
-    known = facts.columns.get(column_id, {})
+    known = view.measures.get(column_id, {})
     unit = known.get("unit") or ""
     return Column(
         id=column_id,
@@ -102,16 +100,15 @@ def _column(
         unit=unit,
         kind="metric",
         digits=digits if unit == "%" else digits + 2,
-        group=groups.get(column_id) or groups.get(facts.evaluation_of(column_id)),
         higher_is_better=bool(known.get("higher_is_better", True)),
     )
 
 
 def _named(
-    facts: Facts, told: dict[str, Any], cells: dict[tuple[str, str], Cell]
+    view: SuiteView, told: dict[str, Any], cells: dict[tuple[str, str], Cell]
 ) -> Comparison | None:
     """Return a comparison that the suite names; None where it cannot be had."""
-    found = statistics.paired(cells, told["row"], told["against"], _column(facts, told["metric"]))
+    found = statistics.paired(cells, told["row"], told["against"], _column(view, told["metric"]))
     return found and replace(found, primary=told["primary"])
 
 
@@ -128,35 +125,16 @@ def _one_protocol(table: Table, cells: dict[tuple[str, str], Cell], label: str) 
     return protocol
 
 
-def _with_tokens(
-    table: Table, facts: Facts, column: Column, cells: dict[tuple[str, str], Cell]
-) -> Column:
-    """Return the column; its label and a note say so where rows read different tokens."""
-    rows: dict[str, list[str]] = {}
-    for (variant, _), cell in cells.items():
-        record = facts.record(cell.keys[0]) if cell.keys else {}
-        source = facts.record(str(lookup(record, "inputs", "features", "key")))
-        pool = lookup(source, "settings", "pool")
-        if pool in _TOKENS:
-            rows.setdefault(_TOKENS[pool], []).append(short(variant))
-    if len(rows) < 2 or column.label.endswith(_BY_ROW):  # the suite's plan has said so
-        return column
-    told = "; ".join(f"{tokens} in {', '.join(variants)}" for tokens, variants in rows.items())
-    table.notes.append(f"{short(column.label)}: {told}.")
-    return replace(column, label=column.label + _BY_ROW)
-
-
 def _notes(table: Table) -> list[str]:
     """Return the sentences under the table: how cells read, what does not vary, what is open."""
     metrics, notes = table.metrics, []
-    if any(table.cell(row, column).sd is not None for row in table.rows for column in metrics):
+    cells = [(row, column, table.cell(row, column)) for row in table.rows for column in metrics]
+    if any(cell.sd is not None for _, _, cell in cells):
         notes.append(
             f"Mean ± standard deviation (n − 1) over {plural(table.seeds, 'seed')}; "
             "a cell with fewer says so."
         )
-    if any(
-        table.cell(row, column).draws_sd is not None for row in table.rows for column in metrics
-    ):
+    if any(cell.draws_sd is not None for _, _, cell in cells):
         notes.append(
             "In brackets: standard deviation (n − 1) over the draws of the labelled images, of the "
             "means over seeds."
@@ -169,7 +147,6 @@ def _notes(table: Table) -> list[str]:
                 f"{short(row.variant)}{where}: the same for all seeds, so n = 1, no spread."
             )
     # why cells are open: a sentence for each reason and the rows in which it opens the same columns
-    cells = [(row, column, table.cell(row, column)) for row in table.rows for column in metrics]
     said = [
         (remark_in_full(cell), short(row.variant), short(column.label))
         for row, column, cell in cells
@@ -187,3 +164,45 @@ def _notes(table: Table) -> list[str]:
         every = 1 < len(table.rows) == len(rows)
         notes.append(f"{'all rows' if every else '; '.join(rows)}, {columns}: {remark}")
     return notes
+
+
+def _crossed(view: SuiteView, table: Table) -> list[Table]:
+    """Return a table for each metric of `table`, if its rows are all combinations of settings.
+
+    As papers print ablations: the setting of the most values goes down, the others across.
+    """
+    cells = {row.variant: s for row in table.rows if (s := view.cells.get(row.variant))}
+    settings = pl.DataFrame([*cells.values()], infer_schema_length=None)
+    axes = {one.name: one.drop_nulls().unique(maintain_order=True).to_list() for one in settings}
+    axes = {name: values for name, values in axes.items() if len(values) > 1}
+    if len(axes) < 2:
+        return []
+    down = max(axes, key=lambda name: len(axes[name]))
+    across = [name for name in axes if name != down]
+    variants = {tuple(s.get(name) for name in (down, *across)): v for v, s in cells.items()}
+    combinations = list(product(*(axes[name] for name in across)))
+    whole = set(variants) == {(value, *names) for value in axes[down] for names in combinations}
+    if not whole or len(cells) > _MOST_COLUMNS * len(axes[down]):
+        return []
+    group = " × ".join(short(name, 30) for name in across)
+    tables = []
+    for metric in table.metrics:
+        columns = [
+            replace(metric, id="\n".join(names), label=", ".join(names), group=group)
+            for names in combinations
+        ]
+        origins = {
+            (value, column.id): (variants[value, *names], metric.id)
+            for value in axes[down]
+            for column, names in zip(columns, combinations, strict=True)
+        }
+        crossed = Table(
+            title=f"{metric.label} by {down} and {', '.join(across)}",
+            corner=down,
+            rows=[Row(value) for value in axes[down]],
+            columns=columns,
+            cells={at: table.cells[origin] for at, origin in origins.items()},
+            origins=origins,
+        )
+        tables.append(crossed)
+    return tables

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from reports.display import short
-from reports.facts import DONE, Facts, lookup
+from reports.frames import DONE, SuiteView, lookup
 from reports.tables.model import Cell, Value
 
 #: a number beyond is no measurement; NaN is not below it
@@ -20,33 +20,27 @@ _LARGEST = 1e100
 _OPEN = ("failed", "running", "interrupted", "pending", "pruned", "not measured")
 
 
-def metric_cells(facts: Facts, ids: Iterable[str] = ()) -> dict[tuple[str, str], Cell]:
-    """Return (variant, column) -> its cell, of every metric that a row was planned or measured for.
-
-    `ids` are columns that are wanted although nothing may have measured them yet.
-    """
-    status = facts.distinct.select("key", "status")
+def metric_cells(view: SuiteView) -> dict[tuple[str, str], Cell]:
+    """Return (variant, column) -> its cell, of each metric a row was planned or measured for."""
     measured = (
-        facts.view.metrics.join(status, on="key", how="left", maintain_order="left")
-        .filter(pl.col("status").is_null() | pl.col("status").is_in(DONE))
+        view.metrics.filter(pl.col("key").is_in(view.done["key"]))
         .group_by("variant", "column", "key", maintain_order=True)
         .agg(pl.col("seed").unique().sort().alias("seeds"), pl.col("value", "protocol").first())
         .with_columns(keys=pl.concat_list("key"))
     )
-    columns = dict.fromkeys([*facts.columns, *ids])
     evaluations = pl.DataFrame(
-        [(column, facts.evaluation_of(column)) for column in columns],
+        [(column, told["evaluation"]) for column, told in view.measures.items()],
         {"column": pl.String, "kind": pl.String},
         orient="row",
     )
     planned = (
-        facts.view.stages.filter(pl.col("group") == "evaluate")
+        view.stages.filter(pl.col("group") == "evaluate")
         .group_by("variant", "kind", "key", maintain_order=True)
         .agg(pl.len().alias("uses"), pl.col("status", "reason", "seed").first())
         .join(evaluations, on="kind", maintain_order="left")
     )
     return {
-        at: replace(cell, draws_sd=_draws_sd(facts, at[1], cell.values))
+        at: replace(cell, draws_sd=_draws_sd(view, at[1], cell.values))
         for at, cell in gathered(planned, measured).items()
     }
 
@@ -74,16 +68,15 @@ def gathered(planned: pl.DataFrame, measured: pl.DataFrame) -> dict[tuple[str, s
     stages = planned.group_by(by_column, maintain_order=True).agg(
         pl.struct("status", "reason", "seed").alias("stages"), pl.col("uses").first()
     )
+    # two names of one evaluation share its stage, which is planned under the last of them
     rows = stages.join(found, on=by_column, how="full", coalesce=True)
     return {(row["variant"], row["column"]): _cell(row) for row in rows.iter_rows(named=True)}
 
 
 def _cell(row: dict[str, Any]) -> Cell:
     """Return the cell of one variant and column from what was planned and measured."""
-    stages = row["stages"] or []
-    found = row["values"] or []
+    stages, found, protocols = (row[n] or [] for n in ("stages", "values", "protocols"))
     values = tuple(Value(tuple(v["seeds"]), v["value"], tuple(v["keys"])) for v in found)
-    protocols = row["protocols"] or []
     state, reason = _state(stages, len(values))
     if row["broken"]:
         seeds = ", ".join(map(str, row["broken"]))
@@ -102,13 +95,13 @@ def _cell(row: dict[str, Any]) -> Cell:
     )
 
 
-def _draws_sd(facts: Facts, column: str, values: Sequence[Value]) -> float | None:
+def _draws_sd(view: SuiteView, column: str, values: Sequence[Value]) -> float | None:
     """Return the sd (n - 1) over draws of labelled images, the same for all seeds, of their means.
 
     None where the records tell of no several draws.
     """
-    metric = str(facts.columns.get(column, {}).get("metric"))
-    told = [lookup(facts.record(v.keys[0]), "summary", "draws", metric) for v in values]
+    metric = str(view.measures.get(column, {}).get("metric"))
+    told = [lookup(view.record(v.keys[0]), "summary", "draws", metric) for v in values]
     try:
         found = np.array(told, dtype=float)  # [seeds, draws]
     except (TypeError, ValueError):
@@ -130,9 +123,8 @@ def _state(stages: list[dict[str, Any]], have: int) -> tuple[str, str | None]:
         return "pruned", reason
     if have:
         return "short", reason or "a stage is complete but lacks this metric"
-    for status in _OPEN:
-        if statuses[status]:
-            return status, reason
+    if status := next((status for status in _OPEN if statuses[status]), None):
+        return status, reason
     return "missing", "the stage is complete but its record lacks this metric"
 
 

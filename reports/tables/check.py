@@ -5,8 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from reports.display import plural, short
-from reports.facts import DONE, Facts, flatten
-from reports.frames import SuiteView
+from reports.frames import DONE, SuiteView, flatten
 from reports.tables.build import build_tables
 from reports.tables.model import Table, full_label, remark_in_full
 
@@ -24,25 +23,23 @@ _CHOICE = ("select", "choice", "chosen")
 
 def check(view: SuiteView) -> list[str]:
     """Problems of the tables in sentences; an empty list if they can be trusted as they stand."""
-    facts = Facts(view)
     found: list[str] = []
-    for table in build_tables(view, facts):
+    for table in build_tables(view):
         found += table.problems + _open_cells(table)
         for column in table.metrics:
             label = short(full_label(column))
             keys = {key for row in table.rows for key in table.cell(row, column).keys}
-            found += _mixed(facts, label, keys)
-            found += _test_selected(facts, label, column.id, keys)
+            found += _mixed(view, label, keys)
+            found += _test_selected(view, label, column.id, keys)
     found += [f"store: {short(problem, 300)}" for problem in view.problems]
     return list(dict.fromkeys(found))
 
 
 def checked(view: SuiteView) -> str:
     """Return what `check` looks at, in sentences."""
-    facts = Facts(view)
-    tables = build_tables(view, facts)
+    tables = build_tables(view)
     keys = {key for t in tables for cell in t.cells.values() for key in cell.keys}
-    behind = plural(len(_with_ancestors(facts, keys)), "stage")
+    behind = plural(len(_with_ancestors(view, keys)), "stage")
     valued = sum(cell.valued for table in tables for cell in table.cells.values())
     return (
         f"{plural(valued, 'number')} in {plural(len(tables), 'table')}, with {behind} behind them: "
@@ -63,9 +60,9 @@ def _open_cells(table: Table) -> list[str]:
     ]
 
 
-def _mixed(facts: Facts, label: str, keys: set[str]) -> list[str]:
+def _mixed(view: SuiteView, label: str, keys: set[str]) -> list[str]:
     """Return where stages of one kind behind one column, or ancestors, differ in code or place."""
-    behind = facts.distinct.filter(pl.col("key").is_in(_with_ancestors(facts, keys)))
+    behind = view.distinct.filter(pl.col("key").is_in(_with_ancestors(view, keys)))
     found = []
     for what, column in _WHERE.items():
         counts = (
@@ -85,30 +82,30 @@ def _mixed(facts: Facts, label: str, keys: set[str]) -> list[str]:
     return found
 
 
-def _with_ancestors(facts: Facts, keys: set[str]) -> list[str]:
+def _with_ancestors(view: SuiteView, keys: set[str]) -> list[str]:
     """Return the stages and, through their records' inputs, everything they rest on."""
     found: dict[str, None] = {}
     waiting = sorted(keys)
     while waiting:
         key = waiting.pop(0)
-        if key not in found and facts.stages.get(key, {}).get("status") in DONE:
+        if key not in found and view.by_key.get(key, {}).get("status") in DONE:
             found[key] = None
-            inputs = facts.record(key).get("inputs") or {}
+            inputs = view.record(key).get("inputs") or {}
             waiting += [given["key"] for given in inputs.values()]
     return list(found)
 
 
-def _test_selected(facts: Facts, label: str, column: str, keys: set[str]) -> list[str]:
+def _test_selected(view: SuiteView, label: str, column: str, keys: set[str]) -> list[str]:
     """Return whether the column's numbers were chosen by looking at the test split.
 
     Its name says so, or a setting of a record's protocol named select... or choice... does.
     """
-    known = facts.columns.get(column, {})
+    known = view.measures.get(column, {})
     said = f"{known.get('metric', '')} {known.get('label', '')}"
     chosen_on_test = (
         any(word in path.rpartition(".")[2] for word in _CHOICE) and value == "test"
         for key in keys
-        for path, value in flatten(facts.record(key).get("protocol")).items()
+        for path, value in flatten(view.record(key).get("protocol")).items()
     )
     if any(word in said for word in _ON_TEST) or any(chosen_on_test):
         return [f"{label}: these numbers were selected on the test split"]

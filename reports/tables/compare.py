@@ -10,15 +10,13 @@ import polars as pl
 from reports.frames import SuiteView
 
 
-def side_by_side(a: SuiteView, b: SuiteView, names: tuple[str, str] = ("A", "B")) -> SuiteView:
+def side_by_side(a: SuiteView, b: SuiteView, names: tuple[str, str]) -> SuiteView:
     """Return a view with each row of `a` above the same row of `b`, marked by their names.
 
     Keys are marked too: the same stage in two stores is two measurements. The tables are those
     that `a` declares, without baselines; columns measured under different protocols are refused
-    as in any table. Raises ValueError if the names are equal.
+    as in any table.
     """
-    if names[0] == names[1]:
-        raise ValueError(f"two runs cannot both be called '{names[0]}'")
     views = dict(zip(names, (a, b), strict=True))
     ours, theirs = (_marked(view, name) for name, view in views.items())
     order = list(dict.fromkeys([*a.variants, *b.variants]))
@@ -66,14 +64,14 @@ def _paired(table: dict[str, Any], order: list[str], pairs: dict[str, list[str]]
 
 def _marked(view: SuiteView, name: str) -> SuiteView:
     """Return the view with its name in its variants' names and in all of its keys."""
-    key = (pl.lit(f"{name}:") + pl.col("key")).alias("key")
-    variant = pl.col("variant") + pl.lit(f" ({name})")
+    key = (f"{name}:" + pl.col("key")).alias("key")
+    variant = pl.col("variant") + f" ({name})"
     records = {}
     for old, record in view.records.items():
         inputs = (record.get("inputs") or {}).items()
         marked = {n: given | {"key": f"{name}:{given['key']}"} for n, given in inputs}
         records[f"{name}:{old}"] = record | {"inputs": marked}
-    rows = pl.col("rows").list.eval(pl.element() + pl.lit(f" ({name})"))
+    rows = pl.col("rows").list.eval(pl.element() + f" ({name})")
     return replace(
         view,
         stages=view.stages.with_columns(key, variant),

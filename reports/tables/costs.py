@@ -6,14 +6,15 @@ Without a GPU the devices are cores. What the processes themselves computed is C
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
 from reports.display import amount, device_word, duration, plural, short, time_unit
-from reports.facts import DONE, Facts
+from reports.frames import DONE, SuiteView
 from reports.tables.cells import gathered
 from reports.tables.model import Cell, Column, Table
 from reports.tables.published import PUBLISHED
@@ -64,16 +65,16 @@ _COSTS = {
 
 
 def cost_cells(
-    facts: Facts, variants: Sequence[str]
+    view: SuiteView, variants: Sequence[str]
 ) -> tuple[list[Column], dict[tuple[str, str], Cell]]:
     """Return the columns of what training costs per seed, and their cells by (variant, column).
 
     CPU time stands there without GPUs, energy with them. Own cost and wall time are left out where
     they repeat the cumulative cost in every row.
     """
-    training = facts.training.filter(pl.col("variant").is_in(variants))
+    training = view.training.filter(pl.col("variant").is_in(variants))
     done = training.filter(pl.col("status").is_in(DONE))
-    held = done if len(done) else facts.distinct  # nothing trained yet: what evaluations held
+    held = done if len(done) else view.distinct  # nothing trained yet: what evaluations held
     kinds = held["device_kind"].drop_nulls().unique().to_list()
     nothing = Cell("none", reason="this row trains nothing")
     summed = {}
@@ -120,33 +121,26 @@ def _sums(training: pl.DataFrame, column_id: str) -> dict[str, Cell]:
     _, name, hour = _COSTS[column_id]
     known, is_open = pl.col(name).is_not_null(), ~pl.col("status").is_in(DONE)
     told = pl.format(" ({})", "energy_reason") if name == ENERGY.name else pl.lit("")
-
-    def first(column: str) -> pl.Expr:
-        """Return what the first open stage says, before one that was not measured."""
-        said = pl.col(column)
-        return pl.coalesce(said.filter(is_open).first(), said.drop_nulls().first())
-
+    unmeasured = pl.struct(
+        pl.lit("not measured").alias("status"),
+        (pl.col("kind") + told.fill_null("")).alias("reason"),
+    )
     chains = (
-        training.with_columns(
-            pl.when(is_open).then("status").when(~known).then(pl.lit("not measured")).alias("gap"),
-            pl.when(is_open)
-            .then("kind")
-            .when(~known)
-            .then(pl.col("kind") + told.fill_null(""))
-            .alias("reason"),
-        )
-        .group_by("variant", "seed", maintain_order=True)
+        training.group_by("variant", "seed", maintain_order=True)
         .agg(
             pl.col("key").alias("keys"),
             (pl.col(name).sum() / hour).alias("value"),
             pl.col("device_kind").unique().alias("kinds"),
-            first("gap"),
-            first("reason"),
+            pl.coalesce(  # a stage that is open comes before one that was not measured
+                pl.struct("status", pl.col("kind").alias("reason")).filter(is_open).first(),
+                unmeasured.filter(~known).first(),
+            ).alias("gap"),
         )
         .group_by("variant", "keys", maintain_order=True)
         .agg(pl.col("seed").sort().alias("seeds"), pl.exclude("seed").first())
         .with_columns(
-            pl.col("gap").fill_null("complete").alias("status"),
+            pl.col("gap").struct.field("status").fill_null("complete"),
+            pl.col("gap").struct.field("reason"),
             pl.col("seeds").list.first().alias("seed"),
             column=pl.lit(column_id),
             uses=1,
@@ -234,38 +228,30 @@ class Ledger:
     sentences: list[str]
 
 
-def ledger(facts: Facts) -> Ledger:
+def ledger(view: SuiteView) -> Ledger:
     """Return the suite's costs: each distinct stage once; failed and superseded attempts apart."""
     groups = [
-        LedgerLine(label, facts.done.filter(pl.col("group") == group))
+        LedgerLine(label, view.done.filter(pl.col("group") == group))
         for group, label in (("train", "Training"), ("evaluate", "Evaluation"))
     ]
     again = pl.col("variants").list.len() - 1
-    saved = LedgerLine("", facts.done.with_columns(device_hours=again * _HOURS.fill_null(0.0)))
-    overhead = overheads(facts)
+    saved = LedgerLine("", view.done.with_columns(device_hours=again * _HOURS.fill_null(0.0)))
+    overhead = overheads(view)
     return Ledger(
-        [line for line in groups if len(line.rows)] + _wasted(facts) + _given_up(facts),
-        LedgerLine("Suite, each stage once", facts.done),
+        [line for line in groups if len(line.rows)] + _wasted(view) + _given_up(view),
+        LedgerLine("Suite, each stage once", view.done),
         {kind: hours for kind, hours in saved.hours.items() if hours},
         overhead,
-        facts.done["device_model"].drop_nulls().unique().sort().to_list(),
-        _gpus(facts),
-        [
-            *_overhead_sentences(overhead),
-            *([facts.view.spared] if facts.view.spared else []),
-            *_reserved(facts.view.runs),
-            *_integrated(facts.done),
-            *_sampled(facts.done),
-        ],
+        view.done["device_model"].drop_nulls().unique().sort().to_list(),
+        _gpus(view),
+        [*_overhead_sentences(overhead), *_sentences(view)],
     )
 
 
 def in_short(found: Ledger, tables: Sequence[Table]) -> str:
     """Return what the suite cost, and a seed of the rows of the primary comparison."""
-    total = []
-    for kind, hours in found.total.hours.items():
-        unit, factor = time_unit(hours)
-        total.append(f"{amount(hours * factor)} {kind}-{unit}")
+    units = [(kind, hours, *time_unit(hours)) for kind, hours in found.total.hours.items()]
+    total = [f"{amount(hours * factor)} {kind}-{unit}" for kind, hours, unit, factor in units]
     if not total:
         return ""
     text = f"{' and '.join(total)} for the whole suite, each stage once"
@@ -273,65 +259,54 @@ def in_short(found: Ledger, tables: Sequence[Table]) -> str:
     text += f", {ENERGY.text(energy)}" if energy is not None else ""
     named = [row for one in tables[0].named[:1] for row in (one.variant, one.baseline)]
     told: list[str] = []
-    for table in tables:
-        column = next((c for c in table.columns if c.id == "cost.total"), None)
-        cells = {row: table.cells.get((row, column.id)) for row in named} if column else {}
+    for table, column in ((t, c) for t in tables for c in t.columns if c.id == "cost.total"):
+        cells = {row: table.cells.get((row, column.id), Cell("none")) for row in named}
         told = told or [
             f"{short(row)} {amount(cell.mean)} {column.unit}"
             for row, cell in cells.items()
-            if column and cell and cell.valued and cell.mean is not None
+            if cell.valued and cell.mean is not None
         ]
     return text + (f"; training of one seed: {', '.join(told)}" if told else "") + "."
 
 
-def _integrated(done: pl.DataFrame) -> list[str]:
-    """Return how many stages' energy is no counter's, in a sentence."""
-    known = done.drop_nulls(ENERGY.name)
-    count = len(known.filter(pl.col("energy_from") != "counter"))
-    text = (
-        f"Energy of {count} of {plural(len(known), 'stage')} is integrated from the power drawn, "
-        "once a second, as their devices have no counter of it."
-    )
-    return [text] if count else []
+def _sentences(view: SuiteView) -> Iterator[str]:
+    """Yield what the figures leave out: cells stopped, devices held between attempts, readings."""
+    if view.spared:
+        yield view.spared
+    told = [run.get("reserved_hours") for run in view.runs if run["status"] != "running"]
+    hours = Counter[str]()
+    for one in told:
+        hours.update(one or {})
+    if any(hours.values()):
+        sums = " and ".join(f"{amount(more)} {device_word(kind)}-h" for kind, more in hours.items())
+        silent = told.count(None)
+        unknown = f" ({plural(silent, 'run')} did not tell)" if silent else ""
+        yield (
+            f"Worker groups held devices for another {sums}{unknown} outside attempts, while they "
+            "started, waited and ended; no figure above has them."
+        )
+    known = view.done.drop_nulls(ENERGY.name)
+    if count := len(known.filter(pl.col("energy_from") != "counter")):
+        yield (
+            f"Energy of {count} of {plural(len(known), 'stage')} is integrated from the power "
+            "drawn, once a second, as their devices have no counter of it."
+        )
+    if len(known.filter(pl.col("device_model").str.contains("A100|H100"))):
+        yield (
+            "An A100 or H100 measures its power during a quarter of the time (arXiv 2312.02741), "
+            "so its energy is exact for a steady load only."
+        )
 
 
-def _reserved(runs: list[dict[str, Any]]) -> list[str]:
-    """Return what worker groups held outside attempts, in a sentence."""
-    told = [run.get("reserved_hours") for run in runs if run["status"] != "running"]
-    hours: dict[str, float] = {}
-    for kind, more in ((kind, more) for one in told for kind, more in (one or {}).items()):
-        hours[kind] = hours.get(kind, 0.0) + more
-    if not any(hours.values()):
-        return []
-    sums = " and ".join(f"{amount(more)} {device_word(kind)}-h" for kind, more in hours.items())
-    silent = told.count(None)
-    unknown = f" ({plural(silent, 'run')} did not tell)" if silent else ""
-    text = (
-        f"Worker groups held devices for another {sums}{unknown} outside attempts, while they "
-        "started, waited and ended; no figure above has them."
-    )
-    return [text]
-
-
-def _sampled(done: pl.DataFrame) -> list[str]:
-    """Return what readings of some GPUs leave out, in a sentence."""
-    known = done.drop_nulls(ENERGY.name).filter(pl.col("device_model").str.contains("A100|H100"))
-    text = (
-        "An A100 or H100 measures its power during a quarter of the time (arXiv 2312.02741), so "
-        "its energy is exact for a steady load only."
-    )
-    return [text] if len(known) else []
-
-
-def _wasted(facts: Facts) -> list[LedgerLine]:
+def _wasted(view: SuiteView) -> list[LedgerLine]:
     """Return the attempts that no result rests on, by what became of them."""
-    kinds = facts.distinct["device_kind"].drop_nulls().unique()
+    kinds = view.distinct["device_kind"].drop_nulls().unique()
     only_kind = pl.lit(kinds[0] if len(kinds) == 1 else None)
-    stages = facts.distinct.select("key", pl.col("attempt").alias("current"), known="device_kind")
+    stages = view.distinct.select("key", pl.col("attempt").alias("current"), known="device_kind")
     current = pl.col("current").is_null() | (pl.col("current") == pl.col("attempt"))
     complete = pl.col("status") == "complete"
     wasted = (
-        facts.view.attempts.join(stages, on="key", how="left", maintain_order="left")
+        view.attempts.join(stages, on="key", how="left", maintain_order="left")
         .filter(~pl.col("status").is_in(["running", "continued"]) & ~(complete & current))
         .with_columns(
             pl.when(complete).then(pl.lit("superseded")).otherwise("status").alias("label"),
@@ -344,21 +319,21 @@ def _wasted(facts: Facts) -> list[LedgerLine]:
     ]
 
 
-def _given_up(facts: Facts) -> list[LedgerLine]:
+def _given_up(view: SuiteView) -> list[LedgerLine]:
     """Return the complete stages that serve only rows that a search gave up: part of the total."""
-    rows = facts.distinct.filter(pl.col("status") == "pruned")["variants"].explode().unique()
+    rows = view.distinct.filter(pl.col("status") == "pruned")["variants"].explode().unique()
     served = pl.col("variants").list.eval(pl.element().is_in(rows.to_list())).list.all()
-    found = facts.done.filter(served)
+    found = view.done.filter(served)
     if not len(rows) or not len(found):
         return []
     return [LedgerLine("Of the suite, for rows that the search gave up", found, apart=True)]
 
 
-def _gpus(facts: Facts) -> list[dict[str, Any]]:
+def _gpus(view: SuiteView) -> list[dict[str, Any]]:
     """Return every GPU that an attempt held, failed ones included, by host."""
     told = pl.List(pl.Struct({"uuid": pl.String, "model": pl.String, "host": pl.String}))
     return (
-        facts.view.attempts.select(pl.col("gpus").str.json_decode(told), "device_hours")
+        view.attempts.select(pl.col("gpus").str.json_decode(told), "device_hours")
         .filter(pl.col("gpus").list.len() > 0)
         .with_columns(hours=pl.col("device_hours").fill_null(0.0) / pl.col("gpus").list.len())
         .explode("gpus")
@@ -375,7 +350,7 @@ def _gpus(facts: Facts) -> list[dict[str, Any]]:
     )
 
 
-def overheads(facts: Facts) -> list[dict[str, Any]]:
+def overheads(view: SuiteView) -> list[dict[str, Any]]:
     """Return each row that tunes: `percent` is device time of head and tuning over its MAE's.
 
     The mean over `n` seeds whose stages are all complete; `mae_steps`, `tune_steps`.
@@ -385,7 +360,7 @@ def overheads(facts: Facts) -> list[dict[str, Any]]:
     hours, steps = pl.col("device_hours"), pl.col("steps")
     usable = pl.col("status").is_in(DONE) & hours.is_not_null()
     return (
-        facts.training.group_by("variant", "seed", maintain_order=True)
+        view.training.group_by("variant", "seed", maintain_order=True)
         .agg(
             hours.filter(mae).sum().alias("mae"),
             hours.filter(~mae).sum().alias("tuning"),

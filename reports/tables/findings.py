@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from reports.display import fixed, plural, short, signed
-from reports.facts import DONE, Facts, lookup
+from reports.frames import DONE, SuiteView, lookup
 from reports.tables.model import Cell, Column, Comparison, Table, number
 from reports.tables.statistics import ALPHA, MOST, SHUFFLES, shuffled_spread
 
@@ -61,48 +61,47 @@ def best_row(table: Table) -> str:
     return "The suite names no primary comparison."
 
 
-def caveats(table: Table, facts: Facts) -> list[str]:
+def caveats(table: Table, view: SuiteView) -> list[str]:
     """Return what to bear in mind: what is open, what n can show, the images, the scale."""
-    found, count = [], len(facts.distinct)
-    if count > len(facts.done):
-        found.append(f"{count - len(facts.done)} of {plural(count, 'stage')} are not complete")
-    if table.named and table.named[0].detectable is not None:
-        one = table.named[0]
-        column = next((c for c in table.metrics if c.id == one.column), None)
-        if column is not None and one.detectable is not None:
-            least = fixed(min(one.detectable, 100.0), column.digits)
-            unit = "points" if column.unit == "%" else column.unit
-            found.append(
-                f"with {plural(one.n, 'seed')} a true difference below {least} {unit} would be "
-                "missed more than once in five times"
-            )
-    if len(facts.view.seeds) == 1:
+    found, count = [], len(view.distinct)
+    if count > len(view.done):
+        found.append(f"{count - len(view.done)} of {plural(count, 'stage')} are not complete")
+    one = next(iter(table.named), None)
+    column = next((c for c in table.metrics if one and c.id == one.column), None)
+    if one and column and one.detectable is not None:
+        least = fixed(min(one.detectable, 100.0), column.digits)
+        unit = "points" if column.unit == "%" else column.unit
+        found.append(
+            f"with {plural(one.n, 'seed')} a true difference below {least} {unit} would be "
+            "missed more than once in five times"
+        )
+    if len(view.seeds) == 1:
         found.append("one seed tells nothing of the noise")
-    image = _first_error(table, facts)
+    image = _first_error(table, view)
     if image is not None:
         found.append(f"all seeds see the same {image[2]} (standard error {image[0]:.1f} points)")
-    if facts.view.model is None:
+    if view.model is None:
         found.append("at this scale only, the published results are of ImageNet-1K")
     return found
 
 
-def findings(table: Table, facts: Facts) -> list[str]:
+def findings(table: Table, view: SuiteView) -> list[str]:
     """Return sentences that belong under a table's comparisons."""
     return [
-        *ranking(table, facts),
-        *numerics(table, facts),
-        *_shared_over_seeds(table, facts),
-        *_test_images(table, facts),
+        *ranking(table, view),
+        *numerics(table, view),
+        *_shared_over_seeds(table, view),
+        *_test_images(table, view),
     ]
 
 
-def ranking(table: Table, facts: Facts) -> list[str]:
+def ranking(table: Table, view: SuiteView) -> list[str]:
     """Return whether the seeds tell the cells of a search apart, a sentence a metric."""
     found = []
-    searched = [row for row in table.rows if row.variant in facts.view.cells]
+    searched = [row for row in table.rows if row.variant in view.cells]
     for column in table.metrics:
         cells = [table.cell(row, column) for row in searched]
-        on_test = sum(_on_test(facts, cell) for cell in cells)
+        on_test = sum(_on_test(view, cell) for cell in cells)
         if on_test > 1:
             found.append(
                 f"{short(column.label)}: {on_test} cells were looked at on the test split; the "
@@ -130,19 +129,19 @@ def ranking(table: Table, facts: Facts) -> list[str]:
     return found
 
 
-def _on_test(facts: Facts, cell: Cell) -> bool:
+def _on_test(view: SuiteView, cell: Cell) -> bool:
     """Return whether a cell shows a number of the test split."""
-    return cell.valued and lookup(facts.record(cell.keys[0]), "protocol", "split") == "test"
+    return cell.valued and lookup(view.record(cell.keys[0]), "protocol", "split") == "test"
 
 
 #: measured with 4 shards and one worker on a core of a Xeon, digits, against 1 shard
 _EXACT_COSTS = "an MAE step takes 69 % longer, one of the head 9 %, of tuning 8 %"
 
 
-def numerics(table: Table, facts: Facts) -> list[str]:
+def numerics(table: Table, view: SuiteView) -> list[str]:
     """Return what the gradients' sums promise over workers, and on how many stages were trained."""
     of_table = pl.col("variant").is_in([row.variant for row in table.rows])
-    trained = facts.training.filter(of_table, pl.col("status").is_in(DONE))
+    trained = view.training.filter(of_table, pl.col("status").is_in(DONE))
     places = trained.select("shards", "workers", "device_kind", "backend").unique()
     places, found = places.drop_nulls(["shards", "workers"]), []
     for (shards,), group in places.sort("shards").group_by("shards", maintain_order=True):
@@ -210,10 +209,10 @@ def needed_text(comparison: Comparison) -> str:
     return f"{comparison.needed:,}" if comparison.needed else f"> {MOST:,}"
 
 
-def _shared_over_seeds(table: Table, facts: Facts) -> list[str]:
+def _shared_over_seeds(table: Table, view: SuiteView) -> list[str]:
     """Return the rows whose seeds start from one ancestor: their spread leaves that one's out."""
     users = (
-        facts.training.group_by("variant", "key", maintain_order=True)
+        view.training.group_by("variant", "key", maintain_order=True)
         .agg(pl.len().alias("seeds"), pl.col("name").first())
         .group_by("variant", maintain_order=True)
         .agg(
@@ -232,20 +231,20 @@ def _shared_over_seeds(table: Table, facts: Facts) -> list[str]:
     ]
 
 
-def _first_error(table: Table, facts: Facts) -> tuple[float, float, str, str] | None:
+def _first_error(table: Table, view: SuiteView) -> tuple[float, float, str, str] | None:
     """Return the first sampling error of a table: error, mean, images, cell."""
     for column in table.columns:
         for row in table.rows:
             cell = table.cell(row, column)
-            found = sampling_error(facts, column, cell)
+            found = sampling_error(view, column, cell)
             if found is not None and cell.mean is not None:
                 return found[0], cell.mean, found[1], f"{short(column.label)}, {short(row.variant)}"
     return None
 
 
-def _test_images(table: Table, facts: Facts) -> list[str]:
+def _test_images(table: Table, view: SuiteView) -> list[str]:
     """Return the sampling error of the images measured on, which no spread over seeds contains."""
-    found = _first_error(table, facts)
+    found = _first_error(table, view)
     if found is None:
         return []
     error, mean, images, where = found
@@ -258,15 +257,15 @@ def _test_images(table: Table, facts: Facts) -> list[str]:
     return [sentence]
 
 
-def sampling_error(facts: Facts, column: Column, cell: Cell) -> tuple[float, str] | None:
+def sampling_error(view: SuiteView, column: Column, cell: Cell) -> tuple[float, str] | None:
     """Return one standard error of an accuracy over its images, in points, and those images.
 
     Binomial. None of what is no accuracy, or where the record does not say how many images.
     """
-    metric = str(facts.columns.get(column.id, {}).get("metric", ""))
+    metric = str(view.measures.get(column.id, {}).get("metric", ""))
     if column.unit != "%" or "accuracy" not in metric or not cell.valued or cell.mean is None:
         return None
-    record = facts.record(cell.keys[0])
+    record = view.record(cell.keys[0])
     split = str(lookup(record, "protocol", "split") or "test").partition(",")[0]
     images = lookup(record, "protocol", "test_images") or lookup(record, "data", "counts", split)
     if not isinstance(images, int) or images < 1 or not 0 < cell.mean < 100:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from reports.facts import Facts
+from reports.frames import SuiteView
 from reports.tables.model import Cell, Row, Table, Value
 
 PUBLISHED: dict[str, Any] = yaml.safe_load(
@@ -34,9 +34,9 @@ def find(model: str, variant: str, field: str) -> dict[str, Any] | None:
     return None
 
 
-def reference(tables: Iterable[Table], facts: Facts) -> Table | None:
+def reference(tables: Iterable[Table], view: SuiteView) -> Table | None:
     """Return what is published for the rows and metrics of tables; None where nothing is."""
-    own = facts.view.model if facts.view.model in PUBLISHED["models"] else None
+    own = view.model if view.model in PUBLISHED["models"] else None
     model = own or PUBLISHED["reference_model"]
     name = f"{PUBLISHED['models'][model]} on {PUBLISHED['dataset']}"
     fields = {one: field for field, metrics in PUBLISHED["fields"].items() for one in metrics}
@@ -44,7 +44,7 @@ def reference(tables: Iterable[Table], facts: Facts) -> Table | None:
     shown: dict[str, str] = {}
     rows = dict.fromkeys(row.variant for one in tables for row in one.rows)
     for column in {column.id: column for one in tables for column in one.metrics}.values():
-        known = facts.columns.get(column.id)
+        known = view.measures.get(column.id)
         field = fields.get(f"{known['evaluation']}.{known['metric']}") if known else None
         found = {row: find(model, row, field) for row in rows if field}
         if field is not None and any(found.values()):

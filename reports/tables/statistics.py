@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import special
 
-from reports.tables.model import Cell, Column, Comparison, Table
+from reports.tables.model import Cell, Column, Comparison
 
 ALPHA = 0.05
 POWER = 0.8
@@ -123,15 +123,6 @@ def _tested(found: Comparison) -> Comparison:
     reach = t_critical(found.n - 1) * error
     low, high = found.mean - reach, found.mean + reach
     return replace(found, t=found.mean / error, p=p, low=low, high=high)
-
-
-def compare(table: Table) -> None:
-    """Compare each row with the table's baseline in each metric; the tests wait for `judged`."""
-    for column in table.metrics:
-        for row in table.rows:
-            if table.baseline not in (None, row.variant):
-                found = paired(table.cells, row.variant, str(table.baseline), column)
-                table.comparisons += [found] if found else []
 
 
 def judged(comparisons: Iterable[Comparison]) -> dict[tuple[str, str, str], Comparison]:

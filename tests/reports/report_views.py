@@ -110,6 +110,7 @@ def view_of(
     if attempts is None:
         known = {s["key"]: s for s in stages if s["status"] in ("complete", "stale")}
         attempts = [{name: s.get(name) for name in ATTEMPTS} for s in known.values()]
+    kinds = {s["kind"] for s in stages}
     values: dict[str, Any] = {
         "suite": "paper_table", "title": "The paper's table", "profile": "digits",
         "scale": "digits 8x8, ViT 0.1 M parameters, CPU", "notes": [],
@@ -121,6 +122,7 @@ def view_of(
         "attempts": frame([dict.fromkeys(ATTEMPTS) | a for a in attempts], ATTEMPTS),
         "metrics": frame(metrics, METRICS), "curves": {}, "provenance": {"commit": "abc123"},
         "resolved": RESOLVED, "runs": [], "problems": [],
+        "columns": {k: metric("", 0, "", 0.0, k) for k in ("knn", "probe") if k in kinds},
     }  # fmt: skip
     return SuiteView(**(values | changes))
 

@@ -17,8 +17,7 @@ from bench.errors import UserError, reason
 from bench.plan.stage import Plan, Row
 from bench.store.store import Store
 from maect.files import digest
-from reports.facts import flatten
-from reports.frames import SuiteView
+from reports.frames import SuiteView, flatten
 
 Plain = str | int | float | bool
 

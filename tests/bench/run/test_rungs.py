@@ -25,7 +25,6 @@ from bench.store.store import Store
 from bench.suite.load import load_suite
 from maect.stages.job import Output
 from maect.stages.rung import measure
-from reports.facts import Facts
 from reports.tables.costs import ledger
 
 SUITE = """
@@ -130,7 +129,7 @@ def test_what_stopping_cost_and_spared_is_in_the_report(stopped):
         Run(id="1", search=search_identity(plan.suite), pruned=pruned, **about, **counts)
     )
     view = build_view(make_plan(plan.suite, store), store, "")
-    told = ledger(Facts(view))
+    told = ledger(view)
     lines = {line.label: line for line in told.lines}
     assert len(lines["Attempts stopped"].rows) == 2
     (spared,) = [text for text in told.sentences if "spared" in text]
@@ -141,7 +140,7 @@ def test_what_stopping_cost_and_spared_is_in_the_report(stopped):
     # once it goes on to its end, all three attempts are what it cost
     run_here(plan, store, "tune")
     view = build_view(make_plan(plan.suite, store), store, "")
-    assert "Attempts stopped" not in {line.label for line in ledger(Facts(view)).lines}
+    assert "Attempts stopped" not in {line.label for line in ledger(view).lines}
     (stage,) = [s for s in view.stages.to_dicts() if s["key"] == row.chain[-1].key]
     attempts = store.state(stage["key"]).attempts
     assert stage["cpu_s"] == pytest.approx(sum(a.cost.cpu_s for a in attempts))

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from report_views import digits_view
 
-from reports.facts import Facts
 from reports.figures.all import all_figures
 from reports.figures.model import Figure, Note, Panel, Point, Series
 from reports.figures.paper import drawn
@@ -17,8 +16,7 @@ from reports.tables.build import build_tables
 
 def test_each_panel_of_the_page_is_drawn_with_all_its_rows() -> None:
     view = digits_view()
-    facts = Facts(view)
-    figures = {one.id: one for one in all_figures(facts, build_tables(view, facts))}
+    figures = {one.id: one for one in all_figures(view, build_tables(view))}
     assert {"pareto", "seeds", "seeds-2", "by-number-of-labels", "curves"} <= figures.keys()
     figure = figures["pareto"]
     svg = drawn(figure, figure.panels[0], "svg").decode()

@@ -13,7 +13,6 @@ import pytest
 from report_views import full_view, key_of, metric, record, stage, view_of
 
 from reports.display import middle
-from reports.facts import Facts
 from reports.figures import along, charts
 from reports.figures.model import Panel, Point, Series
 from reports.figures.palette import BAD
@@ -75,13 +74,13 @@ def test_a_panel_that_says_nothing_is_not_drawn() -> None:
     view = full_view()
     for columns in view.curves.values():
         columns["temperature"] = [0.1] * len(columns["step"])
-    figure = charts.curves(Facts(view))
+    figure = charts.curves(view)
     assert figure is not None
     assert not [panel for panel in figure.panels if "temperature" in panel.title]
 
 
 def test_curves_have_a_panel_a_kind_and_column() -> None:
-    figure = charts.curves(Facts(full_view()))
+    figure = charts.curves(full_view())
     assert figure is not None
     heads = [panel.title for panel in figure.panels]
     losses = ["MAE: loss", "head: loss", "tuning: loss"]
@@ -99,7 +98,7 @@ def test_long_curves_are_means_of_neighbouring_steps() -> None:
 
 def test_a_loss_that_falls_far_has_a_logarithmic_axis() -> None:
     curves = {"m": {"step": [0.0, 1.0, 2.0], "loss": [5.0, 1.0, 0.5]}}
-    figure = charts.curves(Facts(view_of([stage("m", "mae", "A", 0)], [], curves=curves)))
+    figure = charts.curves(view_of([stage("m", "mae", "A", 0)], [], curves=curves))
     assert figure is not None
     drawn = plot(figure.panels[0])
     assert "loss, log scale<" in drawn
@@ -114,14 +113,14 @@ def test_curves_leave_out_what_is_not_finite() -> None:
     view = full_view()
     for columns in view.curves.values():
         columns["loss"][1] = float("nan")
-    figure = charts.curves(Facts(view))
+    figure = charts.curves(view)
     assert figure is not None
     assert "nan" not in "".join(map(plot, figure.panels))
 
 
 def test_timeline_draws_stages_failures_and_cuts_long_pauses() -> None:
     view = full_view()
-    figure = timeline(Facts(view))
+    figure = timeline(view)
     assert figure is not None
     # 50 distinct stages and one failed attempt
     assert len(figure.panels[0].series) == 51
@@ -132,9 +131,9 @@ def test_timeline_draws_stages_failures_and_cuts_long_pauses() -> None:
     rows = [
         stage(key_of(0), "mae", "A", 0),
         stage(key_of(1), "mae", "A", 1, **times),
-        stage(key_of(2), "mae", "A", 2, started="not a time"),
+        stage(key_of(2), "mae", "A", 2, started=None),
     ]
-    figure = timeline(Facts(view_of(rows, [])))
+    figure = timeline(view_of(rows, []))
     assert figure is not None
     assert (len(figure.panels[0].series), len(figure.panels[0].cuts)) == (2, 1)
     assert "1 pause in which nothing ran cut short" in figure.caption
@@ -155,7 +154,7 @@ def test_ablation_joins_rows_that_differ_in_one_number() -> None:
             rows += [head, tune, stage(key_of(variant), "knn", variant, 0)]
             metrics.append(metric(variant, 0, key_of(variant), 90.0 + size / 512))
     view = view_of(rows, metrics, tables=[{"title": "T", "columns": ["knn"]}])
-    figure = along.ablation(Facts(view), build_tables(view)[0])
+    figure = along.ablation(view, build_tables(view)[0])
     assert figure is not None
     assert figure.title == "By queue size"
     (panel,) = figure.panels
@@ -166,7 +165,7 @@ def test_ablation_joins_rows_that_differ_in_one_number() -> None:
 
 def test_the_paper_table_has_no_ablation() -> None:
     view = full_view()
-    assert along.ablation(Facts(view), build_tables(view)[0]) is None
+    assert along.ablation(view, build_tables(view)[0]) is None
 
 
 def few_shot(variant: str, labels: int, level: float) -> dict[str, Any]:
@@ -180,7 +179,7 @@ def test_a_curve_far_below_all_others_leaves_them_the_scale() -> None:
     levels = {"random": 20.0, "A": 80.0, "B": 84.0, "C": 90.0}
     rows = [stage(key_of(v), "few", v, 0) for v in levels]
     metrics = [few_shot(v, labels, level) for v, level in levels.items() for labels in (1, 2, 5)]
-    (figure,) = along.by_number(Facts(view_of(rows, metrics)))
+    (figure,) = along.by_number(view_of(rows, metrics))
     assert len(figure.panels[0].series) == 3
     assert [note.text for note in figure.panels[0].notes] == ["off the scale: random, 21.0 to 25.0"]
 
@@ -192,7 +191,7 @@ def test_numbered_metrics_make_a_curve() -> None:
         name, told = f"depth.accuracy_block{block}", f"k-NN, k=1, block {block}"
         place = {"along": "block", "at": float(block), "series": "k-NN, k=1"}
         metrics.append(metric("A", 0, key_of("A"), 60.0 + 10 * block, name, label=told, **place))
-    depth, few = along.by_number(Facts(view_of([row], metrics)))
+    depth, few = along.by_number(view_of([row], metrics))
     (panel,) = depth.panels
     assert (depth.title, few.title) == ("By encoder depth", "By number of labels")
     assert panel.y_label == "k-NN, k=1, %"

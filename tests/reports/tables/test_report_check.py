@@ -9,7 +9,6 @@ import polars as pl
 import pytest
 from report_views import full_view, key_of, metric, stage, view_of
 
-from reports.facts import Facts
 from reports.formats.html import render_html
 from reports.tables.build import build_tables
 from reports.tables.check import check
@@ -95,10 +94,7 @@ def test_two_runs_side_by_side() -> None:
     assert before.mean is not None
     assert after.mean == pytest.approx(before.mean + 1.0)
     assert "before: digits" not in render_html(both)
-    facts = Facts(both)
-    inputs = [i for key in facts.stages for i in facts.record(key)["inputs"].values()]
+    inputs = [i for key in both.by_key for i in both.record(key)["inputs"].values()]
     assert inputs
-    assert all(given["key"] in facts.stages for given in inputs)
+    assert all(given["key"] in both.by_key for given in inputs)
     assert len(set(both.stages["key"])) == 2 * len(set(a.stages["key"]))
-    with pytest.raises(ValueError, match="both be called"):
-        side_by_side(a, b, ("x", "x"))

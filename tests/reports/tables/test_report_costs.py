@@ -8,7 +8,6 @@ import math
 import pytest
 from report_views import full_view, key_of, stage, view_of
 
-from reports.facts import Facts
 from reports.formats.html import render_html
 from reports.formats.text import render_text
 from reports.tables.build import build_tables
@@ -77,11 +76,11 @@ def test_a_cost_without_its_sum_says_why(stages: list, text: str, reason: str) -
     assert (build_tables(view)[0].cells["A", "cost.total"].reason or "").startswith(reason)
     unmeasured = sum("device_hours" in changes and changes["device_hours"] is None
                      for _, _, changes in stages)  # fmt: skip
-    assert ledger(Facts(view)).total.unmeasured == unmeasured
+    assert ledger(view).total.unmeasured == unmeasured
 
 
 def test_the_suite_counts_shared_stages_once() -> None:
-    found = ledger(Facts(full_view()))
+    found = ledger(full_view())
     seconds = {line.label: line.hours["core"] * 3600 for line in found.lines}
     # 3 seeds of MAE 45, long MAE 72, head + tune 27 and 30
     assert seconds["Training"] == pytest.approx(3 * (45 + 72 + 27 + 30))
@@ -93,7 +92,7 @@ def test_the_suite_counts_shared_stages_once() -> None:
 
 
 def test_failed_attempts_stand_apart_from_the_total() -> None:
-    found = ledger(Facts(full_view()))
+    found = ledger(full_view())
     (failed,) = [line for line in found.lines if line.apart]
     assert (failed.label, len(failed.rows), failed.wall_s) == ("Attempts failed", 1, 7.2)
     assert failed.hours["core"] == pytest.approx(0.002)
@@ -105,12 +104,12 @@ def test_a_complete_attempt_that_was_redone_is_superseded() -> None:
         {"key": row["key"], "attempt": n, "status": "complete", "wall_s": 2.0, "device_hours": 0.1}
         for n in (1, 2)
     ]
-    found = ledger(Facts(view_of([row], [], tries)))
+    found = ledger(view_of([row], [], tries))
     assert [(x.label, len(x.rows)) for x in found.lines if x.apart] == [("Attempts superseded", 1)]
 
 
 def test_overhead_of_tuning_over_its_mae() -> None:
-    found = {o["variant"]: o for o in ledger(Facts(full_view())).overheads}
+    found = {o["variant"]: o for o in ledger(full_view()).overheads}
     assert found["MAE-CT"]["percent"] == pytest.approx(100 * 27 / 45)
     assert found["MAE-CT_aug"]["percent"] == pytest.approx(100 * 30 / 45)
     assert set(found) == {"MAE-CT", "MAE-CT_aug"}
@@ -125,7 +124,7 @@ def test_overheads_of_many_rows_are_a_range() -> None:
     for i in range(4):
         rows.append(stage("mae", "mae", f"row {i}", 0, wall_s=100.0, own=False))
         rows.append(stage(f"tune {i}", "tune", f"row {i}", 0, wall_s=10.0 * (i + 1)))
-    (sentence, why) = ledger(Facts(view_of(rows, []))).sentences
+    (sentence, why) = ledger(view_of(rows, [])).sentences
     assert sentence.startswith("In 4 rows head and tuning cost 10.0 to 40.0 % of the device time")
     assert why.startswith("The share is large")
 
@@ -136,13 +135,13 @@ def test_energy_is_blank_with_its_reason_unless_all_was_measured() -> None:
               utilisation_percent=30.0 + 30 * s, peak_memory_mib=100.0 * s)
         for s in (0, 1)
     ]  # fmt: skip
-    total = ledger(Facts(view_of(rows, []))).total
+    total = ledger(view_of(rows, [])).total
     assert [total.measured(quantity) for quantity in QUANTITIES] == [
         (5400.0, None), (1.0, None), (pytest.approx(50.0), None), (100.0, None)
     ]  # fmt: skip
     rows[1] |= {"energy_kwh": None, "energy_reason": "MIG"}
     view = view_of(rows, [], tables=COST)
-    assert ledger(Facts(view)).total.measured(ENERGY) == (
+    assert ledger(view).total.measured(ENERGY) == (
         None, "0.500 kWh over 1 of 2; the others: MIG"
     )  # fmt: skip
     assert texts(view, "A")["cost.energy"] == "0.50 (1 of 2)"
@@ -156,9 +155,9 @@ def test_integrated_energy_is_marked_in_the_sum() -> None:
         stage(source, "mae", "A", seed, device_kind="gpu", energy_kwh=0.5, energy_from=source)
         for seed, source in enumerate(("counter", "power", "counter+power"))
     ]
-    (found,) = ledger(Facts(view_of(rows, []))).sentences
+    (found,) = ledger(view_of(rows, [])).sentences
     assert found.startswith("Energy of 2 of 3 stages is integrated from the power drawn")
-    assert ledger(Facts(view_of(rows[:1], []))).sentences == []
+    assert ledger(view_of(rows[:1], [])).sentences == []
     page = render_html(view_of(rows, []))
     # a stage and its attempt each
     assert page.count("0.500 kWh, integrated from the power drawn") == 4
@@ -168,7 +167,7 @@ def test_integrated_energy_is_marked_in_the_sum() -> None:
 def test_what_readings_of_power_leave_out_is_said(model: str) -> None:
     row = stage("k", "mae", "A", 0, device_kind="gpu", device_model=model, energy_kwh=0.5,
                 energy_from="counter")  # fmt: skip
-    told = " ".join(ledger(Facts(view_of([row], []))).sentences)
+    told = " ".join(ledger(view_of([row], [])).sentences)
     assert ("arXiv 2312.02741" in told) == ("H100" in model)
 
 
@@ -178,14 +177,14 @@ def test_what_groups_held_outside_attempts_stands_apart() -> None:
             {"status": "lost", "reserved_hours": None},
             {"status": "running", "reserved_hours": None}]  # fmt: skip
     row = stage("k", "mae", "A", 0, device_kind="gpu", device_hours=1.0)
-    found = ledger(Facts(view_of([row], [], runs=runs)))
+    found = ledger(view_of([row], [], runs=runs))
     assert found.total.hours == {"GPU": 1.0}
     (told,) = found.sentences
     assert told == (
         "Worker groups held devices for another 0.750 GPU-h and 2.00 core-h (1 run did not tell) "
         "outside attempts, while they started, waited and ended; no figure above has them."
     )
-    assert ledger(Facts(view_of([row], [], runs=runs[2:]))).sentences == []
+    assert ledger(view_of([row], [], runs=runs[2:])).sentences == []
 
 
 def test_a_failed_attempt_names_its_gpu_and_its_energy() -> None:
@@ -198,7 +197,7 @@ def test_a_failed_attempt_names_its_gpu_and_its_energy() -> None:
         for n, status, hours in ((1, "failed", 0.5), (2, "complete", 1.0))
     ]  # fmt: skip
     view = view_of([row], [], tries)
-    found = ledger(Facts(view))
+    found = ledger(view)
     (wasted,) = [line for line in found.lines if line.apart]
     assert (wasted.label, wasted.hours["GPU"]) == ("Attempts failed", 0.5)
     assert wasted.measured(ENERGY) == (0.25, None)
@@ -216,7 +215,7 @@ def test_what_a_search_gave_up_is_told_apart() -> None:
         stage("b", "tune", "B", 0, wall_s=10.0),
         stage("c", "tune", "B", 1, status="pruned"),
     ]
-    found = ledger(Facts(view_of(rows, [])))
+    found = ledger(view_of(rows, []))
     (line,) = [line for line in found.lines if line.apart]
     assert (len(line.rows), line.wall_s) == (1, 10.0)
     assert found.total.wall_s == 110.0

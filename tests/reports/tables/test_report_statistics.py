@@ -21,7 +21,6 @@ from report_views import (
 )
 from scipy import stats
 
-from reports.facts import Facts
 from reports.formats.exports import to_markdown
 from reports.formats.html import render_html
 from reports.formats.text import render_text
@@ -233,7 +232,7 @@ def test_three_seeds_are_said_to_be_few() -> None:
 
 def test_sampling_error_of_the_test_images_is_told_apart() -> None:
     view = full_view()
-    said = " ".join(findings(build_tables(view)[0], Facts(view)))
+    said = " ".join(findings(build_tables(view)[0], view))
     # raw pixels: sqrt(96.6 x 3.4 / 500) = 0.81
     assert "500 test images. Their own sampling error" in said
     assert "one standard error is 0.8 points at 96.6 %" in said
@@ -248,7 +247,7 @@ def test_sampling_error_is_of_the_images_that_were_reported_on() -> None:
     half = {"split": "selection, the half that chose nothing", "test_images": 100}
     for told in view.records.values():
         told["protocol"] |= half
-    said = " ".join(findings(build_tables(view)[0], Facts(view)))
+    said = " ".join(findings(build_tables(view)[0], view))
     # raw pixels: sqrt(96.6 x 3.4 / 100) = 1.81
     assert "100 selection images. Their own sampling error" in said
     assert "one standard error is 1.8 points at 96.6 %" in said
@@ -262,7 +261,7 @@ def test_seeds_that_share_an_ancestor_are_named() -> None:
         stages.append(stage(key_of("knn", seed), "knn", "A", seed))
         metrics.append(metric("A", seed, key_of("knn", seed), 90.0 + seed))
     view = view_of(stages, metrics)
-    said = " ".join(findings(build_tables(view)[0], Facts(view)))
+    said = " ".join(findings(build_tables(view)[0], view))
     assert "The seeds of A share an ancestor (mae)" in said
 
 
@@ -289,7 +288,7 @@ def searched(*cells: list[float]):
     stages = [stage(key_of(v, s), "knn", v, s) for v, s, _ in rows]
     metrics = [metric(v, s, key_of(v, s), x) for v, s, x in rows]
     view = view_of(stages, metrics, cells={f"cell {i}": {} for i in range(len(cells))})
-    return build_tables(view)[0], Facts(view)
+    return build_tables(view)[0], view
 
 
 def test_a_report_says_what_a_search_can_rank() -> None:
@@ -301,7 +300,7 @@ def test_a_report_says_what_a_search_can_rank() -> None:
     assert "One seed tells nothing" in ranking(*searched([90.0], [91.0], [95.0]))[0]
     assert ranking(*searched([90.0, 91.0], [91.0, 92.0])) == []
     view = full_view()
-    assert ranking(build_tables(view)[0], Facts(view)) == []
+    assert ranking(build_tables(view)[0], view) == []
 
 
 def trained(shards: int, *groups: tuple[int, str | None]):
@@ -314,16 +313,16 @@ def trained(shards: int, *groups: tuple[int, str | None]):
         )  # fmt: skip
         rows.append(row)
     view = view_of(rows, [], tables=[{"title": "T", "columns": ["cost"]}])
-    return numerics(build_tables(view)[0], Facts(view))
+    return numerics(build_tables(view)[0], view)
 
 
 def test_cells_looked_at_on_the_test_split_are_counted() -> None:
     view = search_view()
-    seen = ranking(build_tables(view)[0], Facts(view))[0]
+    seen = ranking(build_tables(view)[0], view)[0]
     assert seen.startswith("k-NN (k=10): 8 cells were looked at on the test split; the best")
     for told in view.records.values():
         told["protocol"] |= {"split": "selection, the half that chose nothing"}
-    assert "looked at" not in " ".join(ranking(build_tables(view)[0], Facts(view)))
+    assert "looked at" not in " ".join(ranking(build_tables(view)[0], view))
 
 
 def test_a_report_says_what_its_numerics_promise() -> None:

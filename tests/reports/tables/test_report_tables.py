@@ -160,25 +160,12 @@ def test_the_spread_over_draws_stands_beside_the_one_over_seeds() -> None:
         assert cell_of(view, column="low_shot").draws_sd is None
 
 
-def test_a_column_says_that_its_rows_read_different_tokens() -> None:
-    rows, metrics = [], []
-    for variant, pool in (("A", "cls"), ("B", "mean"), ("C", "mean"), ("pixels", None)):
-        features, knn = (stage(key_of(n, variant), n, variant, 0) for n in ("features", "knn"))
-        features["record"] = record(features, settings={"pool": pool})
-        knn["record"] = record(knn, inputs={"features": {"key": features["key"]}})
-        rows += [features, knn]
-        metrics.append(metric(variant, 0, knn["key"], 90.0))
-    table = build_tables(view_of(rows, metrics, tables=TABLE))[0]
-    assert table.columns[0].label == "k-NN (k=10), tokens by row"
-    assert table.notes[0] == "k-NN (k=10): class token in A; mean of patches in B, C."
-    for told in metrics:  # as a plan whose rows differ names the column
-        told["label"] = table.columns[0].label
-    again = build_tables(view_of(rows, metrics, tables=TABLE))[0]
-    assert again.columns[0].label == "k-NN (k=10), tokens by row"
-    for told in metrics:
-        told["label"] = "k-NN (k=10)"
-    same = build_tables(view_of(rows[2:], metrics[1:], tables=TABLE))[0]
-    assert (same.columns[0].label, same.notes) == ("k-NN (k=10)", [])
+def test_two_names_of_one_evaluation_have_its_number_both() -> None:
+    row = stage(key_of("knn"), "again", "A", 0)  # as a plan tells of the stage that they share
+    metrics = [metric("A", 0, row["key"], 90.0, column) for column in ("knn", "again")]
+    tables = [{"title": "T", "columns": ["knn", "again"]}]
+    table = build_tables(view_of([row], metrics, tables=tables))[0]
+    assert [cell_text(table.cells["A", c.id], c) for c in table.columns] == ["90.0", "90.0"]
 
 
 def test_rows_groups_and_digits_follow_the_declaration() -> None:
