@@ -35,7 +35,8 @@ _TRIED: dict[str, Any] = {
     **_COST,
 }
 
-#: one row per (variant, seed, stage) of the plan; a shared stage has the same key in each row.
+#: one row per (variant, seed, stage) of the plan, and name of an evaluation with several names;
+#: a shared stage has the same key in each row.
 #: `status` is complete, pending, running, failed, interrupted, stale or pruned
 STAGES: dict[str, Any] = {
     **_TRIED,
@@ -132,7 +133,8 @@ class SuiteView:
     @cached_property
     def distinct(self) -> pl.DataFrame:
         """Every stage once, in the plan's order, with the `variants` and `seeds` of its rows."""
-        return self.stages.group_by("key", maintain_order=True).agg(
+        once = self.stages.unique(["key", "variant", "seed"], keep="first", maintain_order=True)
+        return once.group_by("key", maintain_order=True).agg(
             pl.exclude("variant", "seed", "own").first(),
             pl.col("variant", "seed").first(),
             pl.col("variant").alias("variants"),

@@ -109,11 +109,11 @@ class Row:
     gallery: Stage | None = None
 
     def stages(self) -> Iterator[Stage]:
-        """Yield the row's stages, inputs before what needs them."""
+        """Yield the row's stages, each once, inputs before what needs them."""
         yield from self.chain
         sources = [stage.inputs["features"] for stage in self.evaluations.values()]
         yield from dict.fromkeys([self.features, *sources])
-        yield from self.evaluations.values()
+        yield from dict.fromkeys(self.evaluations.values())
         if self.gallery is not None:
             yield self.gallery
 

@@ -305,20 +305,23 @@ def _failure_rows(plan: Plan, told: dict[str, _Told]) -> Iterator[dict[str, Any]
 
 
 def _stage_rows(rows: list[Row], plan: Plan, told: dict[str, _Told]) -> Iterator[dict[str, Any]]:
-    """Yield a row for every variant and seed that a stage serves."""
+    """Yield a row for every variant, seed and name of an evaluation that a stage serves."""
     known = {key: _stage_row(one) for key, one in told.items()}
     chains = {tuple(stage.key for stage in row.chain) for row in plan.rows}
     for row in rows:
         own = _own(row, chains)
-        # two evaluations of a suite may be the same one of maect on other tokens
-        named = {stage.key: name for name, stage in row.evaluations.items()}
+        # a suite may name one of maect's evaluations several times, also with equal settings
+        names: dict[str, list[str]] = {}
+        for name, stage in row.evaluations.items():
+            names.setdefault(stage.key, []).append(name)
         for stage in row.stages():
-            yield known[stage.key] | {
-                "kind": named.get(stage.key, stage.kind),
-                "variant": row.variant.name,
-                "seed": row.seed,
-                "own": stage.key in own,
-            }
+            for name in names.get(stage.key, [stage.kind]):
+                yield known[stage.key] | {
+                    "kind": name,
+                    "variant": row.variant.name,
+                    "seed": row.seed,
+                    "own": stage.key in own,
+                }
 
 
 def _stage_row(one: _Told) -> dict[str, Any]:

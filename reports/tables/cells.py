@@ -62,20 +62,18 @@ def gathered(planned: pl.DataFrame, measured: pl.DataFrame) -> dict[tuple[str, s
             pl.col("value").filter(finite).std().alias("sd"),
             pl.col("protocol").filter(finite).drop_nulls().unique().alias("protocols"),
             pl.col("seeds").list.first().filter(~finite).alias("broken"),
-            pl.len().alias("measured"),
         )
     )
     stages = planned.group_by(by_column, maintain_order=True).agg(
         pl.struct("status", "reason", "seed").alias("stages"), pl.col("uses").first()
     )
-    # two names of one evaluation share its stage, which is planned under the last of them
-    rows = stages.join(found, on=by_column, how="full", coalesce=True)
+    rows = stages.join(found, on=by_column, how="left")
     return {(row["variant"], row["column"]): _cell(row) for row in rows.iter_rows(named=True)}
 
 
 def _cell(row: dict[str, Any]) -> Cell:
     """Return the cell of one variant and column from what was planned and measured."""
-    stages, found, protocols = (row[n] or [] for n in ("stages", "values", "protocols"))
+    stages, found, protocols = row["stages"], row["values"] or [], row["protocols"] or []
     values = tuple(Value(tuple(v["seeds"]), v["value"], tuple(v["keys"])) for v in found)
     state, reason = _state(stages, len(values))
     if row["broken"]:
@@ -88,7 +86,7 @@ def _cell(row: dict[str, Any]) -> Cell:
         values,
         row["mean"],
         row["sd"],
-        len(stages) or row["measured"] or 0,
+        len(stages),
         reason,
         protocols[0] if len(protocols) == 1 else None,
         fixed=len(stages) == 1 and row["uses"] > 1,

@@ -93,6 +93,29 @@ def test_a_stage_names_the_one_that_failed(store: Store, plan: Plan, bench: Benc
     assert "its input failed: MAE-CT tuning, seed 0)" in out
 
 
+@pytest.mark.parametrize("how", ["pending", "failed"])
+def test_two_names_of_one_evaluation_are_told_alike(
+    how: str, store: Store, tmp_path: Path, bench: Bench
+):
+    """They share a stage, which has a row for each in the view."""
+    text = SMOKE.read_text().replace("[knn, probe", "[knn, again")
+    text = text.replace(
+        "      probe: {epochs: 5, batch_size: 256}", "      again: {evaluation: knn}"
+    )
+    path = tmp_path / "twice.yaml"
+    path.write_text(text)
+    plan = make_plan(load_suite(path, seeds=1), store)
+    (row,) = (row for row in plan.rows if row.variant.name == "raw pixels")
+    assert row.evaluations["knn"] is row.evaluations["again"]
+    if how == "failed":
+        write_record(store, row.features)
+        write_record(store, row.evaluations["knn"], status="failed")
+    arguments = ("report", path, "--store", store.root, "--seeds", 1, "--json")
+    (table,) = json.loads(bench(*arguments).out)["tables"]
+    (cells,) = (one["cells"] for one in table["rows"] if one["row"] == "raw pixels")
+    assert [cells[name]["state"] for name in ("knn", "again")] == [how, how]
+
+
 def test_cpu_time_is_that_of_all_workers(store: Store, plan: Plan, monkeypatch: pytest.MonkeyPatch):
     """Of two, of whom the other used 1,000 s."""
     features = next(s for s in plan.stages.values() if s.title.startswith("raw pixels features"))

@@ -185,13 +185,13 @@ def test_a_curve_far_below_all_others_leaves_them_the_scale() -> None:
 
 
 def test_numbered_metrics_make_a_curve() -> None:
-    row = stage(key_of("A"), "depth", "A", 0)
     metrics = [few_shot("A", labels, 50.0) for labels in (1, 2, 5)]
     for block in range(1, 5):
         name, told = f"depth.accuracy_block{block}", f"k-NN, k=1, block {block}"
         place = {"along": "block", "at": float(block), "series": "k-NN, k=1"}
         metrics.append(metric("A", 0, key_of("A"), 60.0 + 10 * block, name, label=told, **place))
-    depth, few = along.by_number(view_of([row], metrics))
+    rows = [stage(key_of("A"), kind, "A", 0) for kind in ("depth", "few")]
+    depth, few = along.by_number(view_of(rows, metrics))
     (panel,) = depth.panels
     assert (depth.title, few.title) == ("By encoder depth", "By number of labels")
     assert panel.y_label == "k-NN, k=1, %"

@@ -160,14 +160,6 @@ def test_the_spread_over_draws_stands_beside_the_one_over_seeds() -> None:
         assert cell_of(view, column="low_shot").draws_sd is None
 
 
-def test_two_names_of_one_evaluation_have_its_number_both() -> None:
-    row = stage(key_of("knn"), "again", "A", 0)  # as a plan tells of the stage that they share
-    metrics = [metric("A", 0, row["key"], 90.0, column) for column in ("knn", "again")]
-    tables = [{"title": "T", "columns": ["knn", "again"]}]
-    table = build_tables(view_of([row], metrics, tables=tables))[0]
-    assert [cell_text(table.cells["A", c.id], c) for c in table.columns] == ["90.0", "90.0"]
-
-
 def test_rows_groups_and_digits_follow_the_declaration() -> None:
     declared = {
         "title": "T", "rows": ["MAE-CT", "MAE"], "columns": ["probe", "knn"], "digits": 2,
