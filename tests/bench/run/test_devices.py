@@ -340,7 +340,8 @@ def test_a_stage_that_runs_out_of_memory_says_what_helps(
 ):  # fmt: skip
     plan, told = plan_of(seeds=1, store=store.root), f"{title} ran out of memory{told}"
     stage = next(s for s in plan.stages.values() if s.title == title)
-    monkeypatch.setattr(f"maect.stages.{stage.kind}.run", MagicMock(side_effect=error))
+    entry = f"maect.stages.{stage.kind}.{'training' if stage.trains else 'run'}"
+    monkeypatch.setattr(entry, MagicMock(side_effect=error))
     events: list[Any] = []
     with pytest.raises(worker.StageFailed):
         worker.run_stage(stage, store, "run", events.append)
