@@ -324,7 +324,7 @@ class EncodedSplit(Split):
         import torch
 
         found = []
-        for row in indices.tolist():
+        for row in np.asarray(indices).tolist():
             with readable_before(self.rows.name(row)):
                 pixels, _ = decode(read_file(*self.place(row)))
             found.append(torch.from_numpy(pixels).permute(2, 0, 1))

@@ -40,6 +40,7 @@ __all__ = [
     "Predictions",
     "at_blocks",
     "code_of",
+    "evaluators",
     "get",
     "names",
     *_PUBLIC,
@@ -59,6 +60,11 @@ def _found() -> dict[str, tuple[Evaluator, ModuleType]]:
                 raise DataError(f"two evaluations are named '{evaluator.name}': {both}; rename one")
             found[evaluator.name] = evaluator, module
     return found
+
+
+def evaluators() -> dict[str, Evaluator]:
+    """Return all evaluations by name."""
+    return {name: evaluator for name, (evaluator, _) in _found().items()}
 
 
 def code_of(name: str) -> str:

@@ -70,8 +70,8 @@ MAETraining.step = _slow
 
 @pytest.mark.slow
 def test_a_step_15_percent_slower_fails_against_the_commit_before(clone: Path) -> None:
-    run = 'def run(job: Job) -> Output:\n    """Return `encoder`, `decoder`'
-    plant(clone, "maect/stages/mae.py", run, f"{SLOWER}\n\n{run}")
+    entry = "\ntraining = MAETraining\n"
+    plant(clone, "maect/stages/mae.py", entry, f"{SLOWER}{entry}")
     chosen = "speed_against_base and digits and (mae or head)"
     done = run_pytest(GATE, "--benchmark-base", "HEAD~1", "-k", chosen, checkout=clone)
     assert done.returncode == 1, done.stdout
