@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maect.evals.base import IMAGES, EvalInput, Evaluator
-from maect.evals.linear_probe import ProbeSettings, batches, derive, probe_metrics, run_probe
+from maect.evals.linear_probe import (
+    Batch,
+    ProbeSettings,
+    batches,
+    derive,
+    probe_metrics,
+    run_probe,
+)
 from maect.settings import ViewSettings
 
 if TYPE_CHECKING:
@@ -26,9 +33,8 @@ def fresh_crops(
     data: EvalInput,
     settings: AugmentedProbeSettings,
     network: Callable[[Tensor], Tensor] | None = None,
-) -> Iterator[Tensor]:
-    """Yield `network` of fresh crops of the training images, by default the one that makes the
-    features, for all batches of all epochs."""
+) -> Iterator[Batch]:
+    """Yield all batches with `network` of fresh crops; by default it is what makes the features."""
     import torch
 
     images = data.images
@@ -47,7 +53,7 @@ def fresh_crops(
 
         with torch.no_grad():
             found = torch.cat(list(group.shared(len(rows), IMAGES, features)))
-        yield found.to(data.train.y.device)
+        yield epoch, rows, found.to(data.train.y.device)
 
 
 EVALUATOR = Evaluator(

@@ -166,6 +166,10 @@ def choose(predicted: np.ndarray, y: Tensor, loss: np.ndarray) -> tuple[int, flo
     return place, float(accuracy[place])
 
 
+#: epoch, rows [B] and features of training images
+Batch = tuple[int, np.ndarray, "Tensor"]
+
+
 def batches(data: EvalInput, settings: ProbeSettings) -> Iterator[tuple[int, np.ndarray]]:
     """Yield epoch and rows [B] of all batches, the last incomplete one of an epoch dropped."""
     images, orders = len(data.train.y), Stream(data.seed, "probe", "order")
@@ -195,18 +199,19 @@ def derive(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[st
     }
 
 
-def stored(data: EvalInput, settings: ProbeSettings) -> Iterator[Tensor]:
-    """Yield the stored features [B, D] of all batches."""
+def stored(data: EvalInput, settings: ProbeSettings) -> Iterator[Batch]:
+    """Yield all batches with the stored features."""
     import torch
 
-    for _, rows in batches(data, settings):
-        yield data.train.x.index_select(0, torch.from_numpy(rows).to(data.train.x.device))
+    for epoch, rows in batches(data, settings):
+        place = torch.from_numpy(rows).to(data.train.x.device)
+        yield epoch, rows, data.train.x.index_select(0, place)
 
 
 def run_probe(
     data: EvalInput,
     settings: ProbeSettings,
-    features: Iterator[Tensor],
+    features: Iterator[Batch],
     name: str,
     *,
     restricted: bool = False,
@@ -253,8 +258,7 @@ def run_probe(
 
     # ---- train; on the test split look at every epoch for the published choice, told beside ours
     official_accuracy = -1.0
-    together = zip(batches(data, settings), features, strict=True)
-    for step, ((epoch, rows), x) in enumerate(together):
+    for step, (epoch, rows, x) in enumerate(features):
         y = train.y.index_select(0, torch.from_numpy(rows).to(train.y.device))
         for one, reading in zip(probes, readings, strict=True):
             one.step(read(x, **reading).to(y.device), y, rate(step, total, warmup))

@@ -9,7 +9,6 @@ pair. Equal similarities are ordered by row, lower first.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from maect.finite import require_finite
@@ -85,11 +84,12 @@ def nearest(
     best_s = torch.empty(len(queries), 0, dtype=torch.float64, device=stored.device)
     best_i = torch.empty(len(queries), 0, dtype=torch.int64, device=stored.device)
     queries, rows = unit(queries), min(TRAIN_BLOCK, TRAIN_NUMBERS // stored.shape[1])
-    whole = len(stored) // GROUP * GROUP  # the rows after the last whole group are by themselves
-    starts = range(0, whole, max(1, rows // GROUP * GROUP))
-    for start, end in pairwise(sorted({*starts, whole, len(stored)})):
-        # not named, so that there is never more than one
-        similarity, row = _nearest_in_chunk(unit(stored[start:end]), queries, min(k, end - start))
+    rows = rows // GROUP * GROUP or 1  # whole groups, which need no rows of zeros
+    for start in range(0, len(stored), rows):
+        count = min(rows, len(stored) - start)
+        similarity, row = _nearest_in_chunk(
+            unit(stored[start : start + rows]), queries, min(k, count)
+        )
         # earlier rows come first, so that the stable sort keeps the lower row of a tie
         best_s, order = torch.cat([best_s, similarity], 1).sort(dim=1, descending=True, stable=True)
         best_s, order = best_s[:, :k], order[:, :k]
@@ -100,16 +100,20 @@ def nearest(
 def _nearest_in_chunk(stored: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     import torch
 
-    grouped = len(stored) % GROUP == 0 and len(stored) >= GROUP * max(k, GROUP)
-    size = GROUP if grouped else 1
+    n = len(stored)
+    size = GROUP if n >= GROUP * max(k, GROUP) else 1
+    if n % size:
+        stored = torch.cat([stored, stored.new_zeros(-n % size, stored.shape[1])])
     scratch = stored.new_empty(len(stored) * QUERY_BLOCK)
-    best = []
+    similarity = [stored.new_empty(0, k, dtype=torch.float64)]
+    row = [stored.new_empty(0, k, dtype=torch.int64)]
     for block in queries.split(QUERY_BLOCK):
-        candidates = _candidates(stored, block, scratch, size, k)
+        candidates = _candidates(stored, block, scratch, n, size, k)
         step = max(1, PAIR_NUMBERS // (candidates.shape[1] * stored.shape[1]))
         for rows, query in zip(candidates.split(step), block.split(step), strict=True):
-            best.append(_best_of(stored, query, rows, k))
-    similarity, row = zip(*best, strict=True)
+            best = _best_of(stored, n, query, rows, k)
+            similarity.append(best[0])
+            row.append(best[1])
     return torch.cat(similarity), torch.cat(row)
 
 
@@ -126,7 +130,9 @@ def _bound(dim: int) -> float:
     return 1.02 * 2 * (dim + 2) * unit[torch.get_float32_matmul_precision()]
 
 
-def _candidates(stored: Tensor, block: Tensor, scratch: Tensor, size: int, k: int) -> Tensor:
+def _candidates(
+    stored: Tensor, block: Tensor, scratch: Tensor, n: int, size: int, k: int
+) -> Tensor:
     """Return rows that may be among the k nearest of a block's queries, some in excess: [B, c].
 
     `scratch` has room for the products of all rows with the block.
@@ -137,6 +143,7 @@ def _candidates(stored: Tensor, block: Tensor, scratch: Tensor, size: int, k: in
     slack = 2 * _bound(dim)
     products = scratch[: rows * count].view(rows, count)
     torch.mm(stored, block.T, out=products)  # [rows, B]
+    products[n:] = -float("inf")
     # k groups of rows reach the k-th best of the groups' maxima, so k rows do: a group that
     # stays below it by more than the slack holds no neighbour
     grouped = products.view(-1, size, count)
@@ -155,14 +162,18 @@ def _within(values: Tensor, k: int, slack: float) -> Tensor:
     return top.indices[:, :count] if count <= guess else values.topk(count, 1).indices
 
 
-def _best_of(stored: Tensor, queries: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _best_of(
+    stored: Tensor, n: int, queries: Tensor, candidates: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
     """The k best of [B, c] candidate rows by similarity in float64, then by row: [B, k] each."""
     pairs = _rows(stored, candidates)
     rough = (pairs @ queries[:, :, None]).squeeze(2)
+    rough[candidates >= n] = -float("inf")
     place = _within(rough, k, 2 * _bound(stored.shape[1]))
     candidates = candidates.gather(1, place).sort(dim=1).values
     pairs = _rows(stored, candidates).double()
     similarity = pairs.mul_(queries[:, None]).sum(2)
+    similarity[candidates >= n] = -float("inf")
     similarity, order = similarity.sort(dim=1, descending=True, stable=True)
     return similarity[:, :k], candidates.gather(1, order[:, :k])
 
