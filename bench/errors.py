@@ -89,12 +89,12 @@ def require_writable(path: Path) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raise `UserError` where what is written at `path`, as `--to` names it, cannot be."""
+def writing(path: Path, option: str = "--to") -> Iterator[None]:
+    """Raise `UserError` where a file or folder that an option names cannot be written."""
     try:
         yield
     except OSError as error:
-        told = f"{path} cannot be written ({reason(error)}); name another place: --to PATH"
+        told = f"{path} cannot be written ({reason(error)}); name another place: {option} PATH"
         raise UserError(told) from None
 
 

@@ -91,9 +91,11 @@ class NeighborQueue(nn.Module):
         exclude_own: bool = True,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """Return one of each query's `topk` entries, by `draws` [B] in [0, 1): rows [B].
+        """Return a row of the queue for each query: one of its nearest `topk`, by `draws` [B] in
+        [0, 1): rows [B].
 
-        Of `labels` of which there are fewer entries, one of these. The rest as `lookup`.
+        Where the queue holds fewer entries of a query's label, one of those. Other arguments are
+        those of `lookup`.
         """
         indices, similarities = self.lookup(queries, ids, topk, exclude_own, labels)  # [B, k]
         count = torch.full_like(ids, topk)

@@ -7,12 +7,6 @@ from pathlib import Path
 
 from bench.commands import common
 from bench.errors import OK, UserError, short
-from bench.report.bundle import write_bundle
-from bench.report.checkpoint import encoder_of, push_to_hub, require_token, write_checkpoint
-from bench.report.frames import build_view
-from bench.report.results import write_results
-from bench.report.trackers import write_tracker
-from bench.report.write import write_figures
 from reports.display import plural
 
 #: formats of figures
@@ -59,16 +53,24 @@ def _formats(text: str) -> list[str]:
 
 def run(options: argparse.Namespace) -> int:
     """Write what is asked for. Return the exit code."""
+    # here, so that --help is quick
+    from bench.report.bundle import write_bundle
+    from bench.report.checkpoint import encoder_of, push_to_hub, require_token, write_checkpoint
+    from bench.report.frames import build_view
+    from bench.report.results import write_results
+    from bench.report.trackers import write_tracker
+    from bench.report.write import write_figures
+
     if isinstance(options.bundle, Path):
         options.to = options.to or options.bundle
     if options.to is None:
         raise UserError("say where to write it: --to PATH")
     store, to, hub = common.existing(options.store), options.to, options.push_to_hub
     plan = common.planned(options, store, keep_stale=options.keep_stale)
-    view = build_view(plan, store, options.command_line)
     for name in ("seed", "push_to_hub") if options.checkpoint is None else ():
         if getattr(options, name) is not None:
             raise UserError("goes with --checkpoint", file=f"--{name.replace('_', '-')}")
+    view = build_view(plan, store, options.command_line)
     if options.checkpoint is not None:
         if hub is not None:
             require_token()  # before anything is written

@@ -74,7 +74,7 @@ class _Planner:
         self.suite, self.processors = suite, processors
         self.stages: dict[str, Stage] = {}
         self.data_root = str(datasets.data_root())
-        #: what tells released weights, by `init`
+        #: what identifies released weights, by `init`
         self.weights: dict[str, dict[str, Any]] = {}
 
     def build(self, only: str) -> Plan:
@@ -202,8 +202,8 @@ class _RowPlanner:
         return numerics.resolved() | {"processors": known}
 
     def _start(self) -> dict[str, Any]:
-        """Return what tells what an encoder without an earlier stage starts from: of released
-        weights their SHA-256, and how they are computed with where it says so beside them.
+        """Return what identifies the weights that an encoder without an earlier stage starts from:
+        `init`, or of released ones their SHA-256, and their network where a file beside names it.
 
         Without the data no key is known, so the weights need not be here either: their name
         tells rows apart. Raises `UserError`.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.errors import UserError, printable, reason, require_writable, short, writing
+from bench.errors import UserError, printable, require_writable, short, writing
 from bench.plan.stage import Plan
 from bench.report.frames import build_view
 from bench.report.results import measured_in, read_results, stored_results
@@ -146,13 +146,12 @@ class _Files:
     def _told(self, path: Path) -> Iterator[None]:
         """Say that a file cannot be written. Raises `UserError` where it was asked for."""
         try:
-            yield
-        except OSError as error:
-            cannot = f"{path} cannot be written ({reason(error)})"
-            cannot += "; name another place: --output PATH"
+            with writing(path, "--output"):
+                yield
+        except UserError as error:
             if self.asked:
-                raise UserError(cannot) from None
-            print(f"no page: {printable(cannot)}", file=sys.stderr)
+                raise
+            print(f"no page: {printable(str(error))}", file=sys.stderr)
             self.paths = {}  # it was the page alone
 
     def write(

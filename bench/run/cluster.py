@@ -302,7 +302,7 @@ class Cluster:
     def _look(self) -> None:
         """Raise `MachineError` where nobody listens any more at the address of a part of Ray.
 
-        Else count the room: that question would wait a minute for an answer.
+        Else count the room: asked of a Ray that has died, its answer would be waited for a minute.
         """
         if time.monotonic() - self._looked < LOOK_S:
             return

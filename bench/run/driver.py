@@ -458,9 +458,10 @@ class _Driver:
 
     def _ended(self, stage: Stage, how: str) -> None:
         why = self.state.failed.get(stage.key)
-        rungs = [mailbox.at_rung(stage.key, n) for n in range(1, len(stage.rungs) + 1)]
-        for name in [stage.key, *rungs]:
-            self.cluster.settle(name, why or how)
+        if self.plan.suite.search is not None:  # whose trials wait for it
+            rungs = [mailbox.at_rung(stage.key, n) for n in range(1, len(stage.rungs) + 1)]
+            for name in [stage.key, *rungs]:
+                self.cluster.settle(name, why or how)
         self.display.end(stage, how, why)
 
     def _group_ended(self, group: int, why: str) -> None:

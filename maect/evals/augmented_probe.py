@@ -53,7 +53,7 @@ def fresh_crops(
 
         with torch.no_grad():
             found = torch.cat(list(group.shared(len(rows), IMAGES, features)))
-        yield epoch, rows, found.to(data.train.y.device)
+        yield rows, found.to(data.train.y.device)
 
 
 EVALUATOR = Evaluator(

@@ -166,8 +166,8 @@ def choose(predicted: np.ndarray, y: Tensor, loss: np.ndarray) -> tuple[int, flo
     return place, float(accuracy[place])
 
 
-#: epoch, rows [B] and features of training images
-Batch = tuple[int, np.ndarray, "Tensor"]
+#: rows [B] and features of training images
+Batch = tuple[np.ndarray, "Tensor"]
 
 
 def batches(data: EvalInput, settings: ProbeSettings) -> Iterator[tuple[int, np.ndarray]]:
@@ -203,9 +203,9 @@ def stored(data: EvalInput, settings: ProbeSettings) -> Iterator[Batch]:
     """Yield all batches with the stored features."""
     import torch
 
-    for epoch, rows in batches(data, settings):
+    for _, rows in batches(data, settings):
         place = torch.from_numpy(rows).to(data.train.x.device)
-        yield epoch, rows, data.train.x.index_select(0, place)
+        yield rows, data.train.x.index_select(0, place)
 
 
 def run_probe(
@@ -258,7 +258,7 @@ def run_probe(
 
     # ---- train; on the test split look at every epoch for the published choice, told beside ours
     official_accuracy = -1.0
-    for step, (epoch, rows, x) in enumerate(features):
+    for step, (rows, x) in enumerate(features):
         y = train.y.index_select(0, torch.from_numpy(rows).to(train.y.device))
         for one, reading in zip(probes, readings, strict=True):
             one.step(read(x, **reading).to(y.device), y, rate(step, total, warmup))
@@ -269,7 +269,7 @@ def run_probe(
         if accuracy.max() > official_accuracy:
             official_accuracy, at = accuracy.max(), int(accuracy.argmax())
             official = {f"test_selected_{n}": told for n, told in candidates[at].items()}
-            official["test_selected_epoch"] = epoch + 1
+            official["test_selected_epoch"] = (step + 1) // an_epoch
             official_classes = predicted[:, at]
 
     # ---- choose on the selection split

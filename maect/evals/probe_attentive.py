@@ -136,7 +136,7 @@ def _compute(data: EvalInput, settings: AttentiveSettings) -> EvalResult:
     heads = Heads(vit.dim, data.classes, vit.heads, data, settings)
     total = settings.epochs * (count // min(settings.batch_size, count))
     warmup = round(settings.warmup * total)
-    for step, (_, rows, tokens) in enumerate(fresh_crops(data, settings, patches)):
+    for step, (rows, tokens) in enumerate(fresh_crops(data, settings, patches)):
         rates = [learning_rate(step, total, warmup, lr) for lr in settings.base_lrs]
         heads.step(tokens, y[torch.from_numpy(rows).to(y.device)], rates)
     classes, losses = _predicted(heads, patches, images, "selection", data.selection.y)
