@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.errors import UserError, printable, require_writable, short, writing
+from bench.errors import UserError, require_writable, short, writing
 from bench.plan.stage import Plan
 from bench.report.frames import build_view
 from bench.report.results import measured_in, read_results, stored_results
@@ -151,7 +151,7 @@ class _Files:
         except UserError as error:
             if self.asked:
                 raise
-            print(f"no page: {printable(str(error))}", file=sys.stderr)
+            print(f"no page: {error}", file=sys.stderr)
             self.paths = {}  # it was the page alone
 
     def write(
